@@ -1,0 +1,250 @@
+"""Folders that describe themselves.
+
+Every stage writes one folder. `settings.json` comes first and says what the folder is going to be; `manifest.json`
+comes last and lists every file with its size and SHA-256, so a folder without a manifest is unfinished and a folder
+with one can be checked. Settings hold what determines the content (options, seeds, fingerprints of the inputs), never
+paths or times: two folders with equal fingerprints are interchangeable.
+
+    begin()  -> new, or continue an unfinished folder with equal settings, or report a finished one; refuses the rest
+    finish() -> writes the manifest
+    read()   -> checks the kind, the version and every byte, and returns the manifest
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cocomix.base.errors import CocomixError
+
+FORMAT_VERSION = 1
+SETTINGS_NAME = "settings.json"
+MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
+
+#: Libraries whose version can change the content of an artefact.
+_RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says about a finished folder."""
+
+    path: Path
+    kind: str
+    settings: dict[str, Any]
+    facts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    fingerprint: str
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, whatever interrupts."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of ours, or say which file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CocomixError(
+            f"{path} is damaged ({error}); delete {path.parent} and run the command that made it again"
+        ) from error
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def begin(output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[bool]:
+    """Claim `output` for a stage; yields True when it is finished already with equal settings.
+
+    Args:
+        output: folder to make, to continue or to recognise as finished.
+        kind: what the folder holds, such as `token-dataset`.
+        settings: everything that determines the content.
+        overwrite: delete what a former run of the same kind left there.
+
+    Raises:
+        CocomixError: the folder holds something else, was made with other settings, or another process works on it.
+    """
+    wanted = json.loads(json.dumps(dict(settings)))
+    if output.exists() and not output.is_dir():
+        raise CocomixError(f"{output} is a file; --output takes a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CocomixError(f"another process is writing {output}; wait for it or choose another --output") from None
+        found = _settings_of(output, kind)
+        if found is not None and overwrite:
+            _clear(output)
+            found = None
+        if found is not None and found != wanted:
+            names = ", ".join(_differences(found, wanted))
+            raise CocomixError(
+                f"{output} was made with other settings ({names}); choose another --output, or --overwrite to replace it"
+            )
+        if found is None:
+            write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
+        finished = (output / MANIFEST_NAME).exists()
+        if finished:
+            read(output, kind)
+        yield finished
+
+
+def finish(output: Path, facts: Mapping[str, Any] | None = None) -> Manifest:
+    """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
+
+    Hidden files, checkpoints and folders with a manifest of their own are not part of the content.
+    """
+    header = read_json(output / SETTINGS_NAME)
+    files = {
+        name: {"num_bytes": (output / name).stat().st_size, "sha256": sha256_of_file(output / name)}
+        for name in _content_of(output)
+    }
+    body = {**header, "files": files}
+    manifest = {
+        **body,
+        "facts": dict(facts or {}),
+        "fingerprint": fingerprint_of_json(body),
+        "versions": _versions(),
+    }
+    write_json(output / MANIFEST_NAME, manifest)
+    return _as_manifest(output, manifest)
+
+
+def read(path: Path, kind: str) -> Manifest:
+    """Open a finished folder and check every byte of it.
+
+    Raises:
+        CocomixError: it is missing, unfinished, of another kind or version, or damaged; the message names the file.
+    """
+    if not path.is_dir():
+        raise CocomixError(f"{path} is not a folder; expected a {kind} made by cocomix")
+    if not (path / MANIFEST_NAME).exists():
+        if (path / SETTINGS_NAME).exists():
+            raise CocomixError(f"{path} is unfinished; run the command that makes it again and it will continue")
+        raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected a {kind} made by cocomix")
+    found = read_json(path / MANIFEST_NAME)
+    if found.get("kind") != kind:
+        raise CocomixError(f"{path} holds a {found.get('kind')}, not a {kind}")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise CocomixError(
+            f"{path} has format version {found.get('format_version')}; this cocomix reads {FORMAT_VERSION}; make it again"
+        )
+    for name, expected in found["files"].items():
+        file = path / name
+        if not file.exists():
+            problem = "is missing"
+        elif file.stat().st_size != expected["num_bytes"]:
+            problem = f"has {file.stat().st_size} bytes instead of {expected['num_bytes']}"
+        elif sha256_of_file(file) != expected["sha256"]:
+            problem = "does not match its checksum"
+        else:
+            continue
+        raise CocomixError(f"{file} {problem}: {path} is damaged; delete that folder and run the command again")
+    return _as_manifest(path, found)
+
+
+def fingerprint_of_folder(path: Path) -> str:
+    """Fingerprint of any model folder: its manifest's if it has one, else a hash of its files."""
+    if (path / MANIFEST_NAME).exists():
+        return str(read_json(path / MANIFEST_NAME)["fingerprint"])
+    if not path.is_dir():
+        raise CocomixError(f"{path} is not a folder")
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
+
+
+def _as_manifest(path: Path, body: Mapping[str, Any]) -> Manifest:
+    return Manifest(path, body["kind"], body["settings"], body["facts"], body["files"], body["fingerprint"])
+
+
+def _settings_of(output: Path, kind: str) -> dict[str, Any] | None:
+    """Settings of the folder as found; None for an empty one; refuses what is not ours to write in."""
+    if not (output / SETTINGS_NAME).exists():
+        if any(not entry.name.startswith(".") for entry in output.iterdir()):
+            raise CocomixError(f"{output} holds files that are not a {kind} of cocomix; choose another --output")
+        return None
+    header = read_json(output / SETTINGS_NAME)
+    if header.get("kind") != kind:
+        raise CocomixError(f"{output} holds a {header.get('kind')}, not a {kind}; choose another --output")
+    if header.get("format_version") != FORMAT_VERSION:
+        raise CocomixError(f"{output} was written by another version of cocomix; use --overwrite to replace it")
+    return dict(header["settings"])
+
+
+def _differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return [] if found == wanted else [f"{prefix}: {_short(found)} there, {_short(wanted)} now"]
+    names: list[str] = []
+    for key in sorted(found.keys() | wanted.keys()):
+        names += _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
+    return names
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:12] + "…"
+
+
+def _content_of(path: Path) -> list[str]:
+    names = []
+    for root, folders, files in os.walk(path):
+        here = Path(root)
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "checkpoints" and not (here / name / SETTINGS_NAME).exists()
+        ]
+        names += [
+            (here / name).relative_to(path).as_posix()
+            for name in files
+            if not name.startswith(".") and not (here == path and name in (SETTINGS_NAME, MANIFEST_NAME))
+        ]
+    return sorted(names)
+
+
+def _clear(output: Path) -> None:
+    # The manifest goes first: whatever interrupts, what is left is an unfinished folder and not a damaged one.
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    for entry in output.iterdir():
+        if entry.name == LOCK_NAME:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED_LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,104 @@
+"""One live line for long work: what is done, how fast, how long it still takes.
+
+In a terminal it is a `rich` bar; elsewhere (logs, CI) a plain line now and then, so that a log stays readable.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_EVERY_SECONDS = 15.0
+
+
+class ProgressLine:
+    """Counts units of work, such as tokens, and shows their rate.
+
+    Args:
+        description: what is being done.
+        total: how many units the whole work has.
+        unit: name of one unit, in the plural.
+        completed: units done by a former process, left out of the rate.
+    """
+
+    def __init__(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> None:
+        self._description = description
+        self._total = max(total, 1)
+        self._unit = unit
+        self._completed = completed
+        self._completed_before = completed
+        self._stats = ""
+        self._started_seconds = time.monotonic()
+        self._last_line_seconds = self._started_seconds
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> ProgressLine:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[stats]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self._description, total=self._total, completed=self._completed, rate="", stats=""
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._print_line()
+
+    def advance(self, units: int, **stats: float | int | str) -> None:
+        """Count `units` more; `stats` replace the figures shown at the end of the line."""
+        self._completed += units
+        if stats:
+            self._stats = "  ".join(f"{name} {_figure(value)}" for name, value in stats.items())
+        if self._bar is not None:
+            rate = f"{self._rate():,.0f} {self._unit}/s"
+            self._bar.update(self._task, completed=self._completed, rate=rate, stats=self._stats)
+        elif time.monotonic() - self._last_line_seconds >= PLAIN_LINE_EVERY_SECONDS:
+            self._print_line()
+
+    def _rate(self) -> float:
+        elapsed = time.monotonic() - self._started_seconds
+        return (self._completed - self._completed_before) / max(elapsed, 1e-9)
+
+    def _print_line(self) -> None:
+        self._last_line_seconds = time.monotonic()
+        rate = self._rate()
+        left_seconds = (self._total - self._completed) / rate if rate > 0 else 0.0
+        self._console.print(
+            f"{self._description}: {self._completed:,}/{self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
+            f"{_duration(left_seconds)} left  {self._stats}".rstrip(),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def say(message: str) -> None:
+    """Tell the user one line, on standard error, so that standard output stays for results."""
+    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def _figure(value: float | int | str) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

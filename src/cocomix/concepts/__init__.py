@@ -1,0 +1,1 @@
+"""Which concepts matter at which token: teacher, sparse autoencoder, attribution, labels."""

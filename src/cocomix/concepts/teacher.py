@@ -1,0 +1,77 @@
+"""The frozen teacher: any supported decoder, seen as what is below and above one block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+
+from cocomix.base.errors import CocomixError
+from cocomix.modeling.backbones import adapter_for
+
+# Shapes: B batch, T tokens, D width of the teacher, V vocabulary.
+
+
+def load_teacher(path: Path | str) -> PreTrainedModel:
+    """Load a causal LM, frozen and in evaluation mode, from a folder or a Hub name."""
+    try:
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(path, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise CocomixError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class Teacher:
+    """A frozen causal LM with its residual stream opened after one block.
+
+    Args:
+        model: the causal LM; its parameters must not require gradients.
+        layer: 0-based block after which concepts are read.
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        self.adapter = adapter_for(model)
+        if not 0 <= layer < self.adapter.num_blocks:
+            raise CocomixError(
+                f"layer is {layer}; a teacher of {self.adapter.num_blocks} blocks takes 0 to {self.adapter.num_blocks - 1}"
+            )
+        assert not any(parameter.requires_grad for parameter in model.parameters()), "the teacher must be frozen"
+        self.model = model
+        self.layer = layer
+
+    @torch.no_grad()
+    def residual(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Residual stream after block `layer`, without a graph."""
+        positions = self._positions(input_ids.shape[1], input_ids.device)
+        hidden = self.adapter.embed(self.adapter.token_embeddings(input_ids), positions)
+        return self.adapter.run_blocks(hidden, 0, self.layer + 1, position_ids=positions)
+
+    def logits(
+        self,
+        residual: Float[Tensor, "B T D"],
+        *,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits from a residual stream after block `layer`, with a graph if it has one."""
+        hidden = self.adapter.run_blocks(
+            residual,
+            self.layer + 1,
+            self.adapter.num_blocks,
+            position_ids=self._positions(residual.shape[1], residual.device),
+            attention_mask=attention_mask,
+            cache=cache,
+        )
+        return self.adapter.logits(hidden)
+
+    @staticmethod
+    def _positions(num_tokens: int, device: torch.device) -> Tensor:
+        return torch.arange(num_tokens, device=device).unsqueeze(0)

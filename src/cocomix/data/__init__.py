@@ -1,0 +1,1 @@
+"""Text in, token and concept datasets out: Parquet shards with a manifest."""

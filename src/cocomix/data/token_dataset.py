@@ -1,0 +1,64 @@
+"""The token dataset: windows of token ids, split into training and validation.
+
+    DIR/tokenizer/            the tokenizer, as transformers saves it
+    DIR/train/00000.parquet   input_ids and document_ids, one window a row
+    DIR/validation/...
+    DIR/manifest.json         counts, settings, checksums
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+from cocomix.data.shards import WindowTable
+from cocomix.data.tokenizer import load_tokenizer
+
+KIND = "token-dataset"
+TOKENIZER_FOLDER = "tokenizer"
+
+Split = Literal["train", "validation"]
+
+
+class TokenDataset:
+    """One split of a prepared dataset.
+
+    Args:
+        path: folder made by `prepare`; every byte of it is checked.
+        split: `train` or `validation`.
+    """
+
+    def __init__(self, path: Path, split: Split = "train") -> None:
+        manifest = artifacts.read(path, KIND)
+        self.path = path
+        self.split = split
+        self.fingerprint = manifest.fingerprint
+        self.vocab_size = int(manifest.facts["vocab_size"])
+        self.eos_token_id = int(manifest.facts["eos_token_id"])
+        self.context_length = int(manifest.facts["context_length"])
+        counts = manifest.facts["splits"][split]
+        self.num_windows = int(counts["num_windows"])
+        self.tokens_per_byte = counts["num_tokens"] / counts["num_bytes"]
+        self._table = WindowTable(path / split, counts["num_shards"])
+        if len(self._table) != self.num_windows:
+            raise CocomixError(f"{path / split} holds {len(self._table)} windows, its manifest says {self.num_windows}")
+
+    def input_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
+        """Token ids of the given windows."""
+        return torch.from_numpy(self._table.take("input_ids", windows))
+
+    def document_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
+        """Which document of the split each token belongs to."""
+        return torch.from_numpy(self._table.take("document_ids", windows))
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return load_tokenizer(self.path / TOKENIZER_FOLDER)

@@ -1,0 +1,53 @@
+"""A byte-level BPE tokenizer for corpora that come without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cocomix.base.errors import CocomixError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer (as GPT-2's: every byte is a token, so nothing is unknown).
+
+    Args:
+        texts: training texts; the result depends on their order only through ties.
+        vocab_size: tokens in all, at least 257: the bytes and `<|endoftext|>`.
+    """
+    if vocab_size < 257:
+        raise CocomixError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs at least 257")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer with an end-of-sequence token, from a folder or a Hub name."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise CocomixError(f"no tokenizer could be loaded from {path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
+    if tokenizer.eos_token_id is None:
+        raise CocomixError(f"the tokenizer of {path} has no end-of-sequence token, which separates documents")
+    return tokenizer

@@ -1,0 +1,1 @@
+"""The student: any supported Hugging Face decoder with a mixer between two of its blocks."""

@@ -1,0 +1,105 @@
+"""Concept head and compression at the cost of their arithmetic.
+
+The paper's formulation builds logits, a mask and a masked product, each [N, C], and keeps them for the backward. Here one
+autograd function goes through the rows in chunks, keeps only the K_mix active indices and values and one log-sum-exp a
+row, and recomputes a chunk's logits in the backward. Nothing of size [N, C] outlives a chunk.
+
+Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+#: Elements of one chunk's logits: 64 MB in float32.
+CHUNK_ELEMENTS = 2**24
+
+
+def rows_per_chunk(num_concepts: int) -> int:
+    return max(1, CHUNK_ELEMENTS // num_concepts)
+
+
+class _ConceptHead(torch.autograd.Function):
+    """Top-k logits and per-row concept loss of a linear head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, num_active: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        N = x.shape[0]
+        values = x.new_empty(N, num_active)
+        indices = torch.empty(N, num_active, dtype=torch.long, device=x.device)
+        losses = x.new_zeros(N)
+        log_partition = x.new_zeros(N)
+        for rows in torch.arange(N, device="cpu").split(rows_per_chunk(weight.shape[0])):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            z = torch.addmm(bias, x[part], weight.t())  # (n, C)
+            values[part], indices[part] = z.topk(num_active, dim=-1)
+            if labels is not None:
+                log_partition[part] = z.logsumexp(-1)
+                # mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k]
+                losses[part] = log_partition[part] - z.gather(-1, labels[part]).mean(-1)
+        ctx.save_for_backward(x, weight, bias, labels, indices, log_partition)
+        ctx.mark_non_differentiable(indices)
+        return values, indices, losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_values, _, grad_losses = grads
+        x, weight, bias, labels, indices, log_partition = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight)
+        grad_bias = torch.zeros_like(bias)
+        for rows in torch.arange(x.shape[0], device="cpu").split(rows_per_chunk(weight.shape[0])):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            if labels is None:
+                grad_z = x.new_zeros(len(rows), weight.shape[0])
+            else:
+                grad_loss = grad_losses[part].unsqueeze(-1)
+                z = torch.addmm(bias, x[part], weight.t())
+                grad_z = (z - log_partition[part].unsqueeze(-1)).exp_().mul_(grad_loss)
+                num_labels = labels.shape[-1]
+                grad_z.scatter_add_(-1, labels[part], (-grad_loss / num_labels).expand(-1, num_labels))
+            grad_z.scatter_add_(-1, indices[part], grad_values[part])
+            torch.mm(grad_z, weight, out=grad_x[part])
+            grad_weight.addmm_(grad_z.t(), x[part])
+            grad_bias.add_(grad_z.sum(0))
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def predict_concepts(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    bias: Float[Tensor, " C"],
+    num_active: int,
+    labels: Int64[Tensor, "N A"] | None = None,
+) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, " N"]]:
+    """The `num_active` largest concept logits of each row, and each row's concept loss.
+
+    z = weight @ x + bias;  loss = logsumexp(z) - mean_k z[labels_k]  (paper, equation 4)
+
+    Args:
+        x: normalised hidden states.
+        weight: of the head.
+        bias: of the head.
+        num_active: K_mix.
+        labels: concepts of each row, each in [0, C); None: losses are zero and not computed.
+
+    Returns:
+        values and indices of the active concepts, largest first (raw logits, which can be negative), and losses.
+        Values and losses are differentiable.
+    """
+    values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active)  # type: ignore[no-untyped-call]
+    return values, indices, losses
+
+
+def compress_concepts(
+    values: Float[Tensor, "N K"], indices: Int64[Tensor, "N K"], weight: Float[Tensor, "C D"]
+) -> Float[Tensor, "N D"]:
+    """W_compress @ TopK(z), by gathering K rows of the transposed matrix instead of a dense [N, C] product."""
+    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")

@@ -1,0 +1,106 @@
+"""Configuration of a CoCoMix model: the backbone's own configuration and what is inserted into it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from cocomix.base.errors import CocomixError
+
+MixerName = Literal["concept", "pause", "none"]
+MixingName = Literal["interleave", "interleave_residual", "add", "none"]
+PositionMode = Literal["shared", "sequential"]
+
+
+class CoCoMixConfig(PreTrainedConfig):
+    """Settings of a `CoCoMixForCausalLM`, checked when built.
+
+    Args:
+        backbone_config: configuration of the decoder, or its dictionary with `model_type` inside.
+        mixer: `concept` (predict, compress and mix concepts), `pause` (one learned vector in place of every concept
+            vector) or `none` (the plain backbone).
+        mixing: how the vector enters: `interleave` (the paper's: a position of its own behind each token),
+            `interleave_residual` (the same, started from the token's hidden state plus the vector), `add` (hidden state
+            plus vector, no extra position) or `none` (concepts are predicted, not mixed).
+        insert_layer: 0-based block before which the mixer sits.
+        position_mode: for rotary backbones, whether a token and its concept share position t (`shared`) or stand at
+            2t and 2t + 1 (`sequential`).
+        num_concepts: C, concepts that can be predicted; the latents of the SAE.
+        num_active_concepts: K_mix, concepts kept in the mixture.
+        concept_loss_weight: lambda, weight of the concept loss in `loss`.
+        initializer_range: standard deviation of the mixer's initial weights.
+
+    Raises:
+        CocomixError: a name is unknown or a number is out of range.
+    """
+
+    model_type = "cocomix"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        mixer: MixerName = "concept",
+        mixing: MixingName = "interleave_residual",
+        insert_layer: int = 1,
+        position_mode: PositionMode = "shared",
+        num_concepts: int = 32768,
+        num_active_concepts: int = 32,
+        concept_loss_weight: float = 0.1,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        if backbone_config is None:  # transformers builds every configuration class without arguments, to diff against
+            backbone_config = AutoConfig.for_model("gpt2")
+        if isinstance(backbone_config, dict):
+            backbone_config = AutoConfig.for_model(**backbone_config)
+        self.backbone_config = backbone_config
+        self.mixer = mixer
+        self.mixing = mixing
+        self.insert_layer = insert_layer
+        self.position_mode = position_mode
+        self.num_concepts = num_concepts
+        self.num_active_concepts = num_active_concepts
+        self.concept_loss_weight = concept_loss_weight
+        self.initializer_range = initializer_range
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(backbone_config, name, None))
+        kwargs["tie_word_embeddings"] = bool(getattr(backbone_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+        self._check()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.backbone_config.vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.backbone_config.hidden_size)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return int(self.backbone_config.num_hidden_layers)
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return int(self.backbone_config.max_position_embeddings)
+
+    def _check(self) -> None:
+        for name, allowed in (("mixer", MixerName), ("mixing", MixingName), ("position_mode", PositionMode)):
+            if getattr(self, name) not in get_args(allowed):
+                raise CocomixError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
+        if self.mixer == "none":
+            return
+        if not 0 <= self.insert_layer < self.num_hidden_layers:
+            raise CocomixError(
+                f"insert_layer is {self.insert_layer}; a decoder of {self.num_hidden_layers} blocks takes "
+                f"0 to {self.num_hidden_layers - 1}"
+            )
+        if self.mixer == "pause" and self.mixing == "none":
+            raise CocomixError("mixer 'pause' with mixing 'none' would insert nothing; use mixer 'none'")
+        if not 1 <= self.num_active_concepts <= self.num_concepts:
+            raise CocomixError(
+                f"num_active_concepts is {self.num_active_concepts}; it must lie between 1 and num_concepts "
+                f"({self.num_concepts})"
+            )

@@ -1,0 +1,140 @@
+"""What sits between block `insert_layer - 1` and block `insert_layer`: the `Mixer` seam.
+
+A mixer turns hidden states [B, T, D] into the sequence that the upper blocks see, and says what it predicted on the way.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from cocomix.modeling.concept_head import compress_concepts, predict_concepts
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.edits import ConceptEdit
+from cocomix.modeling.mixing import MIXINGS
+
+# Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels a token.
+
+#: Label of a position without concepts, as everywhere in PyTorch.
+
+STD_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class MixerOutput:
+    """What a mixer made of the hidden states."""
+
+    hidden: Float[Tensor, "B S D"]
+    concept_indices: Int64[Tensor, "B T K"] | None = None
+    concept_values: Float[Tensor, "B T K"] | None = None
+    concept_loss_sum: Float[Tensor, ""] | None = None
+    concept_count: Int64[Tensor, ""] | None = None
+
+
+class Mixer(nn.Module, abc.ABC):
+    """Something inserted into the decoder."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__()
+        self.mixing = MIXINGS[config.mixing]
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        concept_labels: Int64[Tensor, "B T A"] | None = None,
+        edits: tuple[ConceptEdit, ...] = (),
+    ) -> MixerOutput:
+        """Mix.
+
+        Args:
+            hidden: residual stream before block `insert_layer`.
+            concept_labels: concepts to learn, `IGNORED_LABEL` where there are none.
+            edits: of the concept stream, in order.
+        """
+
+    @abc.abstractmethod
+    def reset_parameters(self, std: float) -> None:
+        """Draw the initial weights from N(0, std)."""
+
+
+class ConceptMixer(Mixer):
+    """Predict concepts, keep the strongest, compress them to a vector and mix it in (paper, section 3.2)."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        C, D = config.num_concepts, config.hidden_size
+        self.num_active_concepts = config.num_active_concepts
+        self.head_weight = nn.Parameter(torch.empty(C, D))
+        self.head_bias = nn.Parameter(torch.empty(C))
+        self.compress_weight = nn.Parameter(torch.empty(C, D))  # transposed: row c is what concept c adds
+        self.compress_bias = nn.Parameter(torch.empty(D))
+        self.pre_bias = nn.Parameter(torch.empty(D))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.head_weight, std=std)
+        nn.init.normal_(self.compress_weight, std=std)
+        for bias in (self.head_bias, self.compress_bias, self.pre_bias):
+            nn.init.zeros_(bias)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        concept_labels: Int64[Tensor, "B T A"] | None = None,
+        edits: tuple[ConceptEdit, ...] = (),
+    ) -> MixerOutput:
+        B, T, D = hidden.shape
+        mean = hidden.mean(-1, keepdim=True)
+        std = hidden.std(-1, keepdim=True) + STD_EPSILON
+        x = ((hidden - mean) / std - self.pre_bias).reshape(B * T, D)
+
+        loss_sum = count = None
+        if concept_labels is None:
+            values, indices, _ = predict_concepts(x, self.head_weight, self.head_bias, self.num_active_concepts)
+        else:
+            labels = concept_labels.reshape(B * T, -1)
+            valid = (labels != IGNORED_LABEL).all(-1)
+            values, indices, losses = predict_concepts(
+                x, self.head_weight, self.head_bias, self.num_active_concepts, labels.clamp(min=0)
+            )
+            loss_sum, count = (losses * valid).sum(), valid.sum()
+
+        indices, values = indices.view(B, T, -1), values.view(B, T, -1)
+        for edit in edits:
+            indices, values = edit.edit_active(indices, values)
+        vectors = compress_concepts(values.flatten(0, 1), indices.flatten(0, 1), self.compress_weight).view(B, T, D)
+        for edit in edits:
+            vectors = edit.edit_vectors(vectors)
+        concept = (vectors + self.compress_bias + self.pre_bias) * std + mean
+        return MixerOutput(self.mixing.combine(hidden, concept), indices, values, loss_sum, count)
+
+
+class PauseMixer(Mixer):
+    """One learned vector in place of every concept vector: extra computation without concepts."""
+
+    def __init__(self, config: CoCoMixConfig) -> None:
+        super().__init__(config)
+        self.pause = nn.Parameter(torch.empty(config.hidden_size))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.pause, std=std)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        concept_labels: Int64[Tensor, "B T A"] | None = None,
+        edits: tuple[ConceptEdit, ...] = (),
+    ) -> MixerOutput:
+        return MixerOutput(self.mixing.combine(hidden, self.pause.expand_as(hidden)))
+
+
+_MIXERS: dict[str, type[Mixer]] = {"concept": ConceptMixer, "pause": PauseMixer}
+
+
+def mixer_for(config: CoCoMixConfig) -> Mixer | None:
+    """The mixer that a configuration asks for; None for the plain backbone."""
+    return None if config.mixer == "none" else _MIXERS[config.mixer](config)
