@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
-from cocomix.data.concept_dataset import IGNORED_LABEL
 
 # Shapes: B batch, T tokens, D width of the teacher, C latents, K active latents, A labels a token, V vocabulary.
 

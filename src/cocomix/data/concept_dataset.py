@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.data.shards import WindowTable, write_shard
 from cocomix.data.token_dataset import TokenDataset
 
 KIND = "concept-dataset"
-IGNORED_LABEL = -100
 
 
 class ConceptDataset:

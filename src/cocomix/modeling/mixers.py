@@ -12,14 +12,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.concept_head import compress_concepts, predict_concepts
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit
 from cocomix.modeling.mixing import MIXINGS
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels a token.
-
-#: Label of a position without concepts, as everywhere in PyTorch.
 
 STD_EPSILON = 1e-5
 

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, 
 from transformers.utils import ModelOutput
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import edits_of
-from cocomix.modeling.mixers import IGNORED_LABEL, Mixer, MixerOutput, mixer_for
+from cocomix.modeling.mixers import Mixer, MixerOutput, mixer_for
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
 

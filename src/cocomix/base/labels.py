@@ -1,0 +1,3 @@
+"""The label that every loss leaves out."""
+
+IGNORED_LABEL = -100

@@ -1,0 +1,1 @@
+"""One small training loop, its objectives, its checkpoints."""

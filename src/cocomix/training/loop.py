@@ -1,0 +1,244 @@
+"""The training loop: linear, torch-native, exactly resumable.
+
+Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments and the step.
+Validation happens at fixed steps; between two log lines nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import ProgressLine, say
+from cocomix.concepts.teacher import load_teacher
+from cocomix.data.concept_dataset import ConceptDataset
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.evaluation.loss import validation_loss
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.training.checkpoints import Checkpoints, restore_state, state_of
+from cocomix.training.config import OptimizerConfig, TrainConfig
+from cocomix.training.flops import causal_lm_flops_per_token, training_flops_per_token
+from cocomix.training.metrics import MetricsFile
+from cocomix.training.objectives import Batch, Concepts, Distillation, NextToken, Objective
+from cocomix.training.schedule import learning_rate, windows_of_step
+from cocomix.training.students import build_student
+
+KIND = "training-run"
+LOG_EVERY_STEPS = 10
+
+
+def train(config: TrainConfig) -> artifacts.Manifest:
+    """Train a model, continue an interrupted run, or recognise a finished one.
+
+    The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder where the mixer is `none`),
+    its tokenizer, and `metrics.jsonl`.
+    """
+    data = TokenDataset(config.data, "train")
+    labels = ConceptDataset(config.labels, data) if config.labels is not None else None
+    settings = _settings_of(config, data, labels)
+    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+        if finished:
+            say(f"{config.output}: the training run is finished already")
+            return artifacts.read(config.output, KIND)
+        return _Run(config, data, labels, settings["num_windows"]).finish()
+
+
+def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset | None) -> dict[str, Any]:
+    """What determines the result: options without paths, and the fingerprints of the inputs."""
+    settings = dataclasses.asdict(config)
+    for name in ("output", "overwrite", "checkpoint_every_steps", "data", "labels", "teacher"):
+        del settings[name]
+    available = data.num_windows if labels is None else labels.num_windows
+    settings["num_windows"] = config.num_windows or available
+    if settings["num_windows"] > available:
+        raise CocomixError(
+            f"num_windows is {config.num_windows}, but only {available} windows are "
+            + ("there" if labels is None else "labelled")
+        )
+    settings["inputs"] = {
+        "data": data.fingerprint,
+        "labels": labels.fingerprint if labels is not None else None,
+        "teacher": artifacts.fingerprint_of_folder(config.teacher) if config.teacher is not None else None,
+    }
+    return settings
+
+
+class _Run:
+    """The state of one run, from where its newest checkpoint left it."""
+
+    def __init__(
+        self, config: TrainConfig, data: TokenDataset, labels: ConceptDataset | None, num_windows: int
+    ) -> None:
+        self.config, self.data, self.labels, self.num_windows = config, data, labels, num_windows
+        self.validation = TokenDataset(config.data, "validation")
+        self.model = build_student(config, data, labels.num_concepts if labels is not None else config.num_concepts)
+        self.model.train()
+        self.optimizer = _optimizer(self.model, config.optimizer)
+        self.objectives = self._objectives()
+        self.tokens_per_step = config.batch_size * data.context_length
+        self.num_steps = -(-config.num_tokens // self.tokens_per_step)
+        self.flops_per_token = training_flops_per_token(self.model, data.context_length)
+        self.checkpoints = Checkpoints(config.output)
+        self.step, self.seconds = 0, 0.0
+        num_metric_bytes = 0
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            tensors, meta = latest
+            restore_state(self.model, self.optimizer, tensors)
+            self.step, self.seconds, num_metric_bytes = meta["step"], meta["seconds"], meta["num_metric_bytes"]
+            say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
+        self.metrics = MetricsFile(config.output, num_metric_bytes)
+
+    def finish(self) -> artifacts.Manifest:
+        """Run to the end and write the folder's content."""
+        evaluate_at = {
+            round(self.num_steps * (i + 1) / self.config.num_evaluations) for i in range(self.config.num_evaluations)
+        }
+        with ProgressLine(
+            f"training {self.config.output.name}",
+            self.num_steps * self.tokens_per_step,
+            completed=self.step * self.tokens_per_step,
+        ) as progress:
+            while self.step < self.num_steps:
+                started = time.perf_counter()
+                losses = self._train_step()
+                self.seconds += time.perf_counter() - started
+                self._log(losses, progress)
+                if self.step in evaluate_at:
+                    self._evaluate()
+                if self.step % self.config.checkpoint_every_steps == 0 and self.step < self.num_steps:
+                    self._checkpoint()
+        return self._write()
+
+    def _train_step(self) -> dict[str, torch.Tensor]:
+        """One optimizer step; returns each objective's mean loss."""
+        config = self.config
+        windows = windows_of_step(config.seed, self.step, config.batch_size, self.num_windows)
+        size = config.micro_batch_size or config.batch_size
+        batches = [self._batch(windows[start : start + size]) for start in range(0, len(windows), size)]
+        # Counted before the first backward: one division a term, by the count of the whole step.
+        counts = {o.name: sum(o.count(batch) for batch in batches) for o in self.objectives}
+        means = {o.name: torch.zeros(()) for o in self.objectives}
+        needs_logits = any(o.needs_logits for o in self.objectives)
+        for batch in batches:
+            output = self.model(
+                input_ids=batch.input_ids,
+                labels=batch.input_ids,
+                concept_labels=batch.concept_labels,
+                return_logits=needs_logits,
+            )
+            loss = torch.zeros(())
+            for objective in self.objectives:
+                mean = objective.total(batch, output) / torch.as_tensor(counts[objective.name]).clamp(min=1)
+                loss = loss + objective.weight * mean
+                means[objective.name] += mean.detach()
+            loss.backward()
+        means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.optimizer.max_gradient_norm
+        )
+        rate = learning_rate(config.optimizer, self.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return means
+
+    def _batch(self, windows: Any) -> Batch:
+        return Batch(self.data.input_ids(windows), self.labels.labels(windows) if self.labels is not None else None)
+
+    def _log(self, losses: dict[str, torch.Tensor], progress: ProgressLine) -> None:
+        if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:
+            progress.advance(self.tokens_per_step)
+            return
+        values = {name: float(value) for name, value in losses.items()}
+        if not all(torch.isfinite(torch.tensor(list(values.values())))):
+            raise CocomixError(
+                f"the loss of {self.config.output} is not finite at step {self.step}: {values}; "
+                "a lower learning_rate usually helps"
+            )
+        progress.advance(self.tokens_per_step, **{k: v for k, v in values.items() if k.endswith("loss")})
+        self.metrics.append(**self._position(), **values)
+
+    def _evaluate(self) -> None:
+        result = validation_loss(self.model, self.validation, max_windows=self.config.max_validation_windows)
+        self.metrics.append(**self._position(), validation_loss=result.loss)
+
+    def _position(self) -> dict[str, float]:
+        tokens = self.step * self.tokens_per_step
+        return {
+            "step": self.step,
+            "train_tokens": tokens,
+            "train_flops": tokens * self.flops_per_token,
+            "train_seconds": round(self.seconds, 3),
+        }
+
+    def _checkpoint(self) -> None:
+        meta = {"seconds": self.seconds, "num_metric_bytes": self.metrics.num_bytes}
+        self.checkpoints.save(self.step, state_of(self.model, self.optimizer), meta)
+
+    def _write(self) -> artifacts.Manifest:
+        """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
+        self.metrics.close()
+        model = self.model.backbone if self.model.mixer is None else self.model
+        model.save_pretrained(self.config.output)
+        self.data.tokenizer().save_pretrained(self.config.output)
+        parameters = list(self.model.parameters())
+        facts = {
+            **self._position(),
+            "train_flops_per_token": self.flops_per_token,
+            "teacher_flops": self._teacher_flops(),
+            "num_parameters": sum(p.numel() for p in parameters),
+            "num_steps": self.num_steps,
+        }
+        manifest = artifacts.finish(self.config.output, facts)
+        self.checkpoints.clear()
+        return manifest
+
+    def _teacher_flops(self) -> float:
+        """What the teacher cost on top: one forward a token for distillation, extraction for labels."""
+        tokens = self.step * self.tokens_per_step
+        flops = 0.0
+        for objective in self.objectives:
+            if isinstance(objective, Distillation):
+                flops += tokens * causal_lm_flops_per_token(objective.teacher, self.data.context_length)
+        if self.labels is not None:
+            # Labels are computed once a window, however often it is seen.
+            flops += min(tokens, self.num_windows * self.data.context_length) * self.labels.flops_per_token
+        return flops
+
+    def _objectives(self) -> list[Objective]:
+        config = self.config
+        objectives: list[Objective] = [NextToken()]
+        if self.labels is not None and config.concept_loss_weight:
+            objectives.append(Concepts(config.concept_loss_weight))
+        if config.teacher is not None and config.distillation_weight:
+            teacher = load_teacher(config.teacher)
+            if teacher.config.vocab_size != self.data.vocab_size:
+                raise CocomixError(
+                    f"the teacher {config.teacher} has {teacher.config.vocab_size} tokens, the data "
+                    f"{self.data.vocab_size}; distillation needs one tokenizer"
+                )
+            objectives.append(Distillation(config.distillation_weight, teacher, config.distillation_temperature))
+        return objectives
+
+
+def _optimizer(model: CoCoMixForCausalLM, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; only matrices are decayed."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def run_path(path: Path) -> artifacts.Manifest:
+    """Manifest of a finished training run."""
+    return artifacts.read(path, KIND)

@@ -1,0 +1,43 @@
+"""`metrics.jsonl`: the primary record of a run, one JSON object a line.
+
+On resuming, the file is cut back to what the checkpoint knew, so that it reads as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cocomix.base.errors import CocomixError
+
+NAME = "metrics.jsonl"
+
+
+class MetricsFile:
+    """Appends lines; `num_bytes` is how long the file is now.
+
+    Args:
+        output: folder of the run.
+        num_bytes: cut a former file back to this length.
+    """
+
+    def __init__(self, output: Path, num_bytes: int = 0) -> None:
+        self._file = (output / NAME).open("ab")
+        self._file.truncate(num_bytes)
+        self.num_bytes = num_bytes
+
+    def append(self, **values: float | int) -> None:
+        self.num_bytes += self._file.write(json.dumps(values).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All lines of a run's metrics."""
+    try:
+        return [json.loads(line) for line in (run / NAME).read_text(encoding="utf-8").splitlines()]
+    except (OSError, json.JSONDecodeError) as error:
+        raise CocomixError(f"{run / NAME} can't be read ({error}); is {run} a finished training run?") from error
