@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.concepts.sae import Latents, SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
+from cocomix.modeling.losses import next_token_losses
 
 # Shapes: B batch, T tokens, D width of the teacher, C latents, K active latents, A labels a token, V vocabulary.
 
@@ -118,7 +118,7 @@ class ConceptExtractor:
     def _gradient_all_future(self, input_ids: Tensor, h: Tensor) -> Tensor:
         """d(sum of all losses)/dh: one plain backward."""
         leaf = h.detach().requires_grad_(True)
-        return torch.autograd.grad(_next_token_loss(self.teacher.logits(leaf), input_ids), leaf)[0]
+        return torch.autograd.grad(next_token_losses(self.teacher.logits(leaf), input_ids).sum(), leaf)[0]
 
     def _gradient_next_token(self, input_ids: Tensor, h: Tensor, latents: Latents) -> Tensor:
         """d(loss of token t + 1)/dh_t alone.
@@ -139,9 +139,4 @@ class ConceptExtractor:
         mask = mask.masked_fill(~allowed, torch.finfo(h.dtype).min)
         leaf = point.detach().requires_grad_(True)
         logits = self.teacher.logits(leaf, attention_mask=mask, cache=cache)
-        return torch.autograd.grad(_next_token_loss(logits, input_ids), leaf)[0]
-
-
-def _next_token_loss(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """-sum_t log p(x_{t+1} | x_{<=t})"""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten(), reduction="sum")
+        return torch.autograd.grad(next_token_losses(logits, input_ids).sum(), leaf)[0]

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import adapter_for
+from cocomix.modeling.loading import load_causal_lm
 
 # Shapes: B batch, T tokens, D width of the teacher, V vocabulary.
 
 
 def load_teacher(path: Path | str) -> PreTrainedModel:
-    """Load a causal LM, frozen and in evaluation mode, from a folder or a Hub name."""
-    try:
-        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(path, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise CocomixError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
-    return model.eval().requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """A causal LM whose parameters are frozen."""
+    return load_causal_lm(path).requires_grad_(False)
 
 
 class Teacher:

@@ -1,7 +1,7 @@
 """The concept dataset: labels of the windows of a token dataset, row by row.
 
-    DIR/00000.parquet   labels, one window a row: T * A concept indices, `num_concepts` where a position has none
-    DIR/manifest.json   fingerprints of tokens, teacher and SAE, attribution settings, checksums
+DIR/00000.parquet   labels, one window a row: T * A concept indices, `num_concepts` where a position has none
+DIR/manifest.json   fingerprints of tokens, teacher and SAE, attribution settings, checksums
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The token dataset: windows of token ids, split into training and validation.
 
-    DIR/tokenizer/            the tokenizer, as transformers saves it
-    DIR/train/00000.parquet   input_ids and document_ids, one window a row
-    DIR/validation/...
-    DIR/manifest.json         counts, settings, checksums
+DIR/tokenizer/            the tokenizer, as transformers saves it
+DIR/train/00000.parquet   input_ids and document_ids, one window a row
+DIR/validation/...
+DIR/manifest.json         counts, settings, checksums
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,12 @@ class TokenDataset:
     def input_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
         """Token ids of the given windows."""
         return torch.from_numpy(self._table.take("input_ids", windows))
+
+    def batches(self, batch_size: int, max_windows: int | None = None) -> Iterator[Int64[Tensor, "B T"]]:
+        """Token ids of the first windows (a fair sample of the split), `batch_size` at a time; None: all."""
+        count = self.num_windows if max_windows is None else min(max_windows, self.num_windows)
+        for start in range(0, count, batch_size):
+            yield self.input_ids(range(start, min(start + batch_size, count)))
 
     def document_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
         """Which document of the split each token belongs to."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from cocomix.data.token_dataset import TokenDataset
-
-# Shapes: B batch, T tokens, V vocabulary.
+from cocomix.modeling.losses import next_token_losses
 
 
 @dataclass(frozen=True)
@@ -34,17 +30,6 @@ class LossResult:
         return self.loss / math.log(2) * dataset.tokens_per_byte
 
 
-def first_windows(dataset: TokenDataset, max_windows: int | None) -> range:
-    """The first windows of a split, which are a fair sample of it."""
-    return range(dataset.num_windows if max_windows is None else min(max_windows, dataset.num_windows))
-
-
-def batches(windows: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Windows in order, `batch_size` at a time."""
-    for start in range(0, len(windows), batch_size):
-        yield np.asarray(windows[start : start + batch_size])
-
-
 @torch.no_grad()
 def validation_loss(
     model: nn.Module, dataset: TokenDataset, *, max_windows: int | None = None, batch_size: int = 32
@@ -61,16 +46,8 @@ def validation_loss(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     num_tokens = 0
-    for windows in batches(first_windows(dataset, max_windows), batch_size):
-        input_ids = dataset.input_ids(windows)
+    for input_ids in dataset.batches(batch_size, max_windows):
         total += next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids).double().sum()
         num_tokens += input_ids[:, 1:].numel()
     model.train(was_training)
     return LossResult(float(total) / num_tokens, num_tokens)
-
-
-def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """-log p(x_{t+1} | x_{<=t}) of logits [B, T, V] and ids [B, T]: [B, T - 1], float32."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(), reduction="none").view(
-        len(input_ids), -1
-    )

@@ -181,7 +181,7 @@ def adapter_for(model: PreTrainedModel) -> DecoderAdapter:
 
 
 def positions_from_mask(
-    attention_mask: Tensor | None, num_past: int, batch_size: int, num_tokens: int, device: torch.device
+    attention_mask: Tensor | None, num_past: int, num_tokens: int, device: torch.device
 ) -> Int64[Tensor, "#B T"]:
     """Positions of the new tokens: counted from the first attended one, so that left padding does not shift them."""
     if attention_mask is None or attention_mask.ndim != 2:

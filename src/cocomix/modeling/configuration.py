@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -36,7 +36,7 @@ class CoCoMixConfig(PreTrainedConfig):
     """
 
     model_type = "cocomix"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     def __init__(
         self,
@@ -89,7 +89,9 @@ class CoCoMixConfig(PreTrainedConfig):
     def _check(self) -> None:
         for name, allowed in (("mixer", MixerName), ("mixing", MixingName), ("position_mode", PositionMode)):
             if getattr(self, name) not in get_args(allowed):
-                raise CocomixError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}")
+                raise CocomixError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
+                )
         if self.mixer == "none":
             return
         if not 0 <= self.insert_layer < self.num_hidden_layers:

@@ -103,6 +103,8 @@ def steer(model: nn.Module, strengths: Mapping[int, float], mode: SteerMode = "s
         raise CocomixError(f"mode is {mode!r}; it must be one of scale, set, add, zero")
     for concept in strengths:
         if not 0 <= concept < config.num_concepts:
-            raise CocomixError(f"concept {concept} does not exist; the model has concepts 0 to {config.num_concepts - 1}")
+            raise CocomixError(
+                f"concept {concept} does not exist; the model has concepts 0 to {config.num_concepts - 1}"
+            )
     with concept_edits(model, *(Steer(concept, strength, mode) for concept, strength in strengths.items())):
         yield

@@ -55,5 +55,5 @@ MIXINGS: dict[str, Mixing] = {
     "interleave": Mixing(2, _interleave),
     "interleave_residual": Mixing(2, lambda hidden, vectors: _interleave(hidden, hidden + vectors)),
     "add": Mixing(1, torch.add),
-    "none": Mixing(1, lambda hidden, vectors: hidden),
+    "none": Mixing(1, lambda hidden, _: hidden),
 }

@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.utils import ModelOutput
 
 from cocomix.base.errors import CocomixError
@@ -140,12 +147,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             if input_ids is None:
                 raise CocomixError("give input_ids or inputs_embeds")
             inputs_embeds = adapter.token_embeddings(input_ids)
-        B, T, _ = inputs_embeds.shape
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
         if position_ids is None:
             num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = positions_from_mask(attention_mask, num_past, B, T, inputs_embeds.device)
+            position_ids = positions_from_mask(attention_mask, num_past, inputs_embeds.shape[1], inputs_embeds.device)
 
         hidden, mixed = self._run(inputs_embeds, position_ids, attention_mask, past_key_values, concept_labels)
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
@@ -155,7 +161,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             targets = labels[:, 1:].reshape(-1)
             output.lm_count = (targets != IGNORED_LABEL).sum()
             output.lm_loss_sum = F.cross_entropy(
-                logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets, ignore_index=IGNORED_LABEL, reduction="sum"
+                logits[:, :-1].reshape(-1, logits.shape[-1]).float(),
+                targets,
+                ignore_index=IGNORED_LABEL,
+                reduction="sum",
             )
             output.lm_loss = output.lm_loss_sum / output.lm_count.clamp(min=1)
             output.loss = output.lm_loss

@@ -100,9 +100,7 @@ class TrainConfig:
         for name in ("num_tokens", "batch_size", "num_evaluations", "checkpoint_every_steps"):
             if getattr(self, name) < 1:
                 raise CocomixError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.micro_batch_size is not None and (
-            self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size
-        ):
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.distillation_weight and self.teacher is None:
             raise CocomixError("distillation_weight is set but no teacher; give --teacher")

@@ -14,19 +14,26 @@ from typing import Any
 import torch
 
 from cocomix.base import artifacts
+from cocomix.base.checkpoints import Checkpoints, restore_state, state_of
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
 from cocomix.concepts.teacher import load_teacher
 from cocomix.data.concept_dataset import ConceptDataset
+from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
+from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.training.checkpoints import Checkpoints, restore_state, state_of
 from cocomix.training.config import OptimizerConfig, TrainConfig
-from cocomix.training.flops import causal_lm_flops_per_token, training_flops_per_token
 from cocomix.training.metrics import MetricsFile
-from cocomix.training.objectives import Batch, Concepts, Distillation, NextToken, Objective
-from cocomix.training.schedule import learning_rate, windows_of_step
+from cocomix.training.objectives import (
+    Batch,
+    Concepts,
+    Distillation,
+    NextToken,
+    Objective,
+)
+from cocomix.training.schedule import learning_rate
 from cocomix.training.students import build_student
 
 KIND = "training-run"

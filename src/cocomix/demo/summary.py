@@ -1,0 +1,98 @@
+"""Every number of the report, collected from the folders of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cocomix.base import artifacts
+from cocomix.concepts import sae_training
+from cocomix.data import concept_dataset, token_dataset
+from cocomix.demo.sizes import DemoSize, StudentRun
+from cocomix.training import loop
+from cocomix.training.metrics import read_metrics
+
+CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
+
+
+def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
+    """The summary of a finished demo; see `docs/demo.md` for what each number means."""
+    data = artifacts.read(root / "data", token_dataset.KIND)
+    sae = artifacts.read(root / "sae", sae_training.KIND)
+    concepts = artifacts.read(root / "concepts", concept_dataset.KIND)
+    quality = sae.facts["quality"]
+    cards = artifacts.read_json(root / "concept-report" / "concepts.json")
+    students = {name: _student(root, name, run) for name, run in size.students.items()}
+    ntp_curve, cocomix_curve = students["ntp"]["curve"], students["cocomix"]["curve"]
+    return {
+        "seed": seed,
+        "corpus": {"context_length": data.facts["context_length"], "vocab_size": data.facts["vocab_size"]}
+        | {name: dict(counts) for name, counts in data.facts["splits"].items()},
+        "teacher": _run_facts(root / "teacher") | {"validation_loss": quality["loss"]},
+        "sae": quality
+        | {
+            "layer": sae.settings["layer"],
+            "num_latents": sae.settings["num_latents"],
+            "k": sae.settings["k"],
+            "train_tokens": sae.facts["train_tokens"],
+            "train_seconds": sae.facts["train_seconds"],
+        },
+        "labels": {
+            "attribution": concepts.settings["attribution"],
+            "num_tokens": concepts.settings["num_windows"] * data.facts["context_length"],
+            "flops_per_token": concepts.facts["flops_per_token"],
+            "seconds": concepts.facts["seconds"],
+        },
+        "students": list(students),
+        **students,
+        "probes": students["cocomix"]["probes"],
+        "tokens_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_tokens"),
+        "flops_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_flops"),
+        "seconds_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_seconds"),
+        "concepts": cards["most_used"],
+        "steering": cards["steering"],
+    }
+
+
+def units_to_match(curve: Sequence[dict[str, float]], reference: Sequence[dict[str, float]], axis: str) -> float | None:
+    """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
+
+    The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
+    there would be lower. The number is therefore on the safe side.
+    """
+    target = reference[-1]["validation_loss"]
+    previous: dict[str, float] | None = None
+    for point in curve:
+        if point["validation_loss"] <= target:
+            if previous is None:
+                return point[axis]
+            drop = previous["validation_loss"] - point["validation_loss"]
+            share = (previous["validation_loss"] - target) / drop
+            return previous[axis] + share * (point[axis] - previous[axis])
+        previous = point
+    return None
+
+
+def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
+    evaluation = artifacts.read_json(root / "evaluation" / name / "evaluation.json")
+    curve = [
+        {axis: line[axis] for axis in (*CURVE_AXES, "validation_loss")}
+        for line in read_metrics(root / name)
+        if "validation_loss" in line
+    ]
+    student = run.student
+    return {
+        "title": run.title,
+        "mixer": student.mixer,
+        "mixing": student.mixing if student.mixer != "none" else "none",
+        **_run_facts(root / name),
+        **evaluation,
+        "curve": curve,
+    }
+
+
+def _run_facts(run: Path) -> dict[str, Any]:
+    facts = artifacts.read(run, loop.KIND).facts
+    names = ("train_tokens", "train_flops", "teacher_flops", "train_seconds", "num_parameters")
+    return {name: facts[name] for name in names}

@@ -1,0 +1,1 @@
+"""What concepts mean: where they are active, and what steering them does."""

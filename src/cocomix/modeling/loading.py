@@ -1,0 +1,33 @@
+"""Loading any causal LM, with one sentence where it can't be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import cocomix.modeling.model  # noqa: F401  (registers cocomix's own architecture)
+from cocomix.base.errors import CocomixError
+
+
+def load_causal_lm(path: Path | str) -> PreTrainedModel:
+    """A causal LM in evaluation mode, from a folder (a training run, `save_pretrained`) or a Hub name.
+
+    Raises:
+        CocomixError: nothing loadable is there, or its weights do not fit its configuration.
+    """
+    if isinstance(path, Path) and not (path / "config.json").exists():
+        raise CocomixError(f"{path} has no config.json; expected a model folder")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CocomixError(f"no causal language model could be loaded from {path}: {reason}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            names = ", ".join(sorted(map(str, report[problem]))[:3])
+            raise CocomixError(
+                f"the weights in {path} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
+            )
+    return cast(PreTrainedModel, model.eval())
