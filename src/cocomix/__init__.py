@@ -1,0 +1,83 @@
+"""Pretrain language models with continuous concepts, on any Hugging Face decoder.
+
+Public names are loaded when they are first touched: `import cocomix` loads neither torch nor transformers. Touching a
+model name registers the architecture with `AutoConfig` and `AutoModelForCausalLM`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cocomix.base.errors import CocomixError as CocomixError
+    from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
+    from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.concepts.extraction import ExtractConfig as ExtractConfig
+    from cocomix.concepts.extraction import extract as extract
+    from cocomix.concepts.sae import SparseAutoencoder as SparseAutoencoder
+    from cocomix.concepts.sae import SparseAutoencoderConfig as SparseAutoencoderConfig
+    from cocomix.concepts.sae_training import TrainSaeConfig as TrainSaeConfig
+    from cocomix.concepts.sae_training import train_sae as train_sae
+    from cocomix.data.concept_dataset import ConceptDataset as ConceptDataset
+    from cocomix.data.prepare import PrepareConfig as PrepareConfig
+    from cocomix.data.prepare import prepare as prepare
+    from cocomix.data.token_dataset import TokenDataset as TokenDataset
+    from cocomix.demo.pipeline import DemoConfig as DemoConfig
+    from cocomix.demo.pipeline import demo as demo
+    from cocomix.evaluation.command import EvalConfig as EvalConfig
+    from cocomix.evaluation.command import evaluate as evaluate
+    from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
+    from cocomix.modeling.edits import steer as steer
+    from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
+    from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.training.config import OptimizerConfig as OptimizerConfig
+    from cocomix.training.config import StudentConfig as StudentConfig
+    from cocomix.training.config import TrainConfig as TrainConfig
+    from cocomix.training.loop import train as train
+
+_OWNERS = {
+    "AttributionConfig": "concepts.attribution",
+    "CoCoMixConfig": "modeling.configuration",
+    "CoCoMixForCausalLM": "modeling.model",
+    "CoCoMixOutput": "modeling.model",
+    "CocomixError": "base.errors",
+    "ConceptDataset": "data.concept_dataset",
+    "ConceptExtractor": "concepts.attribution",
+    "DemoConfig": "demo.pipeline",
+    "EvalConfig": "evaluation.command",
+    "ExtractConfig": "concepts.extraction",
+    "OptimizerConfig": "training.config",
+    "PrepareConfig": "data.prepare",
+    "SparseAutoencoder": "concepts.sae",
+    "SparseAutoencoderConfig": "concepts.sae",
+    "StudentConfig": "training.config",
+    "TokenDataset": "data.token_dataset",
+    "TrainConfig": "training.config",
+    "TrainSaeConfig": "concepts.sae_training",
+    "demo": "demo.pipeline",
+    "evaluate": "evaluation.command",
+    "extract": "concepts.extraction",
+    "prepare": "data.prepare",
+    "run_probes": "evaluation.probes",
+    "steer": "modeling.edits",
+    "train": "training.loop",
+    "train_sae": "concepts.sae_training",
+}
+
+__all__ = sorted(_OWNERS)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNERS:
+        raise AttributeError(f"module 'cocomix' has no attribute {name!r}")
+    if name == "CoCoMixConfig":  # a configuration alone is of no use to the Auto classes
+        importlib.import_module("cocomix.modeling.model")
+    value = getattr(importlib.import_module(f"cocomix.{_OWNERS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OWNERS})

@@ -1,0 +1,120 @@
+"""`cocomix COMMAND`: each command is a configuration dataclass and the function that takes it.
+
+Only the chosen command's module is imported, so that `cocomix --help` loads no torch. `tyro` makes the options and their
+help from the dataclass, its defaults and the docstrings of its fields.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does, and where its function and its configuration are."""
+
+    summary: str
+    module: str
+    function: str
+    config: str
+
+
+COMMANDS = {
+    "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "demo", "DemoConfig"),
+    "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
+    "train-sae": Command(
+        "a sparse autoencoder on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
+    ),
+    "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
+    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
+    "eval": Command("validation loss and causal probes of a model", "evaluation.command", "evaluate", "EvalConfig"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else EXIT_USAGE
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"cocomix {version('cocomix')}")
+        return 0
+    if words[0] not in COMMANDS:
+        say(f"error: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+        return EXIT_USAGE
+    return _run(words[0], words[1:])
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    """Run one command, with every expected failure as one sentence."""
+    try:
+        result = _call(COMMANDS[name], name, words)
+    except CocomixError as error:
+        say(f"error: {error}")
+        return EXIT_ERROR
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            say(f"error: the disk is full ({error.filename or 'writing'}); free some space and run the same command again")
+            return EXIT_ERROR
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            say(f"error: {error.filename} can't be written: {error.strerror}")
+            return EXIT_ERROR
+        raise
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues where this one stopped")
+        return EXIT_INTERRUPTED
+    print(result)
+    return 0
+
+
+def _call(command: Command, name: str, words: Sequence[str]) -> str:
+    """Parse the options, call the function, and say in one line (or JSON) what came out."""
+    import tyro
+
+    module = importlib.import_module(f"cocomix.{command.module}")
+    config_class: type[Any] = getattr(module, command.config)
+    function: Callable[[Any], Any] = getattr(module, command.function)
+    config = tyro.cli(
+        config_class,
+        prog=f"cocomix {name}",
+        description=command.summary[0].upper() + command.summary[1:] + ".",
+        args=list(words),
+    )
+    result = function(config)
+    return json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cocomix COMMAND [options]",
+            "",
+            "Pretrain language models with continuous concepts.",
+            "",
+            *lines,
+            "",
+            "cocomix COMMAND --help lists the options of a command; cocomix --version the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
