@@ -66,7 +66,7 @@ _OWNERS = {
     "train_sae": "concepts.sae_training",
 }
 
-__all__ = sorted(_OWNERS)  # noqa: PLE0605
+__all__ = sorted(_OWNERS)
 
 
 def __getattr__(name: str) -> Any:

@@ -70,7 +70,9 @@ def _run(name: str, words: Sequence[str]) -> int:
         return EXIT_ERROR
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            say(f"error: the disk is full ({error.filename or 'writing'}); free some space and run the same command again")
+            say(
+                f"error: the disk is full ({error.filename or 'writing'}); free some space and run the same command again"
+            )
             return EXIT_ERROR
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             say(f"error: {error.filename} can't be written: {error.strerror}")
@@ -97,7 +99,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         args=list(words),
     )
     result = function(config)
-    return json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
+    return (
+        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
+    )
 
 
 def _overview() -> str:

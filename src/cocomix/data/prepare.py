@@ -108,7 +108,7 @@ def _documents_of(config: PrepareConfig) -> list[Document]:
 def _cut_into_pieces(documents: Sequence[Document]) -> list[Document]:
     """Cut the few documents there are at blank lines (or lines) into at least about `MIN_DOCUMENTS` pieces."""
     target_chars = max(1, sum(len(document.text) for document in documents) // (2 * MIN_DOCUMENTS))
-    pieces = []
+    pieces: list[Document] = []
     for document in documents:
         separator = "\n\n" if document.text.count("\n\n") >= MIN_DOCUMENTS else "\n"
         piece = ""
@@ -168,11 +168,11 @@ def _write_split(
         for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
             batch = documents[start : start + DOCUMENTS_PER_BATCH]
             encoded = tokenizer([document.text for document in batch], add_special_tokens=False)["input_ids"]
-            pieces = [np.array([*tokens, tokenizer.eos_token_id], dtype) for tokens in encoded]
-            ids = np.concatenate([ids, *pieces])
-            owners = [np.full(len(piece), start + i, np.int32) for i, piece in enumerate(pieces)]
+            rows = [np.array([*tokens, tokenizer.eos_token_id], dtype) for tokens in encoded]
+            ids = np.concatenate([ids, *rows])
+            owners = [np.full(len(row), start + i, np.int32) for i, row in enumerate(rows)]
             document_ids = np.concatenate([document_ids, *owners])
-            num_tokens += sum(map(len, pieces))
+            num_tokens += sum(map(len, rows))
             num_bytes += sum(len(document.text.encode()) for document in batch)
             progress.advance(sum(len(document.text) for document in batch))
             is_last = start + DOCUMENTS_PER_BATCH >= len(documents)

@@ -47,7 +47,7 @@ class TokenDataset:
         self.context_length = int(manifest.facts["context_length"])
         counts = manifest.facts["splits"][split]
         self.num_windows = int(counts["num_windows"])
-        self.tokens_per_byte = counts["num_tokens"] / counts["num_bytes"]
+        self.tokens_per_byte: float = counts["num_tokens"] / counts["num_bytes"]
         self._table = WindowTable(path / split, counts["num_shards"])
         if len(self._table) != self.num_windows:
             raise CocomixError(f"{path / split} holds {len(self._table)} windows, its manifest says {self.num_windows}")

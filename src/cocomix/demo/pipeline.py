@@ -93,25 +93,10 @@ class _Pipeline:
         )
         num_windows = TokenDataset(self.data).num_windows
         student_windows = min(num_windows, -(-size.student_tokens // size.context_length))
-        optimizer = OptimizerConfig(learning_rate=size.learning_rate)
-        shared = {
-            "data": self.data,
-            "optimizer": optimizer,
-            "batch_size": size.batch_size,
-            "seed": seed,
-            "max_validation_windows": size.curve_windows,
-        }
+        teacher_windows = min(num_windows, -(-size.teacher_tokens // size.context_length))
 
         self._announce("teacher")
-        train(
-            TrainConfig(
-                output=self.teacher,
-                student=size.teacher,
-                num_tokens=size.teacher_tokens,
-                num_windows=min(num_windows, -(-size.teacher_tokens // size.context_length)),
-                **shared,
-            )
-        )
+        self._train("teacher", StudentRun("teacher", size.teacher), size.teacher_tokens, teacher_windows)
         self._announce("sparse autoencoder on the teacher's residual stream")
         train_sae(
             TrainSaeConfig(
@@ -140,18 +125,7 @@ class _Pipeline:
         )
         for name, run in size.students.items():
             self._announce(f"student: {run.title}")
-            train(
-                TrainConfig(
-                    output=self.root / name,
-                    student=run.student,
-                    labels=self.concepts if run.uses_labels else None,
-                    teacher=self.teacher if run.distillation_weight else None,
-                    distillation_weight=run.distillation_weight,
-                    num_tokens=size.student_tokens,
-                    num_windows=student_windows,
-                    **shared,
-                )
-            )
+            self._train(name, run, size.student_tokens, student_windows)
         for name, run in size.students.items():
             self._announce(f"evaluation: {run.title}")
             evaluate(self._evaluation(name, run))
@@ -168,6 +142,24 @@ class _Pipeline:
     def _announce(self, title: str) -> None:
         self.stage += 1
         say(f"[{self.stage}/{self.num_stages}] {title}")
+
+    def _train(self, name: str, run: StudentRun, num_tokens: int, num_windows: int) -> None:
+        train(
+            TrainConfig(
+                data=self.data,
+                output=self.root / name,
+                labels=self.concepts if run.uses_labels else None,
+                teacher=self.teacher if run.distillation_weight else None,
+                student=run.student,
+                optimizer=OptimizerConfig(learning_rate=self.size.learning_rate),
+                num_tokens=num_tokens,
+                batch_size=self.size.batch_size,
+                num_windows=num_windows,
+                distillation_weight=run.distillation_weight,
+                seed=self.config.seed,
+                max_validation_windows=self.size.curve_windows,
+            )
+        )
 
     def _evaluation(self, name: str, run: StudentRun) -> EvalConfig:
         return EvalConfig(

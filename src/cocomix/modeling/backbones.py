@@ -9,7 +9,6 @@ A new family needs a subclass that names its parts and is listed in `_ADAPTERS`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,7 +38,7 @@ class DecoderAdapter(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def blocks(self) -> Sequence[nn.Module]:
+    def blocks(self) -> nn.ModuleList:
         """The decoder blocks, in order."""
 
     @property
@@ -121,8 +120,8 @@ class GPT2Adapter(DecoderAdapter):
     family = "gpt2"
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return cast(Sequence[nn.Module], self.model.transformer.h)
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.transformer.h)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -141,8 +140,8 @@ class LlamaAdapter(DecoderAdapter):
     family = "llama"
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return cast(Sequence[nn.Module], self.model.model.layers)
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.model.model.layers)
 
     @property
     def final_norm(self) -> nn.Module:

@@ -9,6 +9,7 @@ Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from torch.nn import functional as F
 CHUNK_ELEMENTS = 2**24
 
 
-def rows_per_chunk(num_concepts: int) -> int:
-    return max(1, CHUNK_ELEMENTS // num_concepts)
+def _chunks(num_rows: int, num_concepts: int) -> Iterator[slice]:
+    """Row ranges whose logits fit the budget."""
+    size = max(1, CHUNK_ELEMENTS // num_concepts)
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
 
 
 class _ConceptHead(torch.autograd.Function):
@@ -36,8 +40,7 @@ class _ConceptHead(torch.autograd.Function):
         indices = torch.empty(N, num_active, dtype=torch.long, device=x.device)
         losses = x.new_zeros(N)
         log_partition = x.new_zeros(N)
-        for rows in torch.arange(N, device="cpu").split(rows_per_chunk(weight.shape[0])):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for part in _chunks(N, weight.shape[0]):
             z = torch.addmm(bias, x[part], weight.t())  # (n, C)
             values[part], indices[part] = z.topk(num_active, dim=-1)
             if labels is not None:
@@ -55,10 +58,9 @@ class _ConceptHead(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight)
         grad_bias = torch.zeros_like(bias)
-        for rows in torch.arange(x.shape[0], device="cpu").split(rows_per_chunk(weight.shape[0])):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for part in _chunks(len(x), weight.shape[0]):
             if labels is None:
-                grad_z = x.new_zeros(len(rows), weight.shape[0])
+                grad_z = x.new_zeros(len(x[part]), weight.shape[0])
             else:
                 grad_loss = grad_losses[part].unsqueeze(-1)
                 z = torch.addmm(bias, x[part], weight.t())

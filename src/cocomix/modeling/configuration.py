@@ -41,10 +41,10 @@ class CoCoMixConfig(PreTrainedConfig):
     def __init__(
         self,
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
-        mixer: MixerName = "concept",
-        mixing: MixingName = "interleave_residual",
+        mixer: str = "concept",
+        mixing: str = "interleave_residual",
         insert_layer: int = 1,
-        position_mode: PositionMode = "shared",
+        position_mode: str = "shared",
         num_concepts: int = 32768,
         num_active_concepts: int = 32,
         concept_loss_weight: float = 0.1,
@@ -55,7 +55,7 @@ class CoCoMixConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model("gpt2")
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config: PreTrainedConfig = backbone_config
         self.mixer = mixer
         self.mixing = mixing
         self.insert_layer = insert_layer

@@ -10,6 +10,5 @@ from torch.nn import functional as F
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
     """-log p(x_{t+1} | x_{<=t}), in nats, for all tokens but the first of each window."""
     V = logits.shape[-1]
-    return F.cross_entropy(logits[:, :-1].reshape(-1, V), input_ids[:, 1:].reshape(-1), reduction="none").view(
-        len(input_ids), -1
-    )
+    losses = F.cross_entropy(logits[:, :-1].reshape(-1, V), input_ids[:, 1:].reshape(-1), reduction="none")
+    return losses.view(len(input_ids), -1)

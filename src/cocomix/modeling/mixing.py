@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cocomix.modeling.configuration import PositionMode
-
 # Shapes: B batch, T tokens, S = positions_per_token * T, D width.
 
 
@@ -36,7 +34,7 @@ class Mixing:
         """The positions that predict the next token: with interleaving only the concepts'."""
         return hidden[:, self.positions_per_token - 1 :: self.positions_per_token]
 
-    def positions(self, position_ids: Int64[Tensor, "B T"], mode: PositionMode) -> Int64[Tensor, "B S"]:
+    def positions(self, position_ids: Int64[Tensor, "B T"], mode: str) -> Int64[Tensor, "B S"]:
         """Rotary positions above the mixer: `shared` (t, t) or `sequential` (2t, 2t + 1)."""
         if self.positions_per_token == 1:
             return position_ids

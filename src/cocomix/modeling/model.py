@@ -117,8 +117,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         position_ids: Int64[Tensor, "_ T"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
-        labels: Int64[Tensor, "B T"] | None = None,
-        concept_labels: Int64[Tensor, "B T A"] | None = None,
+        labels: Tensor | None = None,
+        concept_labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
@@ -132,8 +132,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             position_ids: positions of the tokens; by default counted from the first attended token.
             past_key_values: cache of earlier tokens, extended in place.
             inputs_embeds: token embeddings in place of ids.
-            labels: token ids to predict, shifted inside; `-100` is ignored.
-            concept_labels: concepts of each token; a position with a `-100` among them is ignored.
+            labels: [B, T], token ids to predict, shifted inside; `-100` is ignored.
+            concept_labels: [B, T, A], concepts of each token; a position with a `-100` among them is ignored.
             use_cache: make a cache if none is given.
             logits_to_keep: logits of the last so many tokens only; 0: all.
             return_logits: with labels; by default only outside training.

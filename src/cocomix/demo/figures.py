@@ -1,0 +1,319 @@
+"""The figures of the report, and the number formats that they share with its text.
+
+A figure is drawn once and saved twice: as PNG on white, and as SVG for the page. The SVG keeps its text as text and names its
+colours by CSS variables, so that the page's font and its light or dark mode reach into it. Nothing in either file depends on
+the time, the process or pyplot's global state: equal summaries give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+NARROW_SPACE = "\u202f"
+
+INK, MUTED, RULE = "#1f2328", "#5c6570", "#dcdfe4"
+#: Okabe and Ito's palette without its yellow, black and sky blue: told apart with any colour vision, and on white.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0598f", "#b07900")
+LINE_STYLES = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
+CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)
+}
+
+#: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
+CUT_SHARE = 0.2
+#: Longer names do not fit beside the end of a curve.
+MAX_DIRECT_LABEL = 10
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One finished figure."""
+
+    name: str
+    """Of the PNG file, and prefix of every id in the SVG."""
+    alt: str
+    """What it shows, in words."""
+    svg: str
+    png: bytes
+
+
+def format_count(value: float) -> str:
+    """1,001,472 as 1.00M: three digits."""
+    digits, prefix = _scaled(value, ("", "k", "M", "B", "T"))
+    return digits + prefix
+
+
+def format_flops(value: float) -> str:
+    """6.796e12 as 6.80 TFLOP."""
+    digits, prefix = _scaled(value, ("", "k", "M", "G", "T", "P", "E"))
+    return f"{digits}{NARROW_SPACE}{prefix}FLOP"
+
+
+def format_seconds(value: float) -> str:
+    """84.2 as 1 min 24 s."""
+    whole = round(value)
+    if value < 9.95:
+        return f"{value:.1f}{NARROW_SPACE}s"
+    if whole < 60:
+        return f"{whole}{NARROW_SPACE}s"
+    if whole < 3600:
+        return f"{whole // 60}{NARROW_SPACE}min {whole % 60:02d}{NARROW_SPACE}s"
+    minutes = round(value / 60)
+    return f"{minutes // 60}{NARROW_SPACE}h {minutes % 60:02d}{NARROW_SPACE}min"
+
+
+def format_signed(value: float) -> str:
+    """-0.1 as −0.100, with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
+    """Validation loss of every student against tokens, FLOPs and seconds."""
+    return [_curves(summary, axis) for axis in _AXES]
+
+
+def probe_figures(summary: Mapping[str, Any]) -> dict[str, Drawing]:
+    """What each probe does to the loss, for every student that has probes."""
+    students = {name: summary[name] for name in summary["students"]}
+    return {
+        name: _probes(f"probes-{name}", student["title"], student["probes"])
+        for name, student in students.items()
+        if "probes" in student
+    }
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Move values apart until neighbours differ by `gap`, each group staying centred on where it was."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[list[int]] = []
+    centers: list[float] = []
+    for index in order:
+        members, center = [index], values[index]
+        while groups and center - centers[-1] < gap * (len(members) + len(groups[-1])) / 2:
+            members = groups.pop() + members
+            centers.pop()
+            center = sum(values[i] for i in members) / len(members)
+        groups.append(members)
+        centers.append(center)
+    moved = list(values)
+    for members, center in zip(groups, centers, strict=True):
+        for rank, index in enumerate(members):
+            moved[index] = center + gap * (rank - (len(members) - 1) / 2)
+    return moved
+
+
+@dataclass(frozen=True)
+class _Axis:
+    key: str
+    name: str
+    match_key: str
+    text: Callable[[float], str]
+    """A value in words."""
+    unit: Callable[[float], tuple[float, str]]
+    """Divisor and name of the unit in which the largest value is readable."""
+
+
+def _token_unit(largest: float) -> tuple[float, str]:
+    units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+    return next((unit for unit in units if largest >= unit[0]), (1.0, "tokens"))
+
+
+def _flop_unit(largest: float) -> tuple[float, str]:
+    units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+    return next((unit for unit in units if largest >= unit[0]), (1.0, "FLOP"))
+
+
+def _time_unit(largest: float) -> tuple[float, str]:
+    if largest < 120:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if largest < 7200 else (3600.0, "hours")
+
+
+_AXES = (
+    _Axis("train_tokens", "training tokens", "tokens_to_match_ntp", lambda v: f"{format_count(v)} tokens", _token_unit),
+    _Axis("train_flops", "training FLOPs", "flops_to_match_ntp", format_flops, _flop_unit),
+    _Axis("train_seconds", "training time", "seconds_to_match_ntp", format_seconds, _time_unit),
+)
+
+
+def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
+    students = [summary[name] for name in summary["students"]]
+    largest = max(student["curve"][-1][axis.key] for student in students)
+    divisor, unit = axis.unit(largest)
+    ends = [student["curve"][-1] for student in students]
+    direct = (
+        len({end[axis.key] for end in ends}) == 1
+        and max(len(student["title"]) for student in students) <= MAX_DIRECT_LABEL
+    )
+    figure, axes = _panel(3.4, 2.75, left=0.105, right=0.8 if direct else 0.965, bottom=0.17, top=0.9)
+    for index, (student, end) in enumerate(zip(students, ends, strict=True)):
+        points = [(point[axis.key] / divisor, point["validation_loss"]) for point in student["curve"]]
+        color, style = SERIES[index % len(SERIES)], LINE_STYLES[index % len(LINE_STYLES)]
+        axes.plot(*zip(*points, strict=True), color=color, linestyle=style, linewidth=1.6, label=student["title"])
+        axes.plot(end[axis.key] / divisor, end["validation_loss"], "o", color=color, markersize=3.5)
+    lowest, highest = _loss_range([student["curve"] for student in students], axis.key)
+    height = highest - lowest
+    axes.set_ylim(lowest - 0.2 * height, highest)
+    axes.set_xlim(0, largest / divisor * 1.02)
+    axes.set_xlabel(f"{axis.name[0].upper()}{axis.name[1:]} ({unit})", loc="left")
+    axes.set_title("Validation loss (nats a token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    if direct:
+        _label_ends(axes, students, gap=0.095 * height)
+    else:
+        axes.legend(loc="upper right", frameon=False, fontsize=8, labelcolor=INK, handlelength=2.4, borderaxespad=0)
+    target = summary["ntp"]["curve"][-1]["validation_loss"]
+    _mark_target(axes, target, height)
+    crossing = summary[axis.match_key]
+    if crossing is not None:
+        cocomix = summary["students"].index("cocomix")
+        _mark_crossing(axes, crossing / divisor, target, axis.text(crossing), SERIES[cocomix % len(SERIES)])
+    return _save(figure, f"loss-{axis.key.removeprefix('train_')}", _curves_alt(students, summary, axis))
+
+
+def _loss_range(curves: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[float, float]:
+    """Lowest loss of all, and the highest that is left after the cut first part of each run."""
+    lowest = min(point["validation_loss"] for curve in curves for point in curve)
+    shown = [p["validation_loss"] for curve in curves for p in curve if p[key] >= CUT_SHARE * curve[-1][key]]
+    # A run that learned nothing has a flat curve, and an axis needs a height.
+    return lowest, max(*shown, lowest + 0.01)
+
+
+def _label_ends(axes: Axes, students: Sequence[Mapping[str, Any]], gap: float) -> None:
+    heights = spread([student["curve"][-1]["validation_loss"] for student in students], gap)
+    for index, (student, height) in enumerate(zip(students, heights, strict=True)):
+        axes.annotate(
+            student["title"],
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            color=SERIES[index % len(SERIES)],
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+
+
+def _mark_target(axes: Axes, target: float, height: float) -> None:
+    axes.axhline(target, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    right = axes.get_xlim()[1]
+    text = f"NTP’s final loss, {target:.3f}"
+    axes.text(0.015 * right, target - 0.02 * height, text, va="top", color=MUTED, fontsize=8)
+
+
+def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -> None:
+    """A ring where CoCoMix reaches NTP's final loss, and its place on the axis, in the free strip below all curves."""
+    bottom, (_, right) = axes.get_ylim()[0], axes.get_xlim()
+    axes.plot([x, x], [bottom, target], color=color, linewidth=0.8, linestyle=(0, (1, 1.5)))
+    axes.plot(x, target, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.3)
+    left_side = x > 0.5 * right
+    axes.annotate(
+        text,
+        (x, bottom),
+        xytext=(-4 if left_side else 4, 4),
+        textcoords="offset points",
+        ha="right" if left_side else "left",
+        color=color,
+        fontsize=8,
+    )
+
+
+def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], axis: _Axis) -> str:
+    ends = (
+        f"{student['title']} ends at {student['curve'][-1]['validation_loss']:.3f} "
+        f"after {axis.text(student['curve'][-1][axis.key])}"
+        for student in students
+    )
+    crossing = summary[axis.match_key]
+    match = (
+        "does not reach NTP’s final loss" if crossing is None else f"reaches NTP’s final loss at {axis.text(crossing)}"
+    )
+    return f"Validation loss against {axis.name}: {'; '.join(ends)}. CoCoMix {match}."
+
+
+def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, float]]) -> Drawing:
+    height = 0.5 + 0.3 * len(probes)
+    figure, axes = _panel(5.2, height, left=0.19, right=0.98, bottom=0.46 / height, top=0.99)
+    reaches = []
+    for row, (probe, result) in enumerate(probes.items()):
+        delta, error = result["loss_delta"], 2 * result["standard_error"]
+        error = 0.0 if math.isnan(error) else error
+        # The oracle is hollow: it is not a model that anyone could run.
+        face = "none" if probe == "oracle" else SERIES[0]
+        axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=SERIES[0], linewidth=1)
+        axes.errorbar(delta, row, xerr=error, color=INK, linewidth=1, capsize=2.5, capthick=1)
+        reach = delta + math.copysign(error, delta)
+        axes.annotate(
+            format_signed(delta),
+            (reach, row),
+            xytext=(math.copysign(5, delta), 0),
+            textcoords="offset points",
+            va="center",
+            ha="left" if delta >= 0 else "right",
+            color=INK,
+            fontsize=8.5,
+        )
+        reaches.append(reach)
+    width = max(0.0, *reaches) - min(0.0, *reaches) or 1.0
+    axes.set_xlim(min(0.0, *reaches) - 0.17 * width * (min(reaches) < 0), max(0.0, *reaches) + 0.17 * width)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    axes.set_yticks(range(len(probes)), [probe.replace("_", " ") for probe in probes], color=INK)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=RULE, linewidth=0.6)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xlabel("Change of the validation loss (nats a token); right: the probe hurts", loc="left")
+    changes = "; ".join(f"{probe.replace('_', ' ')} {format_signed(r['loss_delta'])}" for probe, r in probes.items())
+    return _save(figure, name, f"Change of {title}’s validation loss under each probe: {changes} nats a token.")
+
+
+def _panel(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
+    """An empty panel in the house look; size in inches."""
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(**margins)
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=8, length=0, pad=4)
+    axes.xaxis.label.set(color=MUTED, fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    return figure, axes
+
+
+def _save(figure: Figure, name: str, alt: str) -> Drawing:
+    figure.patch.set_facecolor("white")
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    png, svg = io.BytesIO(), io.BytesIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
+    return Drawing(name, alt, _for_page(svg.getvalue().decode(), name, alt), png.getvalue())
+
+
+def _for_page(svg: str, name: str, alt: str) -> str:
+    """An SVG file as an element of an HTML page: no prologue, no namespaces, its own ids, the page's colours."""
+    view_box = re.search(r'viewBox="([^"]+)"', svg)
+    assert view_box is not None
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    # Its style sheet says `*`, which would reach the whole page; the page says the same for figures alone.
+    body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL).replace("xlink:href", "href")
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    for color, variable in CSS_COLORS.items():
+        body = body.replace(color, f"var({variable})")
+    return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(alt)}">{body.strip()}'

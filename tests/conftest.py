@@ -1,0 +1,86 @@
+"""Shared fixtures: shape checking, and one tiny pipeline from text to labels that most tests build on."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
+install_import_hook("cocomix", "beartype.beartype")
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from cocomix.concepts.extraction import ExtractConfig, extract
+from cocomix.concepts.sae_training import TrainSaeConfig, train_sae
+from cocomix.data.prepare import PrepareConfig, prepare
+from cocomix.training.config import StudentConfig, TrainConfig
+from cocomix.training.loop import train
+
+WORDS = ("def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True")
+STUDENT = StudentConfig(hidden_size=16, num_layers=2, num_heads=2, num_active_concepts=4)
+
+
+def write_corpus(path: Path, num_documents: int = 60, seed: int = 0) -> Path:
+    """A JSON-lines corpus of pseudo-code with some regularity to learn."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(num_documents):
+            lines = [f"# document {number}: naïve text ☕"]
+            for _ in range(30):
+                first = rng.choice(WORDS)
+                lines.append(" ".join([first, *(rng.choice(WORDS) for _ in range(rng.randint(2, 6))), first]))
+            file.write(json.dumps({"text": "\n".join(lines)}) + "\n")
+    return path
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of a tiny pipeline."""
+
+    corpus: Path
+    data: Path
+    teacher: Path
+    sae: Path
+    concepts: Path
+    root: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Corpus, token dataset, teacher, autoencoder and labels, made once; tests must not write into them."""
+    root = tmp_path_factory.mktemp("tiny")
+    corpus = write_corpus(root / "corpus.jsonl")
+    made = Tiny(corpus, root / "data", root / "teacher", root / "sae", root / "concepts", root)
+    prepare(PrepareConfig(output=made.data, text=(corpus,), vocab_size=300, context_length=16, validation_fraction=0.2))
+    train(TrainConfig(data=made.data, output=made.teacher, student=STUDENT, num_tokens=4096, num_evaluations=2))
+    train_sae(
+        TrainSaeConfig(
+            teacher=made.teacher,
+            data=made.data,
+            output=made.sae,
+            layer=0,
+            num_latents=32,
+            k=6,
+            num_tokens=4096,
+            batch_size=16,
+            tokens_per_update=64,
+        )
+    )
+    extract(ExtractConfig(teacher=made.teacher, sae=made.sae, data=made.data, output=made.concepts))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield

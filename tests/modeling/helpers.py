@@ -1,0 +1,68 @@
+"""Small models for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.model import CoCoMixForCausalLM
+
+VOCAB_SIZE = 40
+NUM_CONCEPTS = 24
+FAMILIES = ("gpt2", "llama")
+MIXERS = (
+    ("none", "none"),
+    ("concept", "interleave"),
+    ("concept", "interleave_residual"),
+    ("concept", "add"),
+    ("concept", "none"),
+    ("pause", "interleave"),
+    ("pause", "interleave_residual"),
+    ("pause", "add"),
+)
+
+
+def backbone_config(family: str, **settings: Any) -> PreTrainedConfig:
+    shared: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    if family == "gpt2":
+        shared |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    else:
+        shared |= {"intermediate_size": 32, "num_key_value_heads": 1}
+    return AutoConfig.for_model(family, **shared | settings)
+
+
+def student(
+    family: str = "llama", mixer: str = "concept", mixing: str = "interleave", **settings: Any
+) -> CoCoMixForCausalLM:
+    """A small student in evaluation mode, with weights large enough that nothing is lost in rounding."""
+    config = CoCoMixConfig(
+        backbone_config=backbone_config(family),
+        **{"insert_layer": 1, "num_concepts": NUM_CONCEPTS, "num_active_concepts": 5, "initializer_range": 0.5}
+        | settings,
+        mixer=mixer,
+        mixing=mixing,
+    )
+    torch.manual_seed(0)
+    return CoCoMixForCausalLM(config).eval()
+
+
+def tokens(B: int = 2, T: int = 9) -> torch.Tensor:
+    return torch.randint(1, VOCAB_SIZE, (B, T))
+
+
+def concept_labels(B: int = 2, T: int = 9, A: int = 3) -> torch.Tensor:
+    labels = torch.randint(0, NUM_CONCEPTS, (B, T, A))
+    labels[:, -1] = -100
+    return labels

@@ -1,0 +1,201 @@
+"""The composed student: equal to its backbone without a mixer, to the plain transcription with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cocomix import CocomixError
+from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.model import CoCoMixForCausalLM
+from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
+from tests.reference import gpt2_cocomix
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_without_mixer_logits_equal_the_backbones_bit_for_bit(family: str, padded: bool) -> None:
+    model = student(family, "none", "none")
+    ids = tokens()
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :3] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = model.backbone(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backbone_starts_equal_whatever_is_inserted(family: str) -> None:
+    plain = student(family, "none", "none").backbone.state_dict()
+    for mixer, mixing in MIXERS:
+        other = student(family, mixer, mixing).backbone.state_dict()
+        assert all(torch.equal(plain[name], other[name]) for name in plain), (mixer, mixing)
+
+
+@pytest.mark.parametrize("mixing", ["interleave", "interleave_residual"])
+@pytest.mark.parametrize("insert_layer", [0, 1, 2])
+def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, insert_layer: int) -> None:
+    model = student("gpt2", mixing=mixing, insert_layer=insert_layer, concept_loss_weight=0.3).double()
+    ids, labels = tokens(), concept_labels()
+    labels[0, 2] = -100
+    output = model(input_ids=ids, labels=ids, concept_labels=labels, return_logits=True)
+    parameters = dict(model.named_parameters())
+    fast = torch.autograd.grad(output.loss, list(parameters.values()))
+
+    expected_loss, expected_logits = gpt2_cocomix.loss(
+        parameters,
+        ids,
+        labels,
+        num_blocks=3,
+        num_heads=2,
+        insert_layer=insert_layer,
+        num_active=5,
+        concept_weight=0.3,
+        residual=mixing == "interleave_residual",
+    )
+    slow = torch.autograd.grad(expected_loss, list(parameters.values()))
+    torch.testing.assert_close(output.loss, expected_loss)
+    torch.testing.assert_close(output.logits, expected_logits)
+    for name, got, expected in zip(parameters, fast, slow, strict=True):
+        torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"gradient of {name}: {text}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+class TestEveryFamilyAndMixer:
+    """What holds whatever is inserted into whichever decoder."""
+
+    def test_saved_and_loaded_equals_original(self, family: str, mixer: str, mixing: str, tmp_path: Path) -> None:
+        model = student(family, mixer, mixing)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert isinstance(loaded, CoCoMixForCausalLM)
+        assert loaded.config.mixing == mixing
+        assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+        ids = tokens()
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+    def test_left_padded_equals_unpadded(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens()
+        padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), ids], 1)
+        mask = torch.ones_like(padded)
+        mask[:, :3] = 0
+        # Another mask, another attention kernel: equal to rounding in float32.
+        torch.testing.assert_close(
+            model(input_ids=padded, attention_mask=mask).logits[:, 3:],
+            model(input_ids=ids).logits,
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+    def test_cached_equals_uncached_token_by_token(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens()
+        expected = model(input_ids=ids).logits
+        output = model(input_ids=ids[:, :4], use_cache=True)
+        parts = [output.logits]
+        for t in range(4, ids.shape[1]):
+            output = model(input_ids=ids[:, t : t + 1], past_key_values=output.past_key_values)
+            parts.append(output.logits)
+        torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
+
+    def test_greedy_generation_does_not_depend_on_the_cache(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens()
+        settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
+
+    def test_no_position_sees_a_later_token(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens()
+        changed = ids.clone()
+        changed[:, 5] = (changed[:, 5] + 1) % VOCAB_SIZE
+        before, after = model(input_ids=ids).logits, model(input_ids=changed).logits
+        assert torch.equal(before[:, :5], after[:, :5])
+        assert not torch.equal(before[:, 5:], after[:, 5:])
+
+
+def test_insertion_at_the_bottom_is_cached_too() -> None:
+    model, ids = student("llama", insert_layer=0), tokens()
+    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
+
+
+def test_sequential_positions_differ_from_shared_ones_only_for_rotary_models() -> None:
+    ids = tokens()
+    for family, equal in (("gpt2", True), ("llama", False)):
+        logits = [student(family, position_mode=mode)(input_ids=ids).logits for mode in ("shared", "sequential")]
+        assert torch.equal(*logits) is equal
+
+
+def test_losses_are_means_of_their_sums_over_valid_targets() -> None:
+    model, ids, labels = student(), tokens(), concept_labels()
+    targets = ids.clone()
+    targets[0, :4] = -100
+    output = model(input_ids=ids, labels=targets, concept_labels=labels)
+    assert int(output.lm_count) == 2 * 8 - 3
+    assert int(output.concept_count) == 2 * 8
+    torch.testing.assert_close(output.lm_loss, output.lm_loss_sum / output.lm_count)
+    torch.testing.assert_close(output.loss, output.lm_loss + 0.1 * output.concept_loss)
+
+
+def test_logits_are_left_out_in_training_unless_asked_for() -> None:
+    model, ids = student().train(), tokens()
+    assert model(input_ids=ids, labels=ids).logits is None
+    assert model(input_ids=ids, labels=ids, return_logits=True).logits is not None
+    assert model(input_ids=ids).logits is not None
+
+
+def test_from_backbone_keeps_the_weights() -> None:
+    backbone = AutoModelForCausalLM.from_config(backbone_config("llama"))
+    expected = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    model = CoCoMixForCausalLM.from_backbone(backbone, insert_layer=1, num_concepts=8, num_active_concepts=2)
+    assert all(torch.equal(model.backbone.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+class TestErrors:
+    """Bad input: one sentence each."""
+
+    def test_unsupported_family(self) -> None:
+        config = backbone_config("llama").to_dict() | {"model_type": "opt"}
+        with pytest.raises(CocomixError, match="'opt' are not supported"):
+            CoCoMixForCausalLM(CoCoMixConfig(backbone_config=config, num_concepts=4, num_active_concepts=2))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"insert_layer": 3}, "insert_layer is 3; a decoder of 3 blocks takes 0 to 2"),
+            ({"mixer": "conept"}, "mixer is 'conept'; it must be one of concept, pause, none"),
+            ({"mixing": "sum"}, "mixing is 'sum'"),
+            ({"position_mode": "both"}, "position_mode is 'both'"),
+            ({"num_active_concepts": 99, "num_concepts": 8}, "num_active_concepts is 99"),
+            ({"mixer": "pause", "mixing": "none"}, "would insert nothing"),
+        ],
+    )
+    def test_configuration(self, settings: dict[str, object], message: str) -> None:
+        with pytest.raises(CocomixError, match=message):
+            CoCoMixConfig(backbone_config=backbone_config("llama"), **settings)
+
+    def test_token_out_of_range(self) -> None:
+        with pytest.raises(CocomixError, match="input_ids holds 40; the vocabulary has ids 0 to 39"):
+            student()(input_ids=torch.tensor([[1, 40]]))
+
+    def test_labels_of_the_wrong_shape(self) -> None:
+        ids = tokens()
+        with pytest.raises(CocomixError, match="labels has shape"):
+            student()(input_ids=ids, labels=ids[:, 1:])
+        with pytest.raises(CocomixError, match="concept_labels has shape"):
+            student()(input_ids=ids, concept_labels=concept_labels(T=8))
+
+    def test_concept_out_of_range(self) -> None:
+        with pytest.raises(CocomixError, match="concept_labels holds 24; the model has concepts 0 to 23"):
+            student()(input_ids=tokens(1, 2), concept_labels=torch.full((1, 2, 3), 24))
+
+    def test_concept_labels_for_a_model_without_concepts(self) -> None:
+        with pytest.raises(CocomixError, match="mixer 'pause'"):
+            student(mixer="pause")(input_ids=tokens(), concept_labels=concept_labels())
+
+    def test_nothing_to_read(self) -> None:
+        with pytest.raises(CocomixError, match="give input_ids or inputs_embeds"):
+            student()()

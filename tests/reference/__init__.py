@@ -1,0 +1,1 @@
+"""The method written out slowly and plainly, to hold the fast paths against."""
