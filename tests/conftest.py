@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from jaxtyping import install_import_hook
-
-# Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
-install_import_hook("cocomix", "beartype.beartype")
-
 import json
+import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+import tests.shape_checker  # noqa: F401  (the hook below takes it by name)
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
+install_import_hook("cocomix", "tests.shape_checker.check")
 
 from cocomix.concepts.extraction import ExtractConfig, extract
 from cocomix.concepts.sae_training import TrainSaeConfig, train_sae
@@ -81,6 +80,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> Iterator[None]:
+def _fixed_seed() -> None:
     torch.manual_seed(0)
-    yield
+    torch.set_num_threads(1)  # tensors this small are slower on two

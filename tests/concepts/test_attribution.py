@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cocomix import AttributionConfig, CocomixError, ConceptExtractor, SparseAutoencoder, SparseAutoencoderConfig
 from tests.modeling.helpers import FAMILIES, backbone_config, tokens
@@ -19,6 +20,17 @@ def make(family: str, normalize_input: bool = True, **settings: object) -> Conce
     return ConceptExtractor(teacher.requires_grad_(False), sae, 1, AttributionConfig(num_labels=2, **settings))
 
 
+@pytest.fixture
+def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama's norm computes in float32 whatever its input, which would drown a finite difference."""
+
+    def forward(self: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+
+
+@pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize_input", [True, False])
 @pytest.mark.parametrize(

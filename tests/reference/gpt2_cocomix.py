@@ -66,7 +66,7 @@ def block(h: Tensor, weights: Mapping[str, Tensor], i: int, num_heads: int) -> T
 
 def attention(x: Tensor, weights: Mapping[str, Tensor], name: str, num_heads: int) -> Tensor:
     """Causal multi-head attention, one head after another."""
-    B, S, D = x.shape
+    _, S, D = x.shape
     qkv = x @ weights[f"{name}.c_attn.weight"] + weights[f"{name}.c_attn.bias"]
     q, k, v = qkv.split(D, dim=-1)
     size = D // num_heads

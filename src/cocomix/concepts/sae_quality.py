@@ -41,7 +41,7 @@ class SaeQuality:
 def sae_quality(
     teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, *, max_windows: int | None = None
 ) -> SaeQuality:
-    """Measure a dictionary on the first windows of a split."""
+    """Measure a dictionary on evenly spaced windows of a split."""
     D = sae.config.hidden_size
     total, num_windows, num_tokens = torch.zeros(D, dtype=torch.float64), 0, 0
     for input_ids in dataset.batches(32, max_windows):

@@ -50,7 +50,7 @@ class TrainSaeConfig:
     """0-based block of the teacher after which activations are read."""
     num_latents: int = 1024
     """C, size of the dictionary."""
-    k: int = 32
+    k: int = 16
     """K, latents active for a token."""
     num_tokens: int = 1_000_000
     """Tokens to train on, rounded up to whole steps."""
@@ -67,7 +67,7 @@ class TrainSaeConfig:
     num_auxiliary_latents: int = 64
     """Dead latents that the auxiliary loss uses for a token."""
     max_validation_windows: int | None = None
-    """Measure quality on the first so many validation windows; by default all."""
+    """Measure quality on so many evenly spaced validation windows; by default on all."""
     seed: int = 0
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25

@@ -57,10 +57,16 @@ class TokenDataset:
         return torch.from_numpy(self._table.take("input_ids", windows))
 
     def batches(self, batch_size: int, max_windows: int | None = None) -> Iterator[Int64[Tensor, "B T"]]:
-        """Token ids of the first windows (a fair sample of the split), `batch_size` at a time; None: all."""
+        """Token ids of evenly spaced windows, a sample of all documents, `batch_size` at a time.
+
+        Args:
+            batch_size: windows in a batch; the last may have fewer.
+            max_windows: how many windows; None: all.
+        """
         count = self.num_windows if max_windows is None else min(max_windows, self.num_windows)
+        windows = np.arange(count) * self.num_windows // count
         for start in range(0, count, batch_size):
-            yield self.input_ids(range(start, min(start + batch_size, count)))
+            yield self.input_ids(windows[start : start + batch_size])
 
     def document_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
         """Which document of the split each token belongs to."""

@@ -30,10 +30,15 @@ CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)
 }
 
+COUNT_PREFIXES = ("", "k", "M", "B", "T")
+FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
 #: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
 CUT_SHARE = 0.2
 #: Longer names do not fit beside the end of a curve.
 MAX_DIRECT_LABEL = 10
+#: Curves that leave the upper right corner free enough for their names.
+MAX_INSIDE_LEGEND = 3
 
 
 @dataclass(frozen=True)
@@ -48,19 +53,22 @@ class Drawing:
     png: bytes
 
 
-def format_count(value: float) -> str:
-    """1,001,472 as 1.00M: three digits."""
-    digits, prefix = _scaled(value, ("", "k", "M", "B", "T"))
+def format_count(value: float | int, whole: float | int | None = None) -> str:
+    """1,001,472 as 1.00M: three digits; a part of a whole as many decimals as the whole, so 741,000 of it as 0.74M."""
+    digits, prefix = _scaled(value if whole is None else whole, COUNT_PREFIXES)
+    if whole is not None:
+        num_decimals = len(digits.partition(".")[2])
+        digits = f"{value / 1000 ** COUNT_PREFIXES.index(prefix):.{num_decimals}f}"
     return digits + prefix
 
 
-def format_flops(value: float) -> str:
+def format_flops(value: float | int) -> str:
     """6.796e12 as 6.80 TFLOP."""
-    digits, prefix = _scaled(value, ("", "k", "M", "G", "T", "P", "E"))
+    digits, prefix = _scaled(value, FLOP_PREFIXES)
     return f"{digits}{NARROW_SPACE}{prefix}FLOP"
 
 
-def format_seconds(value: float) -> str:
+def format_seconds(value: float | int) -> str:
     """84.2 as 1 min 24 s."""
     whole = round(value)
     if value < 9.95:
@@ -73,9 +81,19 @@ def format_seconds(value: float) -> str:
     return f"{minutes // 60}{NARROW_SPACE}h {minutes % 60:02d}{NARROW_SPACE}min"
 
 
-def format_signed(value: float) -> str:
+def format_signed(value: float | int) -> str:
     """-0.1 as −0.100, with a true minus sign."""
     return f"{value:+.3f}".replace("-", "−")
+
+
+def _scaled(value: float | int, prefixes: Sequence[str]) -> tuple[str, str]:
+    """Three digits and the prefix of a power of a thousand."""
+    rounded = float(f"{value:.3g}")
+    power = min(max(int(math.log10(rounded) // 3), 0), len(prefixes) - 1) if rounded else 0
+    scaled = rounded / 1000**power
+    if power == 0 and scaled == int(scaled):
+        return str(int(scaled)), prefixes[power]
+    return f"{scaled:#.3g}".rstrip("."), prefixes[power]
 
 
 def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
@@ -118,32 +136,36 @@ class _Axis:
     key: str
     name: str
     match_key: str
-    text: Callable[[float], str]
-    """A value in words."""
-    unit: Callable[[float], tuple[float, str]]
+    text: Callable[[float | int, float | int], str]
+    """A value in words, as part of a whole."""
+    unit: Callable[[float | int], tuple[float, str]]
     """Divisor and name of the unit in which the largest value is readable."""
 
 
-def _token_unit(largest: float) -> tuple[float, str]:
+def _token_unit(largest: float | int) -> tuple[float, str]:
     units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
     return next((unit for unit in units if largest >= unit[0]), (1.0, "tokens"))
 
 
-def _flop_unit(largest: float) -> tuple[float, str]:
+def _flop_unit(largest: float | int) -> tuple[float, str]:
     units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
     return next((unit for unit in units if largest >= unit[0]), (1.0, "FLOP"))
 
 
-def _time_unit(largest: float) -> tuple[float, str]:
+def _time_unit(largest: float | int) -> tuple[float, str]:
     if largest < 120:
         return 1.0, "seconds"
     return (60.0, "minutes") if largest < 7200 else (3600.0, "hours")
 
 
+def _tokens_text(part: float | int, whole: float | int) -> str:
+    return f"{format_count(part, whole)} tokens"
+
+
 _AXES = (
-    _Axis("train_tokens", "training tokens", "tokens_to_match_ntp", lambda v: f"{format_count(v)} tokens", _token_unit),
-    _Axis("train_flops", "training FLOPs", "flops_to_match_ntp", format_flops, _flop_unit),
-    _Axis("train_seconds", "training time", "seconds_to_match_ntp", format_seconds, _time_unit),
+    _Axis("train_tokens", "training tokens", "tokens_to_match_ntp", _tokens_text, _token_unit),
+    _Axis("train_flops", "training FLOPs", "flops_to_match_ntp", lambda part, _: format_flops(part), _flop_unit),
+    _Axis("train_seconds", "training time", "seconds_to_match_ntp", lambda part, _: format_seconds(part), _time_unit),
 )
 
 
@@ -152,11 +174,11 @@ def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
     largest = max(student["curve"][-1][axis.key] for student in students)
     divisor, unit = axis.unit(largest)
     ends = [student["curve"][-1] for student in students]
-    direct = (
-        len({end[axis.key] for end in ends}) == 1
-        and max(len(student["title"]) for student in students) <= MAX_DIRECT_LABEL
-    )
-    figure, axes = _panel(3.4, 2.75, left=0.105, right=0.8 if direct else 0.965, bottom=0.17, top=0.9)
+    titles = [student["title"] for student in students]
+    direct = len({end[axis.key] for end in ends}) == 1 and max(map(len, titles)) <= MAX_DIRECT_LABEL
+    # A long legend has no free corner inside; its lines go below the panel.
+    below = 0.0 if len(titles) <= MAX_INSIDE_LEGEND else 0.165 * len(titles) + 0.05
+    figure, axes = _panel(3.4, 2.75 + below, left=0.36, right=0.68 if direct else 0.12, bottom=0.47 + below, top=0.28)
     for index, (student, end) in enumerate(zip(students, ends, strict=True)):
         points = [(point[axis.key] / divisor, point["validation_loss"]) for point in student["curve"]]
         color, style = SERIES[index % len(SERIES)], LINE_STYLES[index % len(LINE_STYLES)]
@@ -171,17 +193,26 @@ def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
     if direct:
         _label_ends(axes, students, gap=0.095 * height)
     else:
-        axes.legend(loc="upper right", frameon=False, fontsize=8, labelcolor=INK, handlelength=2.4, borderaxespad=0)
+        _legend(figure, axes, inside=not below)
     target = summary["ntp"]["curve"][-1]["validation_loss"]
     _mark_target(axes, target, height)
     crossing = summary[axis.match_key]
     if crossing is not None:
         cocomix = summary["students"].index("cocomix")
-        _mark_crossing(axes, crossing / divisor, target, axis.text(crossing), SERIES[cocomix % len(SERIES)])
+        _mark_crossing(axes, crossing / divisor, target, axis.text(crossing, largest), SERIES[cocomix % len(SERIES)])
     return _save(figure, f"loss-{axis.key.removeprefix('train_')}", _curves_alt(students, summary, axis))
 
 
-def _loss_range(curves: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[float, float]:
+def _legend(figure: Figure, axes: Axes, *, inside: bool) -> None:
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handlelength": 2.8, "borderaxespad": 0}
+    if inside:
+        axes.legend(loc="upper right", **look)
+    else:
+        left = axes.get_position().x0
+        figure.legend(loc="lower left", bbox_to_anchor=(left, 0.01), borderpad=0, labelspacing=0.35, **look)
+
+
+def _loss_range(curves: Sequence[Sequence[Mapping[str, float | int]]], key: str) -> tuple[float, float]:
     """Lowest loss of all, and the highest that is left after the cut first part of each run."""
     lowest = min(point["validation_loss"] for curve in curves for point in curve)
     shown = [p["validation_loss"] for curve in curves for p in curve if p[key] >= CUT_SHARE * curve[-1][key]]
@@ -230,21 +261,23 @@ def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -
 
 
 def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], axis: _Axis) -> str:
-    ends = (
-        f"{student['title']} ends at {student['curve'][-1]['validation_loss']:.3f} "
-        f"after {axis.text(student['curve'][-1][axis.key])}"
-        for student in students
+    ends = {student["title"]: student["curve"][-1] for student in students}
+    largest = max(end[axis.key] for end in ends.values())
+    curves = "; ".join(
+        f"{title} ends at {end['validation_loss']:.3f} after {axis.text(end[axis.key], largest)}"
+        for title, end in ends.items()
     )
     crossing = summary[axis.match_key]
     match = (
-        "does not reach NTP’s final loss" if crossing is None else f"reaches NTP’s final loss at {axis.text(crossing)}"
+        "does not reach NTP’s final loss"
+        if crossing is None
+        else f"reaches NTP’s final loss at {axis.text(crossing, largest)}"
     )
-    return f"Validation loss against {axis.name}: {'; '.join(ends)}. CoCoMix {match}."
+    return f"Validation loss against {axis.name}: {curves}. CoCoMix {match}."
 
 
 def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, float]]) -> Drawing:
-    height = 0.5 + 0.3 * len(probes)
-    figure, axes = _panel(5.2, height, left=0.19, right=0.98, bottom=0.46 / height, top=0.99)
+    figure, axes = _panel(4.2, 0.5 + 0.28 * len(probes), left=1.0, right=0.08, bottom=0.46, top=0.02)
     reaches = []
     for row, (probe, result) in enumerate(probes.items()):
         delta, error = result["loss_delta"], 2 * result["standard_error"]
@@ -266,22 +299,22 @@ def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, float]]) ->
         )
         reaches.append(reach)
     width = max(0.0, *reaches) - min(0.0, *reaches) or 1.0
-    axes.set_xlim(min(0.0, *reaches) - 0.17 * width * (min(reaches) < 0), max(0.0, *reaches) + 0.17 * width)
+    axes.set_xlim(min(0.0, *reaches) - 0.27 * width * (min(reaches) < 0), max(0.0, *reaches) + 0.27 * width)
     axes.axvline(0, color=MUTED, linewidth=0.8)
     axes.set_yticks(range(len(probes)), [probe.replace("_", " ") for probe in probes], color=INK)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=0.6)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xlabel("Change of the validation loss (nats a token); right: the probe hurts", loc="left")
+    axes.set_xlabel("Change of the validation loss (nats a token)", loc="left")
     changes = "; ".join(f"{probe.replace('_', ' ')} {format_signed(r['loss_delta'])}" for probe, r in probes.items())
     return _save(figure, name, f"Change of {title}’s validation loss under each probe: {changes} nats a token.")
 
 
-def _panel(width: float, height: float, **margins: float) -> tuple[Figure, Axes]:
-    """An empty panel in the house look; size in inches."""
+def _panel(width: float, height: float, *, left: float, right: float, bottom: float, top: float) -> tuple[Figure, Axes]:
+    """An empty panel in the house look; size and margins in inches."""
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(**margins)
+    figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height)
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=RULE, linewidth=0.6)
@@ -289,8 +322,8 @@ def _panel(width: float, height: float, **margins: float) -> tuple[Figure, Axes]
     axes.spines["bottom"].set_color(MUTED)
     axes.tick_params(colors=MUTED, labelsize=8, length=0, pad=4)
     axes.xaxis.label.set(color=MUTED, fontsize=8.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=4))
     return figure, axes
 
 

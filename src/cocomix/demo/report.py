@@ -6,6 +6,7 @@ the template arranges. Corpus text reaches the page through one filter, which es
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from cocomix.demo.figures import (
 
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
+_SIGN = Markup('<span class="sign">{}</span>')
 #: Cards that are open from the start.
 NUM_OPEN_CARDS = 9
 
@@ -39,13 +41,13 @@ MIXINGS = {
 }
 PROBES = {
     "zero": "No concept is active: what the model loses without any.",
-    "mean": "Every position gets the average concept vector: what it loses when concepts stop saying anything about their text.",
+    "mean": "Every position gets the average concept vector: what it loses when concepts say nothing about their text.",
     "shuffle_batch": "Every sequence gets the concepts of another one: what it loses when they are about a different text. "
     "This decides the verdict.",
     "shuffle_position": "Every position gets the concepts of an earlier one of its own sequence: what it loses when they are "
     "about the right text but the wrong place.",
-    "oracle": "The teacher’s own labels replace the strongest predictions. They are chosen knowing the next token, so this is "
-    "an upper bound and not a fair model.",
+    "oracle": "The teacher’s own labels replace the strongest predictions. They are chosen knowing the next token, so this "
+    "is an upper bound and not a fair model.",
 }
 ATTRIBUTION = {
     "attribution": "latents that mattered most for the loss",
@@ -83,17 +85,17 @@ def headline(summary: Mapping[str, Any]) -> str:
         loss = f"is the same as NTP’s to three decimals {against}"
     else:
         loss = f"is {abs(difference):.3f} nats {'lower' if difference < 0 else 'higher'} than NTP’s {against}"
-    matched, total = summary["tokens_to_match_ntp"], format_count(cocomix["train_tokens"])
+    matched, tokens = summary["tokens_to_match_ntp"], cocomix["train_tokens"]
     if matched is None:
-        match = f"it did not reach NTP’s final loss within {total} tokens"
+        match = f"it did not reach NTP’s final loss within {format_count(tokens)} tokens"
     else:
-        change = format_change(matched, ntp["train_tokens"])
-        match = f"it reached NTP’s final loss after {format_count(matched)} of {total} tokens ({change})"
-    seconds = _per_token(cocomix, "train_seconds") / _per_token(ntp, "train_seconds")
-    flops = cocomix["train_flops"] / ntp["train_flops"]
+        change = format_change(matched, ntp["train_tokens"], less="fewer")
+        share = f"{format_count(matched, tokens)} of {format_count(tokens)} tokens ({change})"
+        match = f"it reached NTP’s final loss after {share}"
+    flops, seconds = (_per_token(cocomix, name) / _per_token(ntp, name) for name in ("train_flops", "train_seconds"))
     return (
-        f"With equal tokens CoCoMix’s validation loss {loss}; {match}, and spent {flops:.1f} times the training FLOPs "
-        f"and {seconds:.1f} times the seconds per token."
+        f"With equal tokens CoCoMix’s validation loss {loss}; {match}, and spent {flops:.2g} times the training FLOPs "
+        f"and {seconds:.2g} times the seconds per token."
     )
 
 
@@ -101,19 +103,19 @@ def equal_compute(summary: Mapping[str, Any]) -> str:
     """The same comparison at equal FLOPs and equal time."""
     ntp, cocomix = summary["ntp"], summary["cocomix"]
     flops, seconds = summary["flops_to_match_ntp"], summary["seconds_to_match_ntp"]
-    total = format_flops(ntp["train_flops"])
-    if flops is None or seconds is None:
+    total, time = format_flops(ntp["train_flops"]), format_seconds(ntp["train_seconds"])
+    if flops is None:
         text = (
-            f"At equal compute the comparison is no better: NTP’s whole run took {total} and "
-            f"{format_seconds(ntp['train_seconds'])}, and CoCoMix’s {format_flops(cocomix['train_flops'])} and "
-            f"{format_seconds(cocomix['train_seconds'])} did not bring it to NTP’s final loss."
+            f"Counted in compute, NTP’s whole run took {total} and {time}; CoCoMix’s "
+            f"took {format_flops(cocomix['train_flops'])} and {format_seconds(cocomix['train_seconds'])} and did not reach "
+            "its final loss."
         )
     else:
         text = (
-            f"Counted in compute, it needed {format_flops(flops)} to get there, "
-            f"{format_change(flops, ntp['train_flops'])} than NTP’s whole {total}, and {format_seconds(seconds)}, "
-            f"{format_change(seconds, ntp['train_seconds'])} than NTP’s {format_seconds(ntp['train_seconds'])}."
-        ).replace("as much than", "as much as")
+            f"Counted in compute, it needed {format_flops(flops)} to get there "
+            f"({format_change(flops, ntp['train_flops'], less='fewer', than=f'NTP’s whole {total}')}) and "
+            f"{format_seconds(seconds)} ({format_change(seconds, ntp['train_seconds'], than=f'NTP’s {time}')})."
+        )
     level = loss_at(cocomix["curve"], "train_flops", ntp["train_flops"])
     if level is not None:
         final = ntp["curve"][-1]["validation_loss"]
@@ -130,6 +132,17 @@ def teacher_cost(summary: Mapping[str, Any]) -> str:
     )
 
 
+def doubtful_time(summary: Mapping[str, Any]) -> str | None:
+    """Says so where the times contradict the FLOPs."""
+    ntp, cocomix = summary["ntp"], summary["cocomix"]
+    if cocomix["train_flops"] <= ntp["train_flops"] or cocomix["train_seconds"] >= ntp["train_seconds"]:
+        return None
+    return (
+        "CoCoMix took less time though it did more work, so the machine was probably busy with something else during NTP’s "
+        "run: the times are not to be trusted."
+    )
+
+
 def best_rival(summary: Mapping[str, Any]) -> str | None:
     """Says so where another student than the headline's two has the lowest loss."""
     best = min(summary["students"], key=lambda name: summary[name]["validation_loss"])
@@ -143,27 +156,30 @@ def verdict(title: str, probes: Mapping[str, Mapping[str, float]]) -> str:
     delta, error = probes["shuffle_batch"]["loss_delta"], probes["shuffle_batch"]["standard_error"]
     if math.isnan(error):
         return f"{title} was probed on one window, which gives no standard error: it is not shown to use its concepts."
-    change = f"changes {title}’s loss by {format_signed(delta)} ± {2 * error:.3f} nats a token (two standard errors)"
+    change = (
+        f"changes the loss of {title} by {format_signed(delta)} ± {2 * error:.3f} nats a token (two standard errors)"
+    )
     used = delta > 2 * error
     conclusion = "the concepts are used" if used else "the concepts are not shown to be used"
     return f"Giving every sequence the concepts of another one {change}: {conclusion}."
 
 
-def loss_at(curve: Sequence[Mapping[str, float]], axis: str, amount: float) -> float | None:
+def loss_at(curve: Sequence[Mapping[str, float | int]], axis: str, amount: float | int) -> float | None:
     """Validation loss of a curve at an amount of tokens, FLOPs or seconds, linearly between points; None outside of it."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in itertools.pairwise(curve):
         if before[axis] <= amount <= after[axis]:
             share = (amount - before[axis]) / (after[axis] - before[axis])
             return before["validation_loss"] + share * (after["validation_loss"] - before["validation_loss"])
     return None
 
 
-def format_change(value: float, reference: float) -> str:
-    """74 against 100 as 26 % fewer."""
+def format_change(value: float | int, reference: float | int, *, less: str = "less", than: str | None = None) -> str:
+    """74 against 100 as 26 % less, or 26 % less than something."""
     percent = round(100 * (value / reference - 1))
     if percent == 0:
-        return "as many"
-    return f"{abs(percent)}{NARROW_SPACE}% {'fewer' if percent < 0 else 'more'}"
+        return f"the same as {than}" if than else "the same"
+    text = f"{abs(percent)}{NARROW_SPACE}% {less if percent < 0 else 'more'}"
+    return f"{text} than {than}" if than else text
 
 
 def visible(text: str, *, wrap: bool = False) -> Markup:
@@ -173,9 +189,11 @@ def visible(text: str, *, wrap: bool = False) -> Markup:
         text: anything.
         wrap: also start a new line after a newline.
     """
-    signs = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\t\n" else c for c in text)
-    newline = Markup('<span class="newline">⏎</span>') + ("\n" if wrap else "")
-    return escape(signs).replace("\n", newline)
+    shown = escape(text).replace("\n", _SIGN.format("⏎") + ("\n" if wrap else ""))
+    for code in range(32):
+        if chr(code) not in "\t\n":
+            shown = shown.replace(chr(code), _SIGN.format(f"^{chr(64 + code)}"))
+    return shown
 
 
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
@@ -199,18 +217,28 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
         students=students,
         rows=_rows(summary),
         headline=headline(summary),
-        details=[text for text in (equal_compute(summary), teacher_cost(summary), best_rival(summary)) if text],
-        curves=[(drawing, Markup(drawing.svg)) for drawing in curves],
-        probes=[
-            (drawing, Markup(drawing.svg), verdict(students[name]["title"], students[name]["probes"]))
+        details=[
+            text
+            for text in (equal_compute(summary), doubtful_time(summary), teacher_cost(summary), best_rival(summary))
+            if text
+        ],
+        curves=[Markup(drawing.svg) for drawing in curves],
+        probed=[
+            dict(
+                students[name],
+                drawing=Markup(drawing.svg),
+                verdict=verdict(students[name]["title"], students[name]["probes"]),
+            )
             for name, drawing in probes.items()
         ],
-        probed={name: students[name] for name in probes},
         probe_meanings=PROBES,
         mixing=MIXINGS[summary["cocomix"]["mixing"]],
         attribution_meanings=ATTRIBUTION,
         num_open_cards=NUM_OPEN_CARDS,
     )
+
+
+_DETAILS = (equal_compute, doubtful_time, teacher_cost, best_rival)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

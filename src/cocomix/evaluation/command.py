@@ -41,7 +41,7 @@ class EvalConfig:
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     """How the `oracle` probe's labels are chosen."""
     max_windows: int | None = None
-    """Evaluate on the first so many validation windows; by default all."""
+    """Evaluate on so many evenly spaced validation windows; by default on all."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 

@@ -34,7 +34,7 @@ class LossResult:
 def validation_loss(
     model: nn.Module, dataset: TokenDataset, *, max_windows: int | None = None, batch_size: int = 32
 ) -> LossResult:
-    """Mean next-token loss of a model, in evaluation mode, on a dataset's first windows.
+    """Mean next-token loss of a model, in evaluation mode, on evenly spaced windows.
 
     Args:
         model: a causal LM; returned to the mode it was in.

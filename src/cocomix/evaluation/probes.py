@@ -135,7 +135,7 @@ def run_probes(
         model: student.
         dataset: what to evaluate on.
         extractor: teacher and autoencoder, for `oracle`; left out without.
-        max_windows: evaluate on the first so many windows; None: all.
+        max_windows: evaluate on so many evenly spaced windows; None: all.
     """
     if model.config.mixer != "concept" or model.config.mixing == "none":
         raise CocomixError("probes need a model whose concepts are mixed into its hidden states")

@@ -68,7 +68,7 @@ def most_used_concepts(
         concepts: whose labels are counted.
         teacher: whose residual stream the latents read.
         sae: the dictionary.
-        dataset: text to search for contexts, the first `max_windows` windows of it.
+        dataset: text to search for contexts, `max_windows` evenly spaced windows of it.
         num_concepts: cards to make.
         num_contexts: contexts a card, at most one from a window.
         max_windows: None: all.

@@ -51,7 +51,7 @@ class _StrongestActivation(ConceptEdit):
 
 @torch.no_grad()
 def strongest_activations(model: CoCoMixForCausalLM, dataset: TokenDataset, max_windows: int) -> Tensor:
-    """Largest activation of each concept on the first windows of a split; -inf where never active: [C]."""
+    """Largest activation of each concept on some windows of a split; -inf where never active: [C]."""
     recorder = _StrongestActivation(model.config.num_concepts)
     with concept_edits(model, recorder):
         for input_ids in dataset.batches(32, max_windows):

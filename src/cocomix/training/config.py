@@ -41,7 +41,7 @@ class StudentConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up and a cosine to a tenth (the paper's schedule)."""
 
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     """Maximum learning rate."""
     min_learning_rate_ratio: float = 0.1
     """Share of the maximum that is left at the end."""
@@ -71,7 +71,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
     """Tokens to train on, rounded up to whole steps."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Windows in a step."""
     micro_batch_size: int | None = None
     """Windows in one forward pass; a divisor of batch_size; by default the whole batch."""
@@ -90,7 +90,7 @@ class TrainConfig:
     num_evaluations: int = 20
     """Validation losses over the run, the last one after the last step."""
     max_validation_windows: int | None = None
-    """Evaluate on the first so many validation windows; by default all."""
+    """Evaluate on so many evenly spaced validation windows; by default on all."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints."""
     overwrite: bool = False

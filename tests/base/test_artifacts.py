@@ -1,0 +1,127 @@
+"""Folders that describe themselves: begun, finished, recognised, refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cocomix import CocomixError
+from cocomix.base import artifacts
+
+SETTINGS = {"seed": 1, "nested": {"a": [1, 2]}}
+
+
+def make(output: Path, settings: dict[str, object] | None = None, text: str = "content") -> artifacts.Manifest:
+    with artifacts.begin(output, "thing", settings or SETTINGS) as finished:
+        assert not finished
+        (output / "sub").mkdir(exist_ok=True)
+        (output / "sub" / "file.txt").write_text(text)
+        return artifacts.finish(output, {"n": 3})
+
+
+def test_a_finished_folder_is_recognised_and_read(tmp_path: Path) -> None:
+    made = make(tmp_path / "x")
+    with artifacts.begin(tmp_path / "x", "thing", SETTINGS) as finished:
+        assert finished
+    assert artifacts.read(tmp_path / "x", "thing") == made
+    assert made.facts == {"n": 3}
+    assert list(made.files) == ["sub/file.txt"]
+
+
+def test_an_unfinished_folder_continues_with_equal_settings_only(tmp_path: Path) -> None:
+    with artifacts.begin(tmp_path, "thing", SETTINGS):
+        (tmp_path / "half").write_text("x")
+    with artifacts.begin(tmp_path, "thing", SETTINGS) as finished:
+        assert not finished
+        assert (tmp_path / "half").exists()
+    with (
+        pytest.raises(CocomixError, match=r"other settings \(nested.a: \[1, 2\] there, \[1\] now\)"),
+        artifacts.begin(tmp_path, "thing", {"seed": 1, "nested": {"a": [1]}}),
+    ):
+        pass
+    with pytest.raises(CocomixError, match="is unfinished; run the command"):
+        artifacts.read(tmp_path, "thing")
+
+
+def test_overwrite_replaces_only_our_own_kind(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with artifacts.begin(tmp_path / "x", "thing", {"seed": 2}, overwrite=True) as finished:
+        assert not finished
+        assert not (tmp_path / "x" / "sub").exists()
+    with (
+        pytest.raises(CocomixError, match="holds a thing, not a other"),
+        artifacts.begin(tmp_path / "x", "other", {}, overwrite=True),
+    ):
+        pass
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "cat.jpg").write_text("meow")
+    with (
+        pytest.raises(CocomixError, match="not a thing of cocomix"),
+        artifacts.begin(foreign, "thing", {}, overwrite=True),
+    ):
+        pass
+    assert (foreign / "cat.jpg").exists()
+
+
+def test_fingerprint_depends_on_settings_and_content_alone(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    assert first.fingerprint == second.fingerprint == artifacts.fingerprint_of_folder(tmp_path / "a")
+    assert make(tmp_path / "c", text="other").fingerprint != first.fingerprint
+    assert make(tmp_path / "d", {"seed": 2}).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_text("conten"), "has 6 bytes instead of 7"),
+        (lambda file: file.write_text("contenT"), "does not match its checksum"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
+    make(tmp_path)
+    damage(tmp_path / "sub" / "file.txt")  # type: ignore[operator]
+    with pytest.raises(CocomixError, match=f"sub/file.txt {message}.*is damaged; delete that folder"):
+        artifacts.read(tmp_path, "thing")
+    with pytest.raises(CocomixError, match="is damaged"), artifacts.begin(tmp_path, "thing", SETTINGS):
+        pass
+
+
+def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match="is not a folder"):
+        artifacts.read(tmp_path / "nowhere", "thing")
+    with pytest.raises(CocomixError, match=r"has no manifest.json"):
+        artifacts.read(tmp_path, "thing")
+    make(tmp_path / "x")
+    with pytest.raises(CocomixError, match="holds a thing, not a dataset"):
+        artifacts.read(tmp_path / "x", "dataset")
+    manifest = tmp_path / "x" / "manifest.json"
+    body = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(body | {"format_version": 99}))
+    with pytest.raises(CocomixError, match="format version 99"):
+        artifacts.read(tmp_path / "x", "thing")
+    manifest.write_text('{"kind": ')
+    with pytest.raises(CocomixError, match=r"manifest.json is damaged"):
+        artifacts.read(tmp_path / "x", "thing")
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CocomixError, match="is a file; --output takes a folder"),
+        artifacts.begin(tmp_path / "file", "t", {}),
+    ):
+        pass
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from cocomix.base import artifacts\n"
+        "with artifacts.begin(pathlib.Path(sys.argv[1]), 'thing', {}): pass"
+    )
+    with artifacts.begin(tmp_path, "thing", {}):
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "another process is writing" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0

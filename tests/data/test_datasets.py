@@ -1,0 +1,70 @@
+"""Token and concept datasets: samples, label round trips, and damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cocomix import CocomixError, ConceptDataset, PrepareConfig, TokenDataset, prepare
+from cocomix.data.concept_dataset import write_labels
+from cocomix.data.order import windows_of_step
+from cocomix.data.shards import WindowTable
+from tests.conftest import Tiny
+
+
+def test_batches_are_evenly_spaced_and_complete(tiny: Tiny) -> None:
+    data = TokenDataset(tiny.data, "validation")
+    whole = torch.cat(list(data.batches(7)))
+    assert torch.equal(whole, data.input_ids(range(data.num_windows)))
+    some = torch.cat(list(data.batches(4, 10)))
+    assert torch.equal(some, data.input_ids([i * data.num_windows // 10 for i in range(10)]))
+    assert len(torch.cat(list(data.batches(4, 10**6)))) == data.num_windows
+
+
+@pytest.mark.parametrize("num_concepts", [300, 2**16 + 5])
+def test_labels_survive_storing(tmp_path: Path, num_concepts: int) -> None:
+    labels = torch.randint(0, num_concepts, (5, 4, 3))
+    labels[:, -1] = -100
+    write_labels(tmp_path, 0, labels, num_concepts)
+    flat = torch.from_numpy(WindowTable(tmp_path, 1).take("labels", [3, 0]))
+    restored = flat.view(2, 4, 3)
+    assert torch.equal(restored.masked_fill(restored == num_concepts, -100), labels[[3, 0]])
+
+
+def test_labels_of_another_dataset_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    prepare(PrepareConfig(tmp_path, (tiny.corpus,), vocab_size=300, context_length=8, validation_fraction=0.2))
+    with pytest.raises(CocomixError, match="belong to another token dataset"):
+        ConceptDataset(tiny.concepts, TokenDataset(tmp_path))
+
+
+def test_a_flipped_byte_in_a_shard_is_named(tiny: Tiny, tmp_path: Path) -> None:
+    copy = tmp_path / "concepts"
+    shutil.copytree(tiny.concepts, copy)
+    shard = copy / "00000.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CocomixError, match=r"00000.parquet does not match its checksum"):
+        ConceptDataset(copy, TokenDataset(tiny.data))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match=r"lacks 00000.parquet"):
+        WindowTable(tmp_path, 1)
+
+
+class TestOrder:
+    """Which windows a step sees."""
+
+    def test_an_epoch_sees_every_window_once_and_batches_cross_its_end(self) -> None:
+        steps = np.concatenate([windows_of_step(3, step, 4, 10) for step in range(5)])
+        assert sorted(steps[:10]) == sorted(steps[10:]) == list(range(10))
+        assert list(steps[:10]) != list(steps[10:])
+
+    def test_it_depends_on_seed_and_step_alone(self) -> None:
+        assert list(windows_of_step(1, 7, 4, 50)) == list(windows_of_step(1, 7, 4, 50))
+        assert list(windows_of_step(1, 7, 4, 50)) != list(windows_of_step(2, 7, 4, 50))
