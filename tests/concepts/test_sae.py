@@ -9,7 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cocomix import CocomixError, SparseAutoencoder, SparseAutoencoderConfig, TokenDataset, TrainSaeConfig, train_sae
+from cocomix import (
+    CocomixError,
+    PrepareConfig,
+    SparseAutoencoder,
+    SparseAutoencoderConfig,
+    TokenDataset,
+    TrainSaeConfig,
+    prepare,
+    train_sae,
+)
 from cocomix.concepts import sae_training
 from cocomix.concepts.sae_quality import sae_quality
 from cocomix.concepts.sae_training import geometric_median
@@ -139,10 +148,8 @@ def test_quality_equals_its_definition(tiny: Tiny) -> None:
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    from cocomix import PrepareConfig, prepare
-
     prepare(
         PrepareConfig(tmp_path / "data", (tiny.corpus,), vocab_size=280, context_length=16, validation_fraction=0.2)
     )
-    with pytest.raises(CocomixError, match="has 300 tokens, the data .* has 280; prepare the data with"):
+    with pytest.raises(CocomixError, match=r"has 300 tokens, the data .* has 280; prepare the data with"):
         train_sae(config(tiny, tmp_path / "sae", data=tmp_path / "data"))

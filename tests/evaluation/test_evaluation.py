@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from cocomix import CocomixError, EvalConfig, TokenDataset, TrainConfig, evaluate, run_probes, train
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import Mean, Oracle, ShuffleBatch, ShufflePosition, Zero
-from cocomix.modeling.edits import concept_edits, steer
+from cocomix.modeling.edits import ConceptEdit, concept_edits, steer
 from cocomix.modeling.loading import load_causal_lm
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import student, tokens
@@ -30,7 +30,8 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_loss_is_the_mean_over_all_predicted_tokens(tiny: Tiny, run: Path) -> None:
     model, data = load_causal_lm(run), TokenDataset(tiny.data, "validation")
     ids = data.input_ids(range(data.num_windows))
-    expected = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    with torch.no_grad():
+        expected = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     result = validation_loss(model, data, batch_size=7)
     assert result.loss == pytest.approx(float(expected), rel=1e-5)
     assert result.num_tokens == ids[:, 1:].numel()
@@ -103,8 +104,6 @@ class TestProbes:
         assert indices[1].tolist() == [[6, 7], [6, 9], [6, 11]]
 
     def test_an_unedited_stream_is_left_alone_bit_for_bit(self) -> None:
-        from cocomix.modeling.edits import ConceptEdit
-
         model, ids = student(), tokens()
         expected = model(input_ids=ids).logits
         with concept_edits(model, ConceptEdit()):

@@ -1,4 +1,4 @@
-"""The figures of the report, and the number formats that they share with its text.
+"""The figures of the report.
 
 A figure is drawn once and saved twice: as PNG on white, and as SVG for the page. The SVG keeps its text as text and names its
 colours by CSS variables, so that the page's font and its light or dark mode reach into it. Nothing in either file depends on
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-NARROW_SPACE = "\u202f"
+from cocomix.demo.formats import format_count, format_flops, format_seconds, format_signed
 
 INK, MUTED, RULE = "#1f2328", "#5c6570", "#dcdfe4"
 #: Okabe and Ito's palette without its yellow, black and sky blue: told apart with any colour vision, and on white.
@@ -29,9 +29,6 @@ LINE_STYLES = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5))
 CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)
 }
-
-COUNT_PREFIXES = ("", "k", "M", "B", "T")
-FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 #: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
 CUT_SHARE = 0.2
@@ -51,49 +48,6 @@ class Drawing:
     """What it shows, in words."""
     svg: str
     png: bytes
-
-
-def format_count(value: float | int, whole: float | int | None = None) -> str:
-    """1,001,472 as 1.00M: three digits; a part of a whole as many decimals as the whole, so 741,000 of it as 0.74M."""
-    digits, prefix = _scaled(value if whole is None else whole, COUNT_PREFIXES)
-    if whole is not None:
-        num_decimals = len(digits.partition(".")[2])
-        digits = f"{value / 1000 ** COUNT_PREFIXES.index(prefix):.{num_decimals}f}"
-    return digits + prefix
-
-
-def format_flops(value: float | int) -> str:
-    """6.796e12 as 6.80 TFLOP."""
-    digits, prefix = _scaled(value, FLOP_PREFIXES)
-    return f"{digits}{NARROW_SPACE}{prefix}FLOP"
-
-
-def format_seconds(value: float | int) -> str:
-    """84.2 as 1 min 24 s."""
-    whole = round(value)
-    if value < 9.95:
-        return f"{value:.1f}{NARROW_SPACE}s"
-    if whole < 60:
-        return f"{whole}{NARROW_SPACE}s"
-    if whole < 3600:
-        return f"{whole // 60}{NARROW_SPACE}min {whole % 60:02d}{NARROW_SPACE}s"
-    minutes = round(value / 60)
-    return f"{minutes // 60}{NARROW_SPACE}h {minutes % 60:02d}{NARROW_SPACE}min"
-
-
-def format_signed(value: float | int) -> str:
-    """-0.1 as −0.100, with a true minus sign."""
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _scaled(value: float | int, prefixes: Sequence[str]) -> tuple[str, str]:
-    """Three digits and the prefix of a power of a thousand."""
-    rounded = float(f"{value:.3g}")
-    power = min(max(int(math.log10(rounded) // 3), 0), len(prefixes) - 1) if rounded else 0
-    scaled = rounded / 1000**power
-    if power == 0 and scaled == int(scaled):
-        return str(int(scaled)), prefixes[power]
-    return f"{scaled:#.3g}".rstrip("."), prefixes[power]
 
 
 def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:

@@ -15,16 +15,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cocomix.demo.figures import (
-    NARROW_SPACE,
-    Drawing,
-    curve_figures,
-    format_count,
-    format_flops,
-    format_seconds,
-    format_signed,
-    probe_figures,
-)
+from cocomix.demo.figures import Drawing, curve_figures, probe_figures
+from cocomix.demo.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
 
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
@@ -108,7 +100,7 @@ def equal_compute(summary: Mapping[str, Any]) -> str:
         text = (
             f"Counted in compute, NTP’s whole run took {total} and {time}; CoCoMix’s "
             f"took {format_flops(cocomix['train_flops'])} and {format_seconds(cocomix['train_seconds'])} and did not reach "
-            "its final loss."
+            "NTP’s final loss."
         )
     else:
         text = (
@@ -217,11 +209,7 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
         students=students,
         rows=_rows(summary),
         headline=headline(summary),
-        details=[
-            text
-            for text in (equal_compute(summary), doubtful_time(summary), teacher_cost(summary), best_rival(summary))
-            if text
-        ],
+        details=[text for text in (sentence(summary) for sentence in _DETAILS) if text],
         curves=[Markup(drawing.svg) for drawing in curves],
         probed=[
             dict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,16 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
     }
 
 
-def units_to_match(curve: Sequence[dict[str, float]], reference: Sequence[dict[str, float]], axis: str) -> float | None:
+def units_to_match(
+    curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]], axis: str
+) -> float | None:
     """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
 
     The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
     there would be lower. The number is therefore on the safe side.
     """
     target = reference[-1]["validation_loss"]
-    previous: dict[str, float] | None = None
+    previous: Mapping[str, float] | None = None
     for point in curve:
         if point["validation_loss"] <= target:
             if previous is None:
@@ -93,6 +95,7 @@ def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
 
 
 def _run_facts(run: Path) -> dict[str, Any]:
-    facts = artifacts.read(run, loop.KIND).facts
+    manifest = artifacts.read(run, loop.KIND)
     names = ("train_tokens", "train_flops", "teacher_flops", "train_seconds", "num_parameters")
-    return {name: facts[name] for name in names}
+    settings = {name: value for name, value in manifest.settings.items() if name != "inputs"}
+    return {name: manifest.facts[name] for name in names} | {"settings": settings}

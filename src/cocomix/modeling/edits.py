@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def edits_of(model: nn.Module) -> tuple[ConceptEdit, ...]:
     return tuple(edit for owner, edit in _active_edits.get() if owner == id(model))
 
 
-SteerMode = Literal["scale", "set", "add", "zero"]
+STEER_MODES = ("scale", "set", "add", "zero")
 
 
 class Steer(ConceptEdit):
@@ -63,7 +63,7 @@ class Steer(ConceptEdit):
         mode: `scale` acts where the concept is active, `set` and `add` also insert it where it is not, `zero` removes it.
     """
 
-    def __init__(self, concept: int, strength: float = 0.0, mode: SteerMode = "set") -> None:
+    def __init__(self, concept: int, strength: float = 0.0, mode: str = "set") -> None:
         self.concept = concept
         self.strength = strength
         self.mode = mode
@@ -85,7 +85,7 @@ class Steer(ConceptEdit):
 
 
 @contextlib.contextmanager
-def steer(model: nn.Module, strengths: Mapping[int, float], mode: SteerMode = "set") -> Iterator[None]:
+def steer(model: nn.Module, strengths: Mapping[int, float], mode: str = "set") -> Iterator[None]:
     """Steer `model` by concept index within a `with` block.
 
     Args:
@@ -99,8 +99,8 @@ def steer(model: nn.Module, strengths: Mapping[int, float], mode: SteerMode = "s
     config: Any = model.config
     if getattr(config, "mixer", None) != "concept":
         raise CocomixError("only a model with a concept mixer can be steered")
-    if mode not in ("scale", "set", "add", "zero"):
-        raise CocomixError(f"mode is {mode!r}; it must be one of scale, set, add, zero")
+    if mode not in STEER_MODES:
+        raise CocomixError(f"mode is {mode!r}; it must be one of {', '.join(STEER_MODES)}")
     for concept in strengths:
         if not 0 <= concept < config.num_concepts:
             raise CocomixError(

@@ -1,0 +1,53 @@
+"""Numbers for people, as the report's text and figures share them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+NARROW_SPACE = "\u202f"
+COUNT_PREFIXES = ("", "k", "M", "B", "T")
+FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def format_count(value: float | int, whole: float | int | None = None) -> str:
+    """1,001,472 as 1.00M: three digits; a part of a whole as many decimals as the whole, so 741,000 of it as 0.74M."""
+    digits, prefix = _scaled(value if whole is None else whole, COUNT_PREFIXES)
+    if whole is not None:
+        num_decimals = len(digits.partition(".")[2])
+        digits = f"{value / 1000 ** COUNT_PREFIXES.index(prefix):.{num_decimals}f}"
+    return digits + prefix
+
+
+def format_flops(value: float | int) -> str:
+    """6.796e12 as 6.80 TFLOP."""
+    digits, prefix = _scaled(value, FLOP_PREFIXES)
+    return f"{digits}{NARROW_SPACE}{prefix}FLOP"
+
+
+def format_seconds(value: float | int) -> str:
+    """84.2 as 1 min 24 s."""
+    whole = round(value)
+    if value < 9.95:
+        return f"{value:.1f}{NARROW_SPACE}s"
+    if whole < 60:
+        return f"{whole}{NARROW_SPACE}s"
+    if whole < 3600:
+        return f"{whole // 60}{NARROW_SPACE}min {whole % 60:02d}{NARROW_SPACE}s"
+    minutes = round(value / 60)
+    return f"{minutes // 60}{NARROW_SPACE}h {minutes % 60:02d}{NARROW_SPACE}min"
+
+
+def format_signed(value: float | int) -> str:
+    """-0.1 as −0.100, with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _scaled(value: float | int, prefixes: Sequence[str]) -> tuple[str, str]:
+    """Three digits and the prefix of a power of a thousand."""
+    rounded = float(f"{value:.3g}")
+    power = min(max(int(math.log10(rounded) // 3), 0), len(prefixes) - 1) if rounded else 0
+    scaled = rounded / 1000**power
+    if power == 0 and scaled == int(scaled):
+        return str(int(scaled)), prefixes[power]
+    return f"{scaled:#.3g}".rstrip("."), prefixes[power]

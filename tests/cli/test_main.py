@@ -1,0 +1,110 @@
+"""The command line: free to import, complete help, one sentence and a non-zero exit for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cocomix
+from cocomix.cli import main as cli
+from cocomix.cli.main import COMMANDS, main
+from tests.conftest import Tiny
+
+
+@pytest.mark.parametrize("code", ["import cocomix", "from cocomix.cli.main import main; main(['--help'])"])
+def test_importing_and_help_load_no_torch(code: str) -> None:
+    check = (
+        f"{code}\nimport sys; print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    for name in cocomix.__all__:
+        assert getattr(cocomix, name).__doc__, name
+    assert set(cocomix.__all__) <= set(dir(cocomix))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cocomix.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_lists_described_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--output" in text
+    assert "--overwrite" in text
+
+
+def test_overview_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(name in overview for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cocomix ")
+    assert main([]) == 2
+    assert main(["trian"]) == 2
+    assert "there is no command 'trian'" in capsys.readouterr().err
+
+
+def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "eval",
+        "--model",
+        str(tiny.teacher),
+        "--data",
+        str(tiny.data),
+        "--output",
+        str(tmp_path),
+        "--max-windows",
+        "4",
+    ]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["num_tokens"] == 60
+    output = str(tmp_path / "data")
+    assert main(["prepare", "--output", output, "--text", str(tiny.corpus), "--vocab-size", "300"]) == 0
+    assert capsys.readouterr().out.strip() == output
+
+
+def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--data", "x", "--output", "y", "--learning-rat", "1"])
+    assert stop.value.code == 2
+    assert "learning-rat" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (cocomix.CocomixError("a thing is wrong"), "error: a thing is wrong", 1),
+        (OSError(28, "No space left on device", "/full/file"), "error: the disk is full (/full/file)", 1),
+        (PermissionError(13, "Permission denied", "/root/x"), "error: /root/x can't be written: Permission denied", 1),
+        (KeyboardInterrupt(), "the same command continues", 130),
+    ],
+)
+def test_expected_failures_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, message: str, code: int
+) -> None:
+    def fail(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(cli, "_call", fail)
+    assert main(["train"]) == code
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(cli, "_call", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["train"])
