@@ -22,6 +22,7 @@ from typing import Any
 
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, StudentConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.host import tune_process
 from cocomix.demo.sizes import DemoSize, demo_size
 from cocomix.training.metrics import read_metrics
 
@@ -43,9 +44,7 @@ VARIANTS = {
     "interleave_residual": Variant(),
     "add": Variant(mixing="add"),
     "lowers_loss": Variant(attribution=AttributionConfig(sign="lowers_loss")),
-    "magnitude": Variant(attribution=AttributionConfig(sign="magnitude")),
     "activation_value": Variant(attribution=AttributionConfig(criterion="activation_value")),
-    "next_token": Variant(attribution=AttributionConfig(loss="next_token")),
 }
 
 
@@ -59,6 +58,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    tune_process()
     if arguments.run:
         run(arguments.demo, arguments.work, arguments.run[0], int(arguments.run[1]))
         return
@@ -116,6 +116,7 @@ def train_config(demo: Path, work: Path, size: DemoSize, variant: Variant, outpu
         batch_size=size.batch_size,
         num_windows=num_windows,
         seed=seed,
+        num_evaluations=4,
         max_validation_windows=size.curve_windows,
     )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.host import tune_process
 from cocomix.base.progress import say
 
 EXIT_ERROR = 1
@@ -87,6 +88,7 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 def _call(command: Command, name: str, words: Sequence[str]) -> str:
     """Parse the options, call the function, and say in one line (or JSON) what came out."""
+    tune_process()
     import tyro
 
     module = importlib.import_module(f"cocomix.{command.module}")
