@@ -1,0 +1,1 @@
+"""Measurements behind the documentation's figures; each writes one JSON file into `benchmarks/results/`."""

@@ -1,8 +1,8 @@
 """Settings of the process that make training on a CPU faster. Only the command line calls this; importing changes nothing.
 
-Measured on two cores with the demo's NTP student (width 128, 4 blocks, 8 windows of 128 a step), median of 50 steps:
-memory kept instead of returned after every step 1.14 times the tokens a second of the default (15,700 to 13,800). The spin
-count costs nothing on an idle machine; beside one busy process it keeps 1.2 to 1.8 times what threads that spin for ever keep.
+Measured on two cores with the demo's NTP student (width 128, 4 blocks, 8 windows of 128 a step), median of 50 steps: keeping
+freed memory gives 1.14 times the tokens a second (15,700 against 13,800). The spin count costs little on an idle
+machine, and beside one busy process it keeps up to 1.8 times the speed of threads that spin as long as they like.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _SPIN_COUNT = "2000"
 def tune_process() -> None:
     """Set thread waiting and memory allocation; must run before torch is imported. Never fails.
 
-    A thread of libgomp that waits for another spins by default for milliseconds; where something else holds a core, that is a core
-    wasted. glibc gives large blocks back to the kernel at every `free`, and pays for them in page faults at the next step.
+    A thread of libgomp that waits for another spins by default for milliseconds: where something else holds a core, that is
+    a core wasted. glibc gives large blocks back to the kernel at every `free` and pays for them in page faults later.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     try:

@@ -92,6 +92,7 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
     import tyro
 
     module = importlib.import_module(f"cocomix.{command.module}")
+    _silence_progress_of_libraries()
     config_class: type[Any] = getattr(module, command.config)
     function: Callable[[Any], Any] = getattr(module, command.function)
     config = tyro.cli(
@@ -104,6 +105,15 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
     return (
         json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
     )
+
+
+def _silence_progress_of_libraries() -> None:
+    """Their bars for files that take milliseconds would cut through our own line."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
 
 def _overview() -> str:

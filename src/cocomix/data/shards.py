@@ -45,7 +45,6 @@ class WindowTable:
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise CocomixError(f"{folder} lacks {missing[0]}; delete the dataset and make it again")
-        datasets.disable_progress_bars()
         self._rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
 
     def __len__(self) -> int:

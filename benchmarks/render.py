@@ -1,0 +1,150 @@
+"""`docs/results.md` from the stored results, so that no figure in it is typed by hand.
+
+python -m benchmarks.render
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cocomix.base.artifacts import read_json
+from cocomix.demo.formats import format_count, format_flops
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+
+VARIANT_NOTES = {
+    "ntp": "next-token prediction alone",
+    "interleave": "the paper's: the concept position holds the concept vector alone",
+    "interleave_residual": "the default: it starts from the token's hidden state plus the concept vector",
+    "add": "hidden state plus concept vector, no extra position",
+    "lowers_loss": "default mixing, labels from the top of -a",
+    "activation_value": "default mixing, labels by activation instead of attribution",
+}
+
+
+def main() -> None:
+    parts = [
+        "# Results\n\nWritten by `python -m benchmarks.render` from `benchmarks/results/`; each table names the command that "
+        "measured it. Losses are nats a token on validation text; a minus sign means lower, which is better. FLOPs are the "
+        "student's own, without the teacher's.",
+        seeds(read_json(RESULTS / "demo_seeds.json")),
+        variants(read_json(RESULTS / "variants.json")),
+        kills(read_json(RESULTS / "kills.json")),
+    ]
+    PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def seeds(result: dict[str, Any]) -> str:
+    rows = []
+    for seed, run in result["seeds"].items():
+        ntp, cocomix = run["ntp"], run["cocomix"]
+        rows.append(
+            [
+                seed,
+                f"{ntp['validation_loss']:.3f}",
+                f"{cocomix['validation_loss']:.3f}",
+                _signed(cocomix["validation_loss"] - ntp["validation_loss"]),
+                _share(run["tokens_to_match_ntp"], ntp["train_tokens"]),
+                _share(run["flops_to_match_ntp"], ntp["train_flops"]),
+                f"{cocomix['train_seconds'] / ntp['train_seconds']:.2f}",
+                f"{run['sae']['fvu']:.3f}",
+                f"{run['sae']['loss_recovered']:.3f}",
+                _probe(run, "shuffle_batch"),
+                _probe(run, "oracle"),
+            ]
+        )
+    head = ["seed", "NTP", "CoCoMix", "difference", "tokens to NTP's loss", "FLOPs to NTP's loss", "time over NTP's"]
+    head += ["SAE FVU", "loss recovered", "shuffled concepts", "oracle labels"]
+    first = next(iter(result["seeds"].values()))
+    summary = result["cocomix_minus_ntp"]
+    return "\n\n".join(
+        [
+            "## CoCoMix against NTP, the default demo on three seeds",
+            f"Each seed has its own split, tokenizer, teacher and dictionary. Students see "
+            f"{format_count(first['ntp']['train_tokens'])} tokens; NTP spends {format_flops(first['ntp']['train_flops'])}, "
+            f"CoCoMix {format_flops(first['cocomix']['train_flops'])} and {format_flops(first['cocomix']['teacher_flops'])} "
+            "of the teacher's for its labels.",
+            _table(head, rows),
+            f"At equal tokens the difference is {_signed(summary['mean'])} nats on average, with a standard deviation of "
+            f"{summary['standard_deviation']:.3f} over the seeds. *Tokens (FLOPs) to NTP's loss* is where CoCoMix's "
+            "validation curve first reaches the last point of NTP's, as a share of what NTP's whole run took; above 100 % "
+            "CoCoMix needed more. *Shuffled concepts* and *oracle labels* are changes of CoCoMix's loss under the "
+            "[causal probes](demo.md#the-probes).",
+            _command(result),
+        ]
+    )
+
+
+def variants(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"`{name}`",
+            VARIANT_NOTES[name],
+            ", ".join(f"{loss:.3f}" for loss in row["validation_loss"]),
+            f"{row['mean']:.3f}",
+            _signed(row["mean_difference_to_ntp"]),
+            f"{row['standard_deviation_of_difference']:.3f}",
+            format_flops(row["train_flops"]),
+        ]
+        for name, row in result["table"].items()
+    ]
+    head = [
+        "variant",
+        "what it is",
+        "loss by seed",
+        "mean",
+        "difference to NTP",
+        "its standard deviation",
+        "training FLOPs",
+    ]
+    return "\n\n".join(
+        [
+            "## Mixing and attribution",
+            "One teacher, dictionary and split (the default demo's, seed 0); the students' seeds differ in initial weights "
+            "and data order, which all runs of a seed share. Same tokens, schedule and settings for all.",
+            _table(head, rows),
+            _command(result),
+        ]
+    )
+
+
+def kills(result: dict[str, Any]) -> str:
+    stages = ", ".join(kill["stage"].partition("] ")[2] for kill in result["kills"])
+    outcome = "equal" if result["summaries_equal"] else "not equal"
+    return "\n\n".join(
+        [
+            "## Killed in every stage",
+            f"The demo of size `{result['size']}`, killed with SIGKILL {result['num_kills']} times, once in each stage "
+            f"({stages}), and started again with the same command: its summary is {outcome} to that of an undisturbed run, "
+            "times aside.",
+            _command(result),
+        ]
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _command(result: dict[str, Any]) -> str:
+    return f"```\n{result['command']}\n```"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _share(value: float | None, whole: float) -> str:
+    return "not reached" if value is None else f"{100 * value / whole:.0f} %"
+
+
+def _probe(run: dict[str, Any], name: str) -> str:
+    probe = run["probes"][name]
+    return f"{_signed(probe['loss_delta'])} ± {probe['standard_error']:.3f}"
+
+
+if __name__ == "__main__":
+    main()
