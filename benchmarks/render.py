@@ -25,6 +25,11 @@ VARIANT_NOTES = {
 
 
 def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    """The whole page, from the stored results alone."""
     parts = [
         "# Results\n\nWritten by `python -m benchmarks.render` from `benchmarks/results/`; each table names the command that "
         "measured it. Losses are nats a token on validation text; a minus sign means lower, which is better. FLOPs are the "
@@ -33,7 +38,7 @@ def main() -> None:
         variants(read_json(RESULTS / "variants.json")),
         kills(read_json(RESULTS / "kills.json")),
     ]
-    PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
 
 
 def seeds(result: dict[str, Any]) -> str:

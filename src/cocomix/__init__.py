@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
-    from cocomix.demo.pipeline import demo as demo
+    from cocomix.demo.pipeline import run_demo as run_demo
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
@@ -56,10 +56,10 @@ _OWNERS = {
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
-    "demo": "demo.pipeline",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "prepare": "data.prepare",
+    "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
     "steer": "modeling.edits",
     "train": "training.loop",

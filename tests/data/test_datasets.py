@@ -68,3 +68,11 @@ class TestOrder:
     def test_it_depends_on_seed_and_step_alone(self) -> None:
         assert list(windows_of_step(1, 7, 4, 50)) == list(windows_of_step(1, 7, 4, 50))
         assert list(windows_of_step(1, 7, 4, 50)) != list(windows_of_step(2, 7, 4, 50))
+
+
+def test_a_dataset_made_again_in_the_same_place_is_read_anew(tiny: Tiny, tmp_path: Path) -> None:
+    settings = {"output": tmp_path, "text": (tiny.corpus,), "vocab_size": 300, "validation_fraction": 0.2}
+    prepare(PrepareConfig(context_length=16, **settings))  # type: ignore[arg-type]
+    first = TokenDataset(tmp_path).input_ids([0, 1])
+    prepare(PrepareConfig(context_length=16, seed=1, overwrite=True, **settings))  # type: ignore[arg-type]
+    assert not torch.equal(TokenDataset(tmp_path).input_ids([0, 1]), first)

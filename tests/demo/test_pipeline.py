@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cocomix import CocomixError, DemoConfig, demo
+from cocomix import CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
 from cocomix.demo import pipeline
 from cocomix.demo.sizes import StudentRun, default, demo_size, large, smoke
@@ -67,7 +67,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path) -> None:
-    report = demo(config(tiny, undisturbed))
+    report = run_demo(config(tiny, undisturbed))
     assert report == undisturbed / "report.html"
     assert report.stat().st_size > 10_000
     summary = summary_of(undisturbed)
@@ -81,10 +81,10 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
     assert "tokens_to_match_ntp" in summary
     assert list((undisturbed / "figures").glob("*.png"))
     before = report.stat().st_mtime_ns
-    demo(config(tiny, undisturbed))
+    run_demo(config(tiny, undisturbed))
     assert report.stat().st_mtime_ns == before, "a finished demo is recognised"
     with pytest.raises(CocomixError, match=r"other settings .*seed"):
-        demo(config(tiny, undisturbed, seed=1))
+        run_demo(config(tiny, undisturbed, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     if not (undisturbed / "summary.json").exists():
-        demo(config(tiny, undisturbed))
+        run_demo(config(tiny, undisturbed))
     function: Callable[..., Any] = getattr(pipeline, stage)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -104,14 +104,14 @@ def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, stage, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            demo(config(tiny, tmp_path))
-    demo(config(tiny, tmp_path))
+            run_demo(config(tiny, tmp_path))
+    run_demo(config(tiny, tmp_path))
     assert untimed(summary_of(tmp_path)) == untimed(summary_of(undisturbed))
 
 
 def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     if not (undisturbed / "summary.json").exists():
-        demo(config(tiny, undisturbed))
+        run_demo(config(tiny, undisturbed))
     weights = undisturbed / "teacher" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -119,7 +119,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     with pytest.raises(
         CocomixError, match=r"teacher/model.safetensors does not match its checksum: .*delete that folder"
     ):
-        demo(config(tiny, undisturbed))
+        run_demo(config(tiny, undisturbed))
     content[-1] ^= 1
     weights.write_bytes(content)
     artifacts.read(undisturbed / "teacher", "training-run")

@@ -173,11 +173,11 @@ def read(path: Path, kind: str) -> Manifest:
 
 
 def fingerprint_of_folder(path: Path) -> str:
-    """Fingerprint of any model folder: its manifest's if it has one, else a hash of its files."""
-    if (path / MANIFEST_NAME).exists():
-        return str(read_json(path / MANIFEST_NAME)["fingerprint"])
+    """Fingerprint of any folder: its manifest's, every byte checked, if it has one; else a hash of its files."""
     if not path.is_dir():
         raise CocomixError(f"{path} is not a folder")
+    if (path / MANIFEST_NAME).exists():
+        return read(path, read_json(path / MANIFEST_NAME)["kind"]).fingerprint
     return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
 
 

@@ -34,7 +34,7 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "demo", "DemoConfig"),
+    "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "run_demo", "DemoConfig"),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
         "a sparse autoencoder on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"

@@ -87,6 +87,7 @@ def train_sae(config: TrainSaeConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the autoencoder is finished already")
+            Checkpoints(config.output).clear()
             return artifacts.read(config.output, KIND)
         return _Run(config, data, settings["num_windows"]).finish()
 

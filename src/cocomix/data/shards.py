@@ -6,6 +6,7 @@ A shard holds one column a name and one row a window; each value is a fixed-size
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.base.errors import CocomixError
+
+CACHE_NAME = ".arrow"
 
 
 def shard_name(index: int) -> str:
@@ -45,7 +48,10 @@ class WindowTable:
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise CocomixError(f"{folder} lacks {missing[0]}; delete the dataset and make it again")
-        self._rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
+        # The memory-mapped copy lies beside the shards, so that it goes with them: a stale one would be read silently.
+        cache = str(folder / CACHE_NAME) if os.access(folder, os.W_OK) else None
+        names = [str(file) for file in files]
+        self._rows = datasets.Dataset.from_parquet(names, cache_dir=cache).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self._rows)

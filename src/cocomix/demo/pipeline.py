@@ -51,7 +51,7 @@ class DemoConfig:
     """Replace what a former demo left in the output folder."""
 
 
-def demo(config: DemoConfig) -> Path:
+def run_demo(config: DemoConfig) -> Path:
     """Run or continue the demo; returns the path of the report."""
     settings = {
         "size": config.size,

@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the training run is finished already")
+            Checkpoints(config.output).clear()  # in case the former process ended right before it
             return artifacts.read(config.output, KIND)
         return _Run(config, data, labels, settings["num_windows"]).finish()
 
@@ -187,7 +188,7 @@ class _Run:
         }
 
     def _checkpoint(self) -> None:
-        meta = {"seconds": self.seconds, "num_metric_bytes": self.metrics.num_bytes}
+        meta = {"seconds": self.seconds, "num_metric_bytes": self.metrics.sync()}
         self.checkpoints.save(self.step, state_of(self.model, self.optimizer), meta)
 
     def _write(self) -> artifacts.Manifest:

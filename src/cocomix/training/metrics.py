@@ -6,6 +6,7 @@ On resuming, the file is cut back to what the checkpoint knew, so that it reads 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ NAME = "metrics.jsonl"
 
 
 class MetricsFile:
-    """Appends lines; `num_bytes` is how long the file is now.
+    """Appends lines.
 
     Args:
         output: folder of the run.
@@ -25,11 +26,15 @@ class MetricsFile:
     def __init__(self, output: Path, num_bytes: int = 0) -> None:
         self._file = (output / NAME).open("ab")
         self._file.truncate(num_bytes)
-        self.num_bytes = num_bytes
 
     def append(self, **values: float | int) -> None:
-        self.num_bytes += self._file.write(json.dumps(values).encode() + b"\n")
+        self._file.write(json.dumps(values).encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> int:
+        """Bring what was appended to the disk; returns how long the file is."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
     def close(self) -> None:
         self._file.close()
