@@ -3,22 +3,21 @@
     python -m benchmarks.variants --demo runs/demo --work runs/variants --output benchmarks/results/variants.json
 
 Every run has the demo's student size, token count and schedule. All runs of one seed share initial weights and data order, so
-differences to NTP are paired. Runs that are finished already are recognised; `--only NAME` adds some rows to the table.
+differences to NTP are paired. Runs that are finished already are recognised and in the table; `--only NAME` runs some rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, StudentConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json, write_json
@@ -29,22 +28,26 @@ from cocomix.training.metrics import read_metrics
 SEEDS = (0, 1, 2)
 
 
+#: As the paper's released code chooses them.
+PAPER_LABELS = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the table."""
 
-    mixer: str = "concept"
-    mixing: str = "interleave_residual"
-    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    mixer: Literal["concept", "none"] = "concept"
+    mixing: Literal["interleave", "interleave_residual", "add", "none"] = "interleave"
+    attribution: AttributionConfig = PAPER_LABELS
 
 
 VARIANTS = {
     "ntp": Variant(mixer="none"),
-    "interleave": Variant(mixing="interleave"),
-    "interleave_residual": Variant(),
+    "interleave": Variant(),
+    "interleave, lowers_loss": Variant(attribution=replace(PAPER_LABELS, sign="lowers_loss")),
+    "interleave, activation_value": Variant(attribution=AttributionConfig(criterion="activation_value")),
+    "interleave_residual": Variant(mixing="interleave_residual"),
     "add": Variant(mixing="add"),
-    "lowers_loss": Variant(attribution=AttributionConfig(sign="lowers_loss")),
-    "activation_value": Variant(attribution=AttributionConfig(criterion="activation_value")),
 }
 
 
@@ -67,17 +70,15 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(lambda job: start(arguments, *job), jobs))
     settings = read_json(arguments.demo / "settings.json")["settings"]
-    table = {name: row(arguments.work, name, arguments.seeds) for name in arguments.only}
-    former = json.loads(arguments.output.read_text())["table"] if arguments.output.exists() else {}
+    table = {name: row(arguments.work, name) for name in VARIANTS if finished_seeds(arguments.work, name)}
     write_json(
         arguments.output,
         {
             "command": "python -m benchmarks.variants --demo runs/demo --work runs/variants "
             "--output benchmarks/results/variants.json",
             "demo": settings,
-            "seeds": arguments.seeds,
             "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "table": former | table,
+            "table": table,
         },
     )
 
@@ -105,7 +106,9 @@ def run(demo: Path, work: Path, name: str, seed: int) -> None:
 
 def train_config(demo: Path, work: Path, size: DemoSize, variant: Variant, output: Path, seed: int) -> TrainConfig:
     num_windows = -(-size.student_tokens // size.context_length)
-    student: StudentConfig = replace(size.students["ntp"].student, mixer=variant.mixer, mixing=variant.mixing)
+    student: StudentConfig = size.students["ntp"].student
+    if variant.mixer == "concept":
+        student = replace(student, mixer="concept", mixing=variant.mixing)
     return TrainConfig(
         data=demo / "data",
         output=output,
@@ -122,8 +125,7 @@ def train_config(demo: Path, work: Path, size: DemoSize, variant: Variant, outpu
 
 
 def labels(demo: Path, work: Path, attribution: AttributionConfig, num_windows: int) -> Path:
-    if attribution == AttributionConfig():
-        return demo / "concepts"
+    """The concept dataset of one attribution, made once."""
     output = work / "labels" / "-".join(str(value) for value in asdict(attribution).values())
     output.parent.mkdir(parents=True, exist_ok=True)
     extract(
@@ -140,24 +142,30 @@ def labels(demo: Path, work: Path, attribution: AttributionConfig, num_windows: 
 
 
 def folder(work: Path, name: str, seed: int) -> Path:
-    return work / f"{name}-{seed}"
+    return work / f"{name.replace(', ', '-')}-{seed}"
 
 
-def row(work: Path, name: str, seeds: list[int]) -> dict[str, Any]:
-    """Final validation losses of a row, and their paired differences to NTP's."""
+def finished_seeds(work: Path, name: str) -> list[int]:
+    return [seed for seed in SEEDS if (folder(work, name, seed) / "manifest.json").exists()]
+
+
+def row(work: Path, name: str) -> dict[str, Any]:
+    """Final validation losses of a row's finished runs, and their paired differences to NTP's."""
+    seeds = finished_seeds(work, name)
     runs = [folder(work, name, seed) for seed in seeds]
     losses = [final_loss(run) for run in runs]
     differences = [loss - final_loss(folder(work, "ntp", seed)) for loss, seed in zip(losses, seeds, strict=True)]
-    facts = [read_json(run / "manifest.json")["facts"] for run in runs]
+    facts = read_json(runs[0] / "manifest.json")["facts"]
     return {
+        "seeds": seeds,
         "validation_loss": losses,
         "mean": statistics.fmean(losses),
         "difference_to_ntp": differences,
         "mean_difference_to_ntp": statistics.fmean(differences),
         "standard_deviation_of_difference": statistics.stdev(differences) if len(differences) > 1 else None,
-        "train_flops": facts[0]["train_flops"],
-        "train_tokens": facts[0]["train_tokens"],
-        "num_parameters": facts[0]["num_parameters"],
+        "train_flops": facts["train_flops"],
+        "train_tokens": facts["train_tokens"],
+        "num_parameters": facts["num_parameters"],
     }
 
 

@@ -17,7 +17,9 @@ def make(family: str, normalize_input: bool = True, **settings: object) -> Conce
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
     sae.requires_grad_(False)
     sae.decoder_bias.normal_()
-    return ConceptExtractor(teacher.requires_grad_(False), sae, 1, AttributionConfig(num_labels=2, **settings))
+    config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
+    return ConceptExtractor(teacher.requires_grad_(False), sae, 1, config)
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cocomix import CocomixError, DemoConfig, run_demo
+from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
 from cocomix.demo import pipeline
 from cocomix.demo.sizes import StudentRun, default, demo_size, large, smoke
@@ -24,7 +24,8 @@ TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     students = {
         "ntp": StudentRun("NTP", STUDENT),
-        "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), uses_labels=True),
+        "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig()),
+        "paper": StudentRun("Paper", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig("attribution")),
         "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
     }
     size = dataclasses.replace(

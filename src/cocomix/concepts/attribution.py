@@ -32,10 +32,10 @@ LabelCriterion = Literal["attribution", "activation_value"]
 
 @dataclass(frozen=True)
 class AttributionConfig:
-    """How labels are chosen. The paper's released code: original, all_future, raises_loss."""
+    """How labels are chosen. The paper's released code: attribution, original, all_future, raises_loss."""
 
-    criterion: LabelCriterion = "attribution"
-    """Largest attribution, or largest activation c (the paper's ablation)."""
+    criterion: LabelCriterion = "activation_value"
+    """Largest attribution (the paper's), or largest activation c (its ablation), which leaves the next three unused."""
     point: AttributionPoint = "original"
     """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text)."""
     loss: AttributionLoss = "all_future"
@@ -44,6 +44,11 @@ class AttributionConfig:
     """Top of +a (paper and released code), of -a, or of |a|."""
     num_labels: int = 4
     """A, labels a token (the paper's K_attr)."""
+
+    @property
+    def knows_next_token(self) -> bool:
+        """Whether a label depends on tokens after its own, so that no student could predict it for certain."""
+        return self.criterion == "attribution"
 
     def __post_init__(self) -> None:
         if self.num_labels < 1:

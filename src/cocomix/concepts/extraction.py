@@ -27,7 +27,6 @@ from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.flops import (
     BACKWARD_OVER_FORWARD,
-    causal_lm_flops_per_token,
     head_flops,
     span_flops_per_token,
 )
@@ -127,13 +126,13 @@ def _seconds(file: Path) -> float:
 
 
 def _flops_per_token(extractor: ConceptExtractor, context_length: int) -> float:
-    """Teacher forward, backward down to the hook without parameter gradients, and the SAE's encoder."""
-    adapter = extractor.teacher.adapter
-    flops = causal_lm_flops_per_token(extractor.teacher.model, context_length)
-    above = span_flops_per_token(adapter, extractor.teacher.layer + 1, adapter.num_blocks, context_length)
+    """Teacher up to the hook and the SAE's encoder; with attribution also what is above the hook, forward and backward."""
+    adapter, hook = extractor.teacher.adapter, extractor.teacher.layer + 1
+    flops = span_flops_per_token(adapter, 0, hook, context_length)
+    flops += 2 * extractor.sae.config.num_latents * extractor.sae.config.hidden_size
     if extractor.config.criterion == "attribution":
+        above = span_flops_per_token(adapter, hook, adapter.num_blocks, context_length) + head_flops(adapter)
         # Half of a backward is the gradient of the activations; the other half would be that of the parameters.
-        flops += BACKWARD_OVER_FORWARD / 2 * (above + head_flops(adapter))
-        if extractor.config.loss == "next_token":
-            flops += above + head_flops(adapter)
-    return flops + 2 * extractor.sae.config.num_latents * extractor.sae.config.hidden_size
+        num_passes = 1 + BACKWARD_OVER_FORWARD / 2 + (extractor.config.loss == "next_token")
+        flops += num_passes * above
+    return flops

@@ -236,7 +236,7 @@ def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, float]]) ->
     for row, (probe, result) in enumerate(probes.items()):
         delta, error = result["loss_delta"], 2 * result["standard_error"]
         error = 0.0 if math.isnan(error) else error
-        # The oracle is hollow: it is not a model that anyone could run.
+        # The oracle is hollow: it is no model of its own, but needs the teacher.
         face = "none" if probe == "oracle" else SERIES[0]
         axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=SERIES[0], linewidth=1)
         axes.errorbar(delta, row, xerr=error, color=INK, linewidth=1, capsize=2.5, capthick=1)

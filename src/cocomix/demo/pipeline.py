@@ -73,9 +73,9 @@ class _Pipeline:
     def __init__(self, config: DemoConfig, size: DemoSize) -> None:
         self.config, self.size, self.root = config, size, config.output
         self.data, self.teacher, self.sae = self.root / "data", self.root / "teacher", self.root / "sae"
-        self.concepts, self.cards = self.root / "concepts", self.root / "concept-report"
-        self.attribution = AttributionConfig()
-        self.num_stages = 6 + 2 * len(size.students)
+        self.cards = self.root / "concept-report"
+        self.concepts = self._concept_folders()
+        self.num_stages = 5 + len(self.concepts) + 2 * len(size.students)
         self.stage = 0
 
     def run_stages(self) -> None:
@@ -112,17 +112,18 @@ class _Pipeline:
                 seed=seed,
             )
         )
-        self._announce("concept labels")
-        extract(
-            ExtractConfig(
-                teacher=self.teacher,
-                sae=self.sae,
-                data=self.data,
-                output=self.concepts,
-                attribution=self.attribution,
-                num_windows=student_windows,
+        for attribution, folder in self.concepts.items():
+            self._announce("concept labels")
+            extract(
+                ExtractConfig(
+                    teacher=self.teacher,
+                    sae=self.sae,
+                    data=self.data,
+                    output=folder,
+                    attribution=attribution,
+                    num_windows=student_windows,
+                )
             )
-        )
         for name, run in size.students.items():
             self._announce(f"student: {run.title}")
             self._train(name, run, size.student_tokens, student_windows)
@@ -139,6 +140,13 @@ class _Pipeline:
         artifacts.write_json(self.root / SUMMARY_NAME, summary)
         write_report(self.root, summary)
 
+    def _concept_folders(self) -> dict[AttributionConfig, Path]:
+        """One concept dataset for each way of choosing labels: CoCoMix's in `concepts`, others named by their student."""
+        folders = {self.size.students["cocomix"].attribution: self.root / "concepts"}
+        for name, run in self.size.students.items():
+            folders.setdefault(run.attribution, self.root / f"concepts-{name}")
+        return {attribution: folder for attribution, folder in folders.items() if attribution is not None}
+
     def _announce(self, title: str) -> None:
         self.stage += 1
         say(f"[{self.stage}/{self.num_stages}] {title}")
@@ -148,7 +156,7 @@ class _Pipeline:
             TrainConfig(
                 data=self.data,
                 output=self.root / name,
-                labels=self.concepts if run.uses_labels else None,
+                labels=self.concepts[run.attribution] if run.attribution else None,
                 teacher=self.teacher if run.distillation_weight else None,
                 student=run.student,
                 optimizer=OptimizerConfig(learning_rate=self.size.learning_rate),
@@ -166,10 +174,10 @@ class _Pipeline:
             model=self.root / name,
             data=self.data,
             output=self.root / "evaluation" / name,
-            probes=run.uses_labels,
-            teacher=self.teacher if run.uses_labels else None,
-            sae=self.sae if run.uses_labels else None,
-            attribution=self.attribution,
+            probes=run.attribution is not None,
+            teacher=self.teacher if run.attribution else None,
+            sae=self.sae if run.attribution else None,
+            attribution=run.attribution or AttributionConfig(),
             max_windows=self.size.report_windows,
         )
 
@@ -177,13 +185,13 @@ class _Pipeline:
         """The most used concepts and a steered continuation, as `concept-report/concepts.json`."""
         settings = {
             "model": artifacts.fingerprint_of_folder(self.root / "cocomix"),
-            "concepts": artifacts.fingerprint_of_folder(self.concepts),
+            "concepts": artifacts.fingerprint_of_folder(self.root / "concepts"),
         }
         with artifacts.begin(self.cards, CONCEPTS_KIND, settings) as finished:
             if finished:
                 return
-            extractor = load_extractor(self.teacher, self.sae, self.attribution)
-            concepts = ConceptDataset(self.concepts, TokenDataset(self.data))
+            extractor = load_extractor(self.teacher, self.sae, AttributionConfig())
+            concepts = ConceptDataset(self.root / "concepts", TokenDataset(self.data))
             validation = TokenDataset(self.data, "validation")
             cards = most_used_concepts(
                 concepts, extractor.teacher, extractor.sae, validation, max_windows=self.size.report_windows

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cocomix.concepts.attribution import AttributionConfig
 from cocomix.demo.figures import Drawing, curve_figures, probe_figures
 from cocomix.demo.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
 
@@ -38,9 +39,10 @@ PROBES = {
     "This decides the verdict.",
     "shuffle_position": "Every position gets the concepts of an earlier one of its own sequence: what it loses when they are "
     "about the right text but the wrong place.",
-    "oracle": "The teacher’s own labels replace the strongest predictions. They are chosen knowing the next token, so this "
-    "is an upper bound and not a fair model.",
+    "oracle": "The teacher’s own labels replace the strongest predictions, whose values they take: what perfect predictions "
+    "would give.",
 }
+ORACLE_KNOWS = " They are chosen knowing the next token, so this is no fair model."
 ATTRIBUTION = {
     "attribution": "latents that mattered most for the loss",
     "activation_value": "latents with the largest activation",
@@ -156,6 +158,11 @@ def verdict(title: str, probes: Mapping[str, Mapping[str, float]]) -> str:
     return f"Giving every sequence the concepts of another one {change}: {conclusion}."
 
 
+def labels_know_next_token(summary: Mapping[str, Any]) -> bool:
+    """Whether CoCoMix's labels depend on tokens after their own."""
+    return AttributionConfig(**summary["labels"]["attribution"]).knows_next_token
+
+
 def loss_at(curve: Sequence[Mapping[str, float | int]], axis: str, amount: float | int) -> float | None:
     """Validation loss of a curve at an amount of tokens, FLOPs or seconds, linearly between points; None outside of it."""
     for before, after in itertools.pairwise(curve):
@@ -219,7 +226,8 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
             )
             for name, drawing in probes.items()
         ],
-        probe_meanings=PROBES,
+        probe_meanings=PROBES
+        | ({"oracle": PROBES["oracle"] + ORACLE_KNOWS} if labels_know_next_token(summary) else {}),
         mixing=MIXINGS[summary["cocomix"]["mixing"]],
         attribution_meanings=ATTRIBUTION,
         num_open_cards=NUM_OPEN_CARDS,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cocomix.base.errors import CocomixError
+from cocomix.concepts.attribution import AttributionConfig
 from cocomix.training.config import StudentConfig
 
 SizeName = Literal["smoke", "default", "large"]
@@ -19,7 +20,8 @@ class StudentRun:
     title: str
     """Its name in the report."""
     student: StudentConfig
-    uses_labels: bool = False
+    attribution: AttributionConfig | None = None
+    """How its concept labels are chosen; None: it needs none."""
     distillation_weight: float = 0.0
 
 
@@ -105,9 +107,10 @@ def large() -> DemoSize:
     """About two hours: more tokens, and distillation, pause tokens and the paper's exact variant beside the pair."""
     student = StudentConfig(hidden_size=128, num_layers=4, num_heads=4)
     paper = replace(student, mixer="concept", mixing="interleave")
+    paper_labels = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
     runs = {
         **_pair(student),
-        "cocomix-paper": StudentRun("CoCoMix, the paper's exact variant", paper, uses_labels=True),
+        "cocomix-paper": StudentRun("CoCoMix, the paper’s exact variant", paper, paper_labels),
         "pause": StudentRun("Pause tokens", replace(student, mixer="pause")),
         "kd": StudentRun("Distillation", student, distillation_weight=0.1),
     }
@@ -126,5 +129,5 @@ def large() -> DemoSize:
 def _pair(student: StudentConfig) -> dict[str, StudentRun]:
     return {
         "ntp": StudentRun("NTP", student),
-        "cocomix": StudentRun("CoCoMix", replace(student, mixer="concept"), uses_labels=True),
+        "cocomix": StudentRun("CoCoMix", replace(student, mixer="concept"), AttributionConfig()),
     }

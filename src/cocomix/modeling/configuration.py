@@ -42,7 +42,7 @@ class CoCoMixConfig(PreTrainedConfig):
         self,
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         mixer: str = "concept",
-        mixing: str = "interleave_residual",
+        mixing: str = "interleave",
         insert_layer: int = 1,
         position_mode: str = "shared",
         num_concepts: int = 32768,

@@ -23,7 +23,7 @@ class StudentConfig:
     """Attention heads."""
     mixer: Literal["concept", "pause", "none"] = "none"
     """What is inserted: predicted concepts, a pause vector, nothing."""
-    mixing: Literal["interleave", "interleave_residual", "add", "none"] = "interleave_residual"
+    mixing: Literal["interleave", "interleave_residual", "add", "none"] = "interleave"
     """How it enters the sequence; the paper's is `interleave`."""
     insert_layer: int = 1
     """0-based block before which it is inserted."""
