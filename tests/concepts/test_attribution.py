@@ -19,7 +19,6 @@ def make(family: str, normalize_input: bool = True, **settings: object) -> Conce
     sae.decoder_bias.normal_()
     config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
     return ConceptExtractor(teacher.requires_grad_(False), sae, 1, config)
-    )
 
 
 @pytest.fixture
