@@ -23,6 +23,9 @@ def test_batches_are_evenly_spaced_and_complete(tiny: Tiny) -> None:
     some = torch.cat(list(data.batches(4, 10)))
     assert torch.equal(some, data.input_ids([i * data.num_windows // 10 for i in range(10)]))
     assert len(torch.cat(list(data.batches(4, 10**6)))) == data.num_windows
+    mixed = torch.cat(list(data.batches(4, mixed=True)))
+    assert not torch.equal(mixed, whole)
+    assert sorted(mixed.tolist()) == sorted(whole.tolist())
 
 
 @pytest.mark.parametrize("num_concepts", [300, 2**16 + 5])

@@ -56,15 +56,20 @@ class TokenDataset:
         """Token ids of the given windows."""
         return torch.from_numpy(self._table.take("input_ids", windows))
 
-    def batches(self, batch_size: int, max_windows: int | None = None) -> Iterator[Int64[Tensor, "B T"]]:
+    def batches(
+        self, batch_size: int, max_windows: int | None = None, *, mixed: bool = False
+    ) -> Iterator[Int64[Tensor, "B T"]]:
         """Token ids of evenly spaced windows, a sample of all documents, `batch_size` at a time.
 
         Args:
             batch_size: windows in a batch; the last may have fewer.
             max_windows: how many windows; None: all.
+            mixed: in a fixed random order, so that the windows of a batch are not neighbours in one document.
         """
         count = self.num_windows if max_windows is None else min(max_windows, self.num_windows)
         windows = np.arange(count) * self.num_windows // count
+        if mixed:
+            windows = np.random.default_rng(0).permutation(windows)
         for start in range(0, count, batch_size):
             yield self.input_ids(windows[start : start + batch_size])
 

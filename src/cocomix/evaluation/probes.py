@@ -48,7 +48,10 @@ class Mean(ConceptEdit):
 
 
 class ShuffleBatch(ConceptEdit):
-    """Every sequence gets the concepts of the next sequence of its batch, position by position."""
+    """Every sequence gets the concepts of the next sequence of its batch, position by position.
+
+    Batches are mixed, so that the next sequence is of another document as a rule.
+    """
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return indices.roll(1, dims=0), values.roll(1, dims=0)
@@ -168,7 +171,7 @@ def _window_losses(
 ) -> Tensor:
     """Mean loss of each window under an edit: [num_windows], float64."""
     parts = []
-    for input_ids in dataset.batches(BATCH_SIZE, max_windows):
+    for input_ids in dataset.batches(BATCH_SIZE, max_windows, mixed=True):
         if extractor is not None:
             assert isinstance(edit, Oracle)
             with torch.enable_grad():
