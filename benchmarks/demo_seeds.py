@@ -2,7 +2,7 @@
 
     python -m benchmarks.demo_seeds --work runs/seeds --output benchmarks/results/demo_seeds.json
 
-Demos run side by side with one thread each. A demo that is finished already is recognised.
+Demos run side by side with one thread each. A demo that is finished already is taken as it is.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def main() -> None:
 
 
 def run(seed: int, folder: Path) -> None:
+    if (folder / "manifest.json").exists():
+        return
     command = [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(folder), "--seed", str(seed)]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json
 
-One smoke demo runs undisturbed. Another is killed in every stage, at a random moment up to a second after the stage was
-announced, and started again each time; then once more and left alone. Their summaries are compared, times aside.
+One smoke demo runs undisturbed and times its stages. Another is killed in every stage, at a random moment of it, and started
+again each time; then once more and left alone. Their summaries are compared, times aside.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def main() -> None:
     shutil.rmtree(arguments.work, ignore_errors=True)
     whole, killed = arguments.work / "undisturbed", arguments.work / "killed"
 
-    subprocess.run(command(whole, arguments.size), check=True)
+    stages = run_and_time(command(whole, arguments.size))
     rng = random.Random(arguments.seed)
-    kills: list[dict[str, Any]] = []
-    for stage in range(1, num_stages(whole) + 1):
-        kills.append(kill_in_stage(command(killed, arguments.size), stage, rng.uniform(0.0, 1.0)))
+    kills = [
+        kill_in_stage(command(killed, arguments.size), stage, rng.uniform(0.0, 0.9) * seconds)
+        for stage, seconds in stages.items()
+    ]
     subprocess.run(command(killed, arguments.size), check=True)
     equal = untimed(read_json(whole / "summary.json")) == untimed(read_json(killed / "summary.json"))
     write_json(
@@ -58,26 +59,38 @@ def command(output: Path, size: str) -> list[str]:
     return [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(output), "--size", size]
 
 
-def num_stages(folder: Path) -> int:
-    """Of a demo, counted as the demo counts them."""
-    return 6 + 2 * len(read_json(folder / "summary.json")["students"])
+def run_and_time(words: list[str]) -> dict[str, float]:
+    """Run a demo to its end; returns the seconds of each stage, by its announcement."""
+    started: dict[str, float] = {}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("["):
+                started[line.strip()] = time.monotonic()
+        ended = [*list(started.values())[1:], time.monotonic()]
+    if process.returncode:
+        sys.exit("the undisturbed demo failed")
+    return {stage: end - start for (stage, start), end in zip(started.items(), ended, strict=True)}
 
 
-def kill_in_stage(words: list[str], stage: int, delay_seconds: float) -> dict[str, Any]:
-    """Start the demo, wait until it announces a stage and a little longer, and kill it."""
+def kill_in_stage(words: list[str], stage: str, delay_seconds: float) -> dict[str, Any]:
+    """Start the demo, wait until it announces a stage and a little longer, and kill it; says in which stage it was."""
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
-    title = ""
     for line in process.stderr:
-        if line.startswith(f"[{stage}/"):
-            title = line.strip()
+        if line.strip() == stage:
             break
     time.sleep(delay_seconds)
     was_running = process.poll() is None
     process.send_signal(signal.SIGKILL)
-    process.stderr.close()
+    announced = [line.strip() for line in process.stderr if line.startswith("[")]
     process.wait()
-    return {"stage": title, "delay_seconds": round(delay_seconds, 3), "was_running": was_running}
+    return {
+        "stage": stage,
+        "killed_in": announced[-1] if announced else stage,
+        "delay_seconds": round(delay_seconds, 3),
+        "was_running": was_running,
+    }
 
 
 def untimed(value: Any) -> Any:

@@ -16,11 +16,11 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 
 VARIANT_NOTES = {
     "ntp": "next-token prediction alone",
-    "interleave": "the paper's: the concept position holds the concept vector alone",
-    "interleave_residual": "the default: it starts from the token's hidden state plus the concept vector",
-    "add": "hidden state plus concept vector, no extra position",
-    "lowers_loss": "default mixing, labels from the top of -a",
-    "activation_value": "default mixing, labels by activation instead of attribution",
+    "interleave": "the paper's exact variant: labels by attribution, top of +a",
+    "interleave, lowers_loss": "labels from the top of -a",
+    "interleave, activation_value": "the default: labels by activation",
+    "interleave_residual": "labels as the paper's; the concept position starts from hidden state plus concept vector",
+    "add": "labels as the paper's; hidden state plus concept vector, no extra position",
 }
 
 
@@ -90,7 +90,9 @@ def variants(result: dict[str, Any]) -> str:
             ", ".join(f"{loss:.3f}" for loss in row["validation_loss"]),
             f"{row['mean']:.3f}",
             _signed(row["mean_difference_to_ntp"]),
-            f"{row['standard_deviation_of_difference']:.3f}",
+            "one seed"
+            if row["standard_deviation_of_difference"] is None
+            else f"{row['standard_deviation_of_difference']:.3f}",
             format_flops(row["train_flops"]),
         ]
         for name, row in result["table"].items()
@@ -116,13 +118,13 @@ def variants(result: dict[str, Any]) -> str:
 
 
 def kills(result: dict[str, Any]) -> str:
-    stages = ", ".join(kill["stage"].partition("] ")[2] for kill in result["kills"])
+    stages = ", ".join(kill["killed_in"].partition("] ")[2] for kill in result["kills"])
     outcome = "equal" if result["summaries_equal"] else "not equal"
     return "\n\n".join(
         [
             "## Killed in every stage",
-            f"The demo of size `{result['size']}`, killed with SIGKILL {result['num_kills']} times, once in each stage "
-            f"({stages}), and started again with the same command: its summary is {outcome} to that of an undisturbed run, "
+            f"The demo of size `{result['size']}`, killed with SIGKILL {result['num_kills']} times (in {stages}), and "
+            f"started again with the same command: its summary is {outcome} to that of an undisturbed run, "
             "times aside.",
             _command(result),
         ]

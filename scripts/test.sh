@@ -8,7 +8,7 @@ venv="${VENV:-.venv}"
 
 if [ ! -e "$venv/.installed-dev" ] || [ pyproject.toml -nt "$venv/.installed-dev" ] || [ constraints.txt -nt "$venv/.installed-dev" ]; then
     "$python" -m venv "$venv"
-    # torch first and pinned: an open range would draw several gigabytes of CUDA.
+    # torch first, from the constraints: the newest release may be another build, of several gigabytes.
     "$venv/bin/python" -m pip install --quiet --constraint constraints.txt torch
     "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
     touch "$venv/.installed-dev" "$venv/.installed"

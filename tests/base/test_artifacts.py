@@ -108,12 +108,61 @@ def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
     manifest.write_text('{"kind": ')
     with pytest.raises(CocomixError, match=r"manifest.json is damaged"):
         artifacts.read(tmp_path / "x", "thing")
+    manifest.write_text("[]")
+    with pytest.raises(CocomixError, match="no JSON object"):
+        artifacts.read(tmp_path / "x", "thing")
     (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(CocomixError, match="something above it is a file"),
+        artifacts.begin(tmp_path / "file" / "x", "t", {}),
+    ):
+        pass
     with (
         pytest.raises(CocomixError, match="is a file; --output takes a folder"),
         artifacts.begin(tmp_path / "file", "t", {}),
     ):
         pass
+
+
+def test_an_unfinished_folder_is_continued_even_with_overwrite_and_a_failed_beginning_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    with artifacts.begin(tmp_path, "thing", {"seed": 1}):
+        pass
+    with artifacts.begin(tmp_path, "thing", {"seed": 2}) as finished:
+        assert not finished
+        (tmp_path / "half").write_text("x")
+    with artifacts.begin(tmp_path, "thing", {"seed": 2}, overwrite=True):
+        assert (tmp_path / "half").exists()
+    with artifacts.begin(tmp_path, "thing", {"seed": 3}, overwrite=True):
+        assert not (tmp_path / "half").exists()
+
+
+def test_a_clearing_that_was_killed_can_be_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    (tmp_path / "more").write_text("x")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt), artifacts.begin(tmp_path, "thing", {"seed": 2}, overwrite=True):
+            pass
+    with artifacts.begin(tmp_path, "thing", {"seed": 2}, overwrite=True) as finished:
+        assert not finished
+
+
+def test_times_are_checked_but_not_part_of_the_fingerprint(tmp_path: Path) -> None:
+    def timed(folder: Path, seconds: str) -> artifacts.Manifest:
+        with artifacts.begin(folder, "thing", SETTINGS):
+            (folder / "log").write_text(seconds)
+            return artifacts.finish(folder, timed=["log"])
+
+    assert timed(tmp_path / "a", "1").fingerprint == timed(tmp_path / "b", "2").fingerprint
+    (tmp_path / "a" / "log").write_text("3")
+    with pytest.raises(CocomixError, match="log does not match its checksum"):
+        artifacts.read(tmp_path / "a", "thing")
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def test_batches_are_evenly_spaced_and_complete(tiny: Tiny) -> None:
     data = TokenDataset(tiny.data, "validation")
     whole = torch.cat(list(data.batches(7)))
     assert torch.equal(whole, data.input_ids(range(data.num_windows)))
+    assert min(len(batch) for batch in data.batches(7)) > 1
     some = torch.cat(list(data.batches(4, 10)))
     assert torch.equal(some, data.input_ids([i * data.num_windows // 10 for i in range(10)]))
     assert len(torch.cat(list(data.batches(4, 10**6)))) == data.num_windows

@@ -80,10 +80,28 @@ def test_one_document_is_cut_so_that_there_is_something_to_hold_out(tmp_path: Pa
     assert facts["splits"]["validation"]["num_windows"] > 0
 
 
+@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
+def test_any_single_file_is_cut_somewhere(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "book.txt").write_text(separator.join(f"sentence{i} more words" for i in range(1000)))
+    facts = prepare(PrepareConfig(tmp_path / "data", (tmp_path / "book.txt",), vocab_size=280, context_length=16)).facts
+    assert facts["splits"]["validation"]["num_windows"] > 0
+    assert facts["splits"]["train"]["num_bytes"] > 5 * facts["splits"]["validation"]["num_bytes"]
+
+
+def test_one_long_document_among_short_ones_does_not_become_the_validation_split(tmp_path: Path) -> None:
+    for i in range(24):
+        (tmp_path / f"{i}.txt").write_text(f"a short note, number {i}. " * 20)
+    (tmp_path / "long.txt").write_text("a long book. " * 40_000)
+    for seed in range(4):
+        config = PrepareConfig(tmp_path / f"data{seed}", (tmp_path,), vocab_size=280, context_length=16, seed=seed)
+        facts = prepare(config).facts
+        assert facts["splits"]["train"]["num_bytes"] > 400_000
+
+
 def test_a_sample_of_a_larger_corpus(tiny: Tiny, tmp_path: Path) -> None:
     facts = prepare(config(tiny, tmp_path, max_bytes=20_000)).facts
     total = sum(counts["num_bytes"] for counts in facts["splits"].values())
-    assert 15_000 < total <= 20_000
+    assert 19_000 < total <= 20_000
 
 
 def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
@@ -91,11 +109,13 @@ def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="every document is empty"):
         prepare(config(tiny, tmp_path / "a", text=(tmp_path / "empty.txt",)))
     write_corpus(tmp_path / "short.jsonl", num_documents=1)
+    with pytest.raises(CocomixError, match="--text names no file"):
+        prepare(config(tiny, tmp_path / "a", text=()))
     with pytest.raises(CocomixError, match="less than one window of 4096"):
         prepare(config(tiny, tmp_path / "b", text=(tmp_path / "short.jsonl",), context_length=4096))
     with pytest.raises(CocomixError, match="needs at least 257"):
         prepare(config(tiny, tmp_path / "c", vocab_size=200))
-    with pytest.raises(CocomixError, match="a window needs at least 2"):
+    with pytest.raises(CocomixError, match="context_length is 1; it must be at least 2"):
         config(tiny, tmp_path, context_length=1)
     with pytest.raises(CocomixError, match="must lie between 0 and 1"):
         config(tiny, tmp_path, validation_fraction=1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["prepare", "train", "train_sae", "extract", "evaluate", "most_used_concepts", "summarize", "write_report"]
+    "stage", ["prepare", "train", "train_sae", "extract", "evaluate", "concept_report", "summarize", "write_report"]
 )
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -126,11 +127,23 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     artifacts.read(undisturbed / "teacher", "training-run")
 
 
+@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "report.html"])
+def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
+    if not (undisturbed / "summary.json").exists():
+        run_demo(config(tiny, undisturbed))
+    before = untimed(summary_of(undisturbed))
+    path = undisturbed / stage
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run_demo(config(tiny, undisturbed)).exists()
+    assert path.exists()
+    assert untimed(summary_of(undisturbed)) == before
+
+
 def test_sizes_are_found_by_name() -> None:
     assert demo_size("default") == default()
     assert list(large().students) == ["ntp", "cocomix", "cocomix-paper", "pause", "kd"]
     with pytest.raises(CocomixError, match="size is 'huge'"):
-        demo_size.__wrapped__("huge") if hasattr(demo_size, "__wrapped__") else demo_size("huge")  # type: ignore[arg-type]
+        large.__globals__["demo_size"]("huge")
 
 
 def test_units_to_match_interpolates_and_can_be_never() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.modeling import flops
+from cocomix.modeling.backbones import DecoderAdapter
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
 
 
@@ -20,11 +21,11 @@ def test_forward_count_equals_torchs_counter(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=tokens(1, T))
     # Causal attention halves what eager attention computes, and the counter does not see the gathered compression.
-    span = flops.span_flops_per_token
+    causal = flops.attention_flops_per_token
 
-    def full_attention(adapter: object, start: int, stop: int, num_positions: int) -> float:
-        return span(adapter, start, stop, 2 * num_positions - 1)  # type: ignore[arg-type]
+    def full(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
+        return causal(adapter, start, stop, 2 * num_positions - 1)
 
-    monkeypatch.setattr(flops, "span_flops_per_token", full_attention)
+    monkeypatch.setattr(flops, "attention_flops_per_token", full)
     compress = 2 * 5 * 16 if mixer == "concept" else 0
     assert flops.forward_flops_per_token(model, T) * T == counter.get_total_flops() + compress * T

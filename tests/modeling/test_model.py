@@ -196,6 +196,15 @@ class TestErrors:
         with pytest.raises(CocomixError, match="mixer 'pause'"):
             student(mixer="pause")(input_ids=tokens(), concept_labels=concept_labels())
 
+    def test_labels_out_of_range(self) -> None:
+        ids = tokens(1, 2)
+        with pytest.raises(CocomixError, match="labels holds 40; the vocabulary has ids 0 to 39"):
+            student()(input_ids=ids, labels=torch.tensor([[1, 40]]))
+        with pytest.raises(CocomixError, match="concept_labels holds -1"):
+            student()(input_ids=ids, concept_labels=torch.full((1, 2, 3), -1))
+        with pytest.raises(CocomixError, match=r"attention masks of shape \[batch, keys\] only"):
+            student()(input_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2))
+
     def test_nothing_to_read(self) -> None:
         with pytest.raises(CocomixError, match="give input_ids or inputs_embeds"):
             student()()

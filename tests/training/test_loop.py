@@ -197,12 +197,14 @@ class TestErrors:
 
     def test_head_size(self) -> None:
         with pytest.raises(CocomixError, match="hidden_size 10 is not divisible by num_heads 4"):
-            StudentConfig(hidden_size=10, num_heads=4)
+            StudentConfig(family="gpt2", hidden_size=10, num_heads=4)
+        with pytest.raises(CocomixError, match="not divisible by twice num_heads 4"):
+            StudentConfig(hidden_size=12, num_heads=4)
 
     def test_a_teacher_of_another_vocabulary(self, tiny: Tiny, tmp_path: Path) -> None:
         teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=50))
         teacher.save_pretrained(tmp_path / "teacher")
-        with pytest.raises(CocomixError, match="has 50 tokens, the data 300"):
+        with pytest.raises(CocomixError, match=r"has 50 tokens, .* has 300; prepare"):
             train(config(tiny, tmp_path / "run", "kd", teacher=tmp_path / "teacher"))
 
 

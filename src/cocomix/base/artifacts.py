@@ -20,7 +20,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one, whatever interrupts."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False)
+        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -95,16 +95,24 @@ def begin(output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bo
     wanted = json.loads(json.dumps(dict(settings)))
     if output.exists() and not output.is_dir():
         raise CocomixError(f"{output} is a file; --output takes a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except NotADirectoryError:
+        raise CocomixError(f"{output} can't be made: something above it is a file, not a folder") from None
+    _settings_of(output, kind)  # refuses a folder that is not ours before anything is left in it
     with (output / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CocomixError(f"another process is writing {output}; wait for it or choose another --output") from None
         found = _settings_of(output, kind)
-        if found is not None and overwrite:
+        is_finished = (output / MANIFEST_NAME).exists()
+        # An unfinished folder with equal settings goes on even with --overwrite: it is the same command, started again.
+        if found is not None and overwrite and (is_finished or found != wanted):
             _clear(output)
             found = None
+        if found is not None and found != wanted and not _has_content(output):
+            found = None  # what began it failed before it wrote anything
         if found is not None and found != wanted:
             names = ", ".join(_differences(found, wanted))
             raise CocomixError(
@@ -118,10 +126,15 @@ def begin(output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bo
         yield finished
 
 
-def finish(output: Path, facts: Mapping[str, Any] | None = None) -> Manifest:
+def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
     """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
 
     Hidden files, checkpoints and folders with a manifest of their own are not part of the content.
+
+    Args:
+        output: the folder.
+        facts: what was measured on the way; not part of the fingerprint.
+        timed: files that hold times: checked like all others, and not part of the fingerprint either.
     """
     header = read_json(output / SETTINGS_NAME)
     files = {
@@ -132,7 +145,9 @@ def finish(output: Path, facts: Mapping[str, Any] | None = None) -> Manifest:
     manifest = {
         **body,
         "facts": dict(facts or {}),
-        "fingerprint": fingerprint_of_json(body),
+        "fingerprint": fingerprint_of_json(
+            {**header, "files": {name: files[name] for name in files if name not in timed}}
+        ),
         "versions": _versions(),
     }
     write_json(output / MANIFEST_NAME, manifest)
@@ -151,7 +166,7 @@ def read(path: Path, kind: str) -> Manifest:
         if (path / SETTINGS_NAME).exists():
             raise CocomixError(f"{path} is unfinished; run the command that makes it again and it will continue")
         raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected a {kind} made by cocomix")
-    found = read_json(path / MANIFEST_NAME)
+    found = _read_object(path / MANIFEST_NAME)
     if found.get("kind") != kind:
         raise CocomixError(f"{path} holds a {found.get('kind')}, not a {kind}")
     if found.get("format_version") != FORMAT_VERSION:
@@ -177,8 +192,22 @@ def fingerprint_of_folder(path: Path) -> str:
     if not path.is_dir():
         raise CocomixError(f"{path} is not a folder")
     if (path / MANIFEST_NAME).exists():
-        return read(path, read_json(path / MANIFEST_NAME)["kind"]).fingerprint
+        return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
     return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CocomixError(
+            f"{path} is damaged (no JSON object); delete {path.parent} and run the command that made it again"
+        )
+    return value
+
+
+def _has_content(output: Path) -> bool:
+    """Whether anything but settings and hidden files is there."""
+    return any(not entry.name.startswith(".") and entry.name != SETTINGS_NAME for entry in output.iterdir())
 
 
 def _as_manifest(path: Path, body: Mapping[str, Any]) -> Manifest:
@@ -191,7 +220,7 @@ def _settings_of(output: Path, kind: str) -> dict[str, Any] | None:
         if any(not entry.name.startswith(".") for entry in output.iterdir()):
             raise CocomixError(f"{output} holds files that are not a {kind} of cocomix; choose another --output")
         return None
-    header = read_json(output / SETTINGS_NAME)
+    header = _read_object(output / SETTINGS_NAME)
     if header.get("kind") != kind:
         raise CocomixError(f"{output} holds a {header.get('kind')}, not a {kind}; choose another --output")
     if header.get("format_version") != FORMAT_VERSION:
@@ -231,15 +260,16 @@ def _content_of(path: Path) -> list[str]:
 
 
 def _clear(output: Path) -> None:
-    # The manifest goes first: whatever interrupts, what is left is an unfinished folder and not a damaged one.
+    # The manifest goes first and the settings last: whatever interrupts, what is left is an unfinished folder of ours.
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for entry in output.iterdir():
-        if entry.name == LOCK_NAME:
+        if entry.name in (LOCK_NAME, SETTINGS_NAME):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()
+    (output / SETTINGS_NAME).unlink()
 
 
 def _versions() -> dict[str, str]:

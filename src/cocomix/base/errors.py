@@ -1,5 +1,15 @@
 """The one exception a user is meant to read."""
 
+from __future__ import annotations
+
 
 class CocomixError(ValueError):
     """Input or state a user can mend: one sentence says what was wrong, where, and what to do."""
+
+
+def require_at_least(minimum: int, config: object, *names: str) -> None:
+    """Raise a `CocomixError` for the first of a configuration's numbers below a minimum; None is left alone."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < minimum:
+            raise CocomixError(f"{name} is {value}; it must be at least {minimum}")

@@ -69,21 +69,24 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            say(
-                f"error: the disk is full ({error.filename or 'writing'}); free some space and run the same command again"
-            )
-            return EXIT_ERROR
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            say(f"error: {error.filename} can't be written: {error.strerror}")
-            return EXIT_ERROR
-        raise
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if _is_disk_full(error):
+            say(f"error: the disk is full ({error}); free some space and run the same command again")
+            return EXIT_ERROR
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            say(f"error: {error.filename} can't be used: {error.strerror}")
+            return EXIT_ERROR
+        raise
     print(result)
     return 0
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether the disk was full; libraries in Rust say so in an exception of their own."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
 def _call(command: Command, name: str, words: Sequence[str]) -> str:

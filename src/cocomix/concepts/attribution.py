@@ -45,11 +45,6 @@ class AttributionConfig:
     num_labels: int = 4
     """A, labels a token (the paper's K_attr)."""
 
-    @property
-    def knows_next_token(self) -> bool:
-        """Whether a label depends on tokens after its own, so that no student could predict it for certain."""
-        return self.criterion == "attribution"
-
     def __post_init__(self) -> None:
         if self.num_labels < 1:
             raise CocomixError(f"num_labels is {self.num_labels}; it must be at least 1")

@@ -15,18 +15,17 @@ from typing import Any
 import torch
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
 from cocomix.concepts import sae_training
 from cocomix.concepts.attribution import AttributionConfig, ConceptExtractor
 from cocomix.concepts.sae import SparseAutoencoder
-from cocomix.concepts.sae_training import check_vocabulary
 from cocomix.concepts.teacher import load_teacher
 from cocomix.data.concept_dataset import KIND, write_labels
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.flops import (
-    BACKWARD_OVER_FORWARD,
+    attention_flops_per_token,
     head_flops,
     span_flops_per_token,
 )
@@ -54,14 +53,16 @@ class ExtractConfig:
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_windows", "batch_size")
+
 
 def extract(config: ExtractConfig) -> artifacts.Manifest:
     """Make the concept dataset, continue an interrupted one, or recognise a finished one."""
     data = TokenDataset(config.data, "train")
     sae_manifest = artifacts.read(config.sae, sae_training.KIND)
     teacher_fingerprint = artifacts.fingerprint_of_folder(config.teacher)
-    if sae_manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
-        raise CocomixError(f"the autoencoder {config.sae} was trained on another teacher than {config.teacher}")
+    _check_teacher(config.sae, sae_manifest, config.teacher, teacher_fingerprint)
     num_windows = config.num_windows or data.num_windows
     if num_windows > data.num_windows:
         raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
@@ -80,7 +81,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
             say(f"{config.output}: the concept dataset is there already")
             return artifacts.read(config.output, KIND)
         extractor = load_extractor(config.teacher, config.sae, config.attribution)
-        check_vocabulary(extractor.teacher, data, config.teacher)
+        data.check_model(config.teacher, extractor.teacher.model.config.vocab_size)
         num_shards, seconds = _write_shards(config, extractor, data, num_windows)
         facts = {
             "num_concepts": extractor.sae.config.num_latents,
@@ -93,8 +94,15 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
 
 def load_extractor(teacher: Path, sae: Path, attribution: AttributionConfig) -> ConceptExtractor:
     """Teacher and autoencoder from their folders, at the layer that the autoencoder was trained on."""
-    layer = int(artifacts.read(sae, sae_training.KIND).settings["layer"])
+    manifest = artifacts.read(sae, sae_training.KIND)
+    _check_teacher(sae, manifest, teacher, artifacts.fingerprint_of_folder(teacher))
+    layer = int(manifest.settings["layer"])
     return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
+
+
+def _check_teacher(sae: Path, manifest: artifacts.Manifest, teacher: Path, fingerprint: str) -> None:
+    if manifest.settings["inputs"]["teacher"] != fingerprint:
+        raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
 
 
 def _write_shards(
@@ -132,7 +140,8 @@ def _flops_per_token(extractor: ConceptExtractor, context_length: int) -> float:
     flops += 2 * extractor.sae.config.num_latents * extractor.sae.config.hidden_size
     if extractor.config.criterion == "attribution":
         above = span_flops_per_token(adapter, hook, adapter.num_blocks, context_length) + head_flops(adapter)
-        # Half of a backward is the gradient of the activations; the other half would be that of the parameters.
-        num_passes = 1 + BACKWARD_OVER_FORWARD / 2 + (extractor.config.loss == "next_token")
-        flops += num_passes * above
+        # A frozen weight's product has one in the backward, the gradient of its input; attention's have two.
+        backward = above + attention_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
+        num_forwards = 2 if extractor.config.loss == "next_token" else 1
+        flops += num_forwards * above + backward
     return flops

@@ -111,13 +111,12 @@ class SparseAutoencoder(nn.Module):
     def decode(self, latents: Latents) -> Float[Tensor, "*N D"]:
         """Residual streams from active latents."""
         K = latents.indices.shape[-1]
-        x = F.embedding_bag(
-            latents.indices.reshape(-1, K),
-            self.decoder_weight,
-            per_sample_weights=latents.values.reshape(-1, K),
-            mode="sum",
-        ).view(*latents.indices.shape[:-1], -1)
-        return (x + self.decoder_bias) * latents.std + latents.mean
+        x = self.sum_rows(latents.indices.reshape(-1, K), latents.values.reshape(-1, K))
+        return (x.view(*latents.indices.shape[:-1], -1) + self.decoder_bias) * latents.std + latents.mean
+
+    def sum_rows(self, indices: Int64[Tensor, "N K"], values: Float[Tensor, "N K"]) -> Float[Tensor, "N D"]:
+        """W_dec^T c: the decoder's rows of the active latents, weighted and added."""
+        return F.embedding_bag(indices, self.decoder_weight, per_sample_weights=values, mode="sum")
 
     def forward(self, h: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return self.decode(self.encode(h))

@@ -53,7 +53,7 @@ def sae_quality(
 
     sums = torch.zeros(6, dtype=torch.float64)
     activity = torch.zeros(sae.config.num_latents, dtype=torch.long)
-    for input_ids in dataset.batches(32, max_windows):
+    for input_ids in dataset.batches(32, max_windows, description="measuring the autoencoder"):
         h = teacher.residual(input_ids)
         latents = sae.encode(h)
         h_hat = sae.decode(latents)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, restore_state, state_of
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
 from cocomix.concepts.sae import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.concepts.sae_quality import sae_quality
@@ -75,6 +75,12 @@ class TrainSaeConfig:
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_latents", "k", "num_tokens", "batch_size", "tokens_per_update", "num_windows")
+        require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps")
+        if self.k > self.num_latents:
+            raise CocomixError(f"k is {self.k}; it must be at most num_latents ({self.num_latents})")
+
 
 def train_sae(config: TrainSaeConfig) -> artifacts.Manifest:
     """Train an autoencoder, continue an interrupted run, or recognise a finished one; facts hold its quality."""
@@ -96,7 +102,7 @@ class _Run:
     def __init__(self, config: TrainSaeConfig, data: TokenDataset, num_windows: int) -> None:
         self.config, self.data, self.num_windows = config, data, num_windows
         self.teacher = Teacher(load_teacher(config.teacher), config.layer)
-        check_vocabulary(self.teacher, data, config.teacher)
+        data.check_model(config.teacher, self.teacher.model.config.vocab_size)
         D, C = self.teacher.model.config.hidden_size, config.num_latents
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -172,7 +178,7 @@ class _Run:
         x, _, _ = sae.normalize(h)
         z = F.linear(x - sae.decoder_bias, sae.encoder_weight, sae.encoder_bias)  # (N, C)
         values, indices = z.topk(config.k, dim=-1)
-        error = x - _decode(sae, indices, values.relu()) - sae.decoder_bias
+        error = x - sae.sum_rows(indices, values.relu()) - sae.decoder_bias
         variance = (x - x.mean(0)).pow(2).sum()
         fvu = error.pow(2).sum() / variance
         loss = fvu
@@ -184,7 +190,7 @@ class _Run:
             # The dead latents' own best reconstruction of what the living ones left.
             values, indices = z.masked_fill(~dead, -torch.inf).topk(num_auxiliary, dim=-1)
             residual = error.detach()
-            left = (residual - _decode(sae, indices, values.relu())).pow(2).sum() / residual.pow(2).sum()
+            left = (residual - sae.sum_rows(indices, values.relu())).pow(2).sum() / residual.pow(2).sum()
             loss = loss + AUXILIARY_LOSS_WEIGHT * left
         loss.backward()
         self._project_decoder_gradient()
@@ -207,15 +213,6 @@ class _Run:
         self.sae.decoder_bias.copy_(geometric_median(x))
 
 
-def check_vocabulary(teacher: Teacher, data: TokenDataset, path: Path) -> None:
-    """Refuse a dataset that was not made with the teacher's tokenizer, as far as sizes tell."""
-    if teacher.model.config.vocab_size != data.vocab_size:
-        raise CocomixError(
-            f"the teacher {path} has {teacher.model.config.vocab_size} tokens, the data {data.path} has "
-            f"{data.vocab_size}; prepare the data with the teacher's tokenizer"
-        )
-
-
 def geometric_median(x: Float[Tensor, "N D"], num_iterations: int = 20) -> Float[Tensor, " D"]:
     """The point with the least summed distance to all rows (Weiszfeld's algorithm)."""
     median = x.mean(0)
@@ -223,7 +220,3 @@ def geometric_median(x: Float[Tensor, "N D"], num_iterations: int = 20) -> Float
         weights = 1 / (x - median).norm(dim=-1, keepdim=True).clamp(min=1e-6)
         median = (weights * x).sum(0) / weights.sum()
     return median
-
-
-def _decode(sae: SparseAutoencoder, indices: Tensor, values: Tensor) -> Tensor:
-    return F.embedding_bag(indices, sae.decoder_weight, per_sample_weights=values, mode="sum")

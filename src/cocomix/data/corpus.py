@@ -79,7 +79,7 @@ def _read_file(path: Path) -> Iterator[Document]:
         elif suffix in PARQUET_SUFFIXES:
             yield from _read_parquet(path)
         else:
-            yield from _documents(path.name, path.read_text(encoding="utf-8"))
+            yield from _documents(path.name, path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CocomixError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
     except OSError as error:
@@ -87,7 +87,7 @@ def _read_file(path: Path) -> Iterator[Document]:
 
 
 def _read_json_lines(path: Path) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -9,7 +9,7 @@ computed for these very windows, so that teacher and student see the same contex
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.corpus import Document, read_documents, standard_library_documents
 from cocomix.data.shards import write_shard
 from cocomix.data.token_dataset import KIND, TOKENIZER_FOLDER
-from cocomix.data.tokenizer import load_tokenizer, train_tokenizer
+from cocomix.data.tokenizer import fingerprint_of_tokenizer, load_tokenizer, train_tokenizer
 
 #: Below this many documents, a split by document would leave one side without variety: they are cut into pieces.
 MIN_DOCUMENTS = 20
@@ -38,7 +38,7 @@ class PrepareConfig:
 
     output: Path
     """Folder of the token dataset."""
-    text: tuple[Path, ...] = ()
+    text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
     tokenizer: str | None = None
     """Folder or Hub name of a tokenizer; by default a byte-level BPE is trained on the training documents."""
@@ -56,8 +56,8 @@ class PrepareConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        if self.context_length < 2:
-            raise CocomixError(f"context_length is {self.context_length}; a window needs at least 2 tokens")
+        require_at_least(2, self, "context_length")
+        require_at_least(1, self, "max_bytes")
         if not 0.0 < self.validation_fraction < 1.0:
             raise CocomixError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
 
@@ -65,9 +65,10 @@ class PrepareConfig:
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
     """Make the token dataset, or recognise that it is made already."""
     documents = _sample(_documents_of(config), config.max_bytes, config.seed)
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     settings = {
         "text": _fingerprint_of_documents(documents),
-        "tokenizer": config.tokenizer,
+        "tokenizer": None if tokenizer is None else fingerprint_of_tokenizer(tokenizer),
         "vocab_size": config.vocab_size if config.tokenizer is None else None,
         "context_length": config.context_length,
         "validation_fraction": config.validation_fraction,
@@ -78,11 +79,9 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
             say(f"{config.output}: the token dataset is there already")
             return artifacts.read(config.output, KIND)
         training, validation = _split(documents, config.validation_fraction)
-        if config.tokenizer is None:
+        if tokenizer is None:
             say(f"training a tokenizer of {config.vocab_size:,} tokens")
             tokenizer = train_tokenizer(_head(training, MAX_TOKENIZER_BYTES), config.vocab_size)
-        else:
-            tokenizer = load_tokenizer(config.tokenizer)
         tokenizer.save_pretrained(config.output / TOKENIZER_FOLDER)
         facts: dict[str, object] = {
             "vocab_size": len(tokenizer),
@@ -97,29 +96,39 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
 
 
 def _documents_of(config: PrepareConfig) -> list[Document]:
-    documents = list(read_documents(config.text) if config.text else standard_library_documents())
+    if config.text is None:
+        return list(standard_library_documents())
+    if not config.text:
+        raise CocomixError("--text names no file or folder; leave it out for the standard library")
+    documents = list(read_documents(config.text))
     if not documents:
         raise CocomixError(f"no text in {', '.join(map(str, config.text))}: every document is empty")
-    if len(documents) < MIN_DOCUMENTS:
-        documents = _cut_into_pieces(documents)
-    return documents
+    return documents if len(documents) >= MIN_DOCUMENTS else _cut_into_pieces(documents)
 
 
 def _cut_into_pieces(documents: Sequence[Document]) -> list[Document]:
-    """Cut the few documents there are at blank lines (or lines) into at least about `MIN_DOCUMENTS` pieces."""
+    """Cut the few documents there are, at blank lines if they can be, into at least about `MIN_DOCUMENTS` pieces."""
     target_chars = max(1, sum(len(document.text) for document in documents) // (2 * MIN_DOCUMENTS))
     pieces: list[Document] = []
     for document in documents:
         separator = "\n\n" if document.text.count("\n\n") >= MIN_DOCUMENTS else "\n"
         piece = ""
-        for part in document.text.split(separator):
-            piece += part + separator
+        for part in _parts(document.text, separator, target_chars):
+            piece += part
             if len(piece) >= target_chars:
                 pieces.append(Document(f"{document.source}#{len(pieces)}", piece))
                 piece = ""
         if piece.strip():
             pieces.append(Document(f"{document.source}#{len(pieces)}", piece))
     return pieces
+
+
+def _parts(text: str, separator: str, max_chars: int) -> Iterator[str]:
+    """The text, cut behind every separator, and anywhere where a part would still be too long."""
+    for part in text.split(separator):
+        whole = part + separator
+        for start in range(0, len(whole), max_chars):
+            yield whole[start : start + max_chars]
 
 
 def _sample(documents: list[Document], max_bytes: int | None, seed: int) -> list[Document]:
@@ -129,11 +138,16 @@ def _sample(documents: list[Document], max_bytes: int | None, seed: int) -> list
 
 
 def _head_documents(documents: Sequence[Document], max_bytes: int) -> Iterable[Document]:
-    num_bytes = 0
+    """The first documents of at most so many bytes in all; the last one cut short."""
+    left_bytes = max_bytes
     for document in documents:
-        num_bytes += len(document.text.encode())
-        if num_bytes > max_bytes:
+        text = document.text.encode()
+        if len(text) > left_bytes:
+            start = text[:left_bytes].decode(errors="ignore")
+            if start.strip():
+                yield Document(document.source, start)
             return
+        left_bytes -= len(text)
         yield document
 
 
@@ -142,14 +156,21 @@ def _head(documents: Sequence[Document], max_bytes: int) -> Iterable[str]:
 
 
 def _split(documents: Sequence[Document], validation_fraction: float) -> tuple[Sequence[Document], Sequence[Document]]:
-    """Documents for validation are taken from the front until their share of the characters is reached."""
+    """Documents for validation are taken from the front until their share of the characters is reached.
+
+    A document that would more than double the share is left to training, so that a few long ones do not end up there whole.
+    """
     budget = validation_fraction * sum(len(document.text) for document in documents)
+    training: list[Document] = []
+    validation: list[Document] = []
     taken_chars = 0
-    for count, document in enumerate(documents, start=1):
-        taken_chars += len(document.text)
-        if taken_chars >= budget:
-            return documents[count:], documents[:count]
-    return documents, ()
+    for document in documents:
+        if taken_chars < budget and taken_chars + len(document.text) <= 2 * budget:
+            taken_chars += len(document.text)
+            validation.append(document)
+        else:
+            training.append(document)
+    return training, validation
 
 
 def _write_split(

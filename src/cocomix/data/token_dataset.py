@@ -8,6 +8,7 @@ DIR/manifest.json         counts, settings, checksums
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,9 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.progress import ProgressLine
 from cocomix.data.shards import WindowTable
-from cocomix.data.tokenizer import load_tokenizer
+from cocomix.data.tokenizer import fingerprint_of_tokenizer, load_tokenizer
 
 KIND = "token-dataset"
 TOKENIZER_FOLDER = "tokenizer"
@@ -57,25 +59,50 @@ class TokenDataset:
         return torch.from_numpy(self._table.take("input_ids", windows))
 
     def batches(
-        self, batch_size: int, max_windows: int | None = None, *, mixed: bool = False
+        self, batch_size: int, max_windows: int | None = None, *, mixed: bool = False, description: str | None = None
     ) -> Iterator[Int64[Tensor, "B T"]]:
         """Token ids of evenly spaced windows, a sample of all documents, `batch_size` at a time.
 
         Args:
-            batch_size: windows in a batch; the last may have fewer.
+            batch_size: windows in a batch at most; all have about as many.
             max_windows: how many windows; None: all.
             mixed: in a fixed random order, so that the windows of a batch are not neighbours in one document.
+            description: name of the work in a progress line; None: no line.
         """
         count = self.num_windows if max_windows is None else min(max_windows, self.num_windows)
         windows = np.arange(count) * self.num_windows // count
         if mixed:
             windows = np.random.default_rng(0).permutation(windows)
-        for start in range(0, count, batch_size):
-            yield self.input_ids(windows[start : start + batch_size])
+        with contextlib.ExitStack() as stack:
+            progress = None
+            if description is not None:
+                progress = stack.enter_context(ProgressLine(description, count * self.context_length))
+            for batch in np.array_split(windows, -(-count // batch_size)):
+                yield self.input_ids(batch)
+                if progress is not None:
+                    progress.advance(len(batch) * self.context_length)
 
     def document_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
         """Which document of the split each token belongs to."""
         return torch.from_numpy(self._table.take("document_ids", windows))
+
+    def check_model(self, path: Path, vocab_size: int) -> None:
+        """Refuse a model that reads other tokens: another vocabulary size, or another tokenizer beside its weights.
+
+        Args:
+            path: the model's folder, named in the message; its tokenizer is compared if it has one.
+            vocab_size: of the model.
+        """
+        if vocab_size != self.vocab_size:
+            raise CocomixError(
+                f"{path} has {vocab_size} tokens, {self.path} has {self.vocab_size}; prepare the data with its tokenizer"
+            )
+        if (path / "tokenizer.json").exists():
+            theirs, ours = fingerprint_of_tokenizer(load_tokenizer(path)), fingerprint_of_tokenizer(self.tokenizer())
+            if theirs != ours:
+                raise CocomixError(
+                    f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
+                )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)

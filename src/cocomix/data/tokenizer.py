@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,12 +41,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
+def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of everything that turns text into tokens."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer with an end-of-sequence token, from a folder or a Hub name."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise CocomixError(f"no tokenizer could be loaded from {path}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CocomixError(f"no tokenizer could be loaded from {path}: {reason}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
     if tokenizer.eos_token_id is None:

@@ -5,34 +5,27 @@ A finished stage is recognised and an unfinished one continued, so the demo itse
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.concepts.attribution import AttributionConfig
-from cocomix.concepts.extraction import ExtractConfig, extract, load_extractor
+from cocomix.concepts.extraction import ExtractConfig, extract
 from cocomix.concepts.sae_training import TrainSaeConfig, train_sae
-from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.demo.report import write_report
+from cocomix.demo.report import REPORT_NAME, write_report
 from cocomix.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
 from cocomix.demo.summary import summarize
 from cocomix.evaluation.command import EvalConfig, evaluate
-from cocomix.interpretation.contexts import most_used_concepts
-from cocomix.interpretation.continuation import most_steerable
-from cocomix.modeling.loading import load_causal_lm
-from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.interpretation.concept_report import ConceptReportConfig, concept_report
 from cocomix.training.config import OptimizerConfig, TrainConfig
 from cocomix.training.loop import train
 
 KIND = "demo"
-CONCEPTS_KIND = "concept-report"
 SUMMARY_NAME = "summary.json"
-REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class DemoConfig:
     """Folder of the demo: a folder for each stage, `report.html`, `summary.json` and figures."""
     size: SizeName = "default"
     """smoke: under a minute; default: at most 15 minutes on two cores; large: about two hours, with baselines."""
-    text: tuple[Path, ...] = ()
+    text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
     seed: int = 0
     """Seed of everything."""
@@ -53,11 +46,8 @@ class DemoConfig:
 
 def run_demo(config: DemoConfig) -> Path:
     """Run or continue the demo; returns the path of the report."""
-    settings = {
-        "size": config.size,
-        "text": [str(path) for path in config.text],
-        "seed": config.seed,
-    }
+    settings = {"size": config.size, "seed": config.seed}
+    _forget_lost_results(config.output)
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         pipeline = _Pipeline(config, demo_size(config.size))
         pipeline.run_stages()
@@ -67,13 +57,22 @@ def run_demo(config: DemoConfig) -> Path:
     return config.output / REPORT_NAME
 
 
+def _forget_lost_results(output: Path) -> None:
+    """Report, summary and figures take seconds to make: where one is damaged, all are made again."""
+    if (output / artifacts.MANIFEST_NAME).exists():
+        try:
+            artifacts.read(output, KIND)
+        except CocomixError as error:
+            say(f"{error}; making the report again")
+            (output / artifacts.MANIFEST_NAME).unlink()
+
+
 class _Pipeline:
     """The stages of one demo, in order."""
 
     def __init__(self, config: DemoConfig, size: DemoSize) -> None:
         self.config, self.size, self.root = config, size, config.output
         self.data, self.teacher, self.sae = self.root / "data", self.root / "teacher", self.root / "sae"
-        self.cards = self.root / "concept-report"
         self.concepts = self._concept_folders()
         self.num_stages = 5 + len(self.concepts) + 2 * len(size.students)
         self.stage = 0
@@ -131,7 +130,17 @@ class _Pipeline:
             self._announce(f"evaluation: {run.title}")
             evaluate(self._evaluation(name, run))
         self._announce("concepts, their contexts, and one of them steered")
-        self._write_cards()
+        concept_report(
+            ConceptReportConfig(
+                model=self.root / "cocomix",
+                teacher=self.teacher,
+                sae=self.sae,
+                concepts=self.root / "concepts",
+                data=self.data,
+                output=self.root / "concept-report",
+                max_windows=size.report_windows,
+            )
+        )
 
     def write_results(self) -> None:
         """Summary, figures and report from the folders of the stages."""
@@ -180,30 +189,3 @@ class _Pipeline:
             attribution=run.attribution or AttributionConfig(),
             max_windows=self.size.report_windows,
         )
-
-    def _write_cards(self) -> None:
-        """The most used concepts and a steered continuation, as `concept-report/concepts.json`."""
-        settings = {
-            "model": artifacts.fingerprint_of_folder(self.root / "cocomix"),
-            "concepts": artifacts.fingerprint_of_folder(self.root / "concepts"),
-        }
-        with artifacts.begin(self.cards, CONCEPTS_KIND, settings) as finished:
-            if finished:
-                return
-            extractor = load_extractor(self.teacher, self.sae, AttributionConfig())
-            concepts = ConceptDataset(self.root / "concepts", TokenDataset(self.data))
-            validation = TokenDataset(self.data, "validation")
-            cards = most_used_concepts(
-                concepts, extractor.teacher, extractor.sae, validation, max_windows=self.size.report_windows
-            )
-            model = load_causal_lm(self.root / "cocomix")
-            assert isinstance(model, CoCoMixForCausalLM)
-            steered = most_steerable(
-                model, extractor.teacher, extractor.sae, validation, [card.concept for card in cards]
-            )
-            result: dict[str, Any] = {
-                "most_used": [dataclasses.asdict(card) for card in cards],
-                "steering": dataclasses.asdict(steered) if steered is not None else None,
-            }
-            artifacts.write_json(self.cards / "concepts.json", result)
-            artifacts.finish(self.cards)

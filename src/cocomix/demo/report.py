@@ -15,7 +15,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from cocomix.concepts.attribution import AttributionConfig
 from cocomix.demo.figures import Drawing, curve_figures, probe_figures
 from cocomix.demo.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
 
@@ -40,9 +39,8 @@ PROBES = {
     "shuffle_position": "Every position gets the concepts of an earlier one of its own sequence: what it loses when they are "
     "about the right text but the wrong place.",
     "oracle": "The teacher’s own labels replace the strongest predictions, whose values they take: what perfect predictions "
-    "would give.",
+    "would give. Labels chosen by attribution know the next token, which no student does.",
 }
-ORACLE_KNOWS = " They are chosen knowing the next token, so this is no fair model."
 ATTRIBUTION = {
     "attribution": "latents that mattered most for the loss",
     "activation_value": "latents with the largest activation",
@@ -145,10 +143,10 @@ def best_rival(summary: Mapping[str, Any]) -> str | None:
     return f"The lowest loss of all students is that of “{summary[best]['title']}”, {summary[best]['validation_loss']:.3f}."
 
 
-def verdict(title: str, probes: Mapping[str, Mapping[str, float]]) -> str:
+def verdict(title: str, probes: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether a student uses its concepts, by `shuffle_batch` alone."""
     delta, error = probes["shuffle_batch"]["loss_delta"], probes["shuffle_batch"]["standard_error"]
-    if math.isnan(error):
+    if error is None:
         return f"{title} was probed on one window, which gives no standard error: it is not shown to use its concepts."
     change = (
         f"changes the loss of {title} by {format_signed(delta)} ± {2 * error:.3f} nats a token (two standard errors)"
@@ -156,11 +154,6 @@ def verdict(title: str, probes: Mapping[str, Mapping[str, float]]) -> str:
     used = delta > 2 * error
     conclusion = "the concepts are used" if used else "the concepts are not shown to be used"
     return f"Giving every sequence the concepts of another one {change}: {conclusion}."
-
-
-def labels_know_next_token(summary: Mapping[str, Any]) -> bool:
-    """Whether CoCoMix's labels depend on tokens after their own."""
-    return AttributionConfig(**summary["labels"]["attribution"]).knows_next_token
 
 
 def loss_at(curve: Sequence[Mapping[str, float | int]], axis: str, amount: float | int) -> float | None:
@@ -226,8 +219,7 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
             )
             for name, drawing in probes.items()
         ],
-        probe_meanings=PROBES
-        | ({"oracle": PROBES["oracle"] + ORACLE_KNOWS} if labels_know_next_token(summary) else {}),
+        probe_meanings=PROBES,
         mixing=MIXINGS[summary["cocomix"]["mixing"]],
         attribution_meanings=ATTRIBUTION,
         num_open_cards=NUM_OPEN_CARDS,

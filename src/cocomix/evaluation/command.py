@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError
-from cocomix.base.progress import say
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.data.token_dataset import TokenDataset
@@ -46,6 +45,7 @@ class EvalConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
+        require_at_least(1, self, "max_windows")
         if (self.teacher is None) != (self.sae is None):
             raise CocomixError("the oracle probe needs both --teacher and --sae")
 
@@ -72,13 +72,10 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 
 def _evaluate(config: EvalConfig, dataset: TokenDataset) -> dict[str, Any]:
     model = load_causal_lm(config.model)
-    if model.config.vocab_size != dataset.vocab_size:
-        raise CocomixError(
-            f"{config.model} has {model.config.vocab_size} tokens, {config.data} has {dataset.vocab_size}; "
-            "prepare the data with the model's tokenizer"
-        )
-    say(f"evaluating {config.model}")
-    loss = validation_loss(model, dataset, max_windows=config.max_windows)
+    dataset.check_model(config.model, model.config.vocab_size)
+    loss = validation_loss(
+        model, dataset, max_windows=config.max_windows, description=f"evaluating {config.model.name}"
+    )
     result: dict[str, Any] = {
         "validation_loss": loss.loss,
         "perplexity": loss.perplexity,

@@ -32,7 +32,12 @@ class LossResult:
 
 @torch.no_grad()
 def validation_loss(
-    model: nn.Module, dataset: TokenDataset, *, max_windows: int | None = None, batch_size: int = 32
+    model: nn.Module,
+    dataset: TokenDataset,
+    *,
+    max_windows: int | None = None,
+    batch_size: int = 32,
+    description: str | None = None,
 ) -> LossResult:
     """Mean next-token loss of a model, in evaluation mode, on evenly spaced windows.
 
@@ -41,12 +46,13 @@ def validation_loss(
         dataset: what to evaluate on.
         max_windows: how many windows; None: all.
         batch_size: windows in one forward pass.
+        description: name of the work in a progress line; None: no line.
     """
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     num_tokens = 0
-    for input_ids in dataset.batches(batch_size, max_windows):
+    for input_ids in dataset.batches(batch_size, max_windows, description=description):
         total += next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids).double().sum()
         num_tokens += input_ids[:, 1:].numel()
     model.train(was_training)

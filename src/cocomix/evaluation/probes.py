@@ -120,8 +120,8 @@ class ProbeResult:
     """Nats a token under the probe."""
     loss_delta: float
     """Change against the untouched model; positive: the probe hurts."""
-    standard_error: float
-    """Of the change, over windows."""
+    standard_error: float | None
+    """Of the change, over windows; None with a single one."""
 
 
 @torch.no_grad()
@@ -142,6 +142,14 @@ def run_probes(
     """
     if model.config.mixer != "concept" or model.config.mixing == "none":
         raise CocomixError("probes need a model whose concepts are mixed into its hidden states")
+    if extractor is not None:
+        C, A = extractor.sae.config.num_latents, extractor.config.num_labels
+        if model.config.num_concepts != C:
+            raise CocomixError(f"the model has {model.config.num_concepts} concepts, the autoencoder {C} latents")
+        if model.config.num_active_concepts < A:
+            raise CocomixError(
+                f"the oracle probe needs {A} active concepts, the model has {model.config.num_active_concepts}"
+            )
     model.eval()
     recorder, oracle = _Recorder(), Oracle()
     base = _window_losses(model, dataset, max_windows, recorder)
@@ -157,7 +165,7 @@ def run_probes(
     for name, edit in edits.items():
         losses = _window_losses(model, dataset, max_windows, edit, extractor if edit is oracle else None)
         delta = losses - base
-        error = float(delta.std()) / math.sqrt(len(delta)) if len(delta) > 1 else math.nan
+        error = float(delta.std()) / math.sqrt(len(delta)) if len(delta) > 1 else None
         results[name] = ProbeResult(float(losses.mean()), float(delta.mean()), error)
     return results
 
@@ -171,7 +179,8 @@ def _window_losses(
 ) -> Tensor:
     """Mean loss of each window under an edit: [num_windows], float64."""
     parts = []
-    for input_ids in dataset.batches(BATCH_SIZE, max_windows, mixed=True):
+    description = f"probe: {type(edit).__name__.strip('_').lower()}"
+    for input_ids in dataset.batches(BATCH_SIZE, max_windows, mixed=True, description=description):
         if extractor is not None:
             assert isinstance(edit, Oracle)
             with torch.enable_grad():

@@ -99,7 +99,7 @@ def _strongest(
 ) -> dict[int, list[tuple[float, Tensor, int]]]:
     """For each concept its strongest (activation, window's ids, position), best first, one a window."""
     best: dict[int, list[tuple[float, Tensor, int]]] = {concept: [] for concept in chosen}
-    for input_ids in dataset.batches(BATCH_SIZE, max_windows):
+    for input_ids in dataset.batches(BATCH_SIZE, max_windows, description="finding contexts"):
         latents = sae.encode(teacher.residual(input_ids))
         for concept in chosen:
             activation = (latents.values * (latents.indices == concept)).sum(-1)  # (B, T)

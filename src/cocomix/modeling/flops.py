@@ -41,12 +41,19 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int) -> 
 
 def span_flops_per_token(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
     """Forward FLOPs of blocks `start` to `stop - 1`, a position, in sequences of `num_positions`."""
+    linear = sum(
+        2 * module.weight.numel()
+        for block in adapter.blocks[start:stop]
+        for module in block.modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    )
+    return linear + attention_flops_per_token(adapter, start, stop, num_positions)
+
+
+def attention_flops_per_token(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
+    """The part of it that is attention over the mean number of keys: scores, then values."""
     mean_keys = (num_positions + 1) / 2
-    flops = 0.0
-    for block in adapter.blocks[start:stop]:
-        flops += sum(2 * module.weight.numel() for module in block.modules() if isinstance(module, nn.Linear | Conv1D))
-        flops += 2 * 2 * _attention_width(adapter.model) * mean_keys  # scores, then values
-    return flops
+    return (stop - start) * 2 * 2 * _attention_width(adapter.model) * mean_keys
 
 
 def head_flops(adapter: DecoderAdapter) -> float:

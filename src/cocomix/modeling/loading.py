@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import cocomix.modeling.model  # noqa: F401  (registers cocomix's own architecture)
@@ -20,8 +21,11 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
     if isinstance(path, Path) and not (path / "config.json").exists():
         raise CocomixError(f"{path} has no config.json; expected a model folder")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        # Attribution and evaluation compute in float32, whatever the file holds.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CocomixError(f"no causal language model could be loaded from {path}: {reason}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from cocomix.base.errors import CocomixError
+
 # Shapes: B batch, T tokens, S = positions_per_token * T, D width.
 
 
@@ -46,6 +48,8 @@ class Mixing:
         """The padding mask above the mixer: [B, keys] -> [B, positions_per_token * keys]."""
         if attention_mask is None or self.positions_per_token == 1:
             return attention_mask
+        if attention_mask.ndim != 2:
+            raise CocomixError("an interleaved model takes attention masks of shape [batch, keys] only")
         return attention_mask.repeat_interleave(2, dim=1)
 
 

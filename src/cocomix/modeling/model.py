@@ -207,16 +207,12 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return mixing.read(hidden), mixed
 
     def _check_inputs(self, input_ids: Tensor | None, labels: Tensor | None, concept_labels: Tensor | None) -> None:
-        # Shapes only, and values only on CPU: a check of values on a device would stall the step.
-        if input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():
-            largest = int(input_ids.max())
-            if largest >= self.config.vocab_size or int(input_ids.min()) < 0:
-                raise CocomixError(
-                    f"input_ids holds {largest if largest >= self.config.vocab_size else int(input_ids.min())}; "
-                    f"the vocabulary has ids 0 to {self.config.vocab_size - 1}"
-                )
+        if input_ids is not None:
+            _check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary has ids", ignored=None)
         if input_ids is not None and labels is not None and labels.shape != input_ids.shape:
             raise CocomixError(f"labels has shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
+        if labels is not None:
+            _check_range("labels", labels, self.config.vocab_size, "the vocabulary has ids")
         if concept_labels is None:
             return
         if self.config.mixer != "concept":
@@ -225,11 +221,18 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             raise CocomixError(
                 f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*input_ids.shape, 'labels a token')}"
             )
-        if concept_labels.device.type == "cpu" and int(concept_labels.max()) >= self.config.num_concepts:
-            raise CocomixError(
-                f"concept_labels holds {int(concept_labels.max())}; the model has concepts 0 to "
-                f"{self.config.num_concepts - 1}"
-            )
+        _check_range("concept_labels", concept_labels, self.config.num_concepts, "the model has concepts")
+
+
+def _check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | None = IGNORED_LABEL) -> None:
+    """Refuse an id outside of [0, size) that is not the ignored one; on the CPU only, where looking costs nothing."""
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    wrong = (ids >= size) | (ids < 0)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if bool(wrong.any()):
+        raise CocomixError(f"{name} holds {int(ids[wrong][0])}; {has} 0 to {size - 1}")
 
 
 AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig, exist_ok=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,18 @@ class StudentConfig:
     """K_mix, concepts kept in the mixture."""
 
     def __post_init__(self) -> None:
+        require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_active_concepts")
+        if self.hidden_size % (2 * self.num_heads) and self.family == "llama":
+            raise CocomixError(
+                f"hidden_size {self.hidden_size} is not divisible by twice num_heads {self.num_heads} (rotary positions)"
+            )
         if self.hidden_size % self.num_heads:
             raise CocomixError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to a tenth (the paper's schedule)."""
+    """AdamW with linear warm-up and a cosine to a tenth, as the paper's, whose warm-up is 1/300 of its many more steps."""
 
     learning_rate: float = 3e-3
     """Maximum learning rate."""
@@ -97,9 +102,8 @@ class TrainConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "batch_size", "num_evaluations", "checkpoint_every_steps"):
-            if getattr(self, name) < 1:
-                raise CocomixError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_concepts", "num_evaluations")
+        require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.distillation_weight and self.teacher is None:

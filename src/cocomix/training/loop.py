@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,11 @@ from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
+from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import OptimizerConfig, TrainConfig
+from cocomix.training.metrics import NAME as METRICS_NAME
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.objectives import (
     Batch,
@@ -62,6 +63,9 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset
     settings = dataclasses.asdict(config)
     for name in ("output", "overwrite", "checkpoint_every_steps", "data", "labels", "teacher"):
         del settings[name]
+    if config.student.mixer == "none":  # what says how to insert is of no account
+        for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
+            del settings["student"][name]
     available = data.num_windows if labels is None else labels.num_windows
     settings["num_windows"] = config.num_windows or available
     if settings["num_windows"] > available:
@@ -205,7 +209,7 @@ class _Run:
             "num_parameters": sum(p.numel() for p in parameters),
             "num_steps": self.num_steps,
         }
-        manifest = artifacts.finish(self.config.output, facts)
+        manifest = artifacts.finish(self.config.output, facts, timed=[METRICS_NAME])
         self.checkpoints.clear()
         return manifest
 
@@ -228,11 +232,8 @@ class _Run:
             objectives.append(Concepts(config.concept_loss_weight))
         if config.teacher is not None and config.distillation_weight:
             teacher = load_teacher(config.teacher)
-            if teacher.config.vocab_size != self.data.vocab_size:
-                raise CocomixError(
-                    f"the teacher {config.teacher} has {teacher.config.vocab_size} tokens, the data "
-                    f"{self.data.vocab_size}; distillation needs one tokenizer"
-                )
+            adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
+            self.data.check_model(config.teacher, teacher.config.vocab_size)
             objectives.append(Distillation(config.distillation_weight, teacher, config.distillation_temperature))
         return objectives
 
@@ -245,8 +246,3 @@ def _optimizer(model: CoCoMixForCausalLM, config: OptimizerConfig) -> torch.opti
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-
-
-def run_path(path: Path) -> artifacts.Manifest:
-    """Manifest of a finished training run."""
-    return artifacts.read(path, KIND)

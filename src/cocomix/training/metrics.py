@@ -26,6 +26,7 @@ class MetricsFile:
     def __init__(self, output: Path, num_bytes: int = 0) -> None:
         self._file = (output / NAME).open("ab")
         self._file.truncate(num_bytes)
+        self._file.seek(0, os.SEEK_END)  # truncating leaves the position behind the new end
 
     def append(self, **values: float | int) -> None:
         self._file.write(json.dumps(values).encode() + b"\n")
