@@ -89,11 +89,13 @@ def test_any_single_file_is_cut_somewhere(tmp_path: Path, separator: str) -> Non
 
 
 def test_one_long_document_among_short_ones_does_not_become_the_validation_split(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
     for i in range(24):
-        (tmp_path / f"{i}.txt").write_text(f"a short note, number {i}. " * 20)
-    (tmp_path / "long.txt").write_text("a long book. " * 40_000)
+        (text / f"{i}.txt").write_text(f"a short note, number {i}. " * 20)
+    (text / "long.txt").write_text("a long book. " * 40_000)
     for seed in range(4):
-        config = PrepareConfig(tmp_path / f"data{seed}", (tmp_path,), vocab_size=280, context_length=16, seed=seed)
+        config = PrepareConfig(tmp_path / f"data{seed}", (text,), vocab_size=280, context_length=16, seed=seed)
         facts = prepare(config).facts
         assert facts["splits"]["train"]["num_bytes"] > 400_000
 

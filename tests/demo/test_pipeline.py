@@ -143,7 +143,7 @@ def test_sizes_are_found_by_name() -> None:
     assert demo_size("default") == default()
     assert list(large().students) == ["ntp", "cocomix", "cocomix-paper", "pause", "kd"]
     with pytest.raises(CocomixError, match="size is 'huge'"):
-        large.__globals__["demo_size"]("huge")
+        demo_size("huge")
 
 
 def test_units_to_match_interpolates_and_can_be_never() -> None:

@@ -323,7 +323,7 @@ def test_verdict_needs_two_standard_errors(delta: float, used: bool) -> None:
 def test_verdict_without_standard_error(tmp_path: Path) -> None:
     summary = copy.deepcopy(make_summary())
     for result in summary["probes"].values():
-        result["standard_error"] = math.nan
+        result["standard_error"] = None
     assert "no standard error" in verdict("CoCoMix", summary["probes"])
     assert "no standard error" in report(tmp_path, summary)
 

@@ -230,12 +230,11 @@ def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any
     return f"Validation loss against {axis.name}: {curves}. CoCoMix {match}."
 
 
-def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, float]]) -> Drawing:
+def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]]) -> Drawing:
     figure, axes = _panel(4.2, 0.5 + 0.28 * len(probes), left=1.0, right=0.08, bottom=0.46, top=0.02)
     reaches = []
     for row, (probe, result) in enumerate(probes.items()):
-        delta, error = result["loss_delta"], 2 * result["standard_error"]
-        error = 0.0 if math.isnan(error) else error
+        delta, error = result["loss_delta"], 2 * (result["standard_error"] or 0.0)
         # The oracle is hollow: it is no model of its own, but needs the teacher.
         face = "none" if probe == "oracle" else SERIES[0]
         axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=SERIES[0], linewidth=1)

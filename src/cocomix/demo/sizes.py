@@ -50,7 +50,7 @@ class DemoSize:
     """Validation windows behind the numbers of the table, the probes and the autoencoder; None: all."""
 
 
-def demo_size(name: SizeName) -> DemoSize:
+def demo_size(name: str) -> DemoSize:
     """The settings of a size by name."""
     sizes = {"smoke": smoke, "default": default, "large": large}
     if name not in sizes:
