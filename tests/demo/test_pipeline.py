@@ -27,6 +27,7 @@ def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
         "ntp": StudentRun("NTP", STUDENT),
         "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig()),
         "paper": StudentRun("Paper", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig("attribution")),
+        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer="pause")),
         "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
     }
     size = dataclasses.replace(
@@ -73,7 +74,7 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
     assert report == undisturbed / "report.html"
     assert report.stat().st_size > 10_000
     summary = summary_of(undisturbed)
-    for name in ("ntp", "cocomix", "kd"):
+    for name in ("ntp", "cocomix", "paper", "pause", "kd"):
         assert {"validation_loss", "train_tokens", "train_flops", "train_seconds", "num_parameters"} <= summary[
             name
         ].keys()
