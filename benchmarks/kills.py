@@ -2,8 +2,8 @@
 
     python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json
 
-One smoke demo runs undisturbed and times its stages. Another is killed in every stage, at a random moment of it, and started
-again each time; then once more and left alone. Their summaries are compared, times aside.
+One smoke demo runs undisturbed and times its stages. Another is killed in every stage, at a random moment of its first half,
+and started again each time; then once more and left alone. Their summaries are compared, times aside.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     stages = run_and_time(command(whole, arguments.size))
     rng = random.Random(arguments.seed)
     kills = [
-        kill_in_stage(command(killed, arguments.size), stage, rng.uniform(0.0, 0.9) * seconds)
+        kill_in_stage(command(killed, arguments.size), stage, rng.uniform(0.0, 0.5) * seconds)
         for stage, seconds in stages.items()
     ]
     subprocess.run(command(killed, arguments.size), check=True)
