@@ -48,7 +48,7 @@ def main() -> None:
         arguments.output,
         {
             "command": "python -m benchmarks.demo_seeds --work runs/seeds --output benchmarks/results/demo_seeds.json",
-            "machine": {"cores": os.cpu_count(), "threads_a_demo": 1, "python": platform.python_version()},
+            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
             "seeds": seeds,
             "cocomix_minus_ntp": {
                 "validation_loss": differences,
