@@ -133,8 +133,8 @@ def variants(result: dict[str, Any]) -> str:
         [
             "## Mixing and attribution",
             "One teacher, dictionary and split (the default demo's, seed 0); the students' seeds differ in initial weights "
-            "and data order, which all runs of a seed share. Same tokens, schedule and settings for all. A row of one seed compares "
-            "with the others' first.",
+            "and data order, which all runs of a seed share. Same tokens, schedule and settings for all. A row of one seed "
+            "compares with the others' first.",
             _table(head, rows),
             _command(result),
         ]

@@ -149,8 +149,8 @@ def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
     else:
         _legend(figure, axes, inside=not below)
     target = summary["ntp"]["curve"][-1]["validation_loss"]
-    _mark_target(axes, target, height)
     crossing = summary[axis.match_key]
+    _mark_target(axes, target, height, crosses_early=crossing is not None and crossing < 0.6 * largest)
     if crossing is not None:
         cocomix = summary["students"].index("cocomix")
         _mark_crossing(axes, crossing / divisor, target, axis.text(crossing, largest), SERIES[cocomix % len(SERIES)])
@@ -190,11 +190,13 @@ def _label_ends(axes: Axes, students: Sequence[Mapping[str, Any]], gap: float) -
         )
 
 
-def _mark_target(axes: Axes, target: float, height: float) -> None:
+def _mark_target(axes: Axes, target: float, height: float, *, crosses_early: bool) -> None:
+    """NTP's final loss as a line, named where no curve crosses the name."""
     axes.axhline(target, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     right = axes.get_xlim()[1]
     text = f"NTP’s final loss, {target:.3f}"
-    axes.text(0.015 * right, target - 0.02 * height, text, va="top", color=MUTED, fontsize=8)
+    x, side = (0.985 * right, "right") if crosses_early else (0.015 * right, "left")
+    axes.text(x, target - 0.02 * height, text, va="top", ha=side, color=MUTED, fontsize=8)
 
 
 def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -> None:
