@@ -80,8 +80,10 @@ def fingerprint_of_json(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def begin(output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[bool]:
-    """Claim `output` for a stage; yields True when it is finished already with equal settings.
+def begin(
+    output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Manifest | None]:
+    """Claim `output` for a stage; yields its checked manifest when it is finished already with equal settings.
 
     Args:
         output: folder to make, to continue or to recognise as finished.
@@ -120,10 +122,7 @@ def begin(output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bo
             )
         if found is None:
             write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
-        finished = (output / MANIFEST_NAME).exists()
-        if finished:
-            read(output, kind)
-        yield finished
+        yield read(output, kind) if (output / MANIFEST_NAME).exists() else None
 
 
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:

@@ -79,7 +79,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the concept dataset is there already")
-            return artifacts.read(config.output, KIND)
+            return finished
         extractor = load_extractor(config.teacher, config.sae, config.attribution)
         data.check_model(config.teacher, extractor.teacher.model.config.vocab_size)
         num_shards, seconds = _write_shards(config, extractor, data, num_windows)

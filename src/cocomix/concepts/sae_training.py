@@ -94,7 +94,7 @@ def train_sae(config: TrainSaeConfig) -> artifacts.Manifest:
         if finished:
             say(f"{config.output}: the autoencoder is finished already")
             Checkpoints(config.output).clear()
-            return artifacts.read(config.output, KIND)
+            return finished
         return _Run(config, data, settings["num_windows"]).finish()
 
 

@@ -77,7 +77,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset is there already")
-            return artifacts.read(config.output, KIND)
+            return finished
         training, validation = _split(documents, config.validation_fraction)
         if tokenizer is None:
             say(f"training a tokenizer of {config.vocab_size:,} tokens")

@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         if finished:
             say(f"{config.output}: the training run is finished already")
             Checkpoints(config.output).clear()  # in case the former process ended right before it
-            return artifacts.read(config.output, KIND)
+            return finished
         return _Run(config, data, labels, settings["num_windows"]).finish()
 
 
