@@ -70,6 +70,10 @@ class CoCoMixConfig(PreTrainedConfig):
         super().__init__(**kwargs)
         self._check()
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's: what generation, caches and resized vocabularies go by."""
+        return self.backbone_config
+
     @property
     def vocab_size(self) -> int:
         return int(self.backbone_config.vocab_size)

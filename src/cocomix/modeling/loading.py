@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import cocomix.modeling.model  # noqa: F401  (registers cocomix's own architecture)
 from cocomix.base.errors import CocomixError
+from cocomix.modeling.model import check_loading_report
 
 
 def load_causal_lm(path: Path | str) -> PreTrainedModel:
@@ -25,13 +25,10 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
+    except CocomixError:
+        raise
     except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CocomixError(f"no causal language model could be loaded from {path}: {reason}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            names = ", ".join(sorted(map(str, report[problem]))[:3])
-            raise CocomixError(
-                f"the weights in {path} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
-            )
+    check_loading_report(report, str(path))
     return cast(PreTrainedModel, model.eval())
