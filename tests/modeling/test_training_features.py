@@ -1,4 +1,4 @@
-"""What training needs of the model: checkpointed gradients, autocast, packed documents, attention kernels, compiled blocks."""
+"""What training needs: checkpointed gradients, autocast, packed documents, attention kernels, compiled blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
-
 
 #: Its capped attention scores are beyond torch's fused kernel.
 NO_SDPA = ("gemma2",)

@@ -51,8 +51,9 @@ class DecoderAdapter(abc.ABC):
         self.config: PreTrainedConfig = model.config
 
     @property
-    def decoder(self) -> nn.Module:
-        return cast(nn.Module, getattr(self.model, self.decoder_name))
+    def decoder(self) -> Any:
+        """The causal LM without its head."""
+        return getattr(self.model, self.decoder_name)
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 from cocomix.base.errors import CocomixError
 
 
-class ManyPositionsLayer(CacheLayerMixin):  # type: ignore[misc]
+class ManyPositionsLayer(CacheLayerMixin):
     """A cache layer that holds several positions a token and counts tokens.
 
     Args:

@@ -125,7 +125,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             if not isinstance(model.mixer, ConceptMixer):
                 raise CocomixError(f"an autoencoder can start a concept mixer only, not {model.config.mixer!r}")
             model.mixer.start_from_dictionary(sae)
-        return model.train(backbone.training)
+        model.train(backbone.training)
+        return model
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
