@@ -71,11 +71,17 @@ def run_benchmarks(
     return {"lm_eval_version": importlib.metadata.version("lm_eval"), "tasks": results}
 
 
+def definition(benchmark: str) -> dict[str, Any]:
+    """How a benchmark makes requests of documents, and its metrics, in lm-eval's terms."""
+    file = importlib.resources.files("cocomix.evaluation").joinpath("tasks", f"{benchmark}.yaml")
+    found: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+    return found
+
+
 def _run(scorer: _Scorer, name: str, documents: Documents) -> dict[str, Any]:
     """Metrics of one benchmark."""
     scorer.start(name)
-    definition = importlib.resources.files("cocomix.evaluation").joinpath("tasks", f"{name}.yaml").read_text("utf-8")
-    tasks = {task: _Task(task, yaml.safe_load(definition), rows) for task, rows in documents.items()}
+    tasks = {task: _Task(task, definition(name), rows) for task, rows in documents.items()}
     # No bootstrap: it starts processes and prints; the errors below are closed forms.
     found = evaluate(lm=scorer, task_dict={"tasks": tasks}, bootstrap_iters=0, log_samples=True)
     scores = {
@@ -169,7 +175,7 @@ class _Scorer(HFLM):
             pretrained=model,
             backend="causal",
             tokenizer=tokenizer,
-            max_length=model.config.max_position_embeddings,
+            max_length=getattr(model.config, "max_position_embeddings", None),
             batch_size=batch_size,
             logits_cache=False,  # would merge requests, and the progress line counts them
         )

@@ -143,7 +143,7 @@ def _piqa(paths: Sequence[Path]) -> list[Document]:
             "choices": [_field(row, name, str, where) for name in ("sol1", "sol2")],
             "gold": gold,
         }
-        for (where, row), gold in _labelled(paths, "01")
+        for (where, row), gold in _labelled(paths, ("0", "1"))
     ]
 
 
@@ -155,7 +155,7 @@ def _siqa(paths: Sequence[Path]) -> list[Document]:
             "choices": [_field(row, name, str, where) for name in ("answerA", "answerB", "answerC")],
             "gold": gold,
         }
-        for (where, row), gold in _labelled(paths, "123")
+        for (where, row), gold in _labelled(paths, ("1", "2", "3"))
     ]
 
 
@@ -179,9 +179,9 @@ def _winogrande(paths: Sequence[Path]) -> list[Document]:
     """Two beginnings, one with each option in the gap, and the ending that both share."""
     rows = list(_rows(paths[0]))
     if len(paths) > 1 and not all("answer" in row for _, row in rows):
-        golds = [gold for _, gold in _labelled(paths, "12")]
+        golds = [gold for _, gold in _labelled(paths, ("1", "2"))]
     else:
-        golds = [_index(_field(row, "answer", str, where), "12", where) for where, row in rows]
+        golds = [_index(_field(row, "answer", str, where), ("1", "2"), where) for where, row in rows]
     documents = []
     for (where, row), gold in zip(rows, golds, strict=True):
         before, gap, after = _field(row, "sentence", str, where).partition("_")
@@ -227,7 +227,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def _labelled(paths: Sequence[Path], labels: str) -> list[tuple[tuple[str, dict[str, Any]], int]]:
+def _labelled(paths: Sequence[Path], labels: Sequence[str]) -> list[tuple[tuple[str, dict[str, Any]], int]]:
     """Rows of a file and, from the file beside it with a label a line, the index of each right answer."""
     rows = list(_rows(paths[0]))
     lines = _text_of(paths[1]).split()
