@@ -246,7 +246,7 @@ class TestCommand:
         with pytest.raises(CocomixError, match=r"an answer in lambada has \d+ tokens, the model's context 16"):
             evaluate(config(tasks=("lambada",), task_data=files))
         documents = {"blimp": find_task_files("blimp", files).documents()}
-        with pytest.raises(CocomixError, match="the tokenizer has 300 tokens, the model 40"):
+        with pytest.raises(CocomixError, match=r"the tokenizer gives token \d+, the model has 0 to 39"):
             run_benchmarks(load_causal_lm(folders["plain"]), load_tokenizer(tiny.teacher), documents)
         monkeypatch.delitem(sys.modules, "cocomix.evaluation.benchmarks")
         monkeypatch.setitem(sys.modules, "lm_eval.api.task", None)

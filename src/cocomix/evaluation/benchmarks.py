@@ -57,12 +57,9 @@ def run_benchmarks(
         their context because the model's context is shorter. BLiMP also has every paradigm, its mean being unweighted.
 
     Raises:
-        CocomixError: the tokenizer has more tokens than the model, or an answer alone is longer than the model's context.
+        CocomixError: the tokenizer gives a token that the model does not have, or an answer alone is longer than the
+            model's context.
     """
-    if len(tokenizer) > model.config.vocab_size:
-        raise CocomixError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}; they do not belong together"
-        )
     results = {}
     with _quiet():
         scorer = _Scorer(model, tokenizer, batch_size)
@@ -208,6 +205,12 @@ class _Scorer(HFLM):
             raise CocomixError(
                 f"an answer in {self._benchmark} has {longest_answer} tokens, the model's context {self.max_length}; "
                 f"leave {self._benchmark} out for this model"
+            )
+        # Not the tokenizer's size: some hold tokens for images, say, that no text gives.
+        largest, size = max(max(context + answer) for _, context, answer in requests), self.model.config.vocab_size
+        if largest >= size:
+            raise CocomixError(
+                f"the tokenizer gives token {largest}, the model has 0 to {size - 1}; they do not belong together"
             )
         lengths = [len(context) + len(answer) - 1 for _, context, answer in requests]  # the last token is not read
         self.num_requests += len(requests)
