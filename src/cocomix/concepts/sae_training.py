@@ -89,7 +89,7 @@ def train_sae(config: TrainSaeConfig) -> artifacts.Manifest:
     for name in ("teacher", "data", "output", "overwrite", "checkpoint_every_steps"):
         del settings[name]
     settings["num_windows"] = min(config.num_windows or data.num_windows, data.num_windows)
-    settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_folder(config.teacher)}
+    settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_path(config.teacher)}
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the autoencoder is finished already")

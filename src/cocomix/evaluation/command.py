@@ -14,7 +14,7 @@ from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.data.tokenizer import load_tokenizer
+from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
@@ -24,15 +24,13 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 KIND = "evaluation"
 RESULT_NAME = "evaluation.json"
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What to evaluate, on what."""
 
     model: Path
-    """Any causal LM: a training run, or a folder of `save_pretrained`."""
+    """Any causal LM: a training run, a folder of `save_pretrained`, or a GGUF file."""
     output: Path
     """Folder for `evaluation.json`."""
     data: Path | None = None
@@ -76,11 +74,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     dataset = TokenDataset(config.data, "validation") if config.data is not None else None
     task_files = [find_task_files(name, config.task_data) for name in config.tasks if config.task_data is not None]
     settings: dict[str, Any] = {
-        "model": artifacts.fingerprint_of_folder(config.model),
+        "model": artifacts.fingerprint_of_path(config.model),
         "data": dataset.fingerprint if dataset is not None else None,
         "probes": config.probes,
-        "teacher": artifacts.fingerprint_of_folder(config.teacher) if config.teacher else None,
-        "sae": artifacts.fingerprint_of_folder(config.sae) if config.sae else None,
+        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher else None,
+        "sae": artifacts.fingerprint_of_path(config.sae) if config.sae else None,
         "attribution": dataclasses.asdict(config.attribution),
         "max_windows": config.max_windows,
     }
@@ -141,7 +139,7 @@ def _run_tasks(
 
 def _tokenizer(config: EvalConfig, dataset: TokenDataset | None) -> PreTrainedTokenizerFast:
     """The model's own tokenizer, or that of the dataset, which was checked to fit it."""
-    if any((config.model / name).exists() for name in _TOKENIZER_FILES):
+    if has_tokenizer(config.model):
         return load_tokenizer(config.model)
     if dataset is not None:
         return dataset.tokenizer()

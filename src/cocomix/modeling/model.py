@@ -133,12 +133,16 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Load a saved model; see `PreTrainedModel.from_pretrained`.
 
         Raises:
-            CocomixError: tensors are missing, left over or of another shape.
+            CocomixError: tensors are missing, left over or of another shape (unless `ignore_mismatched_sizes`).
         """
         # Weights are never unpickled, and a model with random weights in it never comes back silently.
         options.setdefault("use_safetensors", True)
-        model, report = super().from_pretrained(*arguments, output_loading_info=True, **options)
-        check_loading_report(report, str(arguments[0] if arguments else "the checkpoint"))
+        other_shapes_too = options.pop("ignore_mismatched_sizes", False)
+        model, report = super().from_pretrained(
+            *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        allowed = {"mismatched_keys": ()} if other_shapes_too else {}
+        check_loading_report(report | allowed, str(arguments[0] if arguments else "the checkpoint"))
         return (model, report) if output_loading_info else model
 
     def compile_blocks(self, **options: Any) -> None:
@@ -331,7 +335,7 @@ def check_loading_report(report: Mapping[str, Any], source: str) -> None:
     """Refuse a checkpoint that does not fit its configuration: the model would hold random weights, or lack some."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
-            names = ", ".join(sorted(map(str, report[problem]))[:3])
+            names = ", ".join(sorted(key if isinstance(key, str) else key[0] for key in report[problem])[:3])
             raise CocomixError(
                 f"the weights in {source} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
             )
