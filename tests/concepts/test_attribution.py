@@ -12,7 +12,7 @@ from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference.attribution import finite_difference_attribution
 
 
-def make(family: str, normalize_input: bool = True, **settings: object) -> ConceptExtractor:
+def make(family: str, normalize_input: str = "layer_norm", **settings: object) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
     sae.requires_grad_(False)
@@ -33,11 +33,11 @@ def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("normalize_input", [True, False])
+@pytest.mark.parametrize("normalize_input", ["layer_norm", "none"])
 @pytest.mark.parametrize(
     ("point", "loss"), [("original", "all_future"), ("original", "next_token"), ("reconstruction", "next_token")]
 )
-def test_attribution_equals_finite_differences(family: str, normalize_input: bool, point: str, loss: str) -> None:
+def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
     h = extractor.teacher.residual(ids)
