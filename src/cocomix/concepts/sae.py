@@ -135,12 +135,13 @@ class SparseAutoencoder(nn.Module):
     def _active_latents(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, int]:
         """Indices and values of a chunk's active latents, and the largest number of them at one token, at least 1.
 
-        Choosing first and gathering then leaves a graph, where one is wanted, without any [n, C] tensor.
+        Choosing first and indexing then leaves a graph, where one is wanted, without any [n, C] tensor.
         """
         z = torch.addmm(self.encoder_bias, x, self.encoder_weight.t())  # (n, C)
         with torch.no_grad():
             indices, num_active = self._choose(z)
-        values = z.gather(-1, indices).relu()
+        # Not `gather`, which would keep z for its backward.
+        values = z[torch.arange(len(z), device=z.device).unsqueeze(-1), indices].relu()
         if self.threshold is not None:
             threshold = self.threshold[indices] if self.threshold.ndim else self.threshold
             values = values.masked_fill(values <= threshold, 0)

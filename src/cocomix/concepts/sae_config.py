@@ -7,12 +7,11 @@ on the input, a factor on each latent, and a selection by activation times decod
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from cocomix.base.errors import CocomixError
 
-Activation = Literal["topk", "groupmax", "batchtopk", "relu", "jumprelu"]
-InputNormalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+ACTIVATIONS = ("topk", "groupmax", "batchtopk", "relu", "jumprelu")
+INPUT_NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class SparseAutoencoderConfig:
     """C, size of the dictionary."""
     num_active_latents: int | None = None
     """K: latents kept for a token (`topk`, `groupmax`) or on average (`batchtopk`); None where only thresholds decide."""
-    normalize_input: InputNormalization = "layer_norm"
+    normalize_input: str = "layer_norm"
     """Take each token's mean and scale (`layer_norm`), or its norm over sqrt(D), from it before encoding, and put them
     back after decoding."""
-    activation: Activation = "topk"
+    activation: str = "topk"
     """The K largest pre-activations (`topk`), the largest of each of K equal groups (`groupmax`), all above one stored
     threshold (`batchtopk`), above zero (`relu`), or above a threshold each (`jumprelu`); always followed by a ReLU."""
     subtract_decoder_bias: bool = True
@@ -39,9 +38,9 @@ class SparseAutoencoderConfig:
     """The decoder predicts the output of the module whose input the encoder reads, not that input."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("activation", Activation), ("normalize_input", InputNormalization)):
-            if getattr(self, name) not in get_args(choices):
-                raise CocomixError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(choices))}")
+        for name, choices in (("activation", ACTIVATIONS), ("normalize_input", INPUT_NORMALIZATIONS)):
+            if getattr(self, name) not in choices:
+                raise CocomixError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         K, C = self.num_active_latents, self.num_latents
         if self.activation in ("relu", "jumprelu"):
             if K is not None:

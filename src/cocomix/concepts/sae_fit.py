@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterator
-from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cocomix.concepts.sae import SparseAutoencoder
-from cocomix.concepts.sae_config import InputNormalization
+from cocomix.concepts.sae_config import INPUT_NORMALIZATIONS
 
 # Shapes: B batch, T tokens, D width of the teacher.
 
@@ -62,7 +61,7 @@ def sae_fit_warning(sae: SparseAutoencoder, residual: Float[Tensor, "B T D"]) ->
 
 def _alternatives(sae: SparseAutoencoder, residual: Tensor) -> Iterator[tuple[str, SparseAutoencoder]]:
     """The same weights behind every other input normalisation, by name."""
-    for name in get_args(InputNormalization):
+    for name in INPUT_NORMALIZATIONS:
         if name != sae.config.normalize_input:
             yield f"normalize_input {name!r}", _with_normalization(sae, name)
     # The factor that SAELens estimates for `expected_average_only_in`, over all tokens but the first of a window.
@@ -72,7 +71,7 @@ def _alternatives(sae: SparseAutoencoder, residual: Tensor) -> Iterator[tuple[st
     yield f"fold_input_scale({factor:.4g})", scaled
 
 
-def _with_normalization(sae: SparseAutoencoder, name: InputNormalization) -> SparseAutoencoder:
+def _with_normalization(sae: SparseAutoencoder, name: str) -> SparseAutoencoder:
     other = copy.copy(sae)  # shares its parameters
     other.config = dataclasses.replace(sae.config, normalize_input=name)
     return other

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError
-from cocomix.concepts.sae_config import Activation, SparseAutoencoderConfig
+from cocomix.concepts.sae_config import SparseAutoencoderConfig
 from cocomix.concepts.sae_formats.files import Dictionary, Settings, read_pickle
 
-_CLASSES: dict[str, Activation] = {"AutoEncoderTopK": "topk", "BatchTopKSAE": "batchtopk"}
+_CLASSES = {"AutoEncoderTopK": "topk", "BatchTopKSAE": "batchtopk"}
 #: What the library's trainers write of the training. Biases are scaled back by `norm_factor` before they are saved.
 _OF_THE_TRAINING = (
     "trainer_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step top_k_aux seed device "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
-from cocomix.concepts.sae_config import Activation, InputNormalization, SparseAutoencoderConfig
+from cocomix.concepts.sae_config import SparseAutoencoderConfig
 from cocomix.concepts.sae_formats import saelens_5
 from cocomix.concepts.sae_formats.files import Dictionary, Settings, Tensors, read_safetensors
 from cocomix.concepts.sae_formats.folding import with_decoder_norms, with_input_scale
@@ -22,8 +22,8 @@ CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 #: Where a training run leaves the factor of `expected_average_only_in`.
 SCALER_NAME = "activation_scaler.json"
-_ARCHITECTURES: dict[str, Activation] = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
-_NORMALIZATIONS: dict[str, InputNormalization] = {
+_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
+_NORMALIZATIONS = {
     "none": "none",
     "expected_average_only_in": "none",  # its factor is folded into the weights
     "constant_norm_rescale": "constant_norm_rescale",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cocomix.concepts.sae_config import Activation, SparseAutoencoderConfig
+from cocomix.concepts.sae_config import SparseAutoencoderConfig
 from cocomix.concepts.sae_formats.files import Dictionary, Settings, read_safetensors
-
-_ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
 
 
 def read(folder: Path) -> Dictionary:
@@ -16,7 +14,7 @@ def read(folder: Path) -> Dictionary:
     expansion = settings.take_optional("expansion_factor", int)
     C = settings.take("num_latents", int, 0) or D * (expansion or settings.take("expansion_factor", int))
     activation = settings.take("activation", str, "topk")
-    if activation not in _ACTIVATIONS:
+    if activation not in ("topk", "groupmax"):
         settings.refuse("activation", activation, "sparsify's are topk and groupmax")
     if settings.take("signed", bool, False):
         settings.refuse("signed", True, "its latents can be negative")
@@ -26,7 +24,7 @@ def read(folder: Path) -> Dictionary:
         C,
         settings.take("k", int),
         normalize_input="none",
-        activation=_ACTIVATIONS[activation],
+        activation=activation,
         subtract_decoder_bias=not transcode,
         skip_connection=settings.take("skip_connection", bool, False),
         transcode=transcode,
