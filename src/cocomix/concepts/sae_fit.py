@@ -1,4 +1,7 @@
-"""Whether a dictionary fits the activations it is about to read: a wrong layer, teacher or normalisation shows at once."""
+"""Whether a dictionary fits the activations it is about to read: a wrong teacher, place or normalisation shows at once.
+
+A neighbouring layer need not show: residual streams change slowly from block to block.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from cocomix.concepts.sae_config import INPUT_NORMALIZATIONS
 
 # Shapes: B batch, T tokens, D width of the teacher.
 
-#: Published dictionaries leave 0.05 to 0.4 of the variance unexplained. One that reads the wrong place is near 1, which
-#: is what predicting the mean achieves, or above: half way is far from both.
+#: Published dictionaries leave 0.05 to 0.4 of the variance unexplained. Predicting the mean leaves 1. At the demo's size a
+#: trained dictionary leaves 0.06, at other layers of its teacher up to 0.18, an untrained one 0.91, and the trained one
+#: without its input normalisation 1.8.
 PLAUSIBLE_FVU = 0.5
 
 
