@@ -123,6 +123,7 @@ def test_as_many_latents_as_inputs_need_a_word(case: Case, tmp_path: Path) -> No
     [
         ("openai", {"activation": "Swish"}, "the activation 'Swish'"),
         ("openai", {"activation_state_dict": {"k": K, "postact_fn": "Identity"}}, "postact_fn = 'Identity'"),
+        ("openai", {"activation_state_dict": [K]}, "activation_state_dict as list"),
         ("openai", {"activation_state_dict": {"k": "5", "postact_fn": "ReLU"}}, "k = '5'"),
         ("openai", {"activation_state_dict": {**OPENAI_TOPK["activation_state_dict"], "slope": 2}}, "slope"),
         ("sparsify", {"signed": True}, "signed = True.*negative"),

@@ -16,9 +16,11 @@ def read(path: Path) -> Dictionary:
     tensors = read_pickle(path)
     D, C = tensors.length("pre_bias"), tensors.length("latent_bias")
     activation = tensors.take_value("activation", "ReLU")  # the oldest files name none
-    state = dict(tensors.take_value("activation_state_dict", {}))
+    state = tensors.take_value("activation_state_dict", {})
+    if not isinstance(state, dict):
+        raise CocomixError(f"{path} has activation_state_dict as {type(state).__name__}; expected named values")
     if activation == "TopK":
-        num_active, after = state.pop("k", None), state.pop("postact_fn", "ReLU")
+        num_active, after = state.get("k"), state.get("postact_fn", "ReLU")
         if type(num_active) is not int or after != "ReLU":
             raise CocomixError(
                 f"{path} has TopK with k = {num_active!r} and postact_fn = {after!r}; expected a number and ReLU"
@@ -28,10 +30,9 @@ def read(path: Path) -> Dictionary:
         config = SparseAutoencoderConfig(D, C, normalize_input="none", activation="relu")
     else:
         raise CocomixError(f"{path} has the activation {activation!r}; OpenAI's dictionaries have TopK or ReLU")
-    if state:
-        raise CocomixError(
-            f"{path} has settings of its activation that cocomix does not know: {', '.join(map(str, state))}"
-        )
+    unknown = sorted(state.keys() - {"k", "postact_fn"})
+    if unknown:
+        raise CocomixError(f"{path} has settings of its activation that cocomix does not know: {', '.join(unknown)}")
     found = {
         "encoder_weight": tensors.take("encoder.weight", C, D),
         "encoder_bias": tensors.take("latent_bias", C),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,7 +132,8 @@ def _input_scale(folder: Path) -> float:
             stacklevel=2,
         )
         return 1.0
-    scale = json.loads(path.read_text(encoding="utf-8")).get("scaling_factor")
-    if not isinstance(scale, float | int) or not scale > 0:
-        raise CocomixError(f"{path} has scaling_factor = {scale!r}; expected a positive number")
-    return float(scale)
+    settings = Settings.read(path)
+    scale = settings.take("scaling_factor", float)
+    if not scale > 0:
+        settings.refuse("scaling_factor", scale, "expected a positive number")
+    return scale
