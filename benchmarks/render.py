@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import read_json
-from cocomix.demo.formats import format_count, format_flops
+from cocomix.base.formats import format_count, format_flops
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
