@@ -154,6 +154,7 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
             "spliced_loss": 4.391,
             "mean_ablated_loss": 6.804,
             "num_tokens": 197_504,
+            "num_counted_tokens": 197_504,
             "loss_recovered": 0.928,
             "layer": 2,
             "num_latents": 1024,

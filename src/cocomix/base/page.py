@@ -16,14 +16,14 @@ from cocomix.base.formats import format_count, format_flops, format_seconds, for
 _SIGN = Markup('<span class="sign">{}</span>')
 
 
-def page_environment(package: str) -> Environment:
-    """Templates of a package, with the shared ones and the filters for numbers and text.
+def page_environment(*packages: str) -> Environment:
+    """Templates of some packages and the shared ones, with the filters for numbers and text.
 
     Args:
-        package: the package whose folder `templates` holds the page, such as `cocomix.demo`.
+        packages: those whose folder `templates` holds the page and its parts, such as `cocomix.demo`.
     """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package), PackageLoader("cocomix.base")]),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cocomix.base")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -175,7 +175,7 @@ def format_change(value: float | int, reference: float | int, *, less: str = "le
 
 
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
-    environment = page_environment("cocomix.demo")
+    environment = page_environment("cocomix.demo", "cocomix.concepts")
     students = {name: summary[name] for name in summary["students"]}
     return environment.get_template(REPORT_NAME).render(
         s=summary,
