@@ -1,10 +1,10 @@
-"""`cocomix train-sae` on the default demo's teacher: a dictionary of 4,096 latents against its targets, and the learning rate.
+"""`train-sae` on the default demo's teacher: a dictionary of 4,096 latents against its targets, and the learning rate.
 
     python -m benchmarks.sae --demo runs/demo --work runs/sae --output benchmarks/results/sae.json
 
-Every row has the command's defaults but for its size and, where it says so, a multiple of the default learning rate. Rows that are
-finished already are recognised and in the table; `--only NAME` runs some rows. The demo's own size stands beside the large one,
-because the learning rate is to scale between them.
+Every row has the command's defaults but for its size and, where it says so, a multiple of the default learning rate. The
+demo's own size stands beside the large one, because the rate is to scale between them. Rows that are finished already are
+recognised and in the table; `--only NAME` runs some rows.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the table")
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS), help="rows to run")
     arguments = parser.parse_args()
+    tune_process()
     demo = read_json(arguments.demo / "settings.json")["settings"]
     for name in arguments.only:
         train_sae(config(arguments.demo, arguments.work, demo["size"], name))
@@ -113,5 +114,4 @@ def row(work: Path, name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tune_process()
     main()

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from torch import Tensor
 
 from cocomix.base.artifacts import write_json
-from cocomix.base.drawing import INK, RULE, SERIES, Drawing, panel, save
+from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
+from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
 from cocomix.concepts.contexts import top_contexts
 from cocomix.concepts.sae import SparseAutoencoder
@@ -112,27 +113,23 @@ def card_page(card: Mapping[str, Any]) -> str:
 def _histogram(card: Mapping[str, Any]) -> Drawing:
     density, quality = card["density"], card["quality"]
     edges, numbers = density["log10_edges"], density["num_latents"]
-    figure, axes = panel(5.6, 2.3, left=0.45, right=0.1, bottom=0.47, top=0.28)
+    decades = range(round(edges[0]), 1)
+    figure, axes = panel(5.6, 2.3, left=0.45, right=0.25, bottom=0.47, top=0.28)
     axes.bar(
         edges[:-1], numbers, width=1 / BINS_PER_DECADE, align="edge", color=SERIES[0], edgecolor=RULE, linewidth=0.4
     )
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xticks(range(round(edges[0]), 1), [_power(exponent) for exponent in range(round(edges[0]), 1)])
+    axes.set_xticks(decades, [_percent(exponent) for exponent in decades])
     axes.set_xlabel("Share of tokens at which a latent is active (logarithmic)", loc="left")
-    axes.set_title("Latents", loc="left", fontsize=8.5, color=INK, pad=7)
-    alt = (
-        f"Histogram of how often latents are active, on {quality['num_counted_tokens']:,} tokens: "
-        + "; ".join(
-            f"{number:,} between 10^{low:g} and 10^{high:g}"
-            for number, low, high in zip(numbers, edges[:-1], edges[1:], strict=True)
-            if number
-        )
-        + f"; {quality['num_dead']:,} never."
-    )
+    axes.set_title("Latents", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    shares = [
+        f"{sum(numbers[i * BINS_PER_DECADE : (i + 1) * BINS_PER_DECADE]):,} at {_percent(low)} to {_percent(low + 1)}"
+        for i, low in enumerate(decades[:-1])
+    ]
+    alt = f"Latents by the share of tokens at which they are active: {', '.join(shares)}; {quality['num_dead']:,} at none."
     return save(figure, "density", alt)
 
 
-def _power(exponent: int) -> str:
-    """10 to a power in words short enough for an axis: 1, 1/10, 1/100, 1/1k, …"""
-    names = {0: "always", -1: "1/10", -2: "1/100", -3: "1/1k", -4: "1/10k", -5: "1/100k", -6: "1/1M"}
-    return names.get(exponent, f"1e{exponent}")
+def _percent(exponent: int) -> str:
+    """10 to a power as a percentage."""
+    return f"{100 * 10.0**exponent:g}{NARROW_SPACE}%"
