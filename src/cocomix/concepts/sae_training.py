@@ -79,8 +79,8 @@ class TrainSaeConfig:
     max_validation_windows: int | None = None
     """Measure quality on so many evenly spaced validation windows; by default on all."""
     num_counted_tokens: int = 1_000_000
-    """Count dead latents on so many tokens that were not trained on: the validation windows above, and where they are too
-    few, training windows that no step read."""
+    """Count dead latents on at least so many tokens that were not trained on: the validation windows above, and where they
+    are too few, training windows that no step read, as far as there are any."""
     seed: int = 0
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25
