@@ -48,7 +48,8 @@ class SaeTrainer:
     """
 
     def __init__(self, sae: SparseAutoencoder, *, dead_after_tokens: int, num_auxiliary_latents: int) -> None:
-        self.sae = sae
+        assert sae.config.num_active_latents is not None, "only TopK dictionaries are trained"
+        self.sae, self.k = sae, sae.config.num_active_latents
         self.dead_after_tokens = dead_after_tokens
         self.num_auxiliary_latents = num_auxiliary_latents
         self.tokens_since_active = torch.zeros(sae.config.num_latents, dtype=torch.long)
@@ -101,7 +102,7 @@ class SaeTrainer:
         sae = self.sae
         x, _, _ = sae.normalize(h)
         z = F.linear(x - sae.decoder_bias, sae.encoder_weight, sae.encoder_bias)  # (N, C)
-        values, indices = z.topk(sae.config.num_active_latents, dim=-1)
+        values, indices = z.topk(self.k, dim=-1)
         error = x - sae.sum_rows(indices, values.relu()) - sae.decoder_bias
         fvu = error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
         active = values > 0
