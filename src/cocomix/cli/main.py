@@ -37,7 +37,7 @@ COMMANDS = {
     "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "run_demo", "DemoConfig"),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
-        "a sparse autoencoder on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
     ),
     "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
