@@ -8,17 +8,20 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cocomix import AttributionConfig, CocomixError, ConceptExtractor, SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.concepts import attribution, gradients
+from cocomix.concepts.gradients import residual_gradient
 from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference.attribution import finite_difference_attribution
+from tests.reference.labels import pre_activation_attribution, top_labels
 
 
-def make(family: str, normalize_input: bool = True, **settings: object) -> ConceptExtractor:
+def make(family: str, normalize_input: bool = True, layer: int = 1, **settings: object) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
     sae.requires_grad_(False)
     sae.decoder_bias.normal_()
     config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
-    return ConceptExtractor(teacher.requires_grad_(False), sae, 1, config)
+    return ConceptExtractor(teacher.requires_grad_(False), sae, layer, config)
 
 
 @pytest.fixture
@@ -34,9 +37,8 @@ def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize_input", [True, False])
-@pytest.mark.parametrize(
-    ("point", "loss"), [("original", "all_future"), ("original", "next_token"), ("reconstruction", "next_token")]
-)
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
 def test_attribution_equals_finite_differences(family: str, normalize_input: bool, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
@@ -48,26 +50,57 @@ def test_attribution_equals_finite_differences(family: str, normalize_input: boo
     torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)
 
 
-def test_no_parameter_gradient_is_allocated() -> None:
-    extractor = make("gpt2", loss="next_token")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor, ids = make(family, point=point, loss=loss), tokens(2, 7)
+    whole = extractor.scored(ids)
+    monkeypatch.setattr(gradients, "COPIES_PER_PASS", 3)
+    monkeypatch.setattr(gradients, "CHUNK_ELEMENTS", 5 * 40)
+    parts = extractor.scored(ids)
+    assert torch.equal(parts.labels, whole.labels)
+    torch.testing.assert_close(parts.scores, whole.scores)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
+    point: str, loss: str, layer: int
+) -> None:
+    extractor = make("gpt2", point=point, loss=loss, layer=layer)
+    has_graph: dict[int, set[bool]] = {0: set(), 1: set(), 2: set()}
+    for index, block in enumerate(extractor.teacher.adapter.blocks):
+        block.register_forward_hook(lambda _, __, out, index=index: has_graph[index].add(out.requires_grad))
     extractor(tokens())
     parameters = [*extractor.teacher.model.parameters(), *extractor.sae.parameters()]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in parameters)
+    assert all(has_graph[index] == {False} for index in range(layer + 1))
+    assert all(True in has_graph[index] for index in range(layer + 1, 3))
 
 
 @pytest.mark.parametrize("sign", ["raises_loss", "lowers_loss", "magnitude"])
-def test_labels_are_the_top_of_their_score(sign: str) -> None:
-    extractor, ids = make("llama", sign=sign), tokens()
-    labels = extractor(ids)
+@pytest.mark.parametrize("value", ["activation", "pre_activation"])
+def test_labels_are_the_top_of_their_score(sign: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor, ids = make("llama", sign=sign, value=value, num_labels=3), tokens(2, 7)
+    monkeypatch.setattr(attribution, "CHUNK_ELEMENTS", 4 * 30)  # 4 positions a chunk
     h = extractor.teacher.residual(ids)
     latents = extractor.sae.encode(h)
-    a = extractor.attribution(ids, h, latents)
-    score = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[sign]
-    dense = torch.full((*ids.shape, 30), -torch.inf, dtype=a.dtype).scatter(-1, latents.indices, score)
-    for b in range(ids.shape[0]):
-        for t in range(ids.shape[1] - 1):
-            if (latents.values[b, t] > 0).sum() >= 2:
-                assert labels[b, t].tolist() == dense[b, t].topk(2).indices.tolist()
+    if value == "activation":
+        a = extractor.attribution(ids, h, latents)
+        dense = torch.zeros(*ids.shape, 30, dtype=a.dtype).scatter(-1, latents.indices, a)
+    else:
+        dense = pre_activation_attribution(
+            extractor.sae, h, residual_gradient(extractor.teacher, ids, h, loss="all_future")
+        )
+    found = extractor.scored(ids)
+    expected = top_labels(dense, sign, 3)
+    assert torch.equal(found.labels, expected)
+    signed = {"raises_loss": dense, "lowers_loss": -dense, "magnitude": dense.abs()}[sign]
+    valid = expected[..., 0] >= 0
+    torch.testing.assert_close(found.scores[valid], signed.gather(-1, expected.clamp(min=0))[valid])
+    assert (found.scores[~valid] == 0).all()
 
 
 def test_activation_value_takes_the_strongest_latents() -> None:
@@ -94,15 +127,27 @@ def test_labels_of_a_window_do_not_depend_on_its_batch() -> None:
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(CocomixError, match="needs loss 'next_token'"):
-        AttributionConfig(point="reconstruction", loss="all_future")
     with pytest.raises(CocomixError, match="num_labels is 0"):
         AttributionConfig(num_labels=0)
     extractor = make("llama")
     with pytest.raises(CocomixError, match="more than the 5 active latents"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(num_labels=6))
+    settings = AttributionConfig("attribution", value="pre_activation", num_labels=31)
+    with pytest.raises(CocomixError, match="more than the 30 latents"):
+        ConceptExtractor(extractor.teacher.model, extractor.sae, 1, settings)
+    with pytest.raises(CocomixError, match="'shuffled' is made from a finished concept dataset"):
+        ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(control="shuffled"))
     with pytest.raises(CocomixError, match="takes 0 to 2"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 3)
     other = SparseAutoencoder(SparseAutoencoderConfig(8, 30, 5))
     with pytest.raises(CocomixError, match="reads width 8, the teacher has width 16"):
         ConceptExtractor(extractor.teacher.model, other, 1)
+
+
+def test_sliding_windows_are_refused_where_they_would_be_ignored() -> None:
+    extractor, ids = make("llama", loss="next_token"), tokens(1, 6)
+    extractor.teacher.model.config.sliding_window = 5
+    with pytest.raises(CocomixError, match="slides over 5 of the 6 tokens"):
+        extractor(ids)
+    extractor.teacher.model.config.sliding_window = 6
+    extractor(ids)

@@ -10,6 +10,7 @@ import torch
 
 from cocomix import AttributionConfig, CocomixError, ConceptDataset, ExtractConfig, TokenDataset, extract
 from cocomix.concepts import extraction
+from cocomix.concepts.controls import draw_labels, shuffle_labels
 from cocomix.concepts.extraction import load_extractor
 from tests.conftest import Tiny
 
@@ -70,3 +71,36 @@ def test_a_changed_teacher_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         extract(config(tiny, tmp_path / "x", teacher=other))
     with pytest.raises(CocomixError, match="is unfinished"):
         extract(config(tiny, tmp_path / "x", sae=other))
+
+
+@pytest.mark.parametrize("control", ["shuffled", "frequency"])
+def test_controls_are_made_from_finished_labels(tiny: Tiny, tmp_path: Path, control: str) -> None:
+    tokens = TokenDataset(tiny.data)
+    attribution = AttributionConfig(control=control, seed=3)  # type: ignore[arg-type]
+    made = extract(ExtractConfig(data=tiny.data, output=tmp_path / "a", labels=tiny.concepts, attribution=attribution))
+    true, derived = ConceptDataset(tiny.concepts, tokens), ConceptDataset(tmp_path / "a", tokens)
+    assert derived.num_windows == true.num_windows
+    assert derived.num_concepts == true.num_concepts
+    windows = range(4)
+    found = derived.labels(windows)
+    if control == "shuffled":
+        expected = shuffle_labels(tokens.input_ids(windows), true.labels(windows), 3)
+    else:
+        everything = true.labels(range(true.num_windows))
+        histogram = torch.bincount(everything[everything >= 0], minlength=32)
+        expected = draw_labels(tokens.input_ids(windows), true.labels(windows), histogram, 3)
+    assert torch.equal(found, expected)
+    assert made.settings["attribution"]["control"] == control
+    assert made.settings["labels"] == true.fingerprint
+
+
+def test_what_labels_are_made_from_must_be_given_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
+    shuffled = AttributionConfig(control="shuffled")
+    with pytest.raises(CocomixError, match="give --labels, without --teacher"):
+        config(tiny, tmp_path, attribution=shuffled)
+    with pytest.raises(CocomixError, match="give --labels, without --teacher"):
+        config(tiny, tmp_path, attribution=shuffled, labels=tiny.concepts)
+    with pytest.raises(CocomixError, match="give --teacher and --sae"):
+        config(tiny, tmp_path, sae=None)
+    with pytest.raises(CocomixError, match="is for the controls"):
+        config(tiny, tmp_path, labels=tiny.concepts)
