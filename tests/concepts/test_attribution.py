@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cocomix import AttributionConfig, CocomixError, ConceptExtractor, SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.concepts import attribution, gradients
+from cocomix.concepts import sae as sae_module
 from cocomix.concepts.gradients import residual_gradient
+from cocomix.modeling import concept_head
 from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference.attribution import finite_difference_attribution
 from tests.reference.labels import pre_activation_attribution, top_labels
@@ -151,3 +157,41 @@ def test_sliding_windows_are_refused_where_they_would_be_ignored() -> None:
         extractor(ids)
     extractor.teacher.model.config.sliding_window = 6
     extractor(ids)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"criterion": "activation_value"},
+        {"value": "pre_activation"},
+        {"loss": "next_token"},
+        {"point": "reconstruction"},
+    ],
+)
+def test_nothing_of_the_size_of_all_concepts_or_all_tokens_is_made(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    B, T, C, D, V = 2, 32, 4096, 16, 3000
+    for module in (attribution, gradients, concept_head, sae_module):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * C, raising=False)
+    monkeypatch.setattr(gradients, "COPIES_PER_PASS", 8)
+    teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=V)).eval().requires_grad_(False)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(D, C, 8)).requires_grad_(False)
+    config = AttributionConfig(**{"criterion": "attribution"} | settings)  # type: ignore[arg-type]
+    extractor = ConceptExtractor(teacher, sae, 1, config)
+    with _LargestTensor() as largest:
+        extractor(tokens(B, T))
+    # The largest are views of the weights themselves; [B, T, C] and [B, T, V] are four times that.
+    assert largest.num_elements == C * D
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returned."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max(self.num_elements, *sizes, 0)
+        return result

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.base.errors import CocomixError, require_at_least
@@ -93,11 +94,12 @@ class ConceptExtractor:
                 f"{model.config.hidden_size}"
             )
         self._of_all = self.config.criterion == "attribution" and self.config.value == "pre_activation"
-        num_candidates = sae.config.num_latents if self._of_all else sae.config.num_active_latents
-        if self.config.num_labels > num_candidates:
+        # A dictionary whose thresholds decide has no fixed number of active latents.
+        num_active = None if self._of_all else sae.config.num_active_latents
+        if self.config.num_labels > (num_active or sae.config.num_latents):
             raise CocomixError(
-                f"num_labels is {self.config.num_labels}, more than the {num_candidates} "
-                f"{'' if self._of_all else 'active '}latents of the sparse autoencoder"
+                f"num_labels is {self.config.num_labels}, more than the {num_active or sae.config.num_latents} "
+                f"{'active ' if num_active else ''}latents of the sparse autoencoder"
             )
         if self.config.control in DERIVED_CONTROLS:
             raise CocomixError(
@@ -120,8 +122,9 @@ class ConceptExtractor:
             scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents))
         else:
             active = self._active_scores(input_ids, h, latents)
-            scores, ranked = active.topk(A, dim=-1)
-            indices = latents.indices.gather(-1, ranked)
+            missing = max(0, A - active.shape[-1])  # fewer latents may be active at every token of a batch
+            scores, ranked = F.pad(active, (0, missing), value=-torch.inf).topk(A, dim=-1)
+            indices = F.pad(latents.indices, (0, missing)).gather(-1, ranked)
         invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
         invalid[:, -1] = True
         return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae import SparseAutoencoder, SparseAutoencoderConfig
 
 # Shapes: B batch, T tokens, C concepts, A labels a token, n labelled positions of a window.
 
@@ -29,14 +30,26 @@ DERIVED_CONTROLS: tuple[Control, ...] = ("shuffled", "frequency")
 
 
 def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
-    """A frozen dictionary of the same shape with random unit directions, its encoder equal to its decoder.
+    """A frozen TopK dictionary of the same shape with random unit directions, its encoder equal to its decoder.
 
     It keeps the trained one's centre (the decoder's bias): without it, the mean residual stream would choose the same few
     latents at every token.
     """
+    given = sae.config
+    if given.num_active_latents is None:
+        raise CocomixError(
+            "the control 'random' keeps as many latents as the given dictionary, which has no fixed number of them"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        random = SparseAutoencoder(sae.config).to(sae.decoder_bias)
+        random = SparseAutoencoder(
+            SparseAutoencoderConfig(
+                hidden_size=given.hidden_size,
+                num_latents=given.num_latents,
+                num_active_latents=given.num_active_latents,
+                normalize_input=given.normalize_input,
+            )
+        ).to(sae.decoder_bias)
     with torch.no_grad():
         random.decoder_bias.copy_(sae.decoder_bias)
     return random.eval().requires_grad_(False)

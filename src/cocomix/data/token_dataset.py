@@ -9,7 +9,7 @@ DIR/manifest.json         counts, settings, checksums
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,8 @@ class TokenDataset:
     Args:
         path: folder made by `prepare`; every byte of it is checked.
         split: `train` or `validation`.
+
+    `parts` are the fingerprints of its text, its tokenizer and its windows, by which a difference is named.
     """
 
     def __init__(self, path: Path, split: Split = "train") -> None:
@@ -44,6 +46,7 @@ class TokenDataset:
         self.path = path
         self.split = split
         self.fingerprint = manifest.fingerprint
+        self.parts = _parts_of(manifest)
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
@@ -104,5 +107,21 @@ class TokenDataset:
                     f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
                 )
 
+    def difference_to(self, parts: Mapping[str, str]) -> str | None:
+        """Which of the `parts` of another dataset differs from this one's: the first, which explains the later ones."""
+        return next((name for name in ("text", "tokenizer", "windows") if parts.get(name) != self.parts[name]), None)
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)
+
+
+def _parts_of(manifest: artifacts.Manifest) -> dict[str, str]:
+    """Fingerprints of the text, of the tokenizer's files, and of all that is left: the windows and how they were cut."""
+    tokenizer = {name: entry for name, entry in manifest.files.items() if name.startswith(f"{TOKENIZER_FOLDER}/")}
+    windows = {name: entry for name, entry in manifest.files.items() if name not in tokenizer}
+    settings = {k: v for k, v in manifest.settings.items() if k not in ("text", "tokenizer", "vocab_size")}
+    return {
+        "text": str(manifest.settings["text"]),
+        "tokenizer": artifacts.fingerprint_of_json(tokenizer),
+        "windows": artifacts.fingerprint_of_json({"files": windows, "settings": settings}),
+    }
