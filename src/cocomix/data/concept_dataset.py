@@ -19,7 +19,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.data.shards import WindowTable, write_shard
-from cocomix.data.token_dataset import TokenDataset
+from cocomix.data.token_dataset import TokenDataset, difference
 
 KIND = "concept-dataset"
 
@@ -39,10 +39,10 @@ class ConceptDataset:
 
     def __init__(self, path: Path, tokens: TokenDataset) -> None:
         manifest = artifacts.read(path, KIND)
-        difference = tokens.difference_to(manifest.settings["data"])
-        if difference is not None:
+        other = difference(tokens.parts, manifest.settings["data"])
+        if other is not None:
             raise CocomixError(
-                f"the labels in {path} belong to another token dataset than {tokens.path} (the {difference} differs); "
+                f"the labels in {path} belong to another token dataset than {tokens.path} (the {other} differs); "
                 "extract labels for this one, or train on the dataset they were made for"
             )
         self.path = path

@@ -9,9 +9,10 @@ DIR/manifest.json         counts, settings, checksums
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class TokenDataset:
         self.path = path
         self.split = split
         self.fingerprint = manifest.fingerprint
-        self.parts = _parts_of(manifest)
+        self.parts = parts_of(dataclasses.asdict(manifest))
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
@@ -107,21 +108,23 @@ class TokenDataset:
                     f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
                 )
 
-    def difference_to(self, parts: Mapping[str, str]) -> str | None:
-        """Which of the `parts` of another dataset differs from this one's: the first, which explains the later ones."""
-        return next((name for name in ("text", "tokenizer", "windows") if parts.get(name) != self.parts[name]), None)
-
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)
 
 
-def _parts_of(manifest: artifacts.Manifest) -> dict[str, str]:
+def parts_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Fingerprints of the text, of the tokenizer's files, and of all that is left: the windows and how they were cut."""
-    tokenizer = {name: entry for name, entry in manifest.files.items() if name.startswith(f"{TOKENIZER_FOLDER}/")}
-    windows = {name: entry for name, entry in manifest.files.items() if name not in tokenizer}
-    settings = {k: v for k, v in manifest.settings.items() if k not in ("text", "tokenizer", "vocab_size")}
+    files, settings = manifest["files"], manifest["settings"]
+    tokenizer = {name: entry for name, entry in files.items() if name.startswith(f"{TOKENIZER_FOLDER}/")}
+    windows = {name: entry for name, entry in files.items() if name not in tokenizer}
+    cut = {name: value for name, value in settings.items() if name not in ("text", "tokenizer", "vocab_size")}
     return {
-        "text": str(manifest.settings["text"]),
+        "text": str(settings["text"]),
         "tokenizer": artifacts.fingerprint_of_json(tokenizer),
-        "windows": artifacts.fingerprint_of_json({"files": windows, "settings": settings}),
+        "windows": artifacts.fingerprint_of_json({"files": windows, "settings": cut}),
     }
+
+
+def difference(parts: Mapping[str, str], others: Mapping[str, str]) -> str | None:
+    """Name of the first part that differs: it explains the later ones."""
+    return next((name for name, value in parts.items() if others.get(name) != value), None)
