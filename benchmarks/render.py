@@ -21,7 +21,10 @@ VARIANT_NOTES = {
     "ntp": "next-token prediction alone",
     "interleave": "the paper's exact variant: labels by attribution, top of +a",
     "interleave, lowers_loss": "labels from the top of -a",
+    "interleave, magnitude": "labels from the largest a of either sign",
     "interleave, activation_value": "the default: labels by activation",
+    "interleave, random": "control: labels of a fixed random dictionary, by the paper's attribution",
+    "interleave, shuffled": "control: the paper's labels permuted over the positions of each window",
     "interleave_residual": "labels as the paper's; the concept position starts from hidden state plus concept vector",
     "add": "labels as the paper's; hidden state plus concept vector, no extra position",
 }

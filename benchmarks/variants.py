@@ -22,6 +22,7 @@ from typing import Any, Literal
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, StudentConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
+from cocomix.concepts.controls import DERIVED_CONTROLS
 from cocomix.demo.sizes import DemoSize, demo_size
 from cocomix.training.metrics import read_metrics
 
@@ -45,7 +46,10 @@ VARIANTS = {
     "ntp": Variant(mixer="none"),
     "interleave": Variant(),
     "interleave, lowers_loss": Variant(attribution=replace(PAPER_LABELS, sign="lowers_loss")),
+    "interleave, magnitude": Variant(attribution=replace(PAPER_LABELS, sign="magnitude")),
     "interleave, activation_value": Variant(attribution=AttributionConfig(criterion="activation_value")),
+    "interleave, random": Variant(attribution=replace(PAPER_LABELS, control="random")),
+    "interleave, shuffled": Variant(attribution=replace(PAPER_LABELS, control="shuffled")),
     "interleave_residual": Variant(mixing="interleave_residual"),
     "add": Variant(mixing="add"),
 }
@@ -66,6 +70,9 @@ def main() -> None:
         run(arguments.demo, arguments.work, arguments.run[0], int(arguments.run[1]))
         return
 
+    # Before any run: two processes that need the same labels at a time would be in each other's way.
+    for name in arguments.only:
+        make_labels(arguments.demo, arguments.work, VARIANTS[name])
     jobs = [(name, seed) for seed in arguments.seeds for name in arguments.only]
     with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(lambda job: start(arguments, *job), jobs))
@@ -99,46 +106,59 @@ def start(arguments: argparse.Namespace, name: str, seed: int) -> None:
 
 
 def run(demo: Path, work: Path, name: str, seed: int) -> None:
-    """Labels (once for each attribution) and one student."""
-    variant, size = VARIANTS[name], demo_size(read_json(demo / "settings.json")["settings"]["size"])
-    train(train_config(demo, work, size, variant, folder(work, name, seed), seed))
+    """One student."""
+    train(train_config(demo, work, size_of(demo), VARIANTS[name], folder(work, name, seed), seed))
+
+
+def size_of(demo: Path) -> DemoSize:
+    return demo_size(read_json(demo / "settings.json")["settings"]["size"])
+
+
+def num_windows_of(size: DemoSize) -> int:
+    """Training windows of a run, all labelled."""
+    return -(-size.student_tokens // size.context_length)
 
 
 def train_config(demo: Path, work: Path, size: DemoSize, variant: Variant, output: Path, seed: int) -> TrainConfig:
-    num_windows = -(-size.student_tokens // size.context_length)
     student: StudentConfig = size.students["ntp"].student
     if variant.mixer == "concept":
         student = replace(student, mixer="concept", mixing=variant.mixing)
     return TrainConfig(
         data=demo / "data",
         output=output,
-        labels=labels(demo, work, variant.attribution, num_windows) if variant.mixer == "concept" else None,
+        labels=labels_folder(work, variant.attribution) if variant.mixer == "concept" else None,
         student=student,
         optimizer=OptimizerConfig(learning_rate=size.learning_rate),
         num_tokens=size.student_tokens,
         batch_size=size.batch_size,
-        num_windows=num_windows,
+        num_windows=num_windows_of(size),
         seed=seed,
         num_evaluations=4,
         max_validation_windows=size.curve_windows,
     )
 
 
-def labels(demo: Path, work: Path, attribution: AttributionConfig, num_windows: int) -> Path:
-    """The concept dataset of one attribution, made once."""
-    output = work / "labels" / "-".join(str(value) for value in asdict(attribution).values())
+def make_labels(demo: Path, work: Path, variant: Variant) -> None:
+    """The concept dataset of a variant, and the one that a control is made from; recognised where it is there."""
+    if variant.mixer != "concept":
+        return
+    sources: dict[str, Path] = {"teacher": demo / "teacher", "sae": demo / "sae"}
+    if variant.attribution.control in DERIVED_CONTROLS:
+        true = replace(variant, attribution=replace(variant.attribution, control="none"))
+        make_labels(demo, work, true)
+        sources = {"labels": labels_folder(work, true.attribution)}
+    output = labels_folder(work, variant.attribution)
     output.parent.mkdir(parents=True, exist_ok=True)
+    num_windows = num_windows_of(size_of(demo))
     extract(
         ExtractConfig(
-            teacher=demo / "teacher",
-            sae=demo / "sae",
-            data=demo / "data",
-            output=output,
-            attribution=attribution,
-            num_windows=num_windows,
+            data=demo / "data", output=output, attribution=variant.attribution, num_windows=num_windows, **sources
         )
     )
-    return output
+
+
+def labels_folder(work: Path, attribution: AttributionConfig) -> Path:
+    return work / "labels" / "-".join(str(value) for value in asdict(attribution).values())
 
 
 def folder(work: Path, name: str, seed: int) -> Path:

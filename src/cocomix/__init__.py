@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cocomix.data.concept_dataset import ConceptDataset as ConceptDataset
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
+    from cocomix.data.streaming import stream_concepts as stream_concepts
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
     from cocomix.demo.pipeline import run_demo as run_demo
@@ -68,6 +69,7 @@ _OWNERS = {
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
     "steer": "modeling.edits",
+    "stream_concepts": "data.streaming",
     "train": "training.loop",
     "train_sae": "concepts.sae_training",
 }

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cocomix import AttributionConfig, CocomixError, ConceptExtractor, SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.concepts import attribution, gradients
+from cocomix.concepts import sae as sae_module
+from cocomix.concepts.gradients import residual_gradient
+from cocomix.modeling import concept_head
 from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference.attribution import finite_difference_attribution
+from tests.reference.labels import pre_activation_attribution, top_labels
 
 
-def make(family: str, normalize_input: str = "layer_norm", **settings: object) -> ConceptExtractor:
+def make(family: str, normalize_input: str = "layer_norm", layer: int = 1, **settings: object) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
     sae.requires_grad_(False)
     sae.decoder_bias.normal_()
     config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
-    return ConceptExtractor(teacher.requires_grad_(False), sae, 1, config)
+    return ConceptExtractor(teacher.requires_grad_(False), sae, layer, config)
 
 
-@pytest.fixture
-def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Llama's norm computes in float32 whatever its input, which would drown a finite difference."""
+@pytest.fixture(autouse=True)
+def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMS norms and eager softmax compute in float32 whatever their input, which would drown a finite difference."""
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, **_: softmax(x, dim=dim))
 
-    def forward(self: LlamaRMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+    def rms_norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        gemma = type(self).__name__.startswith("Gemma")
+        epsilon = self.eps if gemma else self.variance_epsilon
+        return (gemma + self.weight) * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + epsilon)
 
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+    for family in FAMILIES:
+        module = importlib.import_module(AutoModelForCausalLM._model_mapping[type(backbone_config(family))].__module__)
+        for name in dir(module):
+            if name.endswith("RMSNorm"):
+                monkeypatch.setattr(getattr(module, name), "forward", rms_norm)
 
 
-@pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("normalize_input", ["layer_norm", "none"])
-@pytest.mark.parametrize(
-    ("point", "loss"), [("original", "all_future"), ("original", "next_token"), ("reconstruction", "next_token")]
-)
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
 def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
@@ -48,26 +63,57 @@ def test_attribution_equals_finite_differences(family: str, normalize_input: str
     torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)
 
 
-def test_no_parameter_gradient_is_allocated() -> None:
-    extractor = make("gpt2", loss="next_token")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor, ids = make(family, point=point, loss=loss), tokens(2, 7)
+    whole = extractor.scored(ids)
+    monkeypatch.setattr(gradients, "COPIES_PER_PASS", 3)
+    monkeypatch.setattr(gradients, "CHUNK_ELEMENTS", 5 * 40)
+    parts = extractor.scored(ids)
+    assert torch.equal(parts.labels, whole.labels)
+    torch.testing.assert_close(parts.scores, whole.scores)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("point", ["original", "reconstruction"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
+    point: str, loss: str, layer: int
+) -> None:
+    extractor = make("gpt2", point=point, loss=loss, layer=layer)
+    has_graph: dict[int, set[bool]] = {0: set(), 1: set(), 2: set()}
+    for index, block in enumerate(extractor.teacher.adapter.blocks):
+        block.register_forward_hook(lambda _, __, out, index=index: has_graph[index].add(out.requires_grad))
     extractor(tokens())
     parameters = [*extractor.teacher.model.parameters(), *extractor.sae.parameters()]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in parameters)
+    assert all(has_graph[index] == {False} for index in range(layer + 1))
+    assert all(True in has_graph[index] for index in range(layer + 1, 3))
 
 
 @pytest.mark.parametrize("sign", ["raises_loss", "lowers_loss", "magnitude"])
-def test_labels_are_the_top_of_their_score(sign: str) -> None:
-    extractor, ids = make("llama", sign=sign), tokens()
-    labels = extractor(ids)
+@pytest.mark.parametrize("value", ["activation", "pre_activation"])
+def test_labels_are_the_top_of_their_score(sign: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extractor, ids = make("llama", sign=sign, value=value, num_labels=3), tokens(2, 7)
+    monkeypatch.setattr(attribution, "CHUNK_ELEMENTS", 4 * 30)  # 4 positions a chunk
     h = extractor.teacher.residual(ids)
     latents = extractor.sae.encode(h)
-    a = extractor.attribution(ids, h, latents)
-    score = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[sign]
-    dense = torch.full((*ids.shape, 30), -torch.inf, dtype=a.dtype).scatter(-1, latents.indices, score)
-    for b in range(ids.shape[0]):
-        for t in range(ids.shape[1] - 1):
-            if (latents.values[b, t] > 0).sum() >= 2:
-                assert labels[b, t].tolist() == dense[b, t].topk(2).indices.tolist()
+    if value == "activation":
+        a = extractor.attribution(ids, h, latents)
+        dense = torch.zeros(*ids.shape, 30, dtype=a.dtype).scatter(-1, latents.indices, a)
+    else:
+        dense = pre_activation_attribution(
+            extractor.sae, h, residual_gradient(extractor.teacher, ids, h, loss="all_future")
+        )
+    found = extractor.scored(ids)
+    expected = top_labels(dense, sign, 3)
+    assert torch.equal(found.labels, expected)
+    signed = {"raises_loss": dense, "lowers_loss": -dense, "magnitude": dense.abs()}[sign]
+    valid = expected[..., 0] >= 0
+    torch.testing.assert_close(found.scores[valid], signed.gather(-1, expected.clamp(min=0))[valid])
+    assert (found.scores[~valid] == 0).all()
 
 
 def test_activation_value_takes_the_strongest_latents() -> None:
@@ -94,13 +140,16 @@ def test_labels_of_a_window_do_not_depend_on_its_batch() -> None:
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(CocomixError, match="needs loss 'next_token'"):
-        AttributionConfig(point="reconstruction", loss="all_future")
     with pytest.raises(CocomixError, match="num_labels is 0"):
         AttributionConfig(num_labels=0)
     extractor = make("llama")
     with pytest.raises(CocomixError, match="more than the 5 active latents"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(num_labels=6))
+    settings = AttributionConfig("attribution", value="pre_activation", num_labels=31)
+    with pytest.raises(CocomixError, match="more than the 30 latents"):
+        ConceptExtractor(extractor.teacher.model, extractor.sae, 1, settings)
+    with pytest.raises(CocomixError, match="'shuffled' is made from a finished concept dataset"):
+        ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(control="shuffled"))
     with pytest.raises(CocomixError, match="takes 0 to 2"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 3)
     other = SparseAutoencoder(SparseAutoencoderConfig(8, 30, 5))
@@ -108,7 +157,6 @@ def test_contradictions_are_refused() -> None:
         ConceptExtractor(extractor.teacher.model, other, 1)
 
 
-@pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
 def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None:
     teacher, ids = make("llama").teacher.model, tokens(2, 6)
@@ -126,3 +174,41 @@ def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None
     num_active = (sae.encode(h).values > 0).sum(-1)
     assert num_active.min() < 25  # such tokens have no labels, and more slots are asked for than latents are active
     assert torch.equal(extractor(ids)[:, :-1, 0] >= 0, num_active[:, :-1] >= 25)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"criterion": "activation_value"},
+        {"value": "pre_activation"},
+        {"loss": "next_token"},
+        {"point": "reconstruction"},
+    ],
+)
+def test_nothing_of_the_size_of_all_concepts_or_all_tokens_is_made(
+    settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    B, T, C, D, V = 2, 32, 4096, 16, 3000
+    for module in (attribution, gradients, concept_head, sae_module):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * C, raising=False)
+    monkeypatch.setattr(gradients, "COPIES_PER_PASS", 8)
+    teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=V)).eval().requires_grad_(False)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(D, C, 8)).requires_grad_(False)
+    config = AttributionConfig(**{"criterion": "attribution"} | settings)  # type: ignore[arg-type]
+    extractor = ConceptExtractor(teacher, sae, 1, config)
+    with _LargestTensor() as largest:
+        extractor(tokens(B, T))
+    # The largest are views of the weights themselves; [B, T, C] and [B, T, V] are four times that.
+    assert largest.num_elements == C * D
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returned."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max(self.num_elements, *sizes, 0)
+        return result

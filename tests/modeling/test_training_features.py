@@ -85,7 +85,7 @@ def test_flash_attention_is_refused_where_it_would_be_wrong(family: str) -> None
     packed = torch.cat([torch.arange(4), torch.arange(5)]).expand(2, -1)
     with pytest.raises(CocomixError, match="a batch of one window only"):
         model(input_ids=ids, position_ids=packed)
-    if any(model.adapter.sliding_window(index) for index in range(1, 3)):
+    if "sliding_attention" in {model.adapter.layer_type(index) for index in (1, 2)}:
         with pytest.raises(CocomixError, match="no doubled sliding window"):
             model.adapter.run_blocks(torch.zeros(1, 4, 16), 1, 3, position_ids=tokens(1, 4), positions_per_token=2)
 
@@ -185,7 +185,7 @@ def test_compiled_blocks_equal_eager_ones_without_recompiling(family: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])  # GPT-2 has none
 def test_flex_attention_agrees(family: str) -> None:
     model, ids = student(family), tokens()
     expected = model(input_ids=ids).logits

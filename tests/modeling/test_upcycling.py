@@ -95,6 +95,9 @@ def test_an_autoencoder_that_does_not_fit_is_refused() -> None:
     sae = SparseAutoencoder(SparseAutoencoderConfig(hidden_size=12, num_latents=24, num_active_latents=4))
     with pytest.raises(CocomixError, match=r"the autoencoder has shape \(24, 12\), the mixer \(24, 16\)"):
         upcycled(pretrained("llama"), sae=sae, num_concepts=24)
+    plain = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, normalize_input="none"))
+    with pytest.raises(CocomixError, match="only a TopK autoencoder that normalises each token"):
+        upcycled(pretrained("llama"), sae=plain, num_concepts=24)
     with pytest.raises(CocomixError, match="can start a concept mixer only, not 'pause'"):
         upcycled(pretrained("llama"), sae=sae, mixer="pause")
 

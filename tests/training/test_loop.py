@@ -15,7 +15,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from cocomix import CocomixError, CoCoMixForCausalLM, OptimizerConfig, StudentConfig, TokenDataset, TrainConfig, train
+from cocomix import (
+    AttributionConfig,
+    CocomixError,
+    CoCoMixForCausalLM,
+    ExtractConfig,
+    OptimizerConfig,
+    StudentConfig,
+    TokenDataset,
+    TrainConfig,
+    extract,
+    train,
+)
+from cocomix.base import artifacts
+from cocomix.concepts import label_sources
+from cocomix.concepts.teacher import load_teacher
 from cocomix.training import loop
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
@@ -182,7 +196,11 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"labels": None}, "give --labels, or set concept_loss_weight to 0"),
+            ({"labels": None}, "give --labels, or --teacher and --sae, or set concept_loss_weight to 0"),
+            ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
+            ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
+            ({"layer": 1}, "are of labels on the fly"),
+            ({"attribution": AttributionConfig("attribution")}, "are of labels on the fly"),
             ({"labels": None, "concept_loss_weight": 0.0}, "without labels needs num_concepts"),
             ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
             ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
@@ -211,3 +229,30 @@ class TestErrors:
 def test_mix_only_trains_without_labels(tiny: Tiny, tmp_path: Path) -> None:
     train(config(tiny, tmp_path, labels=None, concept_loss_weight=0.0, num_concepts=32, num_tokens=512))
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_concepts == 32
+
+
+@pytest.mark.parametrize("criterion", ["attribution", "activation_value"])
+def test_labels_on_the_fly_train_as_stored_ones_do(tiny: Tiny, tmp_path: Path, criterion: str) -> None:
+    attribution = AttributionConfig(criterion)  # type: ignore[arg-type]
+    sources: dict[str, Path] = {"teacher": tiny.teacher, "sae": tiny.sae}
+    extract(ExtractConfig(data=tiny.data, output=tmp_path / "labels", attribution=attribution, **sources))
+    shared: dict[str, object] = {"num_windows": 30, "micro_batch_size": 4, "num_tokens": 1280}
+    stored = train(config(tiny, tmp_path / "stored", **shared, labels=tmp_path / "labels"))
+    fly = train(config(tiny, tmp_path / "fly", **shared, labels=None, attribution=attribution, **sources))
+    first, second = weights(tmp_path / "stored"), weights(tmp_path / "fly")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # 1,280 tokens on 30 windows of 16: stored labels are computed for 480 of them.
+    assert stored.facts["teacher_flops"] / 480 == pytest.approx(fly.facts["teacher_flops"] / 1280)
+    assert fly.settings["inputs"]["sae"] == artifacts.fingerprint_of_path(tiny.sae)
+
+
+def test_one_teacher_serves_labels_and_distillation(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+    for module in (loop, label_sources):
+        monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
+    sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
+    train(config(tiny, tmp_path, **sources, distillation_weight=0.5))
+    assert loaded == [tiny.teacher]
+    assert {"concept_loss", "distillation_loss"} <= set().union(*read_metrics(tmp_path))

@@ -28,9 +28,13 @@ class ProgressLine:
         total: how many units the whole work has.
         unit: name of one unit, in the plural.
         completed: units done by a former process, left out of the rate.
+        shown: whether anything is shown at all; of several processes, one speaks.
     """
 
-    def __init__(self, description: str, total: int, unit: str = "tokens", completed: int = 0) -> None:
+    def __init__(
+        self, description: str, total: int, unit: str = "tokens", completed: int = 0, *, shown: bool = True
+    ) -> None:
+        self._shown = shown
         self._description = description
         self._total = max(total, 1)
         self._unit = unit
@@ -43,7 +47,7 @@ class ProgressLine:
         self._bar: Progress | None = None
 
     def __enter__(self) -> ProgressLine:
-        if self._console.is_terminal:
+        if self._shown and self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -64,7 +68,7 @@ class ProgressLine:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._shown:
             self._print_line()
 
     def advance(self, units: int, **stats: float | int | str) -> None:
@@ -75,7 +79,7 @@ class ProgressLine:
         if self._bar is not None:
             rate = f"{self._rate():,.0f} {self._unit}/s"
             self._bar.update(self._task, completed=self._completed, rate=rate, stats=self._stats)
-        elif time.monotonic() - self._last_line_seconds >= PLAIN_LINE_EVERY_SECONDS:
+        elif self._shown and time.monotonic() - self._last_line_seconds >= PLAIN_LINE_EVERY_SECONDS:
             self._print_line()
 
     def _rate(self) -> float:

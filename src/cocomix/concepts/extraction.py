@@ -1,12 +1,14 @@
 """Token dataset to concept dataset: labels computed once, shard by shard.
 
-A shard's content depends on nothing but its windows, so an interrupted extraction goes on at the first missing shard and
-ends with the same bytes.
+A shard's content depends on nothing but its windows and the settings. So it does not matter which process writes which shard:
+an interrupted extraction goes on at the first missing one, `torchrun` deals shards out to its ranks, on any number of
+machines with a common file system, and all end with the same bytes. Beside each finished shard lies a note with its checksum
+and the settings it was made with; a shard without a note that holds is made again.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,131 +19,192 @@ import torch
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
-from cocomix.concepts import sae_training
+from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.concepts.attribution import AttributionConfig, ConceptExtractor
+from cocomix.concepts.controls import DERIVED_CONTROLS
+from cocomix.concepts.label_sources import DerivedLabels, TeacherLabels, identify_sae
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import load_teacher
+from cocomix.concepts.verification import verify
 from cocomix.data.concept_dataset import KIND, write_labels
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.flops import (
-    attention_flops_per_token,
-    head_flops,
-    span_flops_per_token,
-)
 
-WINDOWS_PER_SHARD = 512
+LabelSource = TeacherLabels | DerivedLabels
 
 
 @dataclass(frozen=True)
 class ExtractConfig:
     """Which labels, of which windows."""
 
-    teacher: Path
-    """Causal LM: a folder or a training run."""
-    sae: Path
-    """Autoencoder folder made by `train-sae` for this teacher."""
     data: Path
     """Token dataset with the teacher's tokenizer."""
     output: Path
     """Folder of the concept dataset."""
+    teacher: Path | None = None
+    """Causal LM: a folder or a training run."""
+    sae: Path | None = None
+    """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    labels: Path | None = None
+    """Finished concept dataset to make the controls `shuffled` and `frequency` from, in place of teacher and sae; the other
+    attribution settings are its own."""
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    scores: bool = False
+    """Store the scores of the labels beside them, as float32."""
     num_windows: int | None = None
     """Label the first so many training windows; by default all."""
     batch_size: int = 16
     """Windows in one pass of the teacher."""
+    windows_per_shard: int = 512
+    """Windows in one file: what an interruption can cost, what ranks are dealt, and what is held in memory until written."""
+    verify: bool = False
+    """Make nothing: check every byte of the finished folder and, with teacher and sae given, labels of some windows."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "num_windows", "batch_size")
+        require_at_least(1, self, "num_windows", "batch_size", "windows_per_shard")
+        require_at_least(0, self, "layer")
+        if (self.teacher is None) != (self.sae is None):
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        if self.verify:
+            return
+        if self.attribution.control in DERIVED_CONTROLS:
+            if self.labels is None or self.teacher is not None:
+                raise CocomixError(
+                    f"the control {self.attribution.control!r} is made from finished labels: give --labels, without "
+                    "--teacher and --sae"
+                )
+            if self.scores:
+                raise CocomixError(
+                    f"labels of the control {self.attribution.control!r} have no scores; leave out --scores"
+                )
+        elif self.teacher is None:
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        elif self.labels is not None:
+            raise CocomixError("--labels is for the controls 'shuffled' and 'frequency'; see --attribution.control")
 
 
 def extract(config: ExtractConfig) -> artifacts.Manifest:
-    """Make the concept dataset, continue an interrupted one, or recognise a finished one."""
+    """Make the concept dataset, continue an interrupted one, or recognise a finished one; alone or under `torchrun`."""
     data = TokenDataset(config.data, "train")
-    sae_manifest = artifacts.read(config.sae, sae_training.KIND)
-    teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
-    _check_teacher(config.sae, sae_manifest, config.teacher, teacher_fingerprint)
-    num_windows = config.num_windows or data.num_windows
-    if num_windows > data.num_windows:
-        raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
+    if config.verify:
+        return verify(config.output, data, config.teacher, config.sae, config.layer)
+    source = _source_of(config, data)
+    num_windows = config.num_windows or source.num_windows
+    if num_windows > source.num_windows:
+        raise CocomixError(
+            f"num_windows is {num_windows}, but {config.labels or config.data} has {source.num_windows} training windows"
+        )
     settings: dict[str, Any] = {
-        "data": data.fingerprint,
-        "teacher": teacher_fingerprint,
-        "sae": sae_manifest.fingerprint,
-        "layer": sae_manifest.settings["layer"],
-        "attribution": dataclasses.asdict(config.attribution),
+        "data": data.parts,
+        **source.settings,
+        "scores": config.scores,
         "num_windows": num_windows,
         # Another batch size may round differently, and a label be another.
         "batch_size": config.batch_size,
+        "windows_per_shard": config.windows_per_shard,
     }
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with joined_ranks() as ranks, contextlib.ExitStack() as stack:
+        begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite)
+        finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
-            say(f"{config.output}: the concept dataset is there already")
+            if ranks.is_first:
+                say(f"{config.output}: the concept dataset is there already")
             return finished
-        extractor = load_extractor(config.teacher, config.sae, config.attribution)
-        data.check_model(config.teacher, extractor.teacher.model.config.vocab_size)
-        num_shards, seconds = _write_shards(config, extractor, data, num_windows)
+        shards = _Shards(config, source, settings, data.context_length)
+        shards.write_missing(ranks)
+        ranks.wait()
+        return ranks.from_first(shards.finish)
+
+
+def load_extractor(
+    teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
+) -> ConceptExtractor:
+    """Teacher and dictionary from their folders, at the layer that `train-sae` wrote down or the given one."""
+    _, found = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
+    return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), found, attribution)
+
+
+def _source_of(config: ExtractConfig, data: TokenDataset) -> LabelSource:
+    if config.labels is not None:
+        return DerivedLabels(data, config.labels, config.attribution)
+    assert config.teacher is not None
+    assert config.sae is not None
+    return TeacherLabels(data, config.teacher, config.sae, config.layer, config.attribution)
+
+
+class _Shards:
+    """The shards of one concept dataset, and the notes beside them."""
+
+    def __init__(
+        self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any], context_length: int
+    ) -> None:
+        self.config, self.source, self.folder = config, source, config.output
+        self.made_with = artifacts.fingerprint_of_json(settings)
+        self.num_windows, self.context_length = settings["num_windows"], context_length
+        self.num_shards = -(-self.num_windows // config.windows_per_shard)
+
+    def write_missing(self, ranks: Ranks) -> None:
+        """This rank's part of the shards that are not there: every `size`-th shard."""
+        mine = range(ranks.rank, self.num_shards, ranks.size)
+        missing = [index for index in mine if self._note(index) is None]
+        done = sum(len(self._windows(index)) for index in mine) - sum(len(self._windows(index)) for index in missing)
+        T = self.context_length
+        description = "extracting concept labels" + (f", rank 0 of {ranks.size}" if ranks.size > 1 else "")
+        total = sum(len(self._windows(index)) for index in mine) * T
+        with ProgressLine(description, total, completed=done * T, shown=ranks.is_first) as progress:
+            for index in missing:
+                self._write(index, progress)
+
+    def finish(self) -> artifacts.Manifest:
+        """The manifest, if every shard is there."""
+        notes = [self._note(index) for index in range(self.num_shards)]
+        if None in notes:
+            raise CocomixError(
+                f"{self.folder / shard_name(notes.index(None))} was not written whole; run the same command again"
+            )
         facts = {
-            "num_concepts": extractor.sae.config.num_latents,
-            "num_shards": num_shards,
-            "seconds": seconds,
-            "flops_per_token": _flops_per_token(extractor, data.context_length),
+            "num_concepts": self.source.num_concepts,
+            "num_shards": self.num_shards,
+            "seconds": round(sum(note["seconds"] for note in notes if note), 3),
+            "flops_per_token": self.source.flops_per_token,
         }
-        return artifacts.finish(config.output, facts)
+        return artifacts.finish(self.folder, facts)
 
+    def _write(self, index: int, progress: ProgressLine) -> None:
+        started = time.perf_counter()
+        windows = self._windows(index)
+        parts = []
+        for start in range(0, len(windows), self.config.batch_size):
+            batch = windows[start : start + self.config.batch_size]
+            parts.append(self.source.scored(batch))
+            progress.advance(len(batch) * self.context_length)
+        labels = torch.cat([part.labels for part in parts])
+        scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
+        write_labels(self.folder, index, labels, self.source.num_concepts, scores)
+        note = {
+            "made_with": self.made_with,
+            "sha256": artifacts.sha256_of_file(self.folder / shard_name(index)),
+            "seconds": time.perf_counter() - started,
+        }
+        artifacts.write_json(self._note_path(index), note)
 
-def load_extractor(teacher: Path, sae: Path, attribution: AttributionConfig) -> ConceptExtractor:
-    """Teacher and autoencoder from their folders, at the layer that the autoencoder was trained on."""
-    manifest = artifacts.read(sae, sae_training.KIND)
-    _check_teacher(sae, manifest, teacher, artifacts.fingerprint_of_path(teacher))
-    layer = int(manifest.settings["layer"])
-    return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
+    def _windows(self, index: int) -> range:
+        size = self.config.windows_per_shard
+        return range(index * size, min((index + 1) * size, self.num_windows))
 
+    def _note(self, index: int) -> dict[str, Any] | None:
+        """The note of a shard if it holds: the shard is whole, and made with these settings."""
+        shard, path = self.folder / shard_name(index), self._note_path(index)
+        try:
+            note: dict[str, Any] = artifacts.read_json(path)
+            holds = note["made_with"] == self.made_with and note["sha256"] == artifacts.sha256_of_file(shard)
+        except (OSError, CocomixError, KeyError, TypeError):
+            return None
+        return note if holds else None
 
-def _check_teacher(sae: Path, manifest: artifacts.Manifest, teacher: Path, fingerprint: str) -> None:
-    if manifest.settings["inputs"]["teacher"] != fingerprint:
-        raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
-
-
-def _write_shards(
-    config: ExtractConfig, extractor: ConceptExtractor, data: TokenDataset, num_windows: int
-) -> tuple[int, float]:
-    """Write the missing shards; returns how many there are in all, and the seconds they took."""
-    T, C = data.context_length, extractor.sae.config.num_latents
-    seconds_file = config.output / ".seconds.json"
-    starts = range(0, num_windows, WINDOWS_PER_SHARD)
-    missing = [i for i in range(len(starts)) if not (config.output / shard_name(i)).exists()]
-    num_done = num_windows - sum(min(WINDOWS_PER_SHARD, num_windows - starts[i]) for i in missing)
-    with ProgressLine("extracting concept labels", num_windows * T, completed=num_done * T) as progress:
-        for i in missing:
-            stop = min(starts[i] + WINDOWS_PER_SHARD, num_windows)
-            parts = []
-            started = time.perf_counter()
-            for start in range(starts[i], stop, config.batch_size):
-                windows = range(start, min(start + config.batch_size, stop))
-                parts.append(extractor(data.input_ids(windows)))
-                progress.advance(len(windows) * T)
-            write_labels(config.output, i, torch.cat(parts), C)
-            artifacts.write_json(seconds_file, _seconds(seconds_file) + time.perf_counter() - started)
-    return len(starts), round(_seconds(seconds_file), 3)
-
-
-def _seconds(file: Path) -> float:
-    """Time that all processes spent on the shards so far; not content, so beside the manifest."""
-    return float(artifacts.read_json(file)) if file.exists() else 0.0
-
-
-def _flops_per_token(extractor: ConceptExtractor, context_length: int) -> float:
-    """Teacher up to the hook and the SAE's encoder; with attribution also what is above the hook, forward and backward."""
-    adapter, hook = extractor.teacher.adapter, extractor.teacher.layer + 1
-    flops = span_flops_per_token(adapter, 0, hook, context_length)
-    flops += 2 * extractor.sae.config.num_latents * extractor.sae.config.hidden_size
-    if extractor.config.criterion == "attribution":
-        above = span_flops_per_token(adapter, hook, adapter.num_blocks, context_length) + head_flops(adapter)
-        # A frozen weight's product has one in the backward, the gradient of its input; attention's have two.
-        backward = above + attention_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
-        num_forwards = 2 if extractor.config.loss == "next_token" else 1
-        flops += num_forwards * above + backward
-    return flops
+    def _note_path(self, index: int) -> Path:
+        return self.folder / f".{shard_name(index)}.json"

@@ -104,13 +104,16 @@ class SparseAutoencoder(nn.Module):
             return h / scale, zero, scale
         return h, zero, zero + 1.0
 
+    def encoder_input(self, h: Float[Tensor, "*N D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the encoder's matrix is multiplied with, and mean and scale as in `normalize`."""
+        x, mean, std = self.normalize(h)
+        return (x - self.decoder_bias if self.config.subtract_decoder_bias else x), mean, std
+
     def encode(self, h: Float[Tensor, "*N D"]) -> Latents:
         """The active latents of residual streams, largest first (with `groupmax`: in the order of their groups)."""
-        x, mean, std = self.normalize(h)
+        x, mean, std = self.encoder_input(h)
         if self.skip_weight is not None:
             mean = mean + F.linear(h, self.skip_weight)
-        if self.config.subtract_decoder_bias:
-            x = x - self.decoder_bias
         num_rows = max(1, CHUNK_ELEMENTS // self.config.num_latents)
         chunks = [self._active_latents(rows) for rows in x.reshape(-1, h.shape[-1]).split(num_rows)]
         K = max(num_active for _, _, num_active in chunks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.loading import load_causal_lm
 
-# Shapes: B batch, T tokens, D width of the teacher, V vocabulary.
+# Shapes: B batch, T tokens, S positions above the hook, D width of the teacher, V vocabulary.
 
 
 def load_teacher(path: Path | str) -> PreTrainedModel:
@@ -62,23 +62,36 @@ class Teacher:
             start = layer + 1
         return found
 
-    def logits(
+    def hidden(
         self,
-        residual: Float[Tensor, "B T D"],
+        residual: Float[Tensor, "B S D"],
         *,
-        attention_mask: Tensor | None = None,
+        position_ids: Int64[Tensor, "#B S"] | None = None,
+        attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         cache: Cache | None = None,
-    ) -> Float[Tensor, "B T V"]:
-        """Logits from a residual stream after block `layer`, with a graph if it has one."""
-        hidden = self.adapter.run_blocks(
+    ) -> Float[Tensor, "B S D"]:
+        """What the final norm and the head see, from a residual stream after block `layer`; with a graph if it has one.
+
+        Args:
+            residual: of S positions.
+            position_ids: theirs; None: from 0 on.
+            attention_mask: as `DecoderAdapter.run_blocks` takes it; None: plain causal attention.
+            cache: keys and values of earlier positions, extended in place.
+        """
+        if position_ids is None:
+            position_ids = self._positions(residual.shape[1], residual.device)
+        return self.adapter.run_blocks(
             residual,
             self.layer + 1,
             self.adapter.num_blocks,
-            position_ids=self._positions(residual.shape[1], residual.device),
+            position_ids=position_ids,
             attention_mask=attention_mask,
             cache=cache,
         )
-        return self.adapter.logits(hidden)
+
+    def logits(self, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Logits from a residual stream after block `layer`, with a graph if it has one."""
+        return self.adapter.logits(self.hidden(residual))
 
     @staticmethod
     def _positions(num_tokens: int, device: torch.device) -> Tensor:

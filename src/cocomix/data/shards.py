@@ -56,7 +56,7 @@ class WindowTable:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def take(self, column: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Values of one column at the given rows: [len(indices), width], int64."""
+    def take(self, column: str, indices: Sequence[int] | np.ndarray, dtype: type[np.generic] = np.int64) -> np.ndarray:
+        """Values of one column at the given rows: [len(indices), width], of type `dtype`."""
         rows = self._rows.select_columns([column])[np.asarray(indices)]
-        return np.stack(list(rows[column])).astype(np.int64)
+        return np.stack(list(rows[column])).astype(dtype)

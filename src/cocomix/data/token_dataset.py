@@ -9,9 +9,10 @@ DIR/manifest.json         counts, settings, checksums
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class TokenDataset:
     Args:
         path: folder made by `prepare`; every byte of it is checked.
         split: `train` or `validation`.
+
+    `parts` are the fingerprints of its text, its tokenizer and its windows, by which a difference is named.
     """
 
     def __init__(self, path: Path, split: Split = "train") -> None:
@@ -44,6 +47,7 @@ class TokenDataset:
         self.path = path
         self.split = split
         self.fingerprint = manifest.fingerprint
+        self.parts = parts_of(dataclasses.asdict(manifest))
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
@@ -106,3 +110,21 @@ class TokenDataset:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)
+
+
+def parts_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the text, of the tokenizer's files, and of all that is left: the windows and how they were cut."""
+    files, settings = manifest["files"], manifest["settings"]
+    tokenizer = {name: entry for name, entry in files.items() if name.startswith(f"{TOKENIZER_FOLDER}/")}
+    windows = {name: entry for name, entry in files.items() if name not in tokenizer}
+    cut = {name: value for name, value in settings.items() if name not in ("text", "tokenizer", "vocab_size")}
+    return {
+        "text": str(settings["text"]),
+        "tokenizer": artifacts.fingerprint_of_json(tokenizer),
+        "windows": artifacts.fingerprint_of_json({"files": windows, "settings": cut}),
+    }
+
+
+def difference(parts: Mapping[str, str], others: Mapping[str, str]) -> str | None:
+    """Name of the first part that differs: it explains the later ones."""
+    return next((name for name, value in parts.items() if others.get(name) != value), None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
@@ -89,9 +90,10 @@ class DecoderAdapter(abc.ABC):
             return str(types[index])
         return SLIDING if getattr(self.config, "sliding_window", None) is not None else "full_attention"
 
-    def sliding_window(self, index: int) -> int | None:
-        """Tokens that a block sees; None: all."""
-        return int(self.config.sliding_window) if self.layer_type(index) == SLIDING else None
+    def sliding_windows(self) -> dict[str, int | None]:
+        """Tokens that the blocks of each type see; None: all."""
+        types = {self.layer_type(index) for index in range(self.num_blocks)}
+        return {layer_type: int(self.config.sliding_window) if layer_type == SLIDING else None for layer_type in types}
 
     def run_blocks(
         self,
@@ -100,7 +102,7 @@ class DecoderAdapter(abc.ABC):
         stop: int,
         *,
         position_ids: Int64[Tensor, "#B S"],
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         packed_positions: Int64[Tensor, "#B S"] | None = None,
         cache: Cache | None = None,
         positions_per_token: int = 1,
@@ -114,7 +116,8 @@ class DecoderAdapter(abc.ABC):
             stop: one past the last block.
             position_ids: positions for rotary embeddings.
             attention_mask: [B, keys], non-zero where a position may be attended to, past keys included; or a mask
-                of four dimensions in the form of the attention implementation; None: plain causal attention.
+                of four dimensions in the form of the attention implementation, for each type of block; None: plain
+                causal attention.
             packed_positions: positions of the span itself, counted from 0 in each packed document, which then sees
                 only itself; None: one document. Not with a cache or a mask.
             cache: keys and values of earlier positions, extended in place.
@@ -153,12 +156,14 @@ class DecoderAdapter(abc.ABC):
         layer_type: str,
         index: int,
         hidden: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | Mapping[str, Tensor] | None,
         packed_positions: Tensor | None,
         cache: Cache | None,
         positions_per_token: int,
     ) -> Any:
         """In the form of the attention implementation: a tensor, a block mask, or None where none is needed."""
+        if isinstance(attention_mask, Mapping):
+            return attention_mask[layer_type]
         config, make_mask = self.config, create_causal_mask
         uses_flash = str(config._attn_implementation).startswith("flash")
         if uses_flash and packed_positions is not None and hidden.shape[0] > 1:

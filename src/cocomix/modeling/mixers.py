@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -38,8 +38,9 @@ class MixerOutput:
 
 @runtime_checkable
 class Dictionary(Protocol):
-    """The tensors of a sparse autoencoder that reads normalised residual streams; both matrices one row a latent."""
+    """The tensors of a sparse autoencoder, both matrices one row a latent, and its settings."""
 
+    config: Any
     encoder_weight: nn.Parameter
     encoder_bias: nn.Parameter
     decoder_weight: nn.Parameter
@@ -112,8 +113,12 @@ class ConceptMixer(Mixer):
             dictionary: its four tensors; C latents of width D.
 
         Raises:
-            CocomixError: its shape is another.
+            CocomixError: its shape or its formula is another.
         """
+        if (dictionary.config.normalize_input, dictionary.config.activation) != ("layer_norm", "topk"):
+            raise CocomixError(
+                "only a TopK autoencoder that normalises each token (normalize_input 'layer_norm') has the mixer's formula"
+            )
         shape = tuple(dictionary.encoder_weight.shape)
         if shape != tuple(self.head_weight.shape):
             raise CocomixError(f"the autoencoder has shape {shape}, the mixer {tuple(self.head_weight.shape)}")

@@ -108,8 +108,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
 
         Args:
             backbone: any supported causal LM; kept, not copied.
-            sae: autoencoder whose encoder and decoder start the mixer; it must normalise each token as the mixer does
-                (`normalize_input`). Sets `num_concepts` and `num_active_concepts` unless they are given.
+            sae: TopK autoencoder with `layer_norm` normalisation whose encoder and decoder start the mixer. Sets
+                `num_concepts` unless it is given.
             settings: of `CoCoMixConfig`.
         """
         settings.setdefault("mixing", "interleave_residual")

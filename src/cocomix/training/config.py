@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.concepts.attribution import AttributionConfig
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,15 @@ class TrainConfig:
     output: Path
     """Folder of the run."""
     labels: Path | None = None
-    """Concept dataset of the same windows; needed by mixer `concept` unless concept_loss_weight is 0."""
+    """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss_weight is 0."""
     teacher: Path | None = None
-    """Causal LM to distil from; needed where distillation_weight is not 0."""
+    """Causal LM: distilled from where distillation_weight is not 0, and the source of labels where sae is given."""
+    sae: Path | None = None
+    """The teacher's autoencoder: labels are computed on the fly, in place of a concept dataset."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    """How labels on the fly are chosen."""
     student: StudentConfig = field(default_factory=StudentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
@@ -108,10 +115,18 @@ class TrainConfig:
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if self.distillation_weight and self.teacher is None:
             raise CocomixError("distillation_weight is set but no teacher; give --teacher")
-        if self.labels is not None and self.student.mixer != "concept":
+        if self.sae is not None and (self.teacher is None or self.labels is not None):
+            raise CocomixError("labels on the fly need --teacher and --sae, and leave no use for --labels")
+        if self.sae is None and (self.layer is not None or self.attribution != AttributionConfig()):
+            raise CocomixError("layer and attribution are of labels on the fly; give --sae, or leave them out")
+        has_labels = self.labels is not None or self.sae is not None
+        if has_labels and self.student.mixer != "concept":
             raise CocomixError(f"labels are given but the mixer is {self.student.mixer!r}; use mixer 'concept'")
-        if self.student.mixer == "concept" and self.labels is None:
+        if self.student.mixer == "concept" and not has_labels:
             if self.concept_loss_weight:
-                raise CocomixError("mixer 'concept' learns from labels: give --labels, or set concept_loss_weight to 0")
+                raise CocomixError(
+                    "mixer 'concept' learns from labels: give --labels, or --teacher and --sae, or set "
+                    "concept_loss_weight to 0"
+                )
             if self.num_concepts is None:
                 raise CocomixError("mixer 'concept' without labels needs num_concepts")

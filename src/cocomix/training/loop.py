@@ -16,8 +16,8 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, restore_state, state_of
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
+from cocomix.concepts.label_sources import TeacherLabels
 from cocomix.concepts.teacher import load_teacher
-from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
@@ -25,6 +25,7 @@ from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import OptimizerConfig, TrainConfig
+from cocomix.training.labels import ConceptLabels, concept_labels
 from cocomix.training.metrics import NAME as METRICS_NAME
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.objectives import (
@@ -48,7 +49,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     its tokenizer, and `metrics.jsonl`.
     """
     data = TokenDataset(config.data, "train")
-    labels = ConceptDataset(config.labels, data) if config.labels is not None else None
+    labels = concept_labels(config, data)
     settings = _settings_of(config, data, labels)
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
@@ -58,10 +59,12 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         return _Run(config, data, labels, settings["num_windows"]).finish()
 
 
-def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset | None) -> dict[str, Any]:
+def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
     settings = dataclasses.asdict(config)
-    for name in ("output", "overwrite", "checkpoint_every_steps", "data", "labels", "teacher"):
+    for name in ("output", "overwrite", "checkpoint_every_steps"):
+        del settings[name]
+    for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
         del settings[name]
     if config.student.mixer == "none":  # what says how to insert is of no account
         for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
@@ -75,8 +78,9 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset
         )
     settings["inputs"] = {
         "data": data.fingerprint,
-        "labels": labels.fingerprint if labels is not None else None,
+        "labels": None,
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
+        **(labels.inputs if labels is not None else {}),
     }
     return settings
 
@@ -84,9 +88,7 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset
 class _Run:
     """The state of one run, from where its newest checkpoint left it."""
 
-    def __init__(
-        self, config: TrainConfig, data: TokenDataset, labels: ConceptDataset | None, num_windows: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None, num_windows: int) -> None:
         self.config, self.data, self.labels, self.num_windows = config, data, labels, num_windows
         self.validation = TokenDataset(config.data, "validation")
         self.model = build_student(config, data, labels.num_concepts if labels is not None else config.num_concepts)
@@ -221,8 +223,7 @@ class _Run:
             if isinstance(objective, Distillation):
                 flops += tokens * causal_lm_flops_per_token(objective.teacher, self.data.context_length)
         if self.labels is not None:
-            # Labels are computed once a window, however often it is seen.
-            flops += min(tokens, self.num_windows * self.data.context_length) * self.labels.flops_per_token
+            flops += self.labels.training_flops(tokens, self.num_windows)
         return flops
 
     def _objectives(self) -> list[Objective]:
@@ -231,7 +232,10 @@ class _Run:
         if self.labels is not None and config.concept_loss_weight:
             objectives.append(Concepts(config.concept_loss_weight))
         if config.teacher is not None and config.distillation_weight:
-            teacher = load_teacher(config.teacher)
+            if isinstance(self.labels, TeacherLabels):
+                teacher = self.labels.extractor.teacher.model  # one copy serves both
+            else:
+                teacher = load_teacher(config.teacher)
             adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
             self.data.check_model(config.teacher, teacher.config.vocab_size)
             objectives.append(Distillation(config.distillation_weight, teacher, config.distillation_temperature))

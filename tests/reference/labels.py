@@ -1,0 +1,31 @@
+"""Labels one position at a time from dense scores, and the dense scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cocomix.concepts.sae import SparseAutoencoder
+
+IGNORED = -100
+
+
+def pre_activation_attribution(sae: SparseAutoencoder, h: Tensor, gradient: Tensor) -> Tensor:
+    """z_i * d(loss)/dc_i of every latent, [B, T, C], as two dense products, with `layer_norm` normalisation."""
+    mean, std = h.mean(-1, True), h.std(-1, keepdim=True)
+    z = ((h - mean) / (std + 1e-5) - sae.decoder_bias) @ sae.encoder_weight.T + sae.encoder_bias
+    return z * std * (gradient @ sae.decoder_weight.T)
+
+
+def top_labels(dense: Tensor, sign: str, num_labels: int) -> Tensor:
+    """The best of [B, T, C] attributions, best first; a latent whose attribution is zero is no candidate."""
+    B, T, _ = dense.shape
+    labels = torch.full((B, T, num_labels), IGNORED)
+    for b in range(B):
+        for t in range(T - 1):  # the last position has no next token
+            a = dense[b, t].tolist()
+            score = {"raises_loss": lambda x: x, "lowers_loss": lambda x: -x, "magnitude": abs}[sign]
+            ranked = sorted((i for i in range(len(a)) if a[i] != 0), key=lambda i: -score(a[i]))
+            if len(ranked) >= num_labels:
+                labels[b, t] = torch.tensor(ranked[:num_labels])
+    return labels
