@@ -12,7 +12,7 @@ from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference.attribution import finite_difference_attribution
 
 
-def make(family: str, normalize_input: bool = True, **settings: object) -> ConceptExtractor:
+def make(family: str, normalize_input: str = "layer_norm", **settings: object) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
     sae.requires_grad_(False)
@@ -33,11 +33,11 @@ def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("normalize_input", [True, False])
+@pytest.mark.parametrize("normalize_input", ["layer_norm", "none"])
 @pytest.mark.parametrize(
     ("point", "loss"), [("original", "all_future"), ("original", "next_token"), ("reconstruction", "next_token")]
 )
-def test_attribution_equals_finite_differences(family: str, normalize_input: bool, point: str, loss: str) -> None:
+def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
     h = extractor.teacher.residual(ids)
@@ -106,3 +106,23 @@ def test_contradictions_are_refused() -> None:
     other = SparseAutoencoder(SparseAutoencoderConfig(8, 30, 5))
     with pytest.raises(CocomixError, match="reads width 8, the teacher has width 16"):
         ConceptExtractor(extractor.teacher.model, other, 1)
+
+
+@pytest.mark.usefixtures("_norms_in_float64")
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None:
+    teacher, ids = make("llama").teacher.model, tokens(2, 6)
+    settings = {"normalize_input": "constant_norm_rescale", "activation": activation, "skip_connection": True}
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, **settings)).double().requires_grad_(False)  # type: ignore[arg-type]
+    for tensor in sae.state_dict().values():
+        tensor.normal_(std=0.3)
+    config = AttributionConfig("attribution", "reconstruction", "next_token", num_labels=25)
+    extractor = ConceptExtractor(teacher, sae, 1, config)
+    h = extractor.teacher.residual(ids)
+    got = extractor.attribution(ids, h, sae.encode(h))
+    expected = finite_difference_attribution(extractor.teacher, sae, ids, point="reconstruction", loss="next_token")
+    assert got.abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)  # as above
+    num_active = (sae.encode(h).values > 0).sum(-1)
+    assert num_active.min() < 25  # such tokens have no labels, and more slots are asked for than latents are active
+    assert torch.equal(extractor(ids)[:, :-1, 0] >= 0, num_active[:, :-1] >= 25)

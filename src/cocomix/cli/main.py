@@ -41,7 +41,9 @@ COMMANDS = {
     ),
     "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
-    "eval": Command("validation loss and causal probes of a model", "evaluation.command", "evaluate", "EvalConfig"),
+    "eval": Command(
+        "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
 }
 
 

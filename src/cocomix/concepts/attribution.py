@@ -76,9 +76,9 @@ class ConceptExtractor:
                 f"the sparse autoencoder reads width {sae.config.hidden_size}, the teacher has width "
                 f"{model.config.hidden_size}"
             )
-        if self.config.num_labels > sae.config.num_active_latents:
+        if self.config.num_labels > sae.config.max_active_latents:
             raise CocomixError(
-                f"num_labels is {self.config.num_labels}, more than the {sae.config.num_active_latents} active latents of "
+                f"num_labels is {self.config.num_labels}, more than the {sae.config.max_active_latents} active latents of "
                 "the sparse autoencoder"
             )
 
@@ -86,7 +86,7 @@ class ConceptExtractor:
         """Labels, best first; -100 at the last position (it has no next token) and where too few latents score."""
         h = self.teacher.residual(input_ids)
         with torch.no_grad():
-            latents = self.sae.encode(h)
+            latents = self.sae.encode(h).padded(self.config.num_labels)
         if self.config.criterion == "activation_value":
             scores = eligible = latents.values
         else:

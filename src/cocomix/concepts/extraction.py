@@ -61,7 +61,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
     """Make the concept dataset, continue an interrupted one, or recognise a finished one."""
     data = TokenDataset(config.data, "train")
     sae_manifest = artifacts.read(config.sae, sae_training.KIND)
-    teacher_fingerprint = artifacts.fingerprint_of_folder(config.teacher)
+    teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
     _check_teacher(config.sae, sae_manifest, config.teacher, teacher_fingerprint)
     num_windows = config.num_windows or data.num_windows
     if num_windows > data.num_windows:
@@ -95,7 +95,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
 def load_extractor(teacher: Path, sae: Path, attribution: AttributionConfig) -> ConceptExtractor:
     """Teacher and autoencoder from their folders, at the layer that the autoencoder was trained on."""
     manifest = artifacts.read(sae, sae_training.KIND)
-    _check_teacher(sae, manifest, teacher, artifacts.fingerprint_of_folder(teacher))
+    _check_teacher(sae, manifest, teacher, artifacts.fingerprint_of_path(teacher))
     layer = int(manifest.settings["layer"])
     return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
 

@@ -139,7 +139,7 @@ def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps"):
         del settings[name]
     settings["num_windows"] = min(config.num_windows or data.num_windows, data.num_windows)
-    settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_folder(config.teacher)}
+    settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_path(config.teacher)}
     return settings
 
 

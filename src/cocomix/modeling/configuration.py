@@ -66,9 +66,15 @@ class CoCoMixConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(backbone_config, name, None))
+        # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
+        kwargs.setdefault("attn_implementation", backbone_config._attn_implementation)
         kwargs["tie_word_embeddings"] = bool(getattr(backbone_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
         self._check()
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's: what generation, caches and resized vocabularies go by."""
+        return self.backbone_config
 
     @property
     def vocab_size(self) -> int:

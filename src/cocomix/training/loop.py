@@ -76,7 +76,7 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptDataset
     settings["inputs"] = {
         "data": data.fingerprint,
         "labels": labels.fingerprint if labels is not None else None,
-        "teacher": artifacts.fingerprint_of_folder(config.teacher) if config.teacher is not None else None,
+        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
     }
     return settings
 
