@@ -1,4 +1,4 @@
-"""The sparse autoencoder: its formula."""
+"""The sparse autoencoder: its formula, in chunks, for every activation."""
 
 from __future__ import annotations
 
