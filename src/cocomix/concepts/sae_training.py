@@ -37,7 +37,7 @@ from cocomix.data.token_dataset import TokenDataset
 
 KIND = "sparse-autoencoder"
 #: Adam's rate scales with the dictionary as 2e-4 / sqrt(C / 2^14) in the large runs of Gao et al.; runs of a million
-#: tokens are hundreds of times shorter and take a few times more.
+#: tokens are hundreds of times shorter and take a few times more (`docs/sae_training.md` has what was measured).
 LEARNING_RATE_AT_2_14 = 1e-3
 #: Gao et al. flag a latent as dead after 10 million tokens and give 512 dead latents, or about half the width, a second
 #: chance; a short run has no time for that many tokens.
