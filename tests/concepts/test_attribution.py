@@ -21,9 +21,17 @@ from tests.reference.attribution import finite_difference_attribution
 from tests.reference.labels import pre_activation_attribution, top_labels
 
 
-def make(family: str, normalize_input: bool = True, layer: int = 1, **settings: object) -> ConceptExtractor:
+def make(
+    family: str,
+    normalize_input: str = "layer_norm",
+    layer: int = 1,
+    subtract_decoder_bias: bool = True,
+    **settings: object,
+) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
-    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
+    sae = SparseAutoencoder(
+        SparseAutoencoderConfig(16, 30, 5, normalize_input, subtract_decoder_bias=subtract_decoder_bias)
+    ).double()
     sae.requires_grad_(False)
     sae.decoder_bias.normal_()
     config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
@@ -42,10 +50,10 @@ def _norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_norms_in_float64")
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("normalize_input", [True, False])
+@pytest.mark.parametrize("normalize_input", ["layer_norm", "none"])
 @pytest.mark.parametrize("point", ["original", "reconstruction"])
 @pytest.mark.parametrize("loss", ["all_future", "next_token"])
-def test_attribution_equals_finite_differences(family: str, normalize_input: bool, point: str, loss: str) -> None:
+def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
     h = extractor.teacher.residual(ids)
@@ -88,8 +96,12 @@ def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
 
 @pytest.mark.parametrize("sign", ["raises_loss", "lowers_loss", "magnitude"])
 @pytest.mark.parametrize("value", ["activation", "pre_activation"])
-def test_labels_are_the_top_of_their_score(sign: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor, ids = make("llama", sign=sign, value=value, num_labels=3), tokens(2, 7)
+@pytest.mark.parametrize("subtract", [True, False])
+def test_labels_are_the_top_of_their_score(
+    sign: str, value: str, subtract: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = make("llama", subtract_decoder_bias=subtract, sign=sign, value=value, num_labels=3)
+    ids = tokens(2, 7)
     monkeypatch.setattr(attribution, "CHUNK_ELEMENTS", 4 * 30)  # 4 positions a chunk
     h = extractor.teacher.residual(ids)
     latents = extractor.sae.encode(h)
@@ -195,3 +207,23 @@ class _LargestTensor(TorchDispatchMode):
         sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self.num_elements = max(self.num_elements, *sizes, 0)
         return result
+
+
+@pytest.mark.usefixtures("_norms_in_float64")
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None:
+    teacher, ids = make("llama").teacher.model, tokens(2, 6)
+    settings = {"normalize_input": "constant_norm_rescale", "activation": activation, "skip_connection": True}
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, **settings)).double().requires_grad_(False)  # type: ignore[arg-type]
+    for tensor in sae.state_dict().values():
+        tensor.normal_(std=0.3)
+    config = AttributionConfig("attribution", "reconstruction", "next_token", num_labels=25)
+    extractor = ConceptExtractor(teacher, sae, 1, config)
+    h = extractor.teacher.residual(ids)
+    got = extractor.attribution(ids, h, sae.encode(h))
+    expected = finite_difference_attribution(extractor.teacher, sae, ids, point="reconstruction", loss="next_token")
+    assert got.abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)  # as above
+    num_active = (sae.encode(h).values > 0).sum(-1)
+    assert num_active.min() < 25  # such tokens have no labels, and more slots are asked for than latents are active
+    assert torch.equal(extractor(ids)[:, :-1, 0] >= 0, num_active[:, :-1] >= 25)

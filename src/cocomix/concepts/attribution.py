@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.base.errors import CocomixError, require_at_least
@@ -94,12 +93,11 @@ class ConceptExtractor:
                 f"{model.config.hidden_size}"
             )
         self._of_all = self.config.criterion == "attribution" and self.config.value == "pre_activation"
-        # A dictionary whose thresholds decide has no fixed number of active latents.
-        num_active = None if self._of_all else sae.config.num_active_latents
-        if self.config.num_labels > (num_active or sae.config.num_latents):
+        num_candidates = sae.config.num_latents if self._of_all else sae.config.max_active_latents
+        if self.config.num_labels > num_candidates:
             raise CocomixError(
-                f"num_labels is {self.config.num_labels}, more than the {num_active or sae.config.num_latents} "
-                f"{'active ' if num_active else ''}latents of the sparse autoencoder"
+                f"num_labels is {self.config.num_labels}, more than the {num_candidates} "
+                f"{'' if self._of_all else 'active '}latents of the sparse autoencoder"
             )
         if self.config.control in DERIVED_CONTROLS:
             raise CocomixError(
@@ -121,10 +119,9 @@ class ConceptExtractor:
         if self._of_all:
             scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents))
         else:
-            active = self._active_scores(input_ids, h, latents)
-            missing = max(0, A - active.shape[-1])  # fewer latents may be active at every token of a batch
-            scores, ranked = F.pad(active, (0, missing), value=-torch.inf).topk(A, dim=-1)
-            indices = F.pad(latents.indices, (0, missing)).gather(-1, ranked)
+            latents = latents.padded(A)
+            scores, ranked = self._active_scores(input_ids, h, latents).topk(A, dim=-1)
+            indices = latents.indices.gather(-1, ranked)
         invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
         invalid[:, -1] = True
         return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))
@@ -163,7 +160,9 @@ class ConceptExtractor:
         """Scores and indices [B, T, A] of the best of all C latents: z_i * std * (g . W_dec[i]), in chunks of positions."""
         sae, A = self.sae, self.config.num_labels
         x, _, std = sae.normalize(h)
-        rows, directions = (x - sae.decoder_bias).flatten(0, 1), (std * gradient).flatten(0, 1)
+        if sae.config.subtract_decoder_bias:
+            x = x - sae.decoder_bias
+        rows, directions = x.flatten(0, 1), (std * gradient).flatten(0, 1)
         scores = rows.new_empty(len(rows), A)
         indices = torch.empty(len(rows), A, dtype=torch.long, device=h.device)
         size = max(1, CHUNK_ELEMENTS // sae.config.num_latents)
