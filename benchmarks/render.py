@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import read_json
-from cocomix.demo.formats import format_count, format_flops
+from cocomix.base.formats import format_count, format_flops
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -62,6 +62,7 @@ def page() -> str:
         "student's own, without the teacher's.",
         seeds(read_json(RESULTS / "demo_seeds.json")),
         variants(read_json(RESULTS / "variants.json")),
+        autoencoders(read_json(RESULTS / "sae.json")),
         kills(read_json(RESULTS / "kills.json")),
     ]
     return "\n\n".join(parts) + "\n"
@@ -139,6 +140,42 @@ def variants(result: dict[str, Any]) -> str:
             "and data order, which all runs of a seed share. Same tokens, schedule and settings for all. A row of one seed "
             "compares with the others' first.",
             _table(head, rows),
+            _command(result),
+        ]
+    )
+
+
+def autoencoders(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            name,
+            f"{row['quality']['fvu']:.3f}",
+            f"{100 * row['quality']['loss_recovered']:.1f} %",
+            _signed(row["quality"]["spliced_loss"] - row["quality"]["loss"]),
+            f"{row['quality']['num_dead']:,} ({100 * row['quality']['dead_share']:.1f} %)",
+            f"{row['quality']['l0']:.1f}",
+            f"{row['train_seconds']:.0f} s",
+        ]
+        for name, row in result["table"].items()
+    ]
+    head = ["latents", "FVU", "loss recovered", "loss added, nats", "dead", "L0", "training time"]
+    row, targets = result["table"]["4096"], result["targets"]
+    met = "meets" if row["meets_targets"] else "does not meet"
+    threads = result["machine"]["threads"]
+    return "\n\n".join(
+        [
+            "## Autoencoders",
+            f"`cocomix train-sae` on the default demo's teacher (block {row['settings']['layer']}, "
+            f"{format_count(row['train_tokens'])} tokens), with its defaults but for the number of latents and, where a row "
+            "says so, a multiple of the default learning rate. FVU and losses are of the validation text; dead are those "
+            f"active at none of {format_count(row['quality']['num_counted_tokens'])} tokens that were not trained on.",
+            _table(head, rows),
+            f"With 4,096 latents the default {met} the targets set for it (FVU at most {targets['fvu']}, loss recovered at "
+            f"least {100 * targets['loss_recovered']:.0f} %, dead at most {100 * targets['dead_share']:.0f} %). "
+            "*Loss added* is what splicing the reconstruction in costs the teacher; *loss recovered* relates it to putting "
+            f"the mean in at every token ({row['quality']['mean_ablated_loss']:.1f} nats), which flatters. "
+            f"Times are wall clock with {'one thread' if threads == 1 else f'{threads} threads'}, on a machine that was "
+            "busy with other work.",
             _command(result),
         ]
     )

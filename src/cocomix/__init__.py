@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
+    from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
     from cocomix.modeling.edits import steer as steer
+    from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -46,6 +49,7 @@ _OWNERS = {
     "CocomixError": "base.errors",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "concepts.attribution",
+    "DecoderAdapter": "modeling.backbones",
     "DemoConfig": "demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "concepts.extraction",
@@ -59,7 +63,9 @@ _OWNERS = {
     "TrainSaeConfig": "concepts.sae_training",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
+    "load_causal_lm": "modeling.loading",
     "prepare": "data.prepare",
+    "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
     "steer": "modeling.edits",

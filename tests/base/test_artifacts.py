@@ -70,7 +70,7 @@ def test_overwrite_replaces_only_our_own_kind(tmp_path: Path) -> None:
 
 def test_fingerprint_depends_on_settings_and_content_alone(tmp_path: Path) -> None:
     first, second = make(tmp_path / "a"), make(tmp_path / "b")
-    assert first.fingerprint == second.fingerprint == artifacts.fingerprint_of_folder(tmp_path / "a")
+    assert first.fingerprint == second.fingerprint == artifacts.fingerprint_of_path(tmp_path / "a")
     assert make(tmp_path / "c", text="other").fingerprint != first.fingerprint
     assert make(tmp_path / "d", {"seed": 2}).fingerprint != first.fingerprint
 

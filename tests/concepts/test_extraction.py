@@ -168,7 +168,7 @@ def test_a_dictionary_of_another_origin_needs_its_layer(
     with pytest.raises(CocomixError, match="does not exist, and is no name on the Hugging Face Hub"):
         extract(config(tiny, tmp_path / "x", sae=tmp_path / "nothing", layer=0))
     made = extract(config(tiny, tmp_path / "x", sae=sae, layer=0, num_windows=16))
-    assert made.settings["sae"] == artifacts.fingerprint_of_folder(sae)
+    assert made.settings["sae"] == artifacts.fingerprint_of_path(sae)
     assert torch.equal(
         ConceptDataset(tmp_path / "x", tokens).labels(range(16)),
         ConceptDataset(tiny.concepts, tokens).labels(range(16)),

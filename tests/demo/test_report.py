@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cocomix import TrainConfig
+from cocomix.base.formats import format_flops
 from cocomix.demo.figures import spread
-from cocomix.demo.formats import format_count, format_flops, format_seconds, format_signed
 from cocomix.demo.report import (
     best_rival,
     doubtful_time,
@@ -24,7 +24,6 @@ from cocomix.demo.report import (
     headline,
     loss_at,
     verdict,
-    visible,
     write_report,
 )
 from cocomix.demo.summary import units_to_match
@@ -155,6 +154,7 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
             "spliced_loss": 4.391,
             "mean_ablated_loss": 6.804,
             "num_tokens": 197_504,
+            "num_counted_tokens": 197_504,
             "loss_recovered": 0.928,
             "layer": 2,
             "num_latents": 1024,
@@ -336,33 +336,7 @@ def test_loss_at_is_linear_between_points() -> None:
     assert loss_at(points, "x", 3.5) is None
 
 
-def test_visible_shows_whitespace_and_control_characters() -> None:
-    assert visible("\ta\n\x0c&") == '\ta<span class="sign">⏎</span><span class="sign">^L</span>&amp;'
-    assert visible("a\nb", wrap=True) == 'a<span class="sign">⏎</span>\nb'
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (7, "7"), (512, "512"), (65_536, "65.5k"), (999_999, "1.00M"), (1_001_472, "1.00M"), (24.7e9, "24.7B")],
-)
-def test_format_count(value: float, text: str) -> None:
-    assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "whole", "text"), [(741_089, 1_001_472, "0.74M"), (20_300, 32_768, "20.3k"), (3.1e6, 12.5e6, "3.1M")]
-)
-def test_format_count_of_a_part(value: float, whole: float, text: str) -> None:
-    assert format_count(value, whole) == text
-
-
-def test_other_formats() -> None:
-    assert spaced(format_flops(6.796e12)) == "6.80 TFLOP"
-    assert spaced(format_flops(5.4e6)) == "5.40 MFLOP"
-    seconds = (8.42, 9.97, 42.4, 59.7, 84.2, 3599.8, 7260)
-    words = ["8.4 s", "10 s", "42 s", "1 min 00 s", "1 min 24 s", "1 h 00 min", "2 h 01 min"]
-    assert [spaced(format_seconds(value)) for value in seconds] == words
-    assert format_signed(-0.0871) == "−0.087"
+def test_format_change() -> None:
     assert spaced(format_change(74, 100, less="fewer")) == "26 % fewer"
     assert spaced(format_change(111, 100, than="NTP’s")) == "11 % more than NTP’s"
     assert format_change(100, 100.2, than="NTP’s") == "the same as NTP’s"

@@ -58,7 +58,7 @@ def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> Non
         evaluate(EvalConfig(model=tiny.teacher, data=tiny.data, output=tmp_path / "a", probes=True))
     with pytest.raises(CocomixError, match="needs both --teacher and --sae"):
         EvalConfig(model=run, data=tiny.data, output=tmp_path, teacher=tiny.teacher)
-    with pytest.raises(CocomixError, match="is not a folder"):
+    with pytest.raises(CocomixError, match="is neither a folder nor a file"):
         evaluate(EvalConfig(model=tmp_path / "nothing", data=tiny.data, output=tmp_path / "b"))
     with pytest.raises(CocomixError, match=r"has no config.json"):
         load_causal_lm(tmp_path)

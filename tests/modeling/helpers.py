@@ -12,7 +12,8 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 
 VOCAB_SIZE = 40
 NUM_CONCEPTS = 24
-FAMILIES = ("gpt2", "llama")
+FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text")
+SLIDING_WINDOW = 4
 MIXERS = (
     ("none", "none"),
     ("concept", "interleave"),
@@ -39,7 +40,23 @@ def backbone_config(family: str, **settings: Any) -> PreTrainedConfig:
     if family == "gpt2":
         shared |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     else:
-        shared |= {"intermediate_size": 32, "num_key_value_heads": 1}
+        shared |= {"intermediate_size": 32, "initializer_range": 0.1}
+    if family not in ("gpt2", "gpt_neox"):
+        shared |= {"num_key_value_heads": 1}
+    if family in ("qwen3", "gemma2", "gemma3_text"):
+        shared |= {"head_dim": 8}
+    # Windows shorter than the test sequences: on every block, on upper blocks, on every other block.
+    if family == "mistral":
+        shared |= {"sliding_window": SLIDING_WINDOW}
+    elif family == "qwen2":
+        shared |= {"sliding_window": SLIDING_WINDOW, "use_sliding_window": True, "max_window_layers": 1}
+    elif family.startswith("gemma"):
+        shared |= {
+            "sliding_window": SLIDING_WINDOW,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 8,
+            "pad_token_id": 0,
+        }
     return AutoConfig.for_model(family, **shared | settings)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cocomix import CocomixError
 from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import gpt2_cocomix
@@ -147,11 +150,9 @@ def test_logits_are_left_out_in_training_unless_asked_for() -> None:
     assert model(input_ids=ids).logits is not None
 
 
-def test_from_backbone_keeps_the_weights() -> None:
-    backbone = AutoModelForCausalLM.from_config(backbone_config("llama"))
-    expected = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    model = CoCoMixForCausalLM.from_backbone(backbone, insert_layer=1, num_concepts=8, num_active_concepts=2)
-    assert all(torch.equal(model.backbone.state_dict()[name], tensor) for name, tensor in expected.items())
+def test_auto_classes_and_hub_methods_are_there() -> None:
+    assert type(AutoModelForCausalLM.from_config(student("qwen2").config)) is CoCoMixForCausalLM
+    assert callable(student().push_to_hub)
 
 
 class TestErrors:
@@ -204,6 +205,35 @@ class TestErrors:
             student()(input_ids=ids, concept_labels=torch.full((1, 2, 3), -1))
         with pytest.raises(CocomixError, match=r"attention masks of shape \[batch, keys\] only"):
             student()(input_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2))
+
+    @pytest.mark.parametrize("load", [CoCoMixForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained])
+    def test_checkpoint_that_does_not_fit(self, tmp_path: Path, load: Any) -> None:
+        student().save_pretrained(tmp_path)
+        file = tmp_path / "model.safetensors"
+        tensors = load_file(file)
+        for changed, message in (
+            ({k: v for k, v in tensors.items() if k != "mixer.head_bias"}, "missing keys: mixer.head_bias"),
+            (tensors | {"mixer.tail": torch.zeros(1)}, "unexpected keys: mixer.tail"),
+            (tensors | {"mixer.head_bias": torch.zeros(1)}, "mismatched keys: mixer.head_bias"),
+        ):
+            save_file(changed, file, metadata={"format": "pt"})
+            for loader in (load, load_causal_lm):
+                with pytest.raises(CocomixError, match=message):
+                    loader(tmp_path)
+        file.write_bytes(b"not a tensor in sight")
+        with pytest.raises(CocomixError, match="no causal language model could be loaded"):
+            load_causal_lm(tmp_path)
+        file.rename(tmp_path / "pytorch_model.bin")
+        with pytest.raises(OSError, match="safetensors"):
+            load(tmp_path)
+
+    def test_gguf_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(CocomixError, match=r"model.gguf is not a file"):
+            load_causal_lm(tmp_path / "model.gguf")
+
+    def test_labels_beside_embeddings(self) -> None:
+        with pytest.raises(CocomixError, match="labels has shape"):
+            student()(inputs_embeds=torch.zeros(1, 4, 16), labels=tokens(1, 3))
 
     def test_nothing_to_read(self) -> None:
         with pytest.raises(CocomixError, match="give input_ids or inputs_embeds"):

@@ -243,7 +243,7 @@ def test_labels_on_the_fly_train_as_stored_ones_do(tiny: Tiny, tmp_path: Path, c
     assert all(torch.equal(first[name], second[name]) for name in first)
     # 1,280 tokens on 30 windows of 16: stored labels are computed for 480 of them.
     assert stored.facts["teacher_flops"] / 480 == pytest.approx(fly.facts["teacher_flops"] / 1280)
-    assert fly.settings["inputs"]["sae"] == artifacts.fingerprint_of_folder(tiny.sae)
+    assert fly.settings["inputs"]["sae"] == artifacts.fingerprint_of_path(tiny.sae)
 
 
 def test_one_teacher_serves_labels_and_distillation(

@@ -186,10 +186,12 @@ def read(path: Path, kind: str) -> Manifest:
     return _as_manifest(path, found)
 
 
-def fingerprint_of_folder(path: Path) -> str:
-    """Fingerprint of any folder: its manifest's, every byte checked, if it has one; else a hash of its files."""
+def fingerprint_of_path(path: Path) -> str:
+    """Fingerprint of a folder: its manifest's, every byte checked, if it has one, else a hash of its files; or of a file."""
+    if path.is_file():
+        return sha256_of_file(path)
     if not path.is_dir():
-        raise CocomixError(f"{path} is not a folder")
+        raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
     return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})

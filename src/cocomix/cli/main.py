@@ -37,11 +37,13 @@ COMMANDS = {
     "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "run_demo", "DemoConfig"),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
-        "a sparse autoencoder on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
     ),
     "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
-    "eval": Command("validation loss and causal probes of a model", "evaluation.command", "evaluate", "EvalConfig"),
+    "eval": Command(
+        "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
 }
 
 

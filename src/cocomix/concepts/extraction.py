@@ -124,7 +124,7 @@ def load_extractor(
     teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
 ) -> ConceptExtractor:
     """Teacher and dictionary from their folders, at the layer that `train-sae` wrote down or the given one."""
-    _, found = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_folder(teacher))
+    _, found = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
     return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), found, attribution)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
-from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.concepts.teacher import Teacher
 
@@ -68,24 +67,45 @@ def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor) -> 
     seeing the strictly earlier originals and itself; so a copy can only change its own loss, and one gradient of the summed
     loss holds every position's own.
     """
-    _refuse_sliding_windows(teacher, h.shape[1])
-    B, T, _ = h.shape
+    T = h.shape[1]
     cache = _cache_of(teacher, h)
     parts = []
     for start in range(0, T, COPIES_PER_PASS):
         stop = min(start + COPIES_PER_PASS, T)
-        positions = torch.arange(start, stop, device=h.device)
-        earlier = torch.arange(stop, device=h.device) < positions.unsqueeze(-1)
-        itself = torch.eye(stop - start, dtype=torch.bool, device=h.device)
-        allowed = torch.cat([earlier, itself], dim=1)  # (P, stop + P)
-        mask = torch.zeros(allowed.shape, dtype=h.dtype, device=h.device)
-        mask = mask.masked_fill(~allowed, torch.finfo(h.dtype).min).expand(B, 1, -1, -1)
         leaf = point[:, start:stop].detach().requires_grad_(True)
-        hidden = teacher.hidden(
-            leaf, position_ids=positions.unsqueeze(0), attention_mask=mask, cache=_prefix(cache, stop)
-        )
+        hidden = _hidden_of_copies(teacher, leaf, start, _prefix(cache, stop))
         parts.append(_backward(teacher, hidden, targets[:, start:stop], leaf))
     return torch.cat(parts, dim=1)
+
+
+def _hidden_of_copies(teacher: Teacher, copies: Tensor, start: int, cache: Cache) -> Tensor:
+    """Run copies of the positions from `start` on above the originals in the cache, which end where the copies do.
+
+    Block by block, because each may see another window of the originals.
+    """
+    adapter, device = teacher.adapter, copies.device
+    B, P, _ = copies.shape
+    positions = torch.arange(start, start + P, device=device)
+    distance = positions.unsqueeze(-1) - torch.arange(start + P, device=device)  # (P, start + P)
+    itself = torch.eye(P, dtype=torch.bool, device=device)
+    masks: dict[int | None, Tensor] = {}
+    hidden = copies
+    for index in range(teacher.layer + 1, adapter.num_blocks):
+        window = adapter.sliding_window(index)
+        if window not in masks:
+            earlier = (distance > 0) & (distance < (window or start + P))
+            allowed = torch.cat([earlier, itself], dim=1)
+            mask = torch.zeros(allowed.shape, dtype=copies.dtype, device=device)
+            masks[window] = mask.masked_fill(~allowed, torch.finfo(copies.dtype).min).expand(B, 1, -1, -1)
+        hidden = adapter.run_blocks(
+            hidden,
+            index,
+            index + 1,
+            position_ids=positions.unsqueeze(0),
+            attention_mask=masks[window],
+            cache=cache,
+        )
+    return hidden
 
 
 def _all_future_of_replaced(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor) -> Tensor:
@@ -137,13 +157,3 @@ def _prefix(cache: Cache, num_positions: int) -> Cache:
         if layer.is_initialized:  # the blocks below the hook have no entries
             prefix.update(layer.keys[..., :num_positions, :], layer.values[..., :num_positions, :], index)
     return prefix
-
-
-def _refuse_sliding_windows(teacher: Teacher, num_tokens: int) -> None:
-    """The mask of the copies lets them see all earlier positions."""
-    window = getattr(teacher.model.config, "sliding_window", None)
-    if window is not None and num_tokens > window:
-        raise CocomixError(
-            f"attribution loss 'next_token' needs full attention, but the teacher's slides over {window} of the "
-            f"{num_tokens} tokens of a window; use loss 'all_future' or a context_length of {window}"
-        )

@@ -44,7 +44,7 @@ class TeacherLabels:
 
     Args:
         data: the windows.
-        teacher: folder of a causal LM.
+        teacher: causal LM: a folder or a file.
         sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
         layer: 0-based block after which the dictionary reads; None: the one that `train-sae` wrote down.
         attribution: how labels are chosen.
@@ -60,7 +60,7 @@ class TeacherLabels:
     ) -> None:
         self.data, self.teacher, self.sae, self.attribution = data, teacher, sae, attribution
         self.num_windows = data.num_windows
-        teacher_fingerprint = artifacts.fingerprint_of_folder(teacher)
+        teacher_fingerprint = artifacts.fingerprint_of_path(teacher)
         sae_fingerprint, self.layer = identify_sae(sae, layer, teacher, teacher_fingerprint)
         self.settings: dict[str, Any] = {
             "teacher": teacher_fingerprint,
@@ -167,8 +167,7 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         if layer is None:
             raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
-        found = local_path(sae)
-        return artifacts.sha256_of_file(found) if found.is_file() else artifacts.fingerprint_of_folder(found), layer
+        return artifacts.fingerprint_of_path(local_path(sae)), layer
     manifest = artifacts.read(sae, sae_training.KIND)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.concepts.sae import SparseAutoencoder
@@ -12,7 +14,12 @@ from cocomix.concepts.teacher import Teacher
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.losses import next_token_losses
 
-# Shapes: B batch, T tokens, D width of the teacher.
+# Shapes: B batch, T tokens, D width of the teacher, C latents, V vocabulary.
+
+#: Tokens that the teacher reads at a time; at least one window.
+TOKENS_PER_BATCH = 4096
+#: Logits held at a time, 0.13 GB of them; at least one window's.
+LOGITS_PER_BATCH = 2**25
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class SaeQuality:
     l0: float
     """Mean number of latents with a positive activation."""
     num_dead: int
-    """Latents that were active at no token."""
+    """Latents that were active at none of `num_counted_tokens`."""
     loss: float
     """The teacher's next-token loss, nats."""
     spliced_loss: float
@@ -33,32 +40,43 @@ class SaeQuality:
     """The same with the mean residual stream at every token."""
     num_tokens: int
     """Tokens measured on."""
+    num_counted_tokens: int
+    """Tokens at which active latents were counted: those measured on, and further ones."""
     loss_recovered: float
     """1 - (spliced - loss) / (mean ablated - loss)."""
 
 
 @torch.no_grad()
-def sae_quality(
-    teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, *, max_windows: int | None = None
-) -> SaeQuality:
-    """Measure a dictionary on evenly spaced windows of a split."""
-    D = sae.config.hidden_size
-    total, num_windows, num_tokens = torch.zeros(D, dtype=torch.float64), 0, 0
-    for input_ids in dataset.batches(32, max_windows):
-        h = teacher.residual(input_ids)
-        num_windows += len(h)
-        total += h.double().sum((0, 1))
-        num_tokens += h.shape[0] * h.shape[1]
-    mean = (total / num_tokens).float()
+def measure_sae(
+    teacher: Teacher,
+    sae: SparseAutoencoder,
+    dataset: TokenDataset,
+    *,
+    max_windows: int | None = None,
+    further: Iterable[Tensor] = (),
+) -> tuple[SaeQuality, Int64[Tensor, " C"]]:
+    """Measure a dictionary on evenly spaced windows of a split.
 
+    Args:
+        teacher: whose residual stream it reads.
+        sae: the dictionary.
+        dataset: the split.
+        max_windows: None: all.
+        further: more batches of held-out token ids, [B, T], at which only active latents are counted.
+
+    Returns:
+        the quality, and at how many of `num_counted_tokens` each latent was active.
+    """
+    batch_size = windows_per_batch(dataset)
+    mean, num_windows = _mean_residual(teacher, dataset, batch_size, max_windows)
     sums = torch.zeros(6, dtype=torch.float64)
-    activity = torch.zeros(sae.config.num_latents, dtype=torch.long)
-    for input_ids in dataset.batches(32, max_windows, description="measuring the autoencoder"):
+    counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
+    for input_ids in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
         h = teacher.residual(input_ids)
         latents = sae.encode(h)
         h_hat = sae.decode(latents)
         active = latents.values > 0
-        activity += torch.bincount(latents.indices[active], minlength=len(activity))
+        counts += torch.bincount(latents.indices[active], minlength=len(counts))
         sums += torch.stack(
             [
                 (h - h_hat).double().pow(2).sum(),
@@ -69,19 +87,46 @@ def sae_quality(
                 _loss_sum(teacher, mean.expand_as(h), input_ids),
             ]
         )
-    num_targets = num_tokens - num_windows
-    loss, spliced, ablated = (float(value) / num_targets for value in sums[3:])
-    return SaeQuality(
+    num_tokens = num_windows * dataset.context_length
+    num_counted = num_tokens
+    for input_ids in further:
+        latents = sae.encode(teacher.residual(input_ids))
+        counts += torch.bincount(latents.indices[latents.values > 0], minlength=len(counts))
+        num_counted += input_ids.numel()
+    loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[3:])
+    quality = SaeQuality(
         fvu=float(sums[0] / sums[1]),
         l0=float(sums[2]) / num_tokens,
-        num_dead=int((activity == 0).sum()),
+        num_dead=int((counts == 0).sum()),
         loss=loss,
         spliced_loss=spliced,
         mean_ablated_loss=ablated,
         num_tokens=num_tokens,
+        num_counted_tokens=num_counted,
         loss_recovered=1 - (spliced - loss) / (ablated - loss),
     )
+    return quality, counts
+
+
+def windows_per_batch(dataset: TokenDataset) -> int:
+    """Windows of a dataset that the teacher reads at a time."""
+    return max(1, TOKENS_PER_BATCH // dataset.context_length)
+
+
+def _mean_residual(
+    teacher: Teacher, dataset: TokenDataset, batch_size: int, max_windows: int | None
+) -> tuple[Float[Tensor, " D"], int]:
+    """The mean over all tokens, and the number of windows."""
+    total, num_windows = torch.zeros(1, dtype=torch.float64), 0
+    for input_ids in dataset.batches(batch_size, max_windows):
+        total = total + teacher.residual(input_ids).double().sum((0, 1))
+        num_windows += len(input_ids)
+    return (total / (num_windows * dataset.context_length)).float(), num_windows
 
 
 def _loss_sum(teacher: Teacher, residual: Tensor, input_ids: Tensor) -> Tensor:
-    return next_token_losses(teacher.logits(residual), input_ids).double().sum()
+    """Summed next-token loss, some windows at a time, so that a large vocabulary's logits fit into memory."""
+    num_windows = max(1, LOGITS_PER_BATCH // (input_ids.shape[1] * int(teacher.model.config.vocab_size)))
+    parts = zip(residual.split(num_windows), input_ids.split(num_windows), strict=True)
+    losses = [next_token_losses(teacher.logits(h), ids).double().sum() for h, ids in parts]
+    return torch.stack(losses).sum()

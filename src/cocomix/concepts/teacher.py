@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,19 +40,33 @@ class Teacher:
         self.model = model
         self.layer = layer
 
-    @torch.no_grad()
     def residual(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Residual stream after block `layer`, without a graph."""
+        (hidden,) = self.residuals(input_ids, (self.layer,))
+        return hidden
+
+    @torch.no_grad()
+    def residuals(self, input_ids: Int64[Tensor, "B T"], layers: Sequence[int]) -> list[Float[Tensor, "B T D"]]:
+        """Residual streams after several blocks, without a graph, from one pass up to the highest.
+
+        Args:
+            input_ids: windows of tokens.
+            layers: 0-based blocks, ascending.
+        """
         positions = self._positions(input_ids.shape[1], input_ids.device)
         hidden = self.adapter.embed(self.adapter.token_embeddings(input_ids), positions)
-        return self.adapter.run_blocks(hidden, 0, self.layer + 1, position_ids=positions)
+        found, start = [], 0
+        for layer in layers:
+            hidden = self.adapter.run_blocks(hidden, start, layer + 1, position_ids=positions)
+            found.append(hidden)
+            start = layer + 1
+        return found
 
     def hidden(
         self,
         residual: Float[Tensor, "B S D"],
         *,
         position_ids: Int64[Tensor, "#B S"] | None = None,
-        attention_mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B S D"]:
         """What the final norm and the head see, from a residual stream after block `layer`; with a graph if it has one.
@@ -59,7 +74,6 @@ class Teacher:
         Args:
             residual: of S positions.
             position_ids: theirs; None: from 0 on.
-            attention_mask: as `DecoderAdapter.run_blocks` takes it; None: plain causal attention.
             cache: keys and values of earlier positions, extended in place.
         """
         if position_ids is None:
@@ -69,7 +83,6 @@ class Teacher:
             self.layer + 1,
             self.adapter.num_blocks,
             position_ids=position_ids,
-            attention_mask=attention_mask,
             cache=cache,
         )
 

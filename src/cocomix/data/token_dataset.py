@@ -24,7 +24,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine
 from cocomix.data.shards import WindowTable
-from cocomix.data.tokenizer import fingerprint_of_tokenizer, load_tokenizer
+from cocomix.data.tokenizer import fingerprint_of_tokenizer, has_tokenizer, load_tokenizer
 
 KIND = "token-dataset"
 TOKENIZER_FOLDER = "tokenizer"
@@ -101,7 +101,7 @@ class TokenDataset:
             raise CocomixError(
                 f"{path} has {vocab_size} tokens, {self.path} has {self.vocab_size}; prepare the data with its tokenizer"
             )
-        if (path / "tokenizer.json").exists():
+        if has_tokenizer(path):
             theirs, ours = fingerprint_of_tokenizer(load_tokenizer(path)), fingerprint_of_tokenizer(self.tokenizer())
             if theirs != ours:
                 raise CocomixError(

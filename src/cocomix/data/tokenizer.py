@@ -13,6 +13,8 @@ from cocomix.base.errors import CocomixError
 
 END_OF_TEXT = "<|endoftext|>"
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer (as GPT-2's: every byte is a token, so nothing is unknown).
@@ -46,10 +48,18 @@ def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether a model comes with its tokenizer."""
+    return path.suffix == ".gguf" or any((path / name).exists() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with an end-of-sequence token, from a folder or a Hub name."""
+    """Load a fast tokenizer with an end-of-sequence token, from a folder, a GGUF file or a Hub name."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        if Path(path).suffix == ".gguf":
+            tokenizer = AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CocomixError(f"no tokenizer could be loaded from {path}: {reason}") from error

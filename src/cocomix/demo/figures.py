@@ -1,34 +1,19 @@
-"""The figures of the report.
-
-A figure is drawn once and saved twice: as PNG on white, and as SVG for the page. The SVG keeps its text as text and names its
-colours by CSS variables, so that the page's font and its light or dark mode reach into it. Nothing in either file depends on
-the time, the process or pyplot's global state: equal summaries give equal bytes.
-"""
+"""The figures of the report."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from cocomix.demo.formats import format_count, format_flops, format_seconds, format_signed
+from cocomix.base.drawing import INK, MUTED, RULE, SERIES, Drawing, panel, save
+from cocomix.base.formats import format_count, format_flops, format_seconds, format_signed
 
-INK, MUTED, RULE = "#1f2328", "#5c6570", "#dcdfe4"
-#: Okabe and Ito's palette without its yellow, black and sky blue: told apart with any colour vision, and on white.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0598f", "#b07900")
 LINE_STYLES = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
-CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
-    color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)
-}
 
 #: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
 CUT_SHARE = 0.2
@@ -36,18 +21,6 @@ CUT_SHARE = 0.2
 MAX_DIRECT_LABEL = 10
 #: Curves that leave the upper right corner free enough for their names.
 MAX_INSIDE_LEGEND = 3
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One finished figure."""
-
-    name: str
-    """Of the PNG file, and prefix of every id in the SVG."""
-    alt: str
-    """What it shows, in words."""
-    svg: str
-    png: bytes
 
 
 def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
@@ -132,7 +105,7 @@ def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
     direct = len({end[axis.key] for end in ends}) == 1 and max(map(len, titles)) <= MAX_DIRECT_LABEL
     # A long legend has no free corner inside; its lines go below the panel.
     below = 0.0 if len(titles) <= MAX_INSIDE_LEGEND else 0.165 * len(titles) + 0.05
-    figure, axes = _panel(3.4, 2.75 + below, left=0.36, right=0.68 if direct else 0.12, bottom=0.47 + below, top=0.28)
+    figure, axes = panel(3.4, 2.75 + below, left=0.36, right=0.68 if direct else 0.12, bottom=0.47 + below, top=0.28)
     for index, (student, end) in enumerate(zip(students, ends, strict=True)):
         points = [(point[axis.key] / divisor, point["validation_loss"]) for point in student["curve"]]
         color, style = SERIES[index % len(SERIES)], LINE_STYLES[index % len(LINE_STYLES)]
@@ -154,7 +127,7 @@ def _curves(summary: Mapping[str, Any], axis: _Axis) -> Drawing:
     if crossing is not None:
         cocomix = summary["students"].index("cocomix")
         _mark_crossing(axes, crossing / divisor, target, axis.text(crossing, largest), SERIES[cocomix % len(SERIES)])
-    return _save(figure, f"loss-{axis.key.removeprefix('train_')}", _curves_alt(students, summary, axis))
+    return save(figure, f"loss-{axis.key.removeprefix('train_')}", _curves_alt(students, summary, axis))
 
 
 def _legend(figure: Figure, axes: Axes, *, inside: bool) -> None:
@@ -233,7 +206,7 @@ def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any
 
 
 def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]]) -> Drawing:
-    figure, axes = _panel(4.2, 0.5 + 0.28 * len(probes), left=1.0, right=0.08, bottom=0.46, top=0.02)
+    figure, axes = panel(4.2, 0.5 + 0.28 * len(probes), left=1.0, right=0.08, bottom=0.46, top=0.02)
     reaches = []
     for row, (probe, result) in enumerate(probes.items()):
         delta, error = result["loss_delta"], 2 * (result["standard_error"] or 0.0)
@@ -263,45 +236,4 @@ def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]]) -> D
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("Change of the validation loss (nats a token)", loc="left")
     changes = "; ".join(f"{probe.replace('_', ' ')} {format_signed(r['loss_delta'])}" for probe, r in probes.items())
-    return _save(figure, name, f"Change of {title}’s validation loss under each probe: {changes} nats a token.")
-
-
-def _panel(width: float, height: float, *, left: float, right: float, bottom: float, top: float) -> tuple[Figure, Axes]:
-    """An empty panel in the house look; size and margins in inches."""
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height)
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0, pad=4)
-    axes.xaxis.label.set(color=MUTED, fontsize=8.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=4))
-    return figure, axes
-
-
-def _save(figure: Figure, name: str, alt: str) -> Drawing:
-    figure.patch.set_facecolor("white")
-    for axes in figure.axes:
-        axes.patch.set_alpha(0)
-    png, svg = io.BytesIO(), io.BytesIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
-        figure.savefig(png, format="png", dpi=200, metadata={"Software": None})
-        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
-    return Drawing(name, alt, _for_page(svg.getvalue().decode(), name, alt), png.getvalue())
-
-
-def _for_page(svg: str, name: str, alt: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue, no namespaces, its own ids, the page's colours."""
-    view_box = re.search(r'viewBox="([^"]+)"', svg)
-    assert view_box is not None
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    # Its style sheet says `*`, which would reach the whole page; the page says the same for figures alone.
-    body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL).replace("xlink:href", "href")
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    for color, variable in CSS_COLORS.items():
-        body = body.replace(color, f"var({variable})")
-    return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{escape(alt)}">{body.strip()}'
+    return save(figure, name, f"Change of {title}’s validation loss under each probe: {changes} nats a token.")

@@ -108,6 +108,7 @@ class _Pipeline:
                 num_tokens=size.sae_tokens,
                 tokens_per_update=size.sae_tokens_per_update,
                 max_validation_windows=size.report_windows,
+                num_counted_tokens=0,  # the windows above are enough for a demo
                 seed=seed,
             )
         )

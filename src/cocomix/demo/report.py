@@ -1,7 +1,7 @@
 """`report.html`: one file that a person reads after a demo, with nothing to fetch and nothing to run.
 
 Everything it says is computed from the summary here, so that a sentence and its number cannot part; `figures.py` draws, and
-the template arranges. Corpus text reaches the page through one filter, which escapes it and makes its whitespace visible.
+the template arranges.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from cocomix.demo.figures import Drawing, curve_figures, probe_figures
-from cocomix.demo.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
+from cocomix.base.drawing import Drawing
+from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
+from cocomix.base.page import page_environment, write_file
+from cocomix.demo.figures import curve_figures, probe_figures
 
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
-_SIGN = Markup('<span class="sign">{}</span>')
 #: Cards that are open from the start.
 NUM_OPEN_CARDS = 9
 
@@ -64,8 +64,8 @@ def write_report(root: Path, summary: dict[str, Any]) -> None:
     curves, probes = curve_figures(summary), probe_figures(summary)
     (root / FIGURES_NAME).mkdir(parents=True, exist_ok=True)
     for drawing in [*curves, *probes.values()]:
-        _write(root / FIGURES_NAME / f"{drawing.name}.png", drawing.png)
-    _write(root / REPORT_NAME, _page(summary, curves, probes).encode())
+        write_file(root / FIGURES_NAME / f"{drawing.name}.png", drawing.png)
+    write_file(root / REPORT_NAME, _page(summary, curves, probes).encode())
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -174,35 +174,8 @@ def format_change(value: float | int, reference: float | int, *, less: str = "le
     return f"{text} than {than}" if than else text
 
 
-def visible(text: str, *, wrap: bool = False) -> Markup:
-    """Corpus text for the page: escaped, with a sign for every newline and every other control character.
-
-    Args:
-        text: anything.
-        wrap: also start a new line after a newline.
-    """
-    shown = escape(text).replace("\n", _SIGN.format("⏎") + ("\n" if wrap else ""))
-    for code in range(32):
-        if chr(code) not in "\t\n":
-            shown = shown.replace(chr(code), _SIGN.format(f"^{chr(64 + code)}"))
-    return shown
-
-
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
-    environment = Environment(
-        loader=PackageLoader("cocomix.demo"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": format_count,
-        "flops": format_flops,
-        "seconds": format_seconds,
-        "signed": format_signed,
-        "visible": visible,
-    }
+    environment = page_environment("cocomix.demo", "cocomix.concepts")
     students = {name: summary[name] for name in summary["students"]}
     return environment.get_template(REPORT_NAME).render(
         s=summary,
@@ -243,10 +216,3 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _per_token(run: Mapping[str, Any], name: str) -> float:
     return float(run[name] / run["train_tokens"])
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whatever interrupts, the file is the old one or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)

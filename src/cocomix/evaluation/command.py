@@ -1,4 +1,4 @@
-"""Evaluate a model on a token dataset: loss, perplexity, bits per byte, and the causal probes of a concept model."""
+"""Evaluate a model: loss, perplexity and bits per byte on a token dataset, causal probes, standard benchmarks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
+from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 
@@ -26,13 +30,13 @@ class EvalConfig:
     """What to evaluate, on what."""
 
     model: Path
-    """Any causal LM: a training run, or a folder of `save_pretrained`."""
-    data: Path
-    """Token dataset with the model's tokenizer; its validation split is used."""
+    """Any causal LM: a training run, a folder of `save_pretrained`, or a GGUF file."""
     output: Path
     """Folder for `evaluation.json`."""
+    data: Path | None = None
+    """Token dataset with the model's tokenizer: loss on its validation split. Needed without --tasks."""
     probes: bool = False
-    """Also run the causal probes (a model with a concept mixer)."""
+    """Also run the causal probes (a model with a concept mixer, on --data)."""
     teacher: Path | None = None
     """Teacher for the `oracle` probe."""
     sae: Path | None = None
@@ -41,38 +45,66 @@ class EvalConfig:
     """How the `oracle` probe's labels are chosen."""
     max_windows: int | None = None
     """Evaluate on so many evenly spaced validation windows; by default on all."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks, through lm-eval: any of wikitext lambada hellaswag piqa siqa arc_easy winogrande blimp."""
+    task_data: Path | None = None
+    """Folder with the benchmarks' own published files, of each in it or in a folder of the benchmark's name."""
+    limit: int | None = None
+    """Score the first so many items of each benchmark (of each paradigm of blimp); by default all."""
+    batch_size: int = 16
+    """Texts of a benchmark in one forward pass at most; fewer where they are long."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "max_windows")
+        require_at_least(1, self, "max_windows", "limit", "batch_size")
+        check_names(self.tasks)
+        if self.data is None and not self.tasks:
+            raise CocomixError("nothing to evaluate on: give --data, a token dataset, or --tasks, or both")
+        if (self.task_data is None) != (not self.tasks):
+            raise CocomixError("benchmarks need both --tasks, their names, and --task-data, the folder of their files")
+        if self.probes and self.data is None:
+            raise CocomixError("--probes need --data, a token dataset")
         if (self.teacher is None) != (self.sae is None):
             raise CocomixError("the oracle probe needs both --teacher and --sae")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Evaluate, or return a former evaluation with equal settings; the result is also in `evaluation.json`."""
-    dataset = TokenDataset(config.data, "validation")
-    settings = {
-        "model": artifacts.fingerprint_of_folder(config.model),
-        "data": dataset.fingerprint,
+    dataset = TokenDataset(config.data, "validation") if config.data is not None else None
+    task_files = [find_task_files(name, config.task_data) for name in config.tasks if config.task_data is not None]
+    settings: dict[str, Any] = {
+        "model": artifacts.fingerprint_of_path(config.model),
+        "data": dataset.fingerprint if dataset is not None else None,
         "probes": config.probes,
-        "teacher": artifacts.fingerprint_of_folder(config.teacher) if config.teacher else None,
-        "sae": artifacts.fingerprint_of_folder(config.sae) if config.sae else None,
+        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher else None,
+        "sae": artifacts.fingerprint_of_path(config.sae) if config.sae else None,
         "attribution": dataclasses.asdict(config.attribution),
         "max_windows": config.max_windows,
     }
+    if task_files:
+        settings |= {"tasks": {files.name: files.fingerprint for files in task_files}, "limit": config.limit}
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if not finished:
-            artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset))
+            artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files))
             artifacts.finish(config.output)
         result: dict[str, Any] = artifacts.read_json(config.output / RESULT_NAME)
         return result
 
 
-def _evaluate(config: EvalConfig, dataset: TokenDataset) -> dict[str, Any]:
+def _evaluate(config: EvalConfig, dataset: TokenDataset | None, task_files: list[TaskFiles]) -> dict[str, Any]:
     model = load_causal_lm(config.model)
-    dataset.check_model(config.model, model.config.vocab_size)
+    result: dict[str, Any] = {}
+    if dataset is not None:
+        dataset.check_model(config.model, model.config.vocab_size)
+    if task_files:  # first: a missing package or a damaged file shows at once
+        result |= _run_tasks(config, model, _tokenizer(config, dataset), task_files)
+    if dataset is not None:
+        result |= _losses(config, model, dataset)
+    return result
+
+
+def _losses(config: EvalConfig, model: PreTrainedModel, dataset: TokenDataset) -> dict[str, Any]:
     loss = validation_loss(
         model, dataset, max_windows=config.max_windows, description=f"evaluating {config.model.name}"
     )
@@ -91,3 +123,24 @@ def _evaluate(config: EvalConfig, dataset: TokenDataset) -> dict[str, Any]:
         probes = run_probes(model, dataset, extractor, max_windows=config.max_windows)
         result["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
     return result
+
+
+def _run_tasks(
+    config: EvalConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task_files: list[TaskFiles]
+) -> dict[str, Any]:
+    try:
+        from cocomix.evaluation.benchmarks import run_benchmarks
+    except ModuleNotFoundError as error:
+        missing = (error.name or "lm_eval").partition(".")[0]
+        raise CocomixError(f"--tasks needs {missing}; install it with `pip install 'cocomix[eval]'`") from error
+    documents = {files.name: files.documents(config.limit) for files in task_files}
+    return run_benchmarks(model, tokenizer, documents, batch_size=config.batch_size)
+
+
+def _tokenizer(config: EvalConfig, dataset: TokenDataset | None) -> PreTrainedTokenizerFast:
+    """The model's own tokenizer, or that of the dataset, which was checked to fit it."""
+    if has_tokenizer(config.model):
+        return load_tokenizer(config.model)
+    if dataset is not None:
+        return dataset.tokenizer()
+    raise CocomixError(f"{config.model} holds no tokenizer; give --data, a token dataset that has the model's")

@@ -45,8 +45,8 @@ class ConceptReportConfig:
 def concept_report(config: ConceptReportConfig) -> dict[str, Any]:
     """Make the cards, or return those made before with equal settings; the result is also in `concepts.json`."""
     settings = {
-        "model": artifacts.fingerprint_of_folder(config.model),
-        "concepts": artifacts.fingerprint_of_folder(config.concepts),
+        "model": artifacts.fingerprint_of_path(config.model),
+        "concepts": artifacts.fingerprint_of_path(config.concepts),
         "max_windows": config.max_windows,
     }
     with artifacts.begin(config.output, KIND, settings) as finished:

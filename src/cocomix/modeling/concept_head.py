@@ -4,6 +4,8 @@ The paper's formulation builds logits, a mask and a masked product, each [N, C],
 autograd function goes through the rows in chunks, keeps only the K_mix active indices and values and one log-sum-exp a
 row, and recomputes a chunk's logits in the backward. Nothing of size [N, C] outlives a chunk.
 
+Under autocast the products run in its dtype; logits, sums and gradients stay in float32.
+
 Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels a row.
 """
 
@@ -28,6 +30,13 @@ def _chunks(num_rows: int, num_concepts: int) -> Iterator[slice]:
         yield slice(start, min(start + size, num_rows))
 
 
+def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[n, C], at least in float32, from operands in the dtype of the products."""
+    if x.dtype == bias.dtype and x.dtype.itemsize >= 4:
+        return torch.addmm(bias, x, weight.t())
+    return (x @ weight.t()).float().add_(bias)
+
+
 class _ConceptHead(torch.autograd.Function):
     """Top-k logits and per-row concept loss of a linear head."""
 
@@ -36,12 +45,13 @@ class _ConceptHead(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, num_active: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         N = x.shape[0]
-        values = x.new_empty(N, num_active)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        values = x.new_empty(N, num_active, dtype=dtype)
         indices = torch.empty(N, num_active, dtype=torch.long, device=x.device)
-        losses = x.new_zeros(N)
-        log_partition = x.new_zeros(N)
+        losses = x.new_zeros(N, dtype=dtype)
+        log_partition = x.new_zeros(N, dtype=dtype)
         for part in _chunks(N, weight.shape[0]):
-            z = torch.addmm(bias, x[part], weight.t())  # (n, C)
+            z = _logits(x[part], weight, bias)  # (n, C)
             values[part], indices[part] = z.topk(num_active, dim=-1)
             if labels is not None:
                 log_partition[part] = z.logsumexp(-1)
@@ -56,22 +66,26 @@ class _ConceptHead(torch.autograd.Function):
         grad_values, _, grad_losses = grads
         x, weight, bias, labels, indices, log_partition = ctx.saved_tensors
         grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = torch.zeros_like(bias)
+        grad_weight = torch.zeros_like(weight, dtype=log_partition.dtype)
+        grad_bias = torch.zeros_like(bias, dtype=log_partition.dtype)
         for part in _chunks(len(x), weight.shape[0]):
             if labels is None:
-                grad_z = x.new_zeros(len(x[part]), weight.shape[0])
+                grad_z = grad_values.new_zeros(len(x[part]), weight.shape[0])
             else:
                 grad_loss = grad_losses[part].unsqueeze(-1)
-                z = torch.addmm(bias, x[part], weight.t())
+                z = _logits(x[part], weight, bias)
                 grad_z = (z - log_partition[part].unsqueeze(-1)).exp_().mul_(grad_loss)
                 num_labels = labels.shape[-1]
                 grad_z.scatter_add_(-1, labels[part], (-grad_loss / num_labels).expand(-1, num_labels))
             grad_z.scatter_add_(-1, indices[part], grad_values[part])
-            torch.mm(grad_z, weight, out=grad_x[part])
-            grad_weight.addmm_(grad_z.t(), x[part])
             grad_bias.add_(grad_z.sum(0))
-        return grad_x, grad_weight, grad_bias, None, None
+            grad_z = grad_z.to(x.dtype)
+            torch.mm(grad_z, weight, out=grad_x[part])
+            if grad_weight.dtype == x.dtype:
+                grad_weight.addmm_(grad_z.t(), x[part])
+            else:
+                grad_weight.add_(grad_z.t() @ x[part])
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
 
 
 def predict_concepts(
@@ -93,15 +107,24 @@ def predict_concepts(
         labels: concepts of each row, each in [0, C); None: losses are zero and not computed.
 
     Returns:
-        values and indices of the active concepts, largest first (raw logits, which can be negative), and losses.
-        Values and losses are differentiable.
+        values and indices of the active concepts, largest first (raw logits, which can be negative), and losses; values
+        and losses are differentiable, and in float32 at least.
     """
-    values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active)  # type: ignore[no-untyped-call]
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        # Cast outside, so that the function and its backward, which runs without autocast, compute the same logits.
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    with torch.autocast(device, enabled=False):
+        values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active)  # type: ignore[no-untyped-call]
     return values, indices, losses
 
 
 def compress_concepts(
     values: Float[Tensor, "N K"], indices: Int64[Tensor, "N K"], weight: Float[Tensor, "C D"]
 ) -> Float[Tensor, "N D"]:
-    """W_compress @ TopK(z), by gathering K rows of the transposed matrix instead of a dense [N, C] product."""
-    return F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+    """W_compress @ TopK(z), by gathering K rows of the transposed matrix instead of a dense [N, C] product.
+
+    The sum has the weight's dtype, also under autocast: K rows cost nothing that a shorter format would save.
+    """
+    return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")

@@ -55,7 +55,8 @@ class CoCoMixConfig(PreTrainedConfig):
             backbone_config = AutoConfig.for_model("gpt2")
         if isinstance(backbone_config, dict):
             backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config: PreTrainedConfig = backbone_config
+        backbone: PreTrainedConfig = backbone_config
+        self.backbone_config = backbone
         self.mixer = mixer
         self.mixing = mixing
         self.insert_layer = insert_layer
@@ -65,10 +66,16 @@ class CoCoMixConfig(PreTrainedConfig):
         self.concept_loss_weight = concept_loss_weight
         self.initializer_range = initializer_range
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(backbone_config, name, None))
-        kwargs["tie_word_embeddings"] = bool(getattr(backbone_config, "tie_word_embeddings", False))
+            kwargs.setdefault(name, getattr(backbone, name, None))
+        # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
+        kwargs.setdefault("attn_implementation", backbone._attn_implementation)
+        kwargs["tie_word_embeddings"] = bool(getattr(backbone, "tie_word_embeddings", False))
         super().__init__(**kwargs)
         self._check()
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's: what generation, caches and resized vocabularies go by."""
+        return self.backbone_config
 
     @property
     def vocab_size(self) -> int:

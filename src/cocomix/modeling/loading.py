@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import cocomix.modeling.model  # noqa: F401  (registers cocomix's own architecture)
 from cocomix.base.errors import CocomixError
+from cocomix.modeling.model import check_loading_report
 
 
 def load_causal_lm(path: Path | str) -> PreTrainedModel:
-    """A causal LM in evaluation mode, from a folder (a training run, `save_pretrained`) or a Hub name.
+    """A causal LM in evaluation mode, in float32.
+
+    Args:
+        path: a folder (a training run, or what `save_pretrained` wrote), a GGUF file, or a Hub name.
 
     Raises:
         CocomixError: nothing loadable is there, or its weights do not fit its configuration.
     """
-    if isinstance(path, Path) and not (path / "config.json").exists():
+    folder = Path(path)
+    options: dict[str, Any] = {"use_safetensors": True}
+    if folder.suffix == ".gguf":
+        if not folder.is_file():
+            raise CocomixError(f"{path} is not a file")
+        if importlib.util.find_spec("gguf") is None:
+            raise CocomixError(f"{path} needs the package gguf; install it with `pip install 'cocomix[gguf]'`")
+        path, options = folder.parent, {"gguf_file": folder.name}
+    elif isinstance(path, Path) and not (folder / "config.json").exists():
         raise CocomixError(f"{path} has no config.json; expected a model folder")
     try:
         # Attribution and evaluation compute in float32, whatever the file holds.
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    except CocomixError:
+        raise
     except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CocomixError(f"no causal language model could be loaded from {path}: {reason}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            names = ", ".join(sorted(map(str, report[problem]))[:3])
-            raise CocomixError(
-                f"the weights in {path} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
-            )
+        raise CocomixError(f"no causal language model could be loaded from {folder}: {reason}") from error
+    check_loading_report(report, str(folder))
     return cast(PreTrainedModel, model.eval())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.concept_head import compress_concepts, predict_concepts
 from cocomix.modeling.configuration import CoCoMixConfig
@@ -32,6 +34,16 @@ class MixerOutput:
     concept_values: Float[Tensor, "B T K"] | None = None
     concept_loss_sum: Float[Tensor, ""] | None = None
     concept_count: Int64[Tensor, ""] | None = None
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """The tensors of a sparse autoencoder that reads normalised residual streams; both matrices one row a latent."""
+
+    encoder_weight: nn.Parameter
+    encoder_bias: nn.Parameter
+    decoder_weight: nn.Parameter
+    decoder_bias: nn.Parameter
 
 
 class Mixer(nn.Module, abc.ABC):
@@ -60,6 +72,10 @@ class Mixer(nn.Module, abc.ABC):
     def reset_parameters(self, std: float) -> None:
         """Draw the initial weights from N(0, std)."""
 
+    @abc.abstractmethod
+    def silence(self) -> None:
+        """Make the inserted vector start with nothing of its own, for a backbone that is trained already."""
+
 
 class ConceptMixer(Mixer):
     """Predict concepts, keep the strongest, compress them to a vector and mix it in (paper, section 3.2)."""
@@ -79,6 +95,33 @@ class ConceptMixer(Mixer):
         nn.init.normal_(self.compress_weight, std=std)
         for bias in (self.head_bias, self.compress_bias, self.pre_bias):
             nn.init.zeros_(bias)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        # The head keeps its random start, so that the compression has something to learn from at the first step.
+        self.compress_weight.zero_()
+
+    @torch.no_grad()
+    def start_from_dictionary(self, dictionary: Dictionary) -> None:
+        """Start as the sparse autoencoder of the residual stream here: the inserted vector is its reconstruction.
+
+        With x normalised as in `forward`, the mixer's formula is the autoencoder's: head and compression are its
+        encoder and decoder, and `pre_bias` is its decoder bias.
+
+        Args:
+            dictionary: its four tensors; C latents of width D.
+
+        Raises:
+            CocomixError: its shape is another.
+        """
+        shape = tuple(dictionary.encoder_weight.shape)
+        if shape != tuple(self.head_weight.shape):
+            raise CocomixError(f"the autoencoder has shape {shape}, the mixer {tuple(self.head_weight.shape)}")
+        self.head_weight.copy_(dictionary.encoder_weight)
+        self.head_bias.copy_(dictionary.encoder_bias)
+        self.compress_weight.copy_(dictionary.decoder_weight)
+        self.compress_bias.zero_()
+        self.pre_bias.copy_(dictionary.decoder_bias)
 
     def forward(
         self,
@@ -121,6 +164,9 @@ class PauseMixer(Mixer):
 
     def reset_parameters(self, std: float) -> None:
         nn.init.normal_(self.pause, std=std)
+
+    def silence(self) -> None:
+        nn.init.zeros_(self.pause)
 
     def forward(
         self,

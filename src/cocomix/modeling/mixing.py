@@ -44,6 +44,10 @@ class Mixing:
             return position_ids.repeat_interleave(2, dim=1)
         return torch.stack([2 * position_ids, 2 * position_ids + 1], dim=2).flatten(1)
 
+    def packed_positions(self, position_ids: Int64[Tensor, "B T"] | None) -> Int64[Tensor, "B S"] | None:
+        """Positions of the span itself, which start over where those of the tokens do."""
+        return None if position_ids is None else self.positions(position_ids, "sequential")
+
     def attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """The padding mask above the mixer: [B, keys] -> [B, positions_per_token * keys]."""
         if attention_mask is None or self.positions_per_token == 1:

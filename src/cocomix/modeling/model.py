@@ -2,11 +2,13 @@
 
 The backbone stays a whole Hugging Face model inside, so its weights, tying and saving are its own. With no mixer its
 logits come out bit for bit. With interleaving, blocks below the mixer see T positions and blocks above 2T; a cache
-therefore holds T keys below and 2T above, and masks and positions follow (`Mixing`).
+therefore holds T keys below and 2T above (`modeling/cache.py`), and masks and positions follow (`Mixing`).
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,9 +29,10 @@ from transformers.utils import ModelOutput
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
+from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import edits_of
-from cocomix.modeling.mixers import Mixer, MixerOutput, mixer_for
+from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
 
@@ -51,6 +54,8 @@ class CoCoMixOutput(ModelOutput):
     concept_count: Int64[Tensor, ""] | None = None
     concept_indices: Int64[Tensor, "B T K"] | None = None
     concept_values: Float[Tensor, "B T K"] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    """If asked for: the residual stream below the first block and after each, [B, T, D], above the mixer [B, S, D]."""
 
 
 class CoCoMixPreTrainedModel(PreTrainedModel):
@@ -58,6 +63,7 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
 
     config_class = CoCoMixConfig
     base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -90,9 +96,67 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_backbone(cls, backbone: PreTrainedModel, **settings: Any) -> CoCoMixForCausalLM:
-        """Build around a decoder that has its weights already; `settings` are `CoCoMixConfig`'s."""
-        return cls(CoCoMixConfig(backbone_config=backbone.config, **settings), backbone)
+    def from_backbone(
+        cls, backbone: PreTrainedModel, *, sae: Dictionary | None = None, **settings: Any
+    ) -> CoCoMixForCausalLM:
+        """Build around a decoder that has its weights already, so that the first logits are close to its own.
+
+        The compression starts at zero and the mixing is `interleave_residual` unless another is named, so each concept
+        position starts as a copy of its token at the same position and attends to pairs of equal keys, which weigh what
+        one key did. With `mixing="interleave"` the concept position has nothing but the concept vector: give the `sae`
+        of the backbone's residual stream after block `insert_layer - 1`, and that vector starts as its reconstruction.
+
+        Args:
+            backbone: any supported causal LM; kept, not copied.
+            sae: autoencoder whose encoder and decoder start the mixer; it must normalise each token as the mixer does
+                (`normalize_input`). Sets `num_concepts` and `num_active_concepts` unless they are given.
+            settings: of `CoCoMixConfig`.
+        """
+        settings.setdefault("mixing", "interleave_residual")
+        if sae is not None:
+            settings.setdefault("num_concepts", len(sae.encoder_bias))
+        model = cls(CoCoMixConfig(backbone_config=backbone.config, **settings), backbone)
+        if backbone.generation_config is not None:
+            model.generation_config = copy.deepcopy(backbone.generation_config)
+        if model.mixer is not None:
+            model.mixer.to(device=backbone.device, dtype=backbone.dtype)
+            model.mixer.silence()
+        if sae is not None:
+            if not isinstance(model.mixer, ConceptMixer):
+                raise CocomixError(f"an autoencoder can start a concept mixer only, not {model.config.mixer!r}")
+            model.mixer.start_from_dictionary(sae)
+        model.train(backbone.training)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
+        """Load a saved model; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CocomixError: tensors are missing, left over or of another shape (unless `ignore_mismatched_sizes`).
+        """
+        # Weights are never unpickled, and a model with random weights in it never comes back silently.
+        options.setdefault("use_safetensors", True)
+        other_shapes_too = options.pop("ignore_mismatched_sizes", False)
+        model, report = super().from_pretrained(
+            *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        allowed = {"mismatched_keys": ()} if other_shapes_too else {}
+        check_loading_report(report | allowed, str(arguments[0] if arguments else "the checkpoint"))
+        return (model, report) if output_loading_info else model
+
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` every block of the backbone in place; `options` are its own.
+
+        Blocks share their code, so two graphs serve them all: one for the length below the mixer, one for above.
+        """
+        for block in self.adapter.blocks:
+            block.compile(**options)
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+        """Masks differ below and above the mixer: `forward` makes both, also for static caches."""
+        return attention_mask
 
     @property
     def adapter(self) -> DecoderAdapter:
@@ -122,6 +186,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> CoCoMixOutput:
         """Run the model.
@@ -129,7 +195,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         Args:
             input_ids: token ids; or give `inputs_embeds`.
             attention_mask: [B, past + T], zero at padding.
-            position_ids: positions of the tokens; by default counted from the first attended token.
+            position_ids: positions of the tokens; by default counted from the first attended token. Without a mask and a
+                cache, positions that start over at 0 mark packed documents: attention then stays within each.
             past_key_values: cache of earlier tokens, extended in place.
             inputs_embeds: token embeddings in place of ids.
             labels: [B, T], token ids to predict, shifted inside; `-100` is ignored.
@@ -137,26 +204,39 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             use_cache: make a cache if none is given.
             logits_to_keep: logits of the last so many tokens only; 0: all.
             return_logits: with labels; by default only outside training.
+            output_hidden_states: also return the residual stream after each block.
+            output_attentions: not supported.
 
         Raises:
-            CocomixError: a token id or label out of range, or labels of the wrong shape.
+            CocomixError: a token id or label out of range, labels of the wrong shape, or attentions asked for.
         """
-        self._check_inputs(input_ids, labels, concept_labels)
+        if output_attentions:
+            raise CocomixError("output_attentions is not supported: token and concept positions have maps of two sizes")
         adapter = self.adapter
         if inputs_embeds is None:
             if input_ids is None:
                 raise CocomixError("give input_ids or inputs_embeds")
+            _check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary has ids", ignored=None)
             inputs_embeds = adapter.token_embeddings(input_ids)
+        self._check_labels(inputs_embeds, labels, concept_labels)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
+        packed_positions = position_ids if attention_mask is None and past_key_values is None else None
         if position_ids is None:
             num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = positions_from_mask(attention_mask, num_past, inputs_embeds.shape[1], inputs_embeds.device)
 
-        hidden, mixed = self._run(inputs_embeds, position_ids, attention_mask, past_key_values, concept_labels)
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        hidden, mixed = self._run(
+            inputs_embeds, position_ids, packed_positions, attention_mask, past_key_values, concept_labels, states
+        )
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
         logits = adapter.logits(hidden[:, -logits_to_keep:] if labels is None else hidden)
-        output = CoCoMixOutput(logits=logits if wants_logits else None, past_key_values=past_key_values)
+        output = CoCoMixOutput(
+            logits=logits if wants_logits else None,
+            past_key_values=past_key_values,
+            hidden_states=None if states is None else tuple(states),
+        )
         if labels is not None:
             targets = labels[:, 1:].reshape(-1)
             output.lm_count = (targets != IGNORED_LABEL).sum()
@@ -181,16 +261,30 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         self,
         inputs_embeds: Tensor,
         position_ids: Tensor,
+        packed_positions: Tensor | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
         concept_labels: Tensor | None,
+        states: list[Tensor] | None,
     ) -> tuple[Tensor, MixerOutput | None]:
         """Hidden states [B, T, D] that predict the next token, and what the mixer said."""
         adapter, L = self.adapter, self.adapter.num_blocks
-        hidden = adapter.embed(inputs_embeds, position_ids)
         insert = L if self.mixer is None else self.config.insert_layer
+        rate = 1 if self.mixer is None else self.mixer.mixing.positions_per_token
+        if cache is not None and rate > 1:
+            adopt_cache(cache, self.config.backbone_config, insert, rate)
+        hidden = adapter.embed(inputs_embeds, position_ids)
+        if states is not None:
+            states.append(hidden)
         hidden = adapter.run_blocks(
-            hidden, 0, insert, position_ids=position_ids, attention_mask=attention_mask, cache=cache
+            hidden,
+            0,
+            insert,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            packed_positions=packed_positions,
+            cache=cache,
+            collected=states,
         )
         if self.mixer is None:
             return hidden, None
@@ -202,24 +296,26 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             L,
             position_ids=mixing.positions(position_ids, self.config.position_mode),
             attention_mask=mixing.attention_mask(attention_mask),
+            packed_positions=mixing.packed_positions(packed_positions),
             cache=cache,
+            positions_per_token=rate,
+            collected=states,
         )
         return mixing.read(hidden), mixed
 
-    def _check_inputs(self, input_ids: Tensor | None, labels: Tensor | None, concept_labels: Tensor | None) -> None:
-        if input_ids is not None:
-            _check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary has ids", ignored=None)
-        if input_ids is not None and labels is not None and labels.shape != input_ids.shape:
-            raise CocomixError(f"labels has shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}")
+    def _check_labels(self, inputs_embeds: Tensor, labels: Tensor | None, concept_labels: Tensor | None) -> None:
+        shape = tuple(inputs_embeds.shape[:2])
         if labels is not None:
+            if tuple(labels.shape) != shape:
+                raise CocomixError(f"labels has shape {tuple(labels.shape)}; the tokens have {shape}")
             _check_range("labels", labels, self.config.vocab_size, "the vocabulary has ids")
         if concept_labels is None:
             return
         if self.config.mixer != "concept":
             raise CocomixError(f"concept_labels were given to a model with mixer {self.config.mixer!r}")
-        if input_ids is not None and concept_labels.shape[:2] != input_ids.shape:
+        if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape:
             raise CocomixError(
-                f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*input_ids.shape, 'labels a token')}"
+                f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels a token')}"
             )
         _check_range("concept_labels", concept_labels, self.config.num_concepts, "the model has concepts")
 
@@ -233,6 +329,16 @@ def _check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | Non
         wrong &= ids != ignored
     if bool(wrong.any()):
         raise CocomixError(f"{name} holds {int(ids[wrong][0])}; {has} 0 to {size - 1}")
+
+
+def check_loading_report(report: Mapping[str, Any], source: str) -> None:
+    """Refuse a checkpoint that does not fit its configuration: the model would hold random weights, or lack some."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            names = ", ".join(sorted(key if isinstance(key, str) else key[0] for key in report[problem])[:3])
+            raise CocomixError(
+                f"the weights in {source} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
+            )
 
 
 AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig, exist_ok=True)

@@ -79,7 +79,7 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels 
     settings["inputs"] = {
         "data": data.fingerprint,
         "labels": None,
-        "teacher": artifacts.fingerprint_of_folder(config.teacher) if config.teacher is not None else None,
+        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
         **(labels.inputs if labels is not None else {}),
     }
     return settings

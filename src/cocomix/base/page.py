@@ -1,0 +1,60 @@
+"""Pages that a person reads: one HTML file each, with nothing to fetch and nothing to run.
+
+Pages share `templates/style.css` (light and dark), which a template includes. Corpus text reaches a page through one filter,
+`visible`, which escapes it and makes its whitespace visible; everything else is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from cocomix.base.formats import format_count, format_flops, format_seconds, format_signed
+
+_SIGN = Markup('<span class="sign">{}</span>')
+
+
+def page_environment(*packages: str) -> Environment:
+    """Templates of some packages and the shared ones, with the filters for numbers and text.
+
+    Args:
+        packages: those whose folder `templates` holds the page and its parts, such as `cocomix.demo`.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cocomix.base")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": format_count,
+        "flops": format_flops,
+        "seconds": format_seconds,
+        "signed": format_signed,
+        "visible": visible,
+    }
+    return environment
+
+
+def visible(text: str, *, wrap: bool = False) -> Markup:
+    """Corpus text for the page: escaped, with a sign for every newline and every other control character.
+
+    Args:
+        text: anything.
+        wrap: also start a new line after a newline.
+    """
+    shown = escape(text).replace("\n", _SIGN.format("⏎") + ("\n" if wrap else ""))
+    for code in range(32):
+        if chr(code) not in "\t\n":
+            shown = shown.replace(chr(code), _SIGN.format(f"^{chr(64 + code)}"))
+    return shown
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Whatever interrupts, the file is the old one or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,209 @@
+"""Everything `generate` offers, on every family: caches of each kind, beams, drafts, padding, chunks, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedModel,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from cocomix import CocomixError
+from cocomix.modeling.model import CoCoMixForCausalLM
+from tests.modeling.helpers import FAMILIES, MIXERS, backbone_config, student, tokens
+
+PROMPT_LENGTH = 5
+NUM_NEW = 8
+
+
+def settings(ids: torch.Tensor, **more: Any) -> dict[str, Any]:
+    # No end of sequence, so that every sequence runs past the sliding windows.
+    mask = torch.ones_like(ids)
+    return {
+        "max_new_tokens": NUM_NEW,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+        "attention_mask": mask,
+    } | more
+
+
+def prompt(B: int = 2) -> torch.Tensor:
+    return tokens(B, PROMPT_LENGTH)
+
+
+def uncached(model: PreTrainedModel, ids: torch.Tensor, **more: Any) -> torch.Tensor:
+    return model.generate(ids, **settings(ids, use_cache=False, **more))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+def test_static_cache(family: str, mixer: str, mixing: str) -> None:
+    model, ids = student(family, mixer, mixing), prompt()
+    static = model.generate(ids, **settings(ids, cache_implementation="static"))
+    assert torch.equal(static, uncached(model, ids))
+
+
+@pytest.mark.parametrize("mixing", ["interleave", "add"])
+class TestEveryFamily:
+    def test_sampling(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt()
+        drawn = []
+        for use_cache in (True, False):
+            torch.manual_seed(1)
+            drawn.append(model.generate(ids, **settings(ids, do_sample=True, top_k=10, use_cache=use_cache)))
+        assert torch.equal(*drawn)
+
+    def test_beams_equal_a_search_by_hand(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt(1)
+        found = model.generate(ids, **settings(ids, num_beams=3, max_new_tokens=5))
+        assert torch.equal(found, beam_search(model, ids, num_beams=3, num_new=5))
+
+    def test_left_padded_batch(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt()
+        short = ids[1:, 2:]
+        padded, mask = ids.clone(), torch.ones_like(ids)
+        padded[1, :2], mask[1, :2] = 0, 0
+        for cache in ({}, {"cache_implementation": "static"}):
+            together = model.generate(padded, **settings(ids, attention_mask=mask, **cache))
+            assert torch.equal(together[:1], uncached(model, ids[:1]))
+            assert torch.equal(together[1:, 2:], uncached(model, short))
+
+    @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+    def test_chunked_prefill(self, family: str, mixing: str, cache: dict[str, str]) -> None:
+        model, ids = student(family, mixing=mixing), tokens(2, 11)
+        assert torch.equal(model.generate(ids, **settings(ids, prefill_chunk_size=3, **cache)), uncached(model, ids))
+
+    def test_assisted_by_another_model(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt(1)
+        # A draft that is right at times: the model's own backbone weights under another mixer.
+        draft = student(family, mixing=mixing, insert_layer=0)
+        for assistant in (draft, AutoModelForCausalLM.from_config(backbone_config(family)).eval()):
+            assert torch.equal(
+                model.generate(ids, **settings(ids, assistant_model=assistant, max_new_tokens=16)),
+                uncached(model, ids, max_new_tokens=16),
+            )
+
+    def test_drafts_from_the_prompt(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt(1).repeat(1, 3)
+        assert torch.equal(
+            model.generate(ids, **settings(ids, prompt_lookup_num_tokens=3, max_new_tokens=12)),
+            uncached(model, ids, max_new_tokens=12),
+        )
+
+    def test_cache_counts_tokens_and_continues(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), tokens(2, 11)
+        expected = model(input_ids=ids).logits
+        caches = [
+            DynamicCache(),
+            DynamicCache(config=model.config),
+            StaticCache(config=model.config, max_cache_len=16),
+        ]
+        for cache in caches:
+            for chunk in ids.split(4, dim=1):
+                logits = model(input_ids=chunk, past_key_values=cache).logits
+            assert int(cache.get_seq_length()) == 11
+            torch.testing.assert_close(logits, expected[:, 8:], atol=1e-4, rtol=1e-4)
+
+    def test_cropping_tokens(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), tokens(2, 11)
+        cache = DynamicCache(config=model.config)
+        cache.activate_past_recording()
+        model(input_ids=ids[:, :7], past_key_values=cache)
+        cache.crop(0)
+        model(input_ids=tokens(2, 3), past_key_values=cache)
+        cache.crop(-3)
+        assert cache.get_seq_length() == 7
+        logits = model(input_ids=ids[:, 7:], past_key_values=cache).logits
+        torch.testing.assert_close(logits, model(input_ids=ids).logits[:, 7:], atol=1e-4, rtol=1e-4)
+
+    def test_embeddings_in_place_of_ids(self, family: str, mixing: str) -> None:
+        model, ids = student(family, mixing=mixing), prompt()
+        embeds = model.get_input_embeddings()(ids)
+        assert torch.equal(model(inputs_embeds=embeds).logits, model(input_ids=ids).logits)
+        new = model.generate(inputs_embeds=embeds, **settings(ids))
+        assert torch.equal(new, uncached(model, ids)[:, PROMPT_LENGTH:])
+
+
+@torch.no_grad()
+def beam_search(model: CoCoMixForCausalLM, ids: torch.Tensor, num_beams: int, num_new: int) -> torch.Tensor:
+    """The likeliest continuation among beams that all have the same length."""
+    beams = [(0.0, ids)]
+    for _ in range(num_new):
+        grown = []
+        for score, beam in beams:
+            log_probabilities = model(input_ids=beam).logits[0, -1].log_softmax(-1)
+            best = log_probabilities.topk(2 * num_beams)
+            for value, token in zip(best.values, best.indices, strict=True):
+                grown.append((score + float(value), torch.cat([beam, token.view(1, 1)], 1)))
+        beams = sorted(grown, key=lambda pair: -pair[0])[:num_beams]
+    return beams[0][1]
+
+
+def test_beams_with_sampling_and_several_results() -> None:
+    model, ids = student("qwen3"), prompt()
+    found = model.generate(ids, **settings(ids, num_beams=4, num_return_sequences=3, do_sample=True, top_k=5))
+    assert found.shape == (6, PROMPT_LENGTH + NUM_NEW)
+    assert len({tuple(row.tolist()) for row in found[:3]}) == 3
+
+
+def test_stopping_criteria_and_end_of_sequence() -> None:
+    class After(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), input_ids.shape[1] >= PROMPT_LENGTH + 3)
+
+    model, ids = student(), prompt(1)
+    full = uncached(model, ids)
+    stopped = model.generate(ids, **settings(ids, stopping_criteria=StoppingCriteriaList([After()])))
+    assert torch.equal(stopped, full[:, : PROMPT_LENGTH + 3])
+    eos = int(full[0, PROMPT_LENGTH + 4])
+    first = full[0, PROMPT_LENGTH:].tolist().index(eos)
+    ended = model.generate(ids, **settings(ids, eos_token_id=eos))
+    assert torch.equal(ended, full[:, : PROMPT_LENGTH + first + 1])
+
+
+def test_streamer() -> None:
+    class Collect(BaseStreamer):
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+            self.ended = False
+
+        def put(self, value: torch.Tensor) -> None:
+            self.tokens += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended = True
+
+    model, ids, streamer = student(), prompt(1), Collect()
+    model.generate(ids, **settings(ids, streamer=streamer))
+    assert streamer.ended
+    assert streamer.tokens == uncached(model, ids)[0].tolist()
+
+
+def test_static_cache_is_reused_after_a_reset() -> None:
+    model, ids, other = student("gemma3_text"), prompt(), prompt()
+    cache = StaticCache(config=model.config, max_cache_len=PROMPT_LENGTH + NUM_NEW)
+    assert cache.get_max_length() == PROMPT_LENGTH + NUM_NEW
+    for text in (ids, other):
+        assert torch.equal(model.generate(text, **settings(text, past_key_values=cache)), uncached(model, text))
+        assert cache.get_max_length() == PROMPT_LENGTH + NUM_NEW
+        cache.reset()
+
+
+def test_a_cache_of_another_model_is_refused() -> None:
+    model, ids = student(), prompt()
+    cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(CocomixError, match="was filled by another model"):
+        model(input_ids=ids[:, :1], past_key_values=cache)
