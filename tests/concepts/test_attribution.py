@@ -21,9 +21,17 @@ from tests.reference.attribution import finite_difference_attribution
 from tests.reference.labels import pre_activation_attribution, top_labels
 
 
-def make(family: str, normalize_input: str = "layer_norm", layer: int = 1, **settings: object) -> ConceptExtractor:
+def make(
+    family: str,
+    normalize_input: str = "layer_norm",
+    layer: int = 1,
+    subtract_decoder_bias: bool = True,
+    **settings: object,
+) -> ConceptExtractor:
     teacher = AutoModelForCausalLM.from_config(backbone_config(family, initializer_range=0.3)).double().eval()
-    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 30, 5, normalize_input=normalize_input)).double()
+    sae = SparseAutoencoder(
+        SparseAutoencoderConfig(16, 30, 5, normalize_input, subtract_decoder_bias=subtract_decoder_bias)
+    ).double()
     sae.requires_grad_(False)
     sae.decoder_bias.normal_()
     config = AttributionConfig(**{"criterion": "attribution", "num_labels": 2} | settings)  # type: ignore[arg-type]
@@ -95,8 +103,12 @@ def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
 
 @pytest.mark.parametrize("sign", ["raises_loss", "lowers_loss", "magnitude"])
 @pytest.mark.parametrize("value", ["activation", "pre_activation"])
-def test_labels_are_the_top_of_their_score(sign: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor, ids = make("llama", sign=sign, value=value, num_labels=3), tokens(2, 7)
+@pytest.mark.parametrize("subtract", [True, False])
+def test_labels_are_the_top_of_their_score(
+    sign: str, value: str, subtract: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = make("llama", subtract_decoder_bias=subtract, sign=sign, value=value, num_labels=3)
+    ids = tokens(2, 7)
     monkeypatch.setattr(attribution, "CHUNK_ELEMENTS", 4 * 30)  # 4 positions a chunk
     h = extractor.teacher.residual(ids)
     latents = extractor.sae.encode(h)

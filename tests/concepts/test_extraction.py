@@ -157,21 +157,29 @@ def foreign(tiny: Tiny, folder: Path) -> Path:
     return folder
 
 
-def test_a_dictionary_of_another_origin_needs_its_layer(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_dictionary_of_another_origin_needs_its_layer(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sae, tokens = foreign(tiny, tmp_path / "sae"), TokenDataset(tiny.data)
     with pytest.raises(CocomixError, match=r"does not say which block .*; give --layer"):
         extract(config(tiny, tmp_path / "x", sae=sae))
     with pytest.raises(CocomixError, match="was trained on layer 0, but --layer is 1"):
         extract(config(tiny, tmp_path / "x", layer=1))
-    with pytest.raises(CocomixError, match="does not exist; expected a sparse autoencoder"):
+    with pytest.raises(CocomixError, match="does not exist, and is no name on the Hugging Face Hub"):
         extract(config(tiny, tmp_path / "x", sae=tmp_path / "nothing", layer=0))
     made = extract(config(tiny, tmp_path / "x", sae=sae, layer=0, num_windows=16))
+    assert made.settings["sae"] == artifacts.fingerprint_of_path(sae)
     assert torch.equal(
         ConceptDataset(tmp_path / "x", tokens).labels(range(16)),
         ConceptDataset(tiny.concepts, tokens).labels(range(16)),
     )
+    # It fits the teacher as it is, and not with a decoder of another scale.
+    assert "warning" not in capsys.readouterr().err
+    weights = load_file(sae / "sae.safetensors")
+    save_file(weights | {"decoder_weight": 10 * weights["decoder_weight"]}, sae / "sae.safetensors")
+    extract(config(tiny, tmp_path / "y", sae=sae, layer=0, num_windows=16))
+    assert f"warning: {sae}: the dictionary leaves" in capsys.readouterr().err
     file = sae / "sae.safetensors"
-    assert made.settings["sae"] == artifacts.fingerprint_of_path(sae)
     assert identify_sae(file, 0, tiny.teacher, "")[0] == artifacts.sha256_of_file(file)
 
 

@@ -11,9 +11,12 @@ IGNORED = -100
 
 
 def pre_activation_attribution(sae: SparseAutoencoder, h: Tensor, gradient: Tensor) -> Tensor:
-    """z_i * d(loss)/dc_i of every latent, [B, T, C], as two dense products, with `layer_norm` normalisation."""
-    mean, std = h.mean(-1, True), h.std(-1, keepdim=True)
-    z = ((h - mean) / (std + 1e-5) - sae.decoder_bias) @ sae.encoder_weight.T + sae.encoder_bias
+    """z_i * d(loss)/dc_i of every latent, [B, T, C], as two dense products."""
+    mean, std, epsilon = torch.zeros(()), torch.ones(()), 0.0
+    if sae.config.normalize_input == "layer_norm":
+        mean, std, epsilon = h.mean(-1, True), h.std(-1, keepdim=True), 1e-5
+    x = (h - mean) / (std + epsilon) - (sae.decoder_bias if sae.config.subtract_decoder_bias else 0.0)
+    z = x @ sae.encoder_weight.T + sae.encoder_bias
     return z * std * (gradient @ sae.decoder_weight.T)
 
 

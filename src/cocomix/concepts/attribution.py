@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.base.errors import CocomixError, require_at_least
@@ -120,10 +119,9 @@ class ConceptExtractor:
         if self._of_all:
             scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents))
         else:
-            active = self._active_scores(input_ids, h, latents)
-            missing = max(0, A - active.shape[-1])  # fewer latents may be active at every token of a batch
-            scores, ranked = F.pad(active, (0, missing), value=-torch.inf).topk(A, dim=-1)
-            indices = F.pad(latents.indices, (0, missing)).gather(-1, ranked)
+            latents = latents.padded(A)
+            scores, ranked = self._active_scores(input_ids, h, latents).topk(A, dim=-1)
+            indices = latents.indices.gather(-1, ranked)
         invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
         invalid[:, -1] = True
         return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.concepts.sae import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_config import SparseAutoencoderConfig
 
 # Shapes: B batch, T tokens, C concepts, A labels a token, n labelled positions of a window.
 

@@ -20,10 +20,13 @@ from torch import Tensor
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
+from cocomix.base.progress import say
 from cocomix.concepts import sae_training
 from cocomix.concepts.attribution import AttributionConfig, ConceptExtractor, ScoredLabels
 from cocomix.concepts.controls import draw_labels, shuffle_labels
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_fit import sae_fit_warning
+from cocomix.concepts.sae_formats.hub import local_path
 from cocomix.concepts.teacher import load_teacher
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
@@ -32,6 +35,8 @@ from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_f
 # Shapes: B windows, T tokens, A labels a token.
 
 WINDOWS_PER_COUNT = 512
+#: Enough to see whether a dictionary fits the teacher at all.
+WINDOWS_PER_FIT = 4
 
 
 class TeacherLabels:
@@ -39,7 +44,7 @@ class TeacherLabels:
 
     Args:
         data: the windows.
-        teacher: folder of a causal LM.
+        teacher: causal LM: a folder or a file.
         sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
         layer: 0-based block after which the dictionary reads; None: the one that `train-sae` wrote down.
         attribution: how labels are chosen.
@@ -68,10 +73,13 @@ class TeacherLabels:
     @cached_property
     def extractor(self) -> ConceptExtractor:
         """Teacher and dictionary, loaded when they are first needed."""
-        extractor = ConceptExtractor(
-            load_teacher(self.teacher), SparseAutoencoder.from_pretrained(self.sae), self.layer, self.attribution
-        )
+        sae = SparseAutoencoder.from_pretrained(self.sae)
+        extractor = ConceptExtractor(load_teacher(self.teacher), sae, self.layer, self.attribution)
         self.data.check_model(self.teacher, extractor.teacher.model.config.vocab_size)
+        few = self.data.input_ids(range(min(WINDOWS_PER_FIT, self.num_windows)))
+        warning = sae_fit_warning(sae, extractor.teacher.residual(few))
+        if warning is not None:
+            say(f"warning: {self.sae}: {warning}")
         return extractor
 
     @property
@@ -159,9 +167,7 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         if layer is None:
             raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
-        if not sae.exists():
-            raise CocomixError(f"{sae} does not exist; expected a sparse autoencoder")
-        return artifacts.sha256_of_file(sae) if sae.is_file() else artifacts.fingerprint_of_path(sae), layer
+        return artifacts.fingerprint_of_path(local_path(sae)), layer
     manifest = artifacts.read(sae, sae_training.KIND)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
