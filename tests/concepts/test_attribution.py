@@ -169,6 +169,24 @@ def test_contradictions_are_refused() -> None:
         ConceptExtractor(extractor.teacher.model, other, 1)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
+@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+@pytest.mark.parametrize(("point", "value"), [("original", "activation"), ("reconstruction", "pre_activation")])
+def test_isolated_documents_have_the_labels_they_have_alone(family: str, loss: str, point: str, value: str) -> None:
+    extractor = make(family, loss=loss, point=point, value=value)
+    first, second = tokens(2, 7), tokens(2, 6)
+    positions = torch.cat([torch.arange(7), torch.arange(6)]).expand(2, -1)
+    packed = extractor.scored(torch.cat([first, second], 1), positions)
+    parts = [(slice(7, 12), extractor.scored(second))]
+    if loss == "next_token":  # packed, the first document's last token has a next one, which all later losses include
+        parts.append((slice(0, 6), extractor.scored(first)))
+    for part, alone in parts:
+        assert torch.equal(packed.labels[:, part], alone.labels[:, :-1])
+        torch.testing.assert_close(packed.scores[:, part], alone.scores[:, :-1])
+    crossing = extractor.scored(torch.cat([first, second], 1))
+    assert not torch.equal(crossing.labels, packed.labels)
+
+
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
 def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None:
     teacher, ids = make("llama").teacher.model, tokens(2, 6)

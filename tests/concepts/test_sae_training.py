@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,18 +122,18 @@ def test_the_teacher_runs_once_a_step_up_to_the_highest_layer(
 ) -> None:
     teacher, calls = Teacher(load_teacher(tiny.teacher), 1), []
     ids = TokenDataset(tiny.data).input_ids(range(3))
-    for layer, h in enumerate(teacher.residuals(ids, [0, 1])):
+    for layer, h in enumerate(teacher.residuals(ids, layers=[0, 1])):
         assert torch.equal(h, Teacher(teacher.model, layer).residual(ids))
     residuals = Teacher.residuals
 
-    def counted(self: Teacher, input_ids: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
-        calls.append((len(input_ids), tuple(layers)))
-        return residuals(self, input_ids, layers)
+    def counted(self: Teacher, *arguments: Any, layers: Sequence[int], **more: Any) -> list[torch.Tensor]:
+        calls.append(tuple(layers))
+        return residuals(self, *arguments, layers=layers, **more)
 
     monkeypatch.setattr(Teacher, "residuals", counted)
     train_sae(config(tiny, tmp_path / "both", layer=(0, 1), num_tokens=1024))
     # One for the start of the biases, and one for each of four steps of 16 windows of 16 tokens.
-    assert [layers for _, layers in calls if layers == (0, 1)] == [(0, 1)] * 5
+    assert [layers for layers in calls if layers == (0, 1)] == [(0, 1)] * 5
 
 
 @pytest.mark.parametrize("layer", [0, (0, 1)])

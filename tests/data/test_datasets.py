@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,23 @@ from cocomix import CocomixError, ConceptDataset, PrepareConfig, TokenDataset, p
 from cocomix.data.concept_dataset import write_labels
 from cocomix.data.order import windows_of_step
 from cocomix.data.shards import WindowTable
+from cocomix.data.token_dataset import Windows, positions_in_documents
 from tests.conftest import Tiny
+
+
+def rows(batches: Iterable[Windows]) -> torch.Tensor:
+    return torch.cat([windows.input_ids for windows in batches])
 
 
 def test_batches_are_evenly_spaced_and_complete(tiny: Tiny) -> None:
     data = TokenDataset(tiny.data, "validation")
-    whole = torch.cat(list(data.batches(7)))
+    whole = rows(data.batches(7))
     assert torch.equal(whole, data.input_ids(range(data.num_windows)))
     assert min(len(batch) for batch in data.batches(7)) > 1
-    some = torch.cat(list(data.batches(4, 10)))
+    some = rows(data.batches(4, 10))
     assert torch.equal(some, data.input_ids([i * data.num_windows // 10 for i in range(10)]))
-    assert len(torch.cat(list(data.batches(4, 10**6)))) == data.num_windows
-    mixed = torch.cat(list(data.batches(4, mixed=True)))
+    assert len(rows(data.batches(4, 10**6))) == data.num_windows
+    mixed = rows(data.batches(4, mixed=True))
     assert not torch.equal(mixed, whole)
     assert sorted(mixed.tolist()) == sorted(whole.tolist())
 
@@ -80,3 +86,17 @@ def test_a_dataset_made_again_in_the_same_place_is_read_anew(tiny: Tiny, tmp_pat
     first = TokenDataset(tmp_path).input_ids([0, 1])
     prepare(PrepareConfig(context_length=16, seed=1, overwrite=True, **settings))  # type: ignore[arg-type]
     assert not torch.equal(TokenDataset(tmp_path).input_ids([0, 1]), first)
+
+
+def test_positions_start_over_in_each_document() -> None:
+    documents = torch.tensor([[3, 3, 3, 4, 4, 5], [7, 7, 7, 7, 7, 7]])
+    assert positions_in_documents(documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
+
+
+def test_isolation_is_decided_when_the_dataset_is_prepared(tiny: Tiny, tmp_path: Path) -> None:
+    prepare(PrepareConfig(tmp_path, (tiny.corpus,), vocab_size=300, context_length=16, isolate_documents=True))
+    isolated, joined = TokenDataset(tmp_path), TokenDataset(tiny.data)
+    assert joined.windows([0]).position_ids is None
+    windows = isolated.windows(range(isolated.num_windows))
+    assert torch.equal(windows.position_ids, positions_in_documents(isolated.document_ids(range(isolated.num_windows))))
+    assert isolated.parts["windows"] != joined.parts["windows"]

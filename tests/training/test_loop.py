@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,21 @@ from cocomix import (
     CoCoMixForCausalLM,
     ExtractConfig,
     OptimizerConfig,
+    PrepareConfig,
     StudentConfig,
     TokenDataset,
     TrainConfig,
+    TrainSaeConfig,
     extract,
+    prepare,
     train,
+    train_sae,
 )
 from cocomix.base import artifacts
 from cocomix.concepts import label_sources
 from cocomix.concepts.teacher import load_teacher
+from cocomix.evaluation.loss import validation_loss
+from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.training import loop
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
@@ -256,3 +263,45 @@ def test_one_teacher_serves_labels_and_distillation(
     train(config(tiny, tmp_path, **sources, distillation_weight=0.5))
     assert loaded == [tiny.teacher]
     assert {"concept_loss", "distillation_loss"} <= set().union(*read_metrics(tmp_path))
+
+
+def test_isolated_documents_from_text_to_evaluation(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Teacher, labels and students read each document alone; a student learns from what its teacher saw."""
+    seen: list[bool] = []
+    run_blocks = DecoderAdapter.run_blocks
+
+    def noted(self: DecoderAdapter, *arguments: Any, **more: Any) -> torch.Tensor:
+        seen.append(more.get("packed_positions") is not None)
+        return run_blocks(self, *arguments, **more)
+
+    monkeypatch.setattr(DecoderAdapter, "run_blocks", noted)
+    data = tmp_path / "data"
+    shape = {"vocab_size": 300, "context_length": 16, "validation_fraction": 0.2}
+    prepare(PrepareConfig(data, (tiny.corpus,), isolate_documents=True, **shape))
+    settings = {"data": data, "num_tokens": 1024, "num_evaluations": 1}
+    teacher = tmp_path / "teacher"
+    train(TrainConfig(output=teacher, student=STUDENT, **settings))
+    train_sae(
+        TrainSaeConfig(teacher, data, tmp_path / "sae", layer=0, num_latents=32, k=6, num_tokens=1024, batch_size=16)
+    )
+    extract(ExtractConfig(teacher=teacher, sae=tmp_path / "sae", data=data, output=tmp_path / "labels"))
+    train(TrainConfig(output=tmp_path / "stored", labels=tmp_path / "labels", student=CONCEPT, **settings))
+    train(
+        TrainConfig(
+            output=tmp_path / "fly",
+            teacher=teacher,
+            sae=tmp_path / "sae",
+            distillation_weight=0.1,
+            student=CONCEPT,
+            **settings,
+        )
+    )
+    assert all(seen)
+    # The saved student, read by transformers' own packing, has the loss that the run measured.
+    measured = [line["validation_loss"] for line in read_metrics(teacher) if "validation_loss" in line][-1]
+    again = validation_loss(AutoModelForCausalLM.from_pretrained(teacher), TokenDataset(data, "validation"))
+    assert again.loss == pytest.approx(measured, abs=1e-5)
+    with pytest.raises(CocomixError, match=r"another token dataset than .* \(the windows differs\)"):
+        train(TrainConfig(output=tmp_path / "x", labels=tiny.concepts, student=CONCEPT, **settings))

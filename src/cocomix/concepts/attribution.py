@@ -106,49 +106,57 @@ class ConceptExtractor:
             )
         self.sae = random_dictionary(sae, self.config.seed) if self.config.control == "random" else sae
 
-    def __call__(self, input_ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T A"]:
+    def __call__(
+        self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None
+    ) -> Int64[Tensor, "B T A"]:
         """Labels, best first; -100 at the last position (it has no next token) and where too few latents score."""
-        return self.scored(input_ids).labels
+        return self.scored(input_ids, position_ids).labels
 
-    def scored(self, input_ids: Int64[Tensor, "B T"]) -> ScoredLabels:
-        """Labels and their scores."""
+    def scored(self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None) -> ScoredLabels:
+        """Labels and their scores; `position_ids` as `Teacher.residuals` takes them."""
         A = self.config.num_labels
-        h = self.teacher.residual(input_ids)
+        h = self.teacher.residual(input_ids, position_ids)
         with torch.no_grad():
             latents = self.sae.encode(h)
         if self._of_all:
-            scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents))
+            scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents, position_ids))
         else:
             latents = latents.padded(A)
-            scores, ranked = self._active_scores(input_ids, h, latents).topk(A, dim=-1)
+            scores, ranked = self._active_scores(input_ids, h, latents, position_ids).topk(A, dim=-1)
             indices = latents.indices.gather(-1, ranked)
         invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
         invalid[:, -1] = True
         return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))
 
     def attribution(
-        self, input_ids: Int64[Tensor, "B T"], h: Float[Tensor, "B T D"], latents: Latents
+        self,
+        input_ids: Int64[Tensor, "B T"],
+        h: Float[Tensor, "B T D"],
+        latents: Latents,
+        position_ids: Int64[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T K"]:
         """a = c * d(loss)/dc of the active latents, in nats; zero at the last position."""
-        gradient = self._gradient(input_ids, h, latents)
+        gradient = self._gradient(input_ids, h, latents, position_ids)
         # d h_hat / d c_i = std * W_dec[i]: the decoder's own backward multiplies by it without gathering [B, T, K, D].
         c = latents.values.detach().requires_grad_(True)
         h_hat = self.sae.decode(Latents(latents.indices, c, latents.mean, latents.std))
         return latents.values * torch.autograd.grad(h_hat, c, gradient)[0]
 
-    def _gradient(self, input_ids: Tensor, h: Tensor, latents: Latents) -> Tensor:
+    def _gradient(self, input_ids: Tensor, h: Tensor, latents: Latents, position_ids: Tensor | None) -> Tensor:
         """d(loss)/dh at the configured point."""
         replacement = None
         if self.config.point == "reconstruction":
             with torch.no_grad():
                 replacement = self.sae.decode(latents)
-        return residual_gradient(self.teacher, input_ids, h, loss=self.config.loss, replacement=replacement)
+        return residual_gradient(
+            self.teacher, input_ids, h, loss=self.config.loss, replacement=replacement, position_ids=position_ids
+        )
 
-    def _active_scores(self, input_ids: Tensor, h: Tensor, latents: Latents) -> Tensor:
+    def _active_scores(self, input_ids: Tensor, h: Tensor, latents: Latents, position_ids: Tensor | None) -> Tensor:
         """[B, T, K] scores of the active latents, -inf where a latent says nothing."""
         if self.config.criterion == "activation_value":
             return latents.values.masked_fill(latents.values == 0, -torch.inf)
-        return self._score(self.attribution(input_ids, h, latents))
+        return self._score(self.attribution(input_ids, h, latents, position_ids))
 
     def _score(self, a: Tensor) -> Tensor:
         """What labels are the top of. A latent without attribution (inactive, or without gradient) says nothing."""

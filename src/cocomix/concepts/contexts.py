@@ -51,13 +51,13 @@ def top_contexts(
         max_windows: None: all.
     """
     best: dict[int, list[tuple[float, Tensor, int]]] = {latent: [] for latent in latents}
-    for input_ids in dataset.batches(BATCH_SIZE, max_windows, description="finding contexts"):
-        active = sae.encode(teacher.residual(input_ids))
+    for windows in dataset.batches(BATCH_SIZE, max_windows, description="finding contexts"):
+        active = sae.encode(teacher.residual(**windows.inputs()))
         for latent in latents:
             activation = (active.values * (active.indices == latent)).sum(-1)  # (B, T)
             strongest, positions = activation.max(dim=-1)
             candidates = [
-                (float(strongest[row]), input_ids[row], int(positions[row]))
+                (float(strongest[row]), windows.input_ids[row], int(positions[row]))
                 for row in strongest.topk(min(num_contexts, len(strongest))).indices.tolist()
                 if strongest[row] > 0
             ]

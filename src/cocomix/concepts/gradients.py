@@ -41,6 +41,7 @@ def residual_gradient(
     *,
     loss: AttributionLoss,
     replacement: Float[Tensor, "B T D"] | None = None,
+    position_ids: Int64[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T D"]:
     """d(loss)/d(h_t) of every position t, in nats a unit of the residual stream; zero at the last position of a window.
 
@@ -50,70 +51,96 @@ def residual_gradient(
         h: their residual streams at the hook.
         loss: `all_future`, or the loss of token t + 1 alone.
         replacement: the point, in place of h_t alone while all other positions keep their own h; None: h itself.
+        position_ids: positions that start over in isolated documents; None: attention crosses documents.
     """
     targets = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED_LABEL)
     if loss == "next_token":
-        return _next_token(teacher, targets, h, h if replacement is None else replacement)
+        return _next_token(teacher, targets, h, h if replacement is None else replacement, position_ids)
     if replacement is None:
         leaf = h.detach().requires_grad_(True)
-        return _backward(teacher, teacher.hidden(leaf), targets, leaf)
-    return _all_future_of_replaced(teacher, targets, h, replacement)
+        return _backward(teacher, teacher.hidden(leaf, position_ids=position_ids), targets, leaf)
+    return _all_future_of_replaced(teacher, targets, h, replacement, position_ids)
 
 
-def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor) -> Tensor:
+def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, position_ids: Tensor | None) -> Tensor:
     """d(loss of token t + 1)/d(point_t).
 
     Keys and values of the unperturbed sequence are cached without a graph. Then a copy of every position runs above them,
     seeing the strictly earlier originals and itself; so a copy can only change its own loss, and one gradient of the summed
     loss holds every position's own.
     """
-    B, T, _ = h.shape
-    cache = _cache_of(teacher, h)
+    T = h.shape[1]
+    positions = _positions(position_ids, h)
+    cache = _cache_of(teacher, h, position_ids)
     parts = []
     for start in range(0, T, COPIES_PER_PASS):
         stop = min(start + COPIES_PER_PASS, T)
-        positions = torch.arange(start, stop, device=h.device)
+        itself = torch.eye(stop - start, dtype=torch.bool, device=h.device).expand(len(positions), -1, -1)
         masks = {
-            layer_type: _mask_of_copies(positions, window, h.dtype).expand(B, 1, -1, -1)
+            layer_type: _as_mask(torch.cat([_visible(positions, start, stop, window, 1), itself], dim=-1), h)
             for layer_type, window in teacher.adapter.sliding_windows().items()
         }
         leaf = point[:, start:stop].detach().requires_grad_(True)
         hidden = teacher.hidden(
-            leaf, position_ids=positions.unsqueeze(0), attention_mask=masks, cache=_prefix(cache, stop)
+            leaf, position_ids=positions[:, start:stop], attention_mask=masks, cache=_prefix(cache, stop)
         )
         parts.append(_backward(teacher, hidden, targets[:, start:stop], leaf))
     return torch.cat(parts, dim=1)
 
 
-def _mask_of_copies(positions: Int64[Tensor, " P"], window: int | None, dtype: torch.dtype) -> Float[Tensor, "P S"]:
-    """Copies of `positions` see the earlier originals, as far as the window reaches, and themselves."""
-    P, num_originals = len(positions), int(positions[-1]) + 1
-    distance = positions.unsqueeze(-1) - torch.arange(num_originals, device=positions.device)
-    earlier = distance > 0 if window is None else (distance > 0) & (distance < window)
-    itself = torch.eye(P, dtype=torch.bool, device=positions.device)
-    allowed = torch.cat([earlier, itself], dim=1)  # (P, originals + P)
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def _all_future_of_replaced(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor) -> Tensor:
+def _all_future_of_replaced(
+    teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, position_ids: Tensor | None
+) -> Tensor:
     """d(sum of all later losses)/d(point_t) with only position t replaced: one pass a position.
 
     Two replaced positions would see one another, so each has its own pass, over the positions from t on; the earlier ones
     are cached. So it costs about T / 2 times a plain pass, in the memory of one.
     """
     T = h.shape[1]
-    cache = _cache_of(teacher, h)
+    positions = _positions(position_ids, h)
+    cache = _cache_of(teacher, h, position_ids)
     gradient = torch.zeros_like(h)
     for t in range(T - 1):  # the last position has no later loss
         leaf = point[:, t : t + 1].detach().requires_grad_(True)
         hidden = teacher.hidden(
             torch.cat([leaf, h[:, t + 1 :]], dim=1),
-            position_ids=torch.arange(t, T, device=h.device).unsqueeze(0),
+            position_ids=positions[:, t:],
+            attention_mask=_causal_masks(teacher, position_ids, t, h),
             cache=_prefix(cache, t),
         )
         gradient[:, t : t + 1] = _backward(teacher, hidden, targets[:, t:], leaf)
     return gradient
+
+
+def _positions(position_ids: Tensor | None, h: Tensor) -> Int64[Tensor, "#B T"]:
+    return torch.arange(h.shape[1], device=h.device).unsqueeze(0) if position_ids is None else position_ids
+
+
+def _visible(positions: Tensor, start: int, stop: int, window: int | None, min_distance: int) -> Tensor:
+    """Which originals, [0, stop), the positions [start, stop) may see: [B, stop - start, stop], bool.
+
+    Those of the same document, at least `min_distance` back and as far as the window reaches.
+    """
+    documents = (positions == 0).cumsum(-1)
+    index = torch.arange(stop, device=positions.device)
+    distance = index[start:].unsqueeze(-1) - index
+    near = (distance >= min_distance) & (distance < (window or stop))
+    return near & (documents[:, start:stop].unsqueeze(-1) == documents[:, :stop].unsqueeze(1))
+
+
+def _as_mask(visible: Tensor, h: Tensor) -> Float[Tensor, "B 1 Q S"]:
+    mask = torch.zeros(visible.shape, dtype=h.dtype, device=h.device)
+    return mask.masked_fill(~visible, torch.finfo(h.dtype).min).unsqueeze(1).expand(len(h), -1, -1, -1)
+
+
+def _causal_masks(teacher: Teacher, position_ids: Tensor | None, start: int, h: Tensor) -> dict[str, Tensor] | None:
+    """Masks of the positions from `start` on that keep documents apart, for each type of block; None: plain causal ones."""
+    if position_ids is None:
+        return None
+    return {
+        layer_type: _as_mask(_visible(position_ids, start, position_ids.shape[1], window, 0), h)
+        for layer_type, window in teacher.adapter.sliding_windows().items()
+    }
 
 
 def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -> Tensor:
@@ -131,10 +158,10 @@ def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -
 
 
 @torch.no_grad()
-def _cache_of(teacher: Teacher, h: Tensor) -> Cache:
+def _cache_of(teacher: Teacher, h: Tensor, position_ids: Tensor | None) -> Cache:
     """Keys and values of the blocks above the hook, at every position."""
-    cache = DynamicCache()
-    teacher.hidden(h, cache=cache)
+    cache, masks = DynamicCache(), _causal_masks(teacher, position_ids, 0, h)
+    teacher.hidden(h, position_ids=position_ids, attention_mask=masks, cache=cache)
     return cache
 
 

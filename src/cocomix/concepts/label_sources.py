@@ -76,8 +76,8 @@ class TeacherLabels:
         sae = SparseAutoencoder.from_pretrained(self.sae)
         extractor = ConceptExtractor(load_teacher(self.teacher), sae, self.layer, self.attribution)
         self.data.check_model(self.teacher, extractor.teacher.model.config.vocab_size)
-        few = self.data.input_ids(range(min(WINDOWS_PER_FIT, self.num_windows)))
-        warning = sae_fit_warning(sae, extractor.teacher.residual(few))
+        few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows)))
+        warning = sae_fit_warning(sae, extractor.teacher.residual(**few.inputs()))
         if warning is not None:
             say(f"warning: {self.sae}: {warning}")
         return extractor
@@ -91,7 +91,7 @@ class TeacherLabels:
         return extraction_flops_per_token(self.extractor, self.data.context_length)
 
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
-        return self.extractor.scored(self.data.input_ids(windows))
+        return self.extractor.scored(**self.data.windows(windows).inputs())
 
     def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
         """Labels of the given windows, as a concept dataset gives them."""

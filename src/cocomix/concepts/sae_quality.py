@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
-from cocomix.data.token_dataset import TokenDataset
+from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 
 # Shapes: B batch, T tokens, D width of the teacher, C latents, V vocabulary.
@@ -53,7 +53,7 @@ def measure_sae(
     dataset: TokenDataset,
     *,
     max_windows: int | None = None,
-    further: Iterable[Tensor] = (),
+    further: Iterable[Windows] = (),
 ) -> tuple[SaeQuality, Int64[Tensor, " C"]]:
     """Measure a dictionary on evenly spaced windows of a split.
 
@@ -62,7 +62,7 @@ def measure_sae(
         sae: the dictionary.
         dataset: the split.
         max_windows: None: all.
-        further: more batches of held-out token ids, [B, T], at which only active latents are counted.
+        further: more held-out windows, at which only active latents are counted.
 
     Returns:
         the quality, and at how many of `num_counted_tokens` each latent was active.
@@ -71,8 +71,8 @@ def measure_sae(
     mean, num_windows = _mean_residual(teacher, dataset, batch_size, max_windows)
     sums = torch.zeros(6, dtype=torch.float64)
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
-    for input_ids in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
-        h = teacher.residual(input_ids)
+    for windows in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
+        h = teacher.residual(**windows.inputs())
         latents = sae.encode(h)
         h_hat = sae.decode(latents)
         active = latents.values > 0
@@ -82,17 +82,17 @@ def measure_sae(
                 (h - h_hat).double().pow(2).sum(),
                 (h - mean).double().pow(2).sum(),
                 active.double().sum(),
-                _loss_sum(teacher, h, input_ids),
-                _loss_sum(teacher, h_hat, input_ids),
-                _loss_sum(teacher, mean.expand_as(h), input_ids),
+                _loss_sum(teacher, h, windows),
+                _loss_sum(teacher, h_hat, windows),
+                _loss_sum(teacher, mean.expand_as(h), windows),
             ]
         )
     num_tokens = num_windows * dataset.context_length
     num_counted = num_tokens
-    for input_ids in further:
-        latents = sae.encode(teacher.residual(input_ids))
+    for windows in further:
+        latents = sae.encode(teacher.residual(**windows.inputs()))
         counts += torch.bincount(latents.indices[latents.values > 0], minlength=len(counts))
-        num_counted += input_ids.numel()
+        num_counted += windows.input_ids.numel()
     loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[3:])
     quality = SaeQuality(
         fvu=float(sums[0] / sums[1]),
@@ -118,15 +118,19 @@ def _mean_residual(
 ) -> tuple[Float[Tensor, " D"], int]:
     """The mean over all tokens, and the number of windows."""
     total, num_windows = torch.zeros(1, dtype=torch.float64), 0
-    for input_ids in dataset.batches(batch_size, max_windows):
-        total = total + teacher.residual(input_ids).double().sum((0, 1))
-        num_windows += len(input_ids)
+    for windows in dataset.batches(batch_size, max_windows):
+        total = total + teacher.residual(**windows.inputs()).double().sum((0, 1))
+        num_windows += len(windows)
     return (total / (num_windows * dataset.context_length)).float(), num_windows
 
 
-def _loss_sum(teacher: Teacher, residual: Tensor, input_ids: Tensor) -> Tensor:
+def _loss_sum(teacher: Teacher, residual: Tensor, windows: Windows) -> Tensor:
     """Summed next-token loss, some windows at a time, so that a large vocabulary's logits fit into memory."""
-    num_windows = max(1, LOGITS_PER_BATCH // (input_ids.shape[1] * int(teacher.model.config.vocab_size)))
-    parts = zip(residual.split(num_windows), input_ids.split(num_windows), strict=True)
-    losses = [next_token_losses(teacher.logits(h), ids).double().sum() for h, ids in parts]
+    input_ids, positions = windows.input_ids, windows.position_ids
+    size = max(1, LOGITS_PER_BATCH // (input_ids.shape[1] * int(teacher.model.config.vocab_size)))
+    losses = []
+    for start in range(0, len(input_ids), size):
+        part = slice(start, start + size)
+        logits = teacher.logits(residual[part], None if positions is None else positions[part])
+        losses.append(next_token_losses(logits, input_ids[part]).double().sum())
     return torch.stack(losses).sum()

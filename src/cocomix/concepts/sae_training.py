@@ -31,7 +31,7 @@ from cocomix.concepts.sae_quality import measure_sae, windows_per_batch
 from cocomix.concepts.sae_trainer import SaeTrainer, UpdateStats
 from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.order import windows_of_step
-from cocomix.data.token_dataset import TokenDataset
+from cocomix.data.token_dataset import TokenDataset, Windows
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
 
@@ -241,7 +241,8 @@ class _Run:
         if not layers:
             return
         windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
-        found = layers[-1].teacher.residuals(self.data.input_ids(windows), [layer.index for layer in layers])
+        inputs = self.data.windows(windows).inputs()
+        found = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         order = torch.randperm(self.tokens_per_step, generator=generator)
         for layer, h in zip(layers, found, strict=True):
@@ -275,7 +276,7 @@ class _Run:
         layer.checkpoints.clear()
         return manifest
 
-    def _held_out(self, num_validation_windows: int) -> Iterator[Tensor]:
+    def _held_out(self, num_validation_windows: int) -> Iterator[Windows]:
         """Windows of the training split that no step read, as many as are wanted beside the validation windows."""
         T, num_read = self.data.context_length, self.num_steps * self.config.batch_size
         wanted = -(-self.config.num_counted_tokens // T) - num_validation_windows
@@ -289,7 +290,7 @@ class _Run:
         with ProgressLine("counting active latents", count * T) as progress:
             for start in range(0, count, batch_size):
                 windows = chosen[start : start + batch_size]
-                yield self.data.input_ids(windows)
+                yield self.data.windows(windows)
                 progress.advance(len(windows) * T)
 
 

@@ -40,24 +40,35 @@ class Teacher:
         self.model = model
         self.layer = layer
 
-    def residual(self, input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    def residual(
+        self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         """Residual stream after block `layer`, without a graph."""
-        (hidden,) = self.residuals(input_ids, (self.layer,))
+        (hidden,) = self.residuals(input_ids, position_ids, layers=(self.layer,))
         return hidden
 
     @torch.no_grad()
-    def residuals(self, input_ids: Int64[Tensor, "B T"], layers: Sequence[int]) -> list[Float[Tensor, "B T D"]]:
+    def residuals(
+        self,
+        input_ids: Int64[Tensor, "B T"],
+        position_ids: Int64[Tensor, "B T"] | None = None,
+        *,
+        layers: Sequence[int],
+    ) -> list[Float[Tensor, "B T D"]]:
         """Residual streams after several blocks, without a graph, from one pass up to the highest.
 
         Args:
             input_ids: windows of tokens.
+            position_ids: theirs, where they start over in isolated documents; None: attention crosses documents.
             layers: 0-based blocks, ascending.
         """
-        positions = self._positions(input_ids.shape[1], input_ids.device)
+        positions = self._positions(input_ids.shape[1], input_ids.device) if position_ids is None else position_ids
         hidden = self.adapter.embed(self.adapter.token_embeddings(input_ids), positions)
         found, start = [], 0
         for layer in layers:
-            hidden = self.adapter.run_blocks(hidden, start, layer + 1, position_ids=positions)
+            hidden = self.adapter.run_blocks(
+                hidden, start, layer + 1, position_ids=positions, packed_positions=position_ids
+            )
             found.append(hidden)
             start = layer + 1
         return found
@@ -74,24 +85,26 @@ class Teacher:
 
         Args:
             residual: of S positions.
-            position_ids: theirs; None: from 0 on.
+            position_ids: theirs; None: from 0 on. Without a mask and a cache, positions that start over isolate documents.
             attention_mask: as `DecoderAdapter.run_blocks` takes it; None: plain causal attention.
             cache: keys and values of earlier positions, extended in place.
         """
-        if position_ids is None:
-            position_ids = self._positions(residual.shape[1], residual.device)
+        positions = self._positions(residual.shape[1], residual.device) if position_ids is None else position_ids
         return self.adapter.run_blocks(
             residual,
             self.layer + 1,
             self.adapter.num_blocks,
-            position_ids=position_ids,
+            position_ids=positions,
             attention_mask=attention_mask,
+            packed_positions=position_ids if attention_mask is None and cache is None else None,
             cache=cache,
         )
 
-    def logits(self, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+    def logits(
+        self, residual: Float[Tensor, "B T D"], position_ids: Int64[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"]:
         """Logits from a residual stream after block `layer`, with a graph if it has one."""
-        return self.adapter.logits(self.hidden(residual))
+        return self.adapter.logits(self.hidden(residual, position_ids=position_ids))
 
     @staticmethod
     def _positions(num_tokens: int, device: torch.device) -> Tensor:

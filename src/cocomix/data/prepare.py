@@ -48,6 +48,9 @@ class PrepareConfig:
     """Tokens in a window."""
     validation_fraction: float = 0.05
     """Share of the text, by whole documents, held out for validation."""
+    isolate_documents: bool = False
+    """Attention stays within each document and positions start over in it; by default it crosses documents within a
+    window, as in the paper."""
     max_bytes: int | None = None
     """Take a random sample of the documents with at most this many bytes of UTF-8."""
     seed: int = 0
@@ -72,6 +75,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
         "vocab_size": config.vocab_size if config.tokenizer is None else None,
         "context_length": config.context_length,
         "validation_fraction": config.validation_fraction,
+        "isolate_documents": config.isolate_documents,
         "seed": config.seed,
     }
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
@@ -87,6 +91,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
             "vocab_size": len(tokenizer),
             "eos_token_id": tokenizer.eos_token_id,
             "context_length": config.context_length,
+            "isolate_documents": config.isolate_documents,
             "splits": {
                 name: _write_split(config, name, part, tokenizer)
                 for name, part in (("train", training), ("validation", validation))

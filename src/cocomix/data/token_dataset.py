@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
@@ -30,6 +32,23 @@ KIND = "token-dataset"
 TOKENIZER_FOLDER = "tokenizer"
 
 Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Some windows of tokens, as models take them."""
+
+    input_ids: Int64[Tensor, "B T"]
+    position_ids: Int64[Tensor, "B T"] | None = None
+    """Where documents are isolated: positions that start over at 0 in each; None: attention crosses documents."""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of a model, a `Teacher` or a `ConceptExtractor`."""
+        inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids}
+        return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
 
 class TokenDataset:
@@ -51,6 +70,7 @@ class TokenDataset:
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
+        self.isolates_documents = bool(manifest.facts["isolate_documents"])
         counts = manifest.facts["splits"][split]
         self.num_windows = int(counts["num_windows"])
         self.tokens_per_byte: float = counts["num_tokens"] / counts["num_bytes"]
@@ -62,10 +82,16 @@ class TokenDataset:
         """Token ids of the given windows."""
         return torch.from_numpy(self._table.take("input_ids", windows))
 
+    def windows(self, windows: Sequence[int] | np.ndarray) -> Windows:
+        """The given windows, with positions where documents are isolated."""
+        if not self.isolates_documents:
+            return Windows(self.input_ids(windows))
+        return Windows(self.input_ids(windows), positions_in_documents(self.document_ids(windows)))
+
     def batches(
         self, batch_size: int, max_windows: int | None = None, *, mixed: bool = False, description: str | None = None
-    ) -> Iterator[Int64[Tensor, "B T"]]:
-        """Token ids of evenly spaced windows, a sample of all documents, `batch_size` at a time.
+    ) -> Iterator[Windows]:
+        """Evenly spaced windows, a sample of all documents, `batch_size` at a time.
 
         Args:
             batch_size: windows in a batch at most; all have about as many.
@@ -82,7 +108,7 @@ class TokenDataset:
             if description is not None:
                 progress = stack.enter_context(ProgressLine(description, count * self.context_length))
             for batch in np.array_split(windows, -(-count // batch_size)):
-                yield self.input_ids(batch)
+                yield self.windows(batch)
                 if progress is not None:
                     progress.advance(len(batch) * self.context_length)
 
@@ -110,6 +136,14 @@ class TokenDataset:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)
+
+
+def positions_in_documents(document_ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
+    """Positions that start over at 0 wherever a window's next document begins."""
+    positions = torch.arange(document_ids.shape[1]).expand_as(document_ids)
+    is_first = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
+    starts = torch.where(is_first, positions, 0).cummax(dim=1).values
+    return positions - starts
 
 
 def parts_of(manifest: Mapping[str, Any]) -> dict[str, str]:

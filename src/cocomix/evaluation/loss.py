@@ -52,8 +52,9 @@ def validation_loss(
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
     num_tokens = 0
-    for input_ids in dataset.batches(batch_size, max_windows, description=description):
-        total += next_token_losses(model(input_ids=input_ids, use_cache=False).logits, input_ids).double().sum()
-        num_tokens += input_ids[:, 1:].numel()
+    for windows in dataset.batches(batch_size, max_windows, description=description):
+        logits = model(**windows.inputs(), use_cache=False).logits
+        total += next_token_losses(logits, windows.input_ids).double().sum()
+        num_tokens += windows.input_ids[:, 1:].numel()
     model.train(was_training)
     return LossResult(float(total) / num_tokens, num_tokens)

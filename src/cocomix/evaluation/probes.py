@@ -180,12 +180,12 @@ def _window_losses(
     """Mean loss of each window under an edit: [num_windows], float64."""
     parts = []
     description = f"probe: {type(edit).__name__.strip('_').lower()}"
-    for input_ids in dataset.batches(BATCH_SIZE, max_windows, mixed=True, description=description):
+    for windows in dataset.batches(BATCH_SIZE, max_windows, mixed=True, description=description):
         if extractor is not None:
             assert isinstance(edit, Oracle)
             with torch.enable_grad():
-                edit.labels = extractor(input_ids)
+                edit.labels = extractor(**windows.inputs())
         with concept_edits(model, edit):
-            logits = model(input_ids=input_ids, use_cache=False).logits
-        parts.append(next_token_losses(logits, input_ids).double().mean(-1))
+            logits = model(**windows.inputs(), use_cache=False).logits
+        parts.append(next_token_losses(logits, windows.input_ids).double().mean(-1))
     return torch.cat(parts)

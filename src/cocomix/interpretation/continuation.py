@@ -54,8 +54,8 @@ def strongest_activations(model: CoCoMixForCausalLM, dataset: TokenDataset, max_
     """Largest activation of each concept on some windows of a split; -inf where never active: [C]."""
     recorder = _StrongestActivation(model.config.num_concepts)
     with concept_edits(model, recorder):
-        for input_ids in dataset.batches(32, max_windows):
-            model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+        for windows in dataset.batches(32, max_windows):
+            model(**windows.inputs(), use_cache=False, logits_to_keep=1)
     return recorder.values
 
 

@@ -142,8 +142,8 @@ class _Run:
         needs_logits = any(o.needs_logits for o in self.objectives)
         for batch in batches:
             output = self.model(
-                input_ids=batch.input_ids,
-                labels=batch.input_ids,
+                **batch.windows.inputs(),
+                labels=batch.windows.input_ids,
                 concept_labels=batch.concept_labels,
                 return_logits=needs_logits,
             )
@@ -165,7 +165,7 @@ class _Run:
         return means
 
     def _batch(self, windows: Any) -> Batch:
-        return Batch(self.data.input_ids(windows), self.labels.labels(windows) if self.labels is not None else None)
+        return Batch(self.data.windows(windows), self.labels.labels(windows) if self.labels is not None else None)
 
     def _log(self, losses: dict[str, torch.Tensor], progress: ProgressLine) -> None:
         if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data.token_dataset import Windows
 from cocomix.modeling.model import CoCoMixOutput
 
 # Shapes: B batch, T tokens, V vocabulary, A labels a token.
@@ -25,7 +26,7 @@ from cocomix.modeling.model import CoCoMixOutput
 class Batch:
     """Some windows of a step."""
 
-    input_ids: Int64[Tensor, "B T"]
+    windows: Windows
     concept_labels: Int64[Tensor, "B T A"] | None = None
 
 
@@ -57,7 +58,7 @@ class NextToken(Objective):
     name = "lm_loss"
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.input_ids[:, 1:].numel())
+        return torch.tensor(batch.windows.input_ids[:, 1:].numel())
 
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         assert output.lm_loss_sum is not None
@@ -96,12 +97,12 @@ class Distillation(Objective):
         self.temperature = temperature
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.input_ids[:, 1:].numel())
+        return torch.tensor(batch.windows.input_ids[:, 1:].numel())
 
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         assert output.logits is not None
         with torch.no_grad():
-            target = self.teacher(input_ids=batch.input_ids, use_cache=False).logits[:, :-1] / self.temperature
+            target = self.teacher(**batch.windows.inputs(), use_cache=False).logits[:, :-1] / self.temperature
         divergence = F.kl_div(
             (output.logits[:, :-1] / self.temperature).log_softmax(-1),
             target.log_softmax(-1),
