@@ -1,4 +1,5 @@
-"""`docs/results.md`, and the results in the README, from the stored results: no figure there is typed by hand.
+"""`docs/results.md`, and the results in the README, from the stored results: no figure there is typed by hand. The table of
+`docs/families.md`, from the code.
 
 python -m benchmarks.render
 """
@@ -9,13 +10,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
+from cocomix.modeling.backbones import supported_families
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 START, END = "<!-- results -->", "<!-- end of results -->"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+FAMILIES_PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+FAMILIES_START, FAMILIES_END = "<!-- families -->", "<!-- end of families -->"
 
 VARIANT_NOTES = {
     "ntp": "next-token prediction alone",
@@ -32,8 +38,28 @@ VARIANT_NOTES = {
 
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
-    before, _, after = README.read_text(encoding="utf-8").partition(START)
-    README.write_text(before + START + readme_block() + END + after.partition(END)[2], encoding="utf-8")
+    _fill(README, START, readme_block(), END)
+    _fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
+
+
+def _fill(page: Path, start: str, block: str, end: str) -> None:
+    """Put a block between its two marks."""
+    before, _, after = page.read_text(encoding="utf-8").partition(start)
+    page.write_text(before + start + block + end + after.partition(end)[2], encoding="utf-8")
+
+
+def families_block() -> str:
+    """Every family with an adapter, as the code has them."""
+    rows = []
+    for family, adapter in supported_families().items():
+        has_windows = hasattr(AutoConfig.for_model(family), "sliding_window")
+        rows.append(
+            f"| {adapter.families[family]} | `{family}` | `{adapter.__name__}` | {adapter.positions} | "
+            f"{'yes' if has_windows else ''} |"
+        )
+    return "\n".join(
+        ["", "| models | `model_type` | adapter | positions | windows |", "|---|---|---|---|---|", *rows, ""]
+    )
 
 
 def readme_block() -> str:
@@ -63,6 +89,7 @@ def page() -> str:
         seeds(read_json(RESULTS / "demo_seeds.json")),
         variants(read_json(RESULTS / "variants.json")),
         autoencoders(read_json(RESULTS / "sae.json")),
+        upcycling(read_json(RESULTS / "upcycling.json")),
         kills(read_json(RESULTS / "kills.json")),
     ]
     return "\n\n".join(parts) + "\n"
@@ -178,6 +205,28 @@ def autoencoders(result: dict[str, Any]) -> str:
             "busy with other work.",
             _command(result),
         ]
+    )
+
+
+def upcycling(result: dict[str, Any]) -> str:
+    parts = []
+    for name, model in result["models"].items():
+        rows = [
+            f"| {start} | {row['loss'] - model['backbone_loss']:+.3f} | {row['kl_divergence']:.4f} | "
+            f"{100 * row['same_first_choice']:.1f} % |".replace("-0.0000", "0.0000")
+            for start, row in model["starts"].items()
+        ]
+        table = "\n".join(["| start | loss | KL divergence | same first choice |", "|---|---|---|---|", *rows])
+        parts.append(
+            f"**{name}**, inserted before block {model['insert_layer']}, {model['num_tokens']:,} tokens; its own loss is "
+            f"{model['backbone_loss']:.3f}.\n\n{table}"
+        )
+    return (
+        f"## Pretrained decoders, before any training\n\n`{result['command']}`\n\n"
+        f"A mixer of {result['num_concepts']:,} concepts, {result['num_active_concepts']} active, put into a pretrained "
+        "decoder: change of its next-token loss, mean KL divergence (nats) of the new next-token distributions from its own, "
+        "and how often both have the same first choice. `interleave_residual` is what `from_backbone` does unless told "
+        "otherwise.\n\n" + "\n\n".join(parts)
     )
 
 

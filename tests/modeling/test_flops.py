@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.modeling import flops
-from cocomix.modeling.backbones import DecoderAdapter
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
 
 
@@ -20,12 +19,14 @@ def test_forward_count_equals_torchs_counter(
     model.set_attn_implementation("eager")  # the counter sees eager attention as its two products, over all keys
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=tokens(1, T))
-    # Causal attention halves what eager attention computes, and the counter does not see the gathered compression.
-    causal = flops.attention_flops_per_token
-
-    def full(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
-        return causal(adapter, start, stop, 2 * num_positions - 1)
-
-    monkeypatch.setattr(flops, "attention_flops_per_token", full)
+    # Masks leave out what eager attention computes, and the counter does not see the gathered compression.
+    monkeypatch.setattr(flops, "mean_keys", lambda num_positions, *_: num_positions)
     compress = 2 * 5 * 16 if mixer == "concept" else 0
     assert flops.forward_flops_per_token(model, T) * T == counter.get_total_flops() + compress * T
+
+
+@pytest.mark.parametrize(("window", "rate"), [(None, 1), (4, 1), (4, 2), (100, 1)])
+def test_mean_keys_are_those_a_mask_leaves(window: int | None, rate: int) -> None:
+    T = 9
+    visible = [min(t + 1, rate * window if window else T) for t in range(T)]
+    assert flops.mean_keys(T, window, rate) == pytest.approx(sum(visible) / T)

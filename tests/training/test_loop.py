@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -38,6 +38,7 @@ from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.training import loop
+from cocomix.training.config import Family
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import backbone_config
@@ -182,6 +183,13 @@ def test_gpt2_students_and_learning(tiny: Tiny, tmp_path: Path) -> None:
     train(config(tiny, tmp_path, "ntp", student=student, num_tokens=16_000))
     losses = [line["validation_loss"] for line in read_metrics(tmp_path) if "validation_loss" in line]
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_students_of_every_family(tiny: Tiny, tmp_path: Path, family: Family) -> None:
+    student = dataclasses.replace(CONCEPT, family=family)
+    train(config(tiny, tmp_path, student=student, num_tokens=256, num_evaluations=1))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config.backbone_config.model_type == family
 
 
 def test_finished_runs_are_recognised_and_others_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int) -> f
         return span_flops_per_token(adapter, 0, adapter.num_blocks, context_length) + head_flops(adapter)
     insert, rate = model.config.insert_layer, mixer.mixing.positions_per_token
     flops = span_flops_per_token(adapter, 0, insert, context_length)
-    flops += rate * span_flops_per_token(adapter, insert, adapter.num_blocks, rate * context_length)
+    flops += rate * span_flops_per_token(adapter, insert, adapter.num_blocks, rate * context_length, rate)
     if isinstance(mixer, ConceptMixer):
         C, D = mixer.head_weight.shape
         flops += 2 * C * D + 2 * mixer.num_active_concepts * D
@@ -39,7 +39,9 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int) -> 
     return (1 + BACKWARD_OVER_FORWARD) * forward_flops_per_token(model, context_length)
 
 
-def span_flops_per_token(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
+def span_flops_per_token(
+    adapter: DecoderAdapter, start: int, stop: int, num_positions: int, positions_per_token: int = 1
+) -> float:
     """Forward FLOPs of blocks `start` to `stop - 1`, a position, in sequences of `num_positions`."""
     linear = sum(
         2 * module.weight.numel()
@@ -47,13 +49,25 @@ def span_flops_per_token(adapter: DecoderAdapter, start: int, stop: int, num_pos
         for module in block.modules()
         if isinstance(module, nn.Linear | Conv1D)
     )
-    return linear + attention_flops_per_token(adapter, start, stop, num_positions)
+    return linear + attention_flops_per_token(adapter, start, stop, num_positions, positions_per_token)
 
 
-def attention_flops_per_token(adapter: DecoderAdapter, start: int, stop: int, num_positions: int) -> float:
+def attention_flops_per_token(
+    adapter: DecoderAdapter, start: int, stop: int, num_positions: int, positions_per_token: int = 1
+) -> float:
     """The part of it that is attention over the mean number of keys: scores, then values."""
-    mean_keys = (num_positions + 1) / 2
-    return (stop - start) * 2 * 2 * _attention_width(adapter.model) * mean_keys
+    windows = adapter.sliding_windows()
+    keys = sum(
+        mean_keys(num_positions, windows[adapter.layer_type(index)], positions_per_token)
+        for index in range(start, stop)
+    )
+    return 2 * 2 * _attention_width(adapter.model) * keys
+
+
+def mean_keys(num_positions: int, window: int | None, positions_per_token: int) -> float:
+    """Keys that a position attends to, on average: all up to itself, or as many as its window holds."""
+    width = num_positions if window is None else min(window * positions_per_token, num_positions)
+    return width - width * (width - 1) / (2 * num_positions)
 
 
 def head_flops(adapter: DecoderAdapter) -> float:

@@ -9,13 +9,15 @@ from typing import Literal
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 
+Family = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
+
 
 @dataclass(frozen=True)
 class StudentConfig:
     """A decoder to train from scratch, and what is inserted into it."""
 
-    family: Literal["llama", "gpt2"] = "llama"
-    """Architecture of the backbone."""
+    family: Family = "llama"
+    """Architecture of the backbone, as `transformers` names it."""
     hidden_size: int = 128
     """Width D."""
     num_layers: int = 4
@@ -35,7 +37,7 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_active_concepts")
-        if self.hidden_size % (2 * self.num_heads) and self.family == "llama":
+        if self.hidden_size % (2 * self.num_heads) and self.family != "gpt2":
             raise CocomixError(
                 f"hidden_size {self.hidden_size} is not divisible by twice num_heads {self.num_heads} (rotary positions)"
             )

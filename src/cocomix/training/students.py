@@ -14,7 +14,10 @@ from cocomix.training.config import StudentConfig, TrainConfig
 
 
 def backbone_config(student: StudentConfig, data: TokenDataset) -> PreTrainedConfig:
-    """A decoder configuration of the student's shape, with tied embeddings and no dropout."""
+    """A decoder configuration of the student's shape, with tied embeddings and no dropout.
+
+    What a family has of its own (windows, rotary bases, norms) stays as `transformers` sets it.
+    """
     settings: dict[str, Any] = {
         "vocab_size": data.vocab_size,
         "hidden_size": student.hidden_size,
@@ -27,8 +30,13 @@ def backbone_config(student: StudentConfig, data: TokenDataset) -> PreTrainedCon
     }
     if student.family == "gpt2":
         settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    elif student.family == "gpt_neox":
+        settings |= {"intermediate_size": 4 * student.hidden_size}
     else:
-        settings |= {"intermediate_size": _gated_width(student.hidden_size)}
+        settings |= {"intermediate_size": _gated_width(student.hidden_size), "num_key_value_heads": student.num_heads}
+    if student.family in ("qwen3", "gemma2", "gemma3_text"):  # these set a head's width apart from the model's
+        head_size = student.hidden_size // student.num_heads
+        settings |= {"head_dim": head_size, "query_pre_attn_scalar": head_size}
     return AutoConfig.for_model(student.family, **settings)
 
 
