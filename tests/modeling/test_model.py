@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from cocomix import CocomixError
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import gpt2_cocomix
@@ -226,6 +226,23 @@ class TestErrors:
         file.rename(tmp_path / "pytorch_model.bin")
         with pytest.raises(OSError, match="safetensors"):
             load(tmp_path)
+
+    def test_hub_name_without_a_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+        assert local_model(Path("openai-community/gpt2")) == tmp_path
+        assert local_model(tmp_path) == tmp_path
+        assert local_model(tmp_path / "nothing") == tmp_path / "nothing"
+        assert asked == ["openai-community/gpt2"]
+
+        def refuse(*_: object, **__: object) -> str:
+            raise OSError("no route to host")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+        with pytest.raises(
+            CocomixError, match=r"gpt2 does not exist here, and gpt2 could not be downloaded .*: no route"
+        ):
+            local_model(Path("gpt2"))
 
     def test_gguf_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(CocomixError, match=r"model.gguf is not a file"):

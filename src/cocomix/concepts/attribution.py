@@ -9,9 +9,10 @@ function of a window's tokens and the settings: neither the batch nor the shard 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ class AttributionConfig:
     encoder's output z before its activation (the paper's first version)."""
     sign: AttributionSign = "raises_loss"
     """Top of +a (paper and released code: their presence makes the true token less likely), of -a, or of |a|."""
-    num_labels: int = 4
+    num_labels: Annotated[int, tyro.conf.arg(aliases=("--num-labels",))] = 4
     """A, labels a token (the paper's K_attr)."""
     control: Control = "none"
     """What the labels are to be compared with. random: the same labels of a fixed random dictionary. shuffled: true labels,

@@ -9,6 +9,7 @@ and the settings it was made with; a shard without a note that holds is made aga
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from cocomix.concepts.verification import verify
 from cocomix.data.concept_dataset import KIND, write_labels
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.modeling.loading import local_model
 
 LabelSource = TeacherLabels | DerivedLabels
 
@@ -42,7 +44,7 @@ class ExtractConfig:
     output: Path
     """Folder of the concept dataset."""
     teacher: Path | None = None
-    """Causal LM: a folder or a training run."""
+    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
     sae: Path | None = None
     """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
     layer: int | None = None
@@ -89,6 +91,8 @@ class ExtractConfig:
 
 def extract(config: ExtractConfig) -> artifacts.Manifest:
     """Make the concept dataset, continue an interrupted one, or recognise a finished one; alone or under `torchrun`."""
+    if config.teacher is not None:
+        config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
     if config.verify:
         return verify(config.output, data, config.teacher, config.sae, config.layer)

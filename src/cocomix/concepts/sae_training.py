@@ -32,6 +32,7 @@ from cocomix.concepts.sae_trainer import SaeTrainer, UpdateStats
 from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
+from cocomix.modeling.loading import local_model
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
 
@@ -50,7 +51,7 @@ class TrainSaeConfig:
     """Dictionaries of one or several layers of one teacher."""
 
     teacher: Path
-    """Causal LM of any supported family: a folder or a training run."""
+    """Causal LM of any supported family: a folder, a training run, a GGUF file or a Hub name."""
     data: Path
     """Token dataset with the teacher's tokenizer."""
     output: Path
@@ -113,6 +114,7 @@ def train_sae(config: TrainSaeConfig) -> tuple[artifacts.Manifest, ...]:
     Returns:
         a manifest for each layer, ascending; its facts hold the quality.
     """
+    config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
     settings = _settings(config, data)
     _check_output(config)

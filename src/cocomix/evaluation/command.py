@@ -18,7 +18,7 @@ from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
-from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 KIND = "evaluation"
@@ -30,7 +30,7 @@ class EvalConfig:
     """What to evaluate, on what."""
 
     model: Path
-    """Any causal LM: a training run, a folder of `save_pretrained`, or a GGUF file."""
+    """Any causal LM: a training run, a folder of `save_pretrained`, a GGUF file or a Hub name."""
     output: Path
     """Folder for `evaluation.json`."""
     data: Path | None = None
@@ -71,6 +71,8 @@ class EvalConfig:
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Evaluate, or return a former evaluation with equal settings; the result is also in `evaluation.json`."""
+    teacher = None if config.teacher is None else local_model(config.teacher)
+    config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     dataset = TokenDataset(config.data, "validation") if config.data is not None else None
     task_files = [find_task_files(name, config.task_data) for name in config.tasks if config.task_data is not None]
     settings: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,22 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.hub import download
 from cocomix.modeling.model import check_loading_report
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def local_model(path: Path) -> Path:
+    """The path itself where something is there; else the folder of what was downloaded from the Hub under that name.
+
+    Raises:
+        CocomixError: it is neither.
+    """
+    if path.exists() or _HUB_NAME.fullmatch(str(path)) is None:
+        return path
+    return download(str(path), str(path), MODEL_FILES)
 
 
 def load_causal_lm(path: Path | str) -> PreTrainedModel:

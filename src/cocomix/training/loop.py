@@ -23,6 +23,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
+from cocomix.modeling.loading import local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import OptimizerConfig, TrainConfig
 from cocomix.training.labels import ConceptLabels, concept_labels
@@ -48,6 +49,8 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder where the mixer is `none`),
     its tokenizer, and `metrics.jsonl`.
     """
+    if config.teacher is not None:
+        config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
     labels = concept_labels(config, data)
     settings = _settings_of(config, data, labels)

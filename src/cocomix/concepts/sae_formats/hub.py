@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.hub import download
 from cocomix.concepts.sae_formats.recognition import FILES
 
 _HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>.+))?")
@@ -25,15 +26,7 @@ def local_path(path: Path | str) -> Path:
     repository, inside = match["repository"], match["inside"]
     names = sorted(set().union(*FILES.values()))
     patterns = [f"{inside}/{name}" for name in names] + [inside] if inside else names
-    from huggingface_hub import snapshot_download  # not before a name needs it
-
-    try:
-        folder = Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:  # the library below raises a dozen kinds of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CocomixError(
-            f"{path} does not exist here, and {repository} could not be downloaded from the Hugging Face Hub: {reason}"
-        ) from error
+    folder = download(str(path), repository, patterns)
     found = folder / inside if inside else folder
     if not found.exists():
         raise CocomixError(f"{repository} on the Hugging Face Hub has no dictionary at {inside}")
