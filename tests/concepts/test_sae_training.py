@@ -174,6 +174,10 @@ def test_quality_equals_its_definition(tiny: Tiny) -> None:
     h = teacher.residual(ids)
     expected = (h - sae(h)).pow(2).sum() / (h - h.mean((0, 1))).pow(2).sum()
     assert quality.fvu == pytest.approx(float(expected), rel=1e-4)
+    std = h.std(-1, keepdim=True)
+    x = (h - h.mean(-1, keepdim=True)) / std
+    expected = ((h - sae(h)) / std).pow(2).sum() / (x - x.mean((0, 1))).pow(2).sum()
+    assert quality.fvu_normalized == pytest.approx(float(expected), rel=1e-4)
     assert quality.num_tokens == ids.numel()
     loss = torch.nn.functional.cross_entropy(teacher.model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert quality.loss == pytest.approx(float(loss), rel=1e-4)
@@ -246,7 +250,15 @@ def test_card_says_what_was_measured(tiny: Tiny, tmp_path: Path) -> None:
 
 def make_card(text: str) -> dict[str, object]:
     context = {"before": text, "token": text, "after": text, "activation": 1.5}
-    quality = {"fvu": 0.1, "l0": 4.0, "num_dead": 2, "loss": 3.0, "spliced_loss": 3.1, "mean_ablated_loss": 9.0}
+    quality = {
+        "fvu": 0.1,
+        "fvu_normalized": 0.2,
+        "l0": 4.0,
+        "num_dead": 2,
+        "loss": 3.0,
+        "spliced_loss": 3.1,
+        "mean_ablated_loss": 9.0,
+    }
     quality |= {"num_tokens": 800, "num_counted_tokens": 1000, "loss_recovered": 0.98}
     return {
         "layer": 3,

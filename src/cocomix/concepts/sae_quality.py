@@ -28,6 +28,9 @@ class SaeQuality:
 
     fvu: float
     """Fraction of the residual stream's variance that the reconstruction leaves unexplained."""
+    fvu_normalized: float
+    """The same with every token's error, and variance, on the scale of its own residual stream. Some models' first
+    positions are a hundred times the size of all others, and would be all there is to explain."""
     l0: float
     """Mean number of latents with a positive activation."""
     num_dead: int
@@ -68,8 +71,8 @@ def measure_sae(
         the quality, and at how many of `num_counted_tokens` each latent was active.
     """
     batch_size = windows_per_batch(dataset)
-    mean, num_windows = _mean_residual(teacher, dataset, batch_size, max_windows)
-    sums = torch.zeros(6, dtype=torch.float64)
+    mean, mean_x, num_windows = _means(teacher, dataset, batch_size, max_windows)
+    sums = torch.zeros(8, dtype=torch.float64)
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
     for windows in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
         h = teacher.residual(**windows.inputs())
@@ -81,6 +84,8 @@ def measure_sae(
             [
                 (h - h_hat).double().pow(2).sum(),
                 (h - mean).double().pow(2).sum(),
+                ((h - h_hat) / h.std(-1, keepdim=True)).double().pow(2).sum(),
+                (_normalize(h) - mean_x).double().pow(2).sum(),
                 active.double().sum(),
                 _loss_sum(teacher, h, windows),
                 _loss_sum(teacher, h_hat, windows),
@@ -93,10 +98,11 @@ def measure_sae(
         latents = sae.encode(teacher.residual(**windows.inputs()))
         counts += torch.bincount(latents.indices[latents.values > 0], minlength=len(counts))
         num_counted += windows.input_ids.numel()
-    loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[3:])
+    loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[5:])
     quality = SaeQuality(
         fvu=float(sums[0] / sums[1]),
-        l0=float(sums[2]) / num_tokens,
+        fvu_normalized=float(sums[2] / sums[3]),
+        l0=float(sums[4]) / num_tokens,
         num_dead=int((counts == 0).sum()),
         loss=loss,
         spliced_loss=spliced,
@@ -113,15 +119,23 @@ def windows_per_batch(dataset: TokenDataset) -> int:
     return max(1, TOKENS_PER_BATCH // dataset.context_length)
 
 
-def _mean_residual(
+def _normalize(h: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Each token's residual stream without its mean and scale."""
+    return (h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True)
+
+
+def _means(
     teacher: Teacher, dataset: TokenDataset, batch_size: int, max_windows: int | None
-) -> tuple[Float[Tensor, " D"], int]:
-    """The mean over all tokens, and the number of windows."""
-    total, num_windows = torch.zeros(1, dtype=torch.float64), 0
+) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"], int]:
+    """The mean residual stream over all tokens, that of the normalised one, and the number of windows."""
+    total, total_x, num_windows = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
     for windows in dataset.batches(batch_size, max_windows):
-        total = total + teacher.residual(**windows.inputs()).double().sum((0, 1))
+        h = teacher.residual(**windows.inputs())
+        total = total + h.double().sum((0, 1))
+        total_x = total_x + _normalize(h).double().sum((0, 1))
         num_windows += len(windows)
-    return (total / (num_windows * dataset.context_length)).float(), num_windows
+    num_tokens = num_windows * dataset.context_length
+    return (total / num_tokens).float(), (total_x / num_tokens).float(), num_windows
 
 
 def _loss_sum(teacher: Teacher, residual: Tensor, windows: Windows) -> Tensor:
