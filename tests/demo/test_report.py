@@ -148,6 +148,7 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
         },
         "sae": {
             "fvu": 0.1234,
+            "fvu_normalized": 0.1357,
             "l0": 31.6,
             "num_dead": 12,
             "loss": 4.204,
