@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -186,7 +185,9 @@ def peak_bytes(shape: Shape, name: str) -> int:
     ours, dense = contestants(shape)
     if name != "none":
         {"ours": ours, "dense": dense}[name]()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not ru_maxrss, which a child process takes over from the one that started it.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 if __name__ == "__main__":

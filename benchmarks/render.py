@@ -89,6 +89,7 @@ def page() -> str:
         seeds(read_json(RESULTS / "demo_seeds.json")),
         variants(read_json(RESULTS / "variants.json")),
         autoencoders(read_json(RESULTS / "sae.json")),
+        extraction(read_json(RESULTS / "extraction.json")),
         upcycling(read_json(RESULTS / "upcycling.json")),
         kills(read_json(RESULTS / "kills.json")),
     ]
@@ -204,6 +205,35 @@ def autoencoders(result: dict[str, Any]) -> str:
             f"Times are wall clock with {'one thread' if threads == 1 else f'{threads} threads'}, on a machine that was "
             "busy with other work.",
             _command(result),
+        ]
+    )
+
+
+def extraction(result: dict[str, Any]) -> str:
+    shape, seconds, machine = result["shape"], result["seconds"], result["machine"]
+    base = result["peak_bytes"]["none"]
+    rows = [
+        f"| {label} | {seconds[name]:.2f} | {result['tokens_per_second'][name]:.0f} | "
+        f"{(result['peak_bytes'][name] - base) / 1e6:,.0f} MB |"
+        for name, label in (("ours", "`ConceptExtractor`"), ("dense", "dense formulation"))
+    ]
+    return "\n".join(
+        [
+            "## Extraction",
+            "",
+            f"`{result['command']}`",
+            "",
+            f"Labels as the paper's code chooses them, of {shape['batch']} windows of {shape['context']} tokens: a decoder "
+            f"of {shape['num_blocks']} blocks, width {shape['width']} and {shape['vocab_size']:,} tokens, a dictionary of "
+            f"{shape['num_latents']:,} latents after block {shape['layer']}, random weights, {machine['threads']} thread. "
+            "The dense formulation runs a full backward with parameter gradients, a dense attribution and a dense top-k. "
+            f"Both in turn in one process; the median of {len(result['ratios'])} paired ratios is "
+            f"**{result['median_ratio']:.2f}** (from {min(result['ratios']):.2f} to {max(result['ratios']):.2f}). Peak "
+            f"memory is of a process of its own, beyond the {base / 1e9:.2f} GB of one that only builds the models.",
+            "",
+            "| | seconds | tokens a second | memory |",
+            "|---|---|---|---|",
+            *rows,
         ]
     )
 

@@ -81,7 +81,27 @@ def test_steering_acts_in_cached_generation() -> None:
     assert not torch.equal(steered, model.generate(ids, **settings))
 
 
+def test_a_wrapped_model_is_steered_all_the_same() -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, module: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.module(input_ids=ids).logits
+
+    model, ids = student(), tokens()
+    with steer(model, {2: 3.0}):
+        expected = model(input_ids=ids).logits
+    wrapped = Wrapper(model)
+    with steer(wrapped, {2: 3.0}):
+        assert torch.equal(wrapped(ids), expected)
+    assert not torch.equal(wrapped(ids), expected)
+
+
 def test_bad_input_is_one_sentence() -> None:
+    with pytest.raises(CocomixError, match="concept '7' is no index"), steer(student(), {"7": 1.0}):
+        pass
     with (
         pytest.raises(CocomixError, match="only a model with a concept mixer"),
         steer(student(mixer="pause"), {1: 1.0}),

@@ -63,18 +63,21 @@ def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> N
     assert torch.equal(found, beam_search(model, ids, num_beams=3, num_new=4))
 
 
-@pytest.mark.parametrize("mixing", ["interleave", "add"])
+@pytest.mark.parametrize(
+    ("mixer", "mixing"),
+    [("concept", "interleave"), ("concept", "interleave_residual"), ("concept", "add"), ("pause", "interleave")],
+)
 class TestEveryFamily:
-    def test_sampling(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), prompt()
+    def test_sampling(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), prompt()
         drawn = []
         for use_cache in (True, False):
             torch.manual_seed(1)
             drawn.append(model.generate(ids, **settings(ids, do_sample=True, top_k=10, use_cache=use_cache)))
         assert torch.equal(*drawn)
 
-    def test_left_padded_batch(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), prompt()
+    def test_left_padded_batch(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), prompt()
         short = ids[1:, 2:]
         padded, mask = ids.clone(), torch.ones_like(ids)
         padded[1, :2], mask[1, :2] = 0, 0
@@ -84,29 +87,29 @@ class TestEveryFamily:
             assert torch.equal(together[1:, 2:], uncached(model, short))
 
     @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
-    def test_chunked_prefill(self, family: str, mixing: str, cache: dict[str, str]) -> None:
-        model, ids = student(family, mixing=mixing), tokens(2, 11)
+    def test_chunked_prefill(self, family: str, mixer: str, mixing: str, cache: dict[str, str]) -> None:
+        model, ids = student(family, mixer, mixing), tokens(2, 11)
         assert torch.equal(model.generate(ids, **settings(ids, prefill_chunk_size=3, **cache)), uncached(model, ids))
 
-    def test_assisted_by_another_model(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), prompt(1)
+    def test_assisted_by_another_model(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), prompt(1)
         # A draft that is right at times: the model's own backbone weights under another mixer.
-        draft = student(family, mixing=mixing, insert_layer=0)
+        draft = student(family, mixer, mixing, insert_layer=0)
         for assistant in (draft, AutoModelForCausalLM.from_config(backbone_config(family)).eval()):
             assert torch.equal(
                 model.generate(ids, **settings(ids, assistant_model=assistant, max_new_tokens=16)),
                 uncached(model, ids, max_new_tokens=16),
             )
 
-    def test_drafts_from_the_prompt(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), prompt(1).repeat(1, 3)
+    def test_drafts_from_the_prompt(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), prompt(1).repeat(1, 3)
         assert torch.equal(
             model.generate(ids, **settings(ids, prompt_lookup_num_tokens=3, max_new_tokens=12)),
             uncached(model, ids, max_new_tokens=12),
         )
 
-    def test_cache_counts_tokens_and_continues(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), tokens(2, 11)
+    def test_cache_counts_tokens_and_continues(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens(2, 11)
         expected = model(input_ids=ids).logits
         caches = [
             DynamicCache(),
@@ -119,8 +122,8 @@ class TestEveryFamily:
             assert int(cache.get_seq_length()) == 11
             torch.testing.assert_close(logits, expected[:, 8:], atol=1e-4, rtol=1e-4)
 
-    def test_cropping_tokens(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), tokens(2, 11)
+    def test_cropping_tokens(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), tokens(2, 11)
         cache = DynamicCache(config=model.config)
         cache.activate_past_recording()
         model(input_ids=ids[:, :7], past_key_values=cache)
@@ -131,8 +134,8 @@ class TestEveryFamily:
         logits = model(input_ids=ids[:, 7:], past_key_values=cache).logits
         torch.testing.assert_close(logits, model(input_ids=ids).logits[:, 7:], atol=1e-4, rtol=1e-4)
 
-    def test_embeddings_in_place_of_ids(self, family: str, mixing: str) -> None:
-        model, ids = student(family, mixing=mixing), prompt()
+    def test_embeddings_in_place_of_ids(self, family: str, mixer: str, mixing: str) -> None:
+        model, ids = student(family, mixer, mixing), prompt()
         embeds = model.get_input_embeddings()(ids)
         assert torch.equal(model(inputs_embeds=embeds).logits, model(input_ids=ids).logits)
         new = model.generate(inputs_embeds=embeds, **settings(ids))
@@ -152,6 +155,17 @@ def beam_search(model: CoCoMixForCausalLM, ids: torch.Tensor, num_beams: int, nu
                 grown.append((score + float(value), torch.cat([beam, token.view(1, 1)], 1)))
         beams = sorted(grown, key=lambda pair: -pair[0])[:num_beams]
     return beams[0][1]
+
+
+@pytest.mark.parametrize("more", [{"insert_layer": 0}, {"insert_layer": 2}, {"position_mode": "sequential"}])
+def test_any_insertion_and_either_positions(family: str, more: dict[str, Any]) -> None:
+    model, ids = student(family, **more), prompt()
+    padded, mask = torch.cat([torch.zeros(2, 2, dtype=torch.long), ids], 1), torch.ones(2, PROMPT_LENGTH + 2)
+    mask[:, :2] = 0
+    expected = uncached(model, ids)
+    assert torch.equal(model.generate(ids, **settings(ids)), expected)
+    assert torch.equal(model.generate(ids, **settings(ids, cache_implementation="static")), expected)
+    assert torch.equal(model.generate(padded, **settings(ids, attention_mask=mask.long()))[:, 2:], expected)
 
 
 def test_beams_with_sampling_and_several_results() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cocomix import CocomixError
+from cocomix.modeling import configuration
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -172,11 +173,35 @@ class TestErrors:
             ({"position_mode": "both"}, "position_mode is 'both'"),
             ({"num_active_concepts": 99, "num_concepts": 8}, "num_active_concepts is 99"),
             ({"mixer": "pause", "mixing": "none"}, "would insert nothing"),
+            ({"concept_loss_weight": float("nan")}, "concept_loss_weight is nan; it must be a number of at least 0"),
+            ({"initializer_range": -1}, "initializer_range is -1"),
+            ({"tie_word_embeddings": False}, "tie_word_embeddings is the backbone's setting"),
+            ({"insert_layr": 1}, "unknown setting 'insert_layr'"),
+            ({"vocab_size": 9}, "unknown setting 'vocab_size'"),
         ],
     )
     def test_configuration(self, settings: dict[str, object], message: str) -> None:
         with pytest.raises(CocomixError, match=message):
             CoCoMixConfig(backbone_config=backbone_config("llama"), **settings)
+
+    @pytest.mark.parametrize("backbone", ["gpt2", {}, {"model_type": "nonsense"}])
+    def test_backbone_configuration(self, backbone: Any) -> None:
+        with pytest.raises(CocomixError, match="backbone_config "):
+            configuration._backbone(backbone)
+
+    @pytest.mark.parametrize("wrong", ["1", 1.5, True])
+    def test_counts_are_whole_numbers(self, wrong: Any) -> None:
+        config = student().config
+        config.insert_layer = wrong
+        with pytest.raises(CocomixError, match="insert_layer is .*; it must be a whole number"):
+            config.validate()
+
+    def test_settings_changed_afterwards(self, tmp_path: Path) -> None:
+        student().save_pretrained(tmp_path)
+        with pytest.raises(CocomixError, match="insert_layer is 99"):
+            CoCoMixForCausalLM.from_pretrained(tmp_path, insert_layer=99)
+        with pytest.raises(CocomixError, match="mixing is 'interleeve'"):
+            CoCoMixForCausalLM.from_pretrained(tmp_path, mixing="interleeve")
 
     def test_token_out_of_range(self) -> None:
         with pytest.raises(CocomixError, match="input_ids holds 40; the vocabulary has ids 0 to 39"):
@@ -224,8 +249,33 @@ class TestErrors:
         with pytest.raises(CocomixError, match="no causal language model could be loaded"):
             load_causal_lm(tmp_path)
         file.rename(tmp_path / "pytorch_model.bin")
-        with pytest.raises(OSError, match="safetensors"):
+        with pytest.raises((CocomixError, OSError), match="safetensors"):
             load(tmp_path)
+        with pytest.raises(CocomixError, match="cocomix reads safetensors only"):
+            load(tmp_path, use_safetensors=False)
+
+    def test_folder_of_a_plain_decoder(self, tmp_path: Path) -> None:
+        student().backbone.save_pretrained(tmp_path)
+        with pytest.raises(CocomixError, match="no CoCoMix model could be loaded"):
+            CoCoMixForCausalLM.from_pretrained(tmp_path)
+
+    def test_shapes_and_types_of_inputs(self) -> None:
+        model, ids = student(), tokens()
+        for inputs, message in (
+            ({"input_ids": ids[0]}, r"input_ids has shape \(9,\)"),
+            ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}, "one of them"),
+            ({"inputs_embeds": torch.zeros(2, 9, 12)}, r"expected \[batch, tokens, 16\]"),
+            ({"input_ids": ids, "attention_mask": torch.ones(2, 8)}, r"attention_mask has shape \(2, 8\)"),
+            ({"input_ids": ids, "concept_labels": concept_labels(A=1)[..., :0]}, "concept_labels has shape"),
+            ({"input_ids": ids, "concept_labels": concept_labels().float()}, "has dtype torch.float32"),
+            ({"input_ids": ids, "conept_labels": concept_labels()}, "forward has no argument 'conept_labels'"),
+        ):
+            with pytest.raises(CocomixError, match=message):
+                model(**inputs)
+        with pytest.raises(CocomixError, match="position_ids holds 64; the model has positions 0 to 63"):
+            student("gpt2")(input_ids=torch.ones(1, 65, dtype=torch.long))
+        with pytest.raises(CocomixError, match="assistant_early_exit is not supported"):
+            model.generate(ids, assistant_early_exit=1)
 
     def test_hub_name_without_a_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked = []
@@ -253,5 +303,5 @@ class TestErrors:
             student()(inputs_embeds=torch.zeros(1, 4, 16), labels=tokens(1, 3))
 
     def test_nothing_to_read(self) -> None:
-        with pytest.raises(CocomixError, match="give input_ids or inputs_embeds"):
+        with pytest.raises(CocomixError, match="give input_ids or inputs_embeds, one of them"):
             student()()

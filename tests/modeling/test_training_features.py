@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError
 from cocomix.modeling.configuration import CoCoMixConfig
@@ -156,6 +157,45 @@ def test_hidden_states_are_the_residual_stream() -> None:
     assert torch.equal(model.adapter.logits(states[-1][:, 1::2]), model(input_ids=ids).logits)
     with pytest.raises(CocomixError, match="output_attentions is not supported"):
         model(input_ids=ids, output_attentions=True)
+
+
+def test_what_transformers_takes_for_granted() -> None:
+    model, ids = student("llama"), tokens()
+    plain = model(input_ids=ids)
+    assert torch.equal(model(input_ids=ids, return_dict=False)[0], plain.logits)
+    assert torch.equal(model(input_ids=ids, logits_to_keep=torch.tensor([0, 4])).logits, plain.logits[:, [0, 4]])
+    assert torch.equal(model(input_ids=ids, logits_to_keep=3).logits, plain.logits[:, -3:])
+    model.config.output_hidden_states = True
+    assert len(model(input_ids=ids).hidden_states) == 4
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_trainer_takes_the_same_step_however_the_batch_is_cut(accumulation: int, tmp_path: Any) -> None:
+    """transformers.Trainer, with the loss that the model returns."""
+    torch.manual_seed(0)
+    rows = [{"input_ids": ids, "labels": ids, "concept_labels": concept_labels(1)[0]} for ids in tokens(8)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    model = student("llama").train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    expected_loss, gradients = loss_and_gradients(model, **{k: torch.stack([row[k] for row in rows]) for k in rows[0]})
+    model.zero_grad()
+    trained = Trainer(model=model, args=arguments, train_dataset=rows).train()
+    assert trained.training_loss == pytest.approx(float(expected_loss), rel=1e-4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] - 1e-2 * gradients[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_resized_vocabulary_trains_and_saves(tmp_path: Any) -> None:

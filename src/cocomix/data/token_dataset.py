@@ -70,7 +70,7 @@ class TokenDataset:
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
-        self.isolates_documents = bool(manifest.facts["isolate_documents"])
+        self.isolates_documents = bool(manifest.facts.get("isolate_documents", False))
         counts = manifest.facts["splits"][split]
         self.num_windows = int(counts["num_windows"])
         self.tokens_per_byte: float = counts["num_tokens"] / counts["num_bytes"]

@@ -63,6 +63,12 @@ class EvalConfig:
             raise CocomixError("nothing to evaluate on: give --data, a token dataset, or --tasks, or both")
         if (self.task_data is None) != (not self.tasks):
             raise CocomixError("benchmarks need both --tasks, their names, and --task-data, the folder of their files")
+        if self.limit is not None and not self.tasks:
+            raise CocomixError("--limit is of the items of --tasks; for --data there is --max-windows")
+        if self.max_windows is not None and self.data is None:
+            raise CocomixError("--max-windows is of the windows of --data; for --tasks there is --limit")
+        if self.sae is not None and not self.probes:
+            raise CocomixError("--teacher and --sae are for the oracle probe: add --probes")
         if self.probes and self.data is None:
             raise CocomixError("--probes need --data, a token dataset")
         if (self.teacher is None) != (self.sae is None):

@@ -297,7 +297,10 @@ def adapter_for(model: PreTrainedModel) -> DecoderAdapter:
         )
     if getattr(model.config, "use_bidirectional_attention", False):
         raise CocomixError(f"this {family} attends in both directions; cocomix needs a causal decoder")
-    return _ADAPTERS[family](model)
+    adapter = _ADAPTERS[family]
+    if not hasattr(model, adapter.decoder_name) or model.get_output_embeddings() is None:
+        raise CocomixError(f"{type(model).__name__} is no causal language model: it has no decoder with an output head")
+    return adapter(model)
 
 
 def positions_from_mask(

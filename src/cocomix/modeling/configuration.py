@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, get_args
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cocomix.base.errors import CocomixError
 
 MixerName = Literal["concept", "pause", "none"]
 MixingName = Literal["interleave", "interleave_residual", "add", "none"]
 PositionMode = Literal["shared", "sequential"]
+
+
+#: Settings of transformers that say nothing of the backbone.
+_TRANSFORMERS_SETTINGS = frozenset(
+    {
+        "architectures",
+        "attn_implementation",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
 
 
 class CoCoMixConfig(PreTrainedConfig):
@@ -36,6 +66,19 @@ class CoCoMixConfig(PreTrainedConfig):
     """
 
     model_type = "cocomix"
+    #: What `transformers.Trainer` leaves out of predictions beside the logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "lm_loss",
+        "concept_loss",
+        "lm_loss_sum",
+        "lm_count",
+        "concept_loss_sum",
+        "concept_count",
+        "concept_indices",
+        "concept_values",
+        "hidden_states",
+    ]
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
     def __init__(
@@ -51,11 +94,7 @@ class CoCoMixConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        if backbone_config is None:  # transformers builds every configuration class without arguments, to diff against
-            backbone_config = AutoConfig.for_model("gpt2")
-        if isinstance(backbone_config, dict):
-            backbone_config = AutoConfig.for_model(**backbone_config)
-        backbone: PreTrainedConfig = backbone_config
+        backbone = _backbone(backbone_config)
         self.backbone_config = backbone
         self.mixer = mixer
         self.mixing = mixing
@@ -69,9 +108,14 @@ class CoCoMixConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(backbone, name, None))
         # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
         kwargs.setdefault("attn_implementation", backbone._attn_implementation)
-        kwargs["tie_word_embeddings"] = bool(getattr(backbone, "tie_word_embeddings", False))
+        is_tied = bool(getattr(backbone, "tie_word_embeddings", False))
+        if kwargs.setdefault("tie_word_embeddings", is_tied) != is_tied:
+            raise CocomixError(f"tie_word_embeddings is the backbone's setting, and there it is {is_tied}")
+        unknown = sorted(name for name in kwargs if not name.startswith("_") and name not in _TRANSFORMERS_SETTINGS)
+        if unknown:
+            raise CocomixError(f"unknown setting {unknown[0]!r}; the backbone's own belong into backbone_config")
         super().__init__(**kwargs)
-        self._check()
+        self.validate()
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's: what generation, caches and resized vocabularies go by."""
@@ -93,7 +137,16 @@ class CoCoMixConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         return int(self.backbone_config.max_position_embeddings)
 
-    def _check(self) -> None:
+    def validate(self) -> None:
+        """Check names, types and numbers; also done when a model is built, for settings that were changed since."""
+        for name in ("insert_layer", "num_concepts", "num_active_concepts"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise CocomixError(f"{name} is {value!r}; it must be a whole number")
+        for name in ("concept_loss_weight", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise CocomixError(f"{name} is {value!r}; it must be a number of at least 0")
         for name, allowed in (("mixer", MixerName), ("mixing", MixingName), ("position_mode", PositionMode)):
             if getattr(self, name) not in get_args(allowed):
                 raise CocomixError(
@@ -113,3 +166,18 @@ class CoCoMixConfig(PreTrainedConfig):
                 f"num_active_concepts is {self.num_active_concepts}; it must lie between 1 and num_concepts "
                 f"({self.num_concepts})"
             )
+
+
+def _backbone(given: Any) -> PreTrainedConfig:
+    """A backbone's configuration from what was given for it."""
+    if given is None:  # transformers builds every configuration class without arguments, to diff against
+        given = {"model_type": "gpt2"}
+    if isinstance(given, dict):
+        if given.get("model_type") not in CONFIG_MAPPING:
+            raise CocomixError(
+                f"backbone_config has model_type {given.get('model_type')!r}, which transformers does not know"
+            )
+        given = AutoConfig.for_model(**given)
+    if not isinstance(given, PreTrainedConfig):
+        raise CocomixError(f"backbone_config is {given!r}; expected a configuration of transformers, or its dictionary")
+    return given

@@ -85,26 +85,41 @@ class Steer(ConceptEdit):
 
 
 @contextlib.contextmanager
-def steer(model: nn.Module, strengths: Mapping[int, float], mode: str = "set") -> Iterator[None]:
+def steer(model: nn.Module, strengths: Mapping[Any, float], mode: str = "set") -> Iterator[None]:
     """Steer `model` by concept index within a `with` block.
 
+    Edits are those of the thread that enters the block: a thread started inside it, as with `TextIteratorStreamer`, enters
+    a block of its own.
+
     Args:
-        model: a `CoCoMixForCausalLM` with a concept mixer.
-        strengths: concept index to strength; see `Steer` for what a strength means in each mode.
+        model: a `CoCoMixForCausalLM` with a concept mixer, also wrapped (compiled, data-parallel, with adapters).
+        strengths: concept index (an integer) to strength; see `Steer` for what a strength means in each mode.
         mode: how a strength acts.
 
     Raises:
         CocomixError: the model has no concepts, a concept does not exist, or the mode is unknown.
     """
+    model = _unwrapped(model)
     config: Any = model.config
-    if getattr(config, "mixer", None) != "concept":
-        raise CocomixError("only a model with a concept mixer can be steered")
     if mode not in STEER_MODES:
         raise CocomixError(f"mode is {mode!r}; it must be one of {', '.join(STEER_MODES)}")
     for concept in strengths:
+        if not isinstance(concept, int):
+            raise CocomixError(
+                f"concept {concept!r} is no index; the model has concepts 0 to {config.num_concepts - 1}"
+            )
         if not 0 <= concept < config.num_concepts:
             raise CocomixError(
                 f"concept {concept} does not exist; the model has concepts 0 to {config.num_concepts - 1}"
             )
     with concept_edits(model, *(Steer(concept, strength, mode) for concept, strength in strengths.items())):
         yield
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model with a concept mixer inside whatever wraps it: edits belong to that one."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(module, "mixer") and getattr(config, "mixer", None) == "concept":
+            return module
+    raise CocomixError("only a model with a concept mixer can be steered")

@@ -52,7 +52,7 @@ class Mixing:
         """The padding mask above the mixer: [B, keys] -> [B, positions_per_token * keys]."""
         if attention_mask is None or self.positions_per_token == 1:
             return attention_mask
-        if attention_mask.ndim != 2:
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             raise CocomixError("an interleaved model takes attention masks of shape [batch, keys] only")
         return attention_mask.repeat_interleave(2, dim=1)
 

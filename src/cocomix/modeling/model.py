@@ -32,9 +32,14 @@ from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_fr
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import edits_of
+from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
 from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
+
+
+#: Arguments that transformers passes to any model.
+_PASSED_ON = frozenset(("cache_position", "token_type_ids"))
 
 
 @dataclass
@@ -64,6 +69,8 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
     config_class = CoCoMixConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    #: The loss is a mean over the batch; `transformers.Trainer` divides by its accumulation steps.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -87,6 +94,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     """
 
     def __init__(self, config: CoCoMixConfig, backbone: PreTrainedModel | None = None) -> None:
+        config.validate()
         super().__init__(config)
         if backbone is None:
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
@@ -109,12 +117,19 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         Args:
             backbone: any supported causal LM; kept, not copied.
             sae: TopK autoencoder with `layer_norm` normalisation whose encoder and decoder start the mixer. Sets
-                `num_concepts` unless it is given.
+                `num_concepts` and `num_active_concepts` unless they are given.
             settings: of `CoCoMixConfig`.
+
+        Raises:
+            CocomixError: the backbone is no supported causal LM, a setting is unknown, or the autoencoder does not fit.
         """
+        if not isinstance(backbone, PreTrainedModel):
+            raise CocomixError(f"backbone is {backbone!r}; expected a loaded model, such as load_causal_lm gives")
+        adapter_for(backbone)
         settings.setdefault("mixing", "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))
+            settings.setdefault("num_active_concepts", sae.config.num_active_latents)
         model = cls(CoCoMixConfig(backbone_config=backbone.config, **settings), backbone)
         if backbone.generation_config is not None:
             model.generation_config = copy.deepcopy(backbone.generation_config)
@@ -133,17 +148,34 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Load a saved model; see `PreTrainedModel.from_pretrained`.
 
         Raises:
-            CocomixError: tensors are missing, left over or of another shape (unless `ignore_mismatched_sizes`).
+            CocomixError: no CoCoMix model can be read there, or tensors are missing, left over or of another shape (unless
+                `ignore_mismatched_sizes`).
         """
+        source = str(arguments[0] if arguments else options.get("pretrained_model_name_or_path", "the checkpoint"))
         # Weights are never unpickled, and a model with random weights in it never comes back silently.
-        options.setdefault("use_safetensors", True)
+        if not options.setdefault("use_safetensors", True):
+            raise CocomixError("use_safetensors is off, but cocomix reads safetensors only")
         other_shapes_too = options.pop("ignore_mismatched_sizes", False)
-        model, report = super().from_pretrained(
-            *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        try:
+            model, report = super().from_pretrained(
+                *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except CocomixError:
+            raise
+        except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CocomixError(
+                f"no CoCoMix model could be loaded from {source} (a plain decoder becomes one with from_backbone): {reason}"
+            ) from error
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
-        check_loading_report(report | allowed, str(arguments[0] if arguments else "the checkpoint"))
+        check_loading_report(report | allowed, source)
         return (model, report) if output_loading_info else model
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        """Generate; see `GenerationMixin.generate`."""
+        if options.get("assistant_early_exit") is not None:
+            raise CocomixError("assistant_early_exit is not supported: it would cut the blocks off above the mixer")
+        return super().generate(*arguments, **options)
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` every block of the backbone in place; `options` are its own.
@@ -184,12 +216,13 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         concept_labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> CoCoMixOutput:
+        return_dict: bool | None = None,
+        **unknown: Any,
+    ) -> CoCoMixOutput | tuple[Any, ...]:
         """Run the model.
 
         Args:
@@ -202,36 +235,47 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             labels: [B, T], token ids to predict, shifted inside; `-100` is ignored.
             concept_labels: [B, T, A], concepts of each token; a position with a `-100` among them is ignored.
             use_cache: make a cache if none is given.
-            logits_to_keep: logits of the last so many tokens only; 0: all.
+            logits_to_keep: logits of the last so many tokens only, or of those at these indices; 0, and with labels: all.
             return_logits: with labels; by default only outside training.
-            output_hidden_states: also return the residual stream after each block.
+            output_hidden_states: also return the residual stream after each block; by default as the configuration says.
             output_attentions: not supported.
+            return_dict: False: a tuple.
+            unknown: refused, but for what `transformers` passes on and a decoder has no use for.
 
         Raises:
-            CocomixError: a token id or label out of range, labels of the wrong shape, or attentions asked for.
+            CocomixError: an id or label out of range or of the wrong shape or type, attentions, or an unknown argument.
         """
         if output_attentions:
             raise CocomixError("output_attentions is not supported: token and concept positions have maps of two sizes")
+        if not _PASSED_ON.issuperset(unknown):
+            raise CocomixError(f"forward has no argument {min(unknown.keys() - _PASSED_ON)!r}")
         adapter = self.adapter
+        check_tokens(self.config, input_ids, inputs_embeds)
         if inputs_embeds is None:
-            if input_ids is None:
-                raise CocomixError("give input_ids or inputs_embeds")
-            _check_range("input_ids", input_ids, self.config.vocab_size, "the vocabulary has ids", ignored=None)
-            inputs_embeds = adapter.token_embeddings(input_ids)
-        self._check_labels(inputs_embeds, labels, concept_labels)
+            inputs_embeds = adapter.token_embeddings(cast(Tensor, input_ids))
+        B, T = inputs_embeds.shape[:2]
+        check_labels(self.config, (B, T), labels, concept_labels)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
+        if past_key_values is None:
+            check_mask(attention_mask, B, T)
         packed_positions = position_ids if attention_mask is None and past_key_values is None else None
         if position_ids is None:
             num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = positions_from_mask(attention_mask, num_past, inputs_embeds.shape[1], inputs_embeds.device)
+            position_ids = positions_from_mask(attention_mask, num_past, T, inputs_embeds.device)
+        if adapter.positions == "learned":
+            check_range(
+                "position_ids", position_ids, self.config.max_position_embeddings, "the model has positions", None
+            )
 
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         states: list[Tensor] | None = [] if output_hidden_states else None
         hidden, mixed = self._run(
             inputs_embeds, position_ids, packed_positions, attention_mask, past_key_values, concept_labels, states
         )
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
-        logits = adapter.logits(hidden[:, -logits_to_keep:] if labels is None else hidden)
+        logits = adapter.logits(hidden if labels is not None else _kept(hidden, logits_to_keep))
         output = CoCoMixOutput(
             logits=logits if wants_logits else None,
             past_key_values=past_key_values,
@@ -255,7 +299,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
                 output.concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
                 weighted = self.config.concept_loss_weight * output.concept_loss
                 output.loss = weighted if output.loss is None else output.loss + weighted
-        return output
+        return output.to_tuple() if return_dict is False else output
 
     def _run(
         self,
@@ -303,32 +347,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         )
         return mixing.read(hidden), mixed
 
-    def _check_labels(self, inputs_embeds: Tensor, labels: Tensor | None, concept_labels: Tensor | None) -> None:
-        shape = tuple(inputs_embeds.shape[:2])
-        if labels is not None:
-            if tuple(labels.shape) != shape:
-                raise CocomixError(f"labels has shape {tuple(labels.shape)}; the tokens have {shape}")
-            _check_range("labels", labels, self.config.vocab_size, "the vocabulary has ids")
-        if concept_labels is None:
-            return
-        if self.config.mixer != "concept":
-            raise CocomixError(f"concept_labels were given to a model with mixer {self.config.mixer!r}")
-        if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape:
-            raise CocomixError(
-                f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels a token')}"
-            )
-        _check_range("concept_labels", concept_labels, self.config.num_concepts, "the model has concepts")
 
-
-def _check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | None = IGNORED_LABEL) -> None:
-    """Refuse an id outside of [0, size) that is not the ignored one; on the CPU only, where looking costs nothing."""
-    if ids.device.type != "cpu" or not ids.numel():
-        return
-    wrong = (ids >= size) | (ids < 0)
-    if ignored is not None:
-        wrong &= ids != ignored
-    if bool(wrong.any()):
-        raise CocomixError(f"{name} holds {int(ids[wrong][0])}; {has} 0 to {size - 1}")
+def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    return hidden[:, logits_to_keep] if isinstance(logits_to_keep, Tensor) else hidden[:, -logits_to_keep:]
 
 
 def check_loading_report(report: Mapping[str, Any], source: str) -> None:

@@ -1,0 +1,79 @@
+"""What `forward` is given, refused with one sentence where it can't be right.
+
+Looking at values costs nothing on the CPU and a wait for the device elsewhere: ranges are checked on the CPU only, and not
+while a graph is traced.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, compiler
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.modeling.configuration import CoCoMixConfig
+
+# Shapes: B batch, T tokens, A labels a token.
+
+
+def check_tokens(config: CoCoMixConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+    """Token ids [B, T] in the vocabulary, or embeddings [B, T, D]; one of them."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise CocomixError("give input_ids or inputs_embeds, one of them")
+    if inputs_embeds is not None:
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size:
+            raise CocomixError(
+                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}; expected [batch, tokens, {config.hidden_size}]"
+            )
+    elif input_ids is not None:
+        if input_ids.ndim != 2:
+            raise CocomixError(f"input_ids has shape {tuple(input_ids.shape)}; expected [batch, tokens]")
+        check_range("input_ids", input_ids, config.vocab_size, "the vocabulary has ids", ignored=None)
+
+
+def check_mask(attention_mask: Tensor | None, batch_size: int, num_tokens: int) -> None:
+    """A padding mask as long as the tokens; for calls without a cache."""
+    if (
+        attention_mask is not None
+        and attention_mask.ndim == 2
+        and tuple(attention_mask.shape) != (batch_size, num_tokens)
+    ):
+        raise CocomixError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; the tokens have {(batch_size, num_tokens)}"
+        )
+
+
+def check_labels(
+    config: CoCoMixConfig, shape: tuple[int, ...], labels: Tensor | None, concept_labels: Tensor | None
+) -> None:
+    """Labels of tokens and of concepts, for tokens of `shape` (B, T)."""
+    if labels is not None:
+        if tuple(labels.shape) != shape:
+            raise CocomixError(f"labels has shape {tuple(labels.shape)}; the tokens have {shape}")
+        _check_integer("labels", labels)
+        check_range("labels", labels, config.vocab_size, "the vocabulary has ids")
+    if concept_labels is None:
+        return
+    if config.mixer != "concept":
+        raise CocomixError(f"concept_labels were given to a model with mixer {config.mixer!r}")
+    if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape or not concept_labels.shape[2]:
+        raise CocomixError(
+            f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels a token')}"
+        )
+    _check_integer("concept_labels", concept_labels)
+    check_range("concept_labels", concept_labels, config.num_concepts, "the model has concepts")
+
+
+def check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | None = IGNORED_LABEL) -> None:
+    """Refuse an id outside of [0, size) that is not the ignored one."""
+    if ids.device.type != "cpu" or not ids.numel() or compiler.is_compiling():
+        return
+    wrong = (ids >= size) | (ids < 0)
+    if ignored is not None:
+        wrong &= ids != ignored
+    if bool(wrong.any()):
+        raise CocomixError(f"{name} holds {int(ids[wrong][0])}; {has} 0 to {size - 1}")
+
+
+def _check_integer(name: str, ids: Tensor) -> None:
+    if ids.is_floating_point() or ids.is_complex():
+        raise CocomixError(f"{name} has dtype {ids.dtype}; expected integers")
