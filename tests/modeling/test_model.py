@@ -193,7 +193,7 @@ class TestErrors:
     def test_counts_are_whole_numbers(self, wrong: Any) -> None:
         config = student().config
         config.insert_layer = wrong
-        with pytest.raises(CocomixError, match="insert_layer is .*; it must be a whole number"):
+        with pytest.raises(CocomixError, match=r"insert_layer is .*; it must be a whole number"):
             config.validate()
 
     def test_settings_changed_afterwards(self, tmp_path: Path) -> None:

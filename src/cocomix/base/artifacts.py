@@ -122,7 +122,15 @@ def begin(
             )
         if found is None:
             write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
-        yield read(output, kind) if (output / MANIFEST_NAME).exists() else None
+        try:
+            yield read(output, kind) if (output / MANIFEST_NAME).exists() else None
+        except CocomixError:
+            if not _has_content(output):  # refused before anything was written: as if it had not been asked for
+                for name in (SETTINGS_NAME, LOCK_NAME):
+                    (output / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    output.rmdir()
+            raise
 
 
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:

@@ -8,8 +8,9 @@ function of a window's tokens and the settings: neither the batch nor the shard 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
@@ -32,6 +33,15 @@ LabelCriterion = Literal["attribution", "activation_value"]
 
 #: Elements of one chunk's scores where all C latents have one: 64 MB in float32.
 CHUNK_ELEMENTS = 2**24
+
+_NAMES = {
+    "criterion": LabelCriterion,
+    "point": AttributionPoint,
+    "loss": AttributionLoss,
+    "value": AttributionValue,
+    "sign": AttributionSign,
+    "control": Control,
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class AttributionConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_labels")
         require_at_least(0, self, "seed")
+        for name, allowed in _NAMES.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise CocomixError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -77,8 +92,8 @@ class ConceptExtractor:
     """Concept labels of token windows.
 
     Args:
-        model: frozen teacher.
-        sae: its sparse autoencoder.
+        model: teacher; its parameters are frozen.
+        sae: its sparse autoencoder; a copy in the teacher's dtype is used where it has another.
         layer: 0-based block of the teacher after which the SAE reads.
         config: how labels are chosen.
     """
@@ -86,7 +101,9 @@ class ConceptExtractor:
     def __init__(
         self, model: PreTrainedModel, sae: SparseAutoencoder, layer: int, config: AttributionConfig | None = None
     ) -> None:
-        self.teacher = Teacher(model, layer)
+        self.teacher = Teacher(model.requires_grad_(False), layer)
+        if sae.decoder_bias.dtype != model.dtype:
+            sae = copy.deepcopy(sae).to(model.dtype)
         self.config = config or AttributionConfig()
         if sae.config.hidden_size != model.config.hidden_size:
             raise CocomixError(
@@ -115,16 +132,16 @@ class ConceptExtractor:
 
     def scored(self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None) -> ScoredLabels:
         """Labels and their scores; `position_ids` as `Teacher.residuals` takes them."""
-        A = self.config.num_labels
+        if input_ids.ndim != 2:
+            raise CocomixError(f"input_ids has shape {tuple(input_ids.shape)}; expected [windows, tokens]")
         h = self.teacher.residual(input_ids, position_ids)
-        with torch.no_grad():
-            latents = self.sae.encode(h)
-        if self._of_all:
-            scores, indices = self._top_of_all(h, latents, self._gradient(input_ids, h, latents, position_ids))
-        else:
-            latents = latents.padded(A)
-            scores, ranked = self._active_scores(input_ids, h, latents, position_ids).topk(A, dim=-1)
-            indices = latents.indices.gather(-1, ranked)
+        gradient = None
+        if self.config.criterion == "attribution":
+            gradient = self._gradient(input_ids, h, position_ids).flatten(0, 1)
+        rows = h.flatten(0, 1)
+        parts = [self._top(rows[part], None if gradient is None else gradient[part]) for part in self._chunks(rows)]
+        shape = (*input_ids.shape, self.config.num_labels)
+        scores, indices = (torch.cat([part[i] for part in parts]).view(shape) for i in (0, 1))
         invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
         invalid[:, -1] = True
         return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))
@@ -137,45 +154,51 @@ class ConceptExtractor:
         position_ids: Int64[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T K"]:
         """a = c * d(loss)/dc of the active latents, in nats; zero at the last position."""
-        gradient = self._gradient(input_ids, h, latents, position_ids)
-        # d h_hat / d c_i = std * W_dec[i]: the decoder's own backward multiplies by it without gathering [B, T, K, D].
+        return self._attribution(latents, self._gradient(input_ids, h, position_ids))
+
+    def _attribution(self, latents: Latents, gradient: Tensor) -> Tensor:
+        # d h_hat / d c_i = std * W_dec[i]: the decoder's own backward multiplies by it without gathering [.., K, D].
         c = latents.values.detach().requires_grad_(True)
         h_hat = self.sae.decode(Latents(latents.indices, c, latents.mean, latents.std))
         return latents.values * torch.autograd.grad(h_hat, c, gradient)[0]
 
-    def _gradient(self, input_ids: Tensor, h: Tensor, latents: Latents, position_ids: Tensor | None) -> Tensor:
+    def _gradient(self, input_ids: Tensor, h: Tensor, position_ids: Tensor | None) -> Tensor:
         """d(loss)/dh at the configured point."""
         replacement = None
         if self.config.point == "reconstruction":
+            rows = h.flatten(0, 1)
             with torch.no_grad():
-                replacement = self.sae.decode(latents)
+                replacement = torch.cat([self.sae(rows[part]) for part in self._chunks(rows)]).view_as(h)
         return residual_gradient(
             self.teacher, input_ids, h, loss=self.config.loss, replacement=replacement, position_ids=position_ids
         )
 
-    def _active_scores(self, input_ids: Tensor, h: Tensor, latents: Latents, position_ids: Tensor | None) -> Tensor:
-        """[B, T, K] scores of the active latents, -inf where a latent says nothing."""
-        if self.config.criterion == "activation_value":
-            return latents.values.masked_fill(latents.values == 0, -torch.inf)
-        return self._score(self.attribution(input_ids, h, latents, position_ids))
+    def _chunks(self, rows: Tensor) -> list[slice]:
+        """Ranges of positions whose scores of all C latents fit the budget.
+
+        Latents too live for a chunk only: where thresholds decide, one wild position can have as many as there are.
+        """
+        size = max(1, CHUNK_ELEMENTS // self.sae.config.num_latents)
+        return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+    def _top(self, h: Float[Tensor, "n D"], gradient: Float[Tensor, "n D"] | None) -> tuple[Tensor, Tensor]:
+        """Scores and indices [n, A] of the best latents of some positions; -inf where a latent says nothing."""
+        sae, A = self.sae, self.config.num_labels
+        with torch.no_grad():
+            if self._of_all and gradient is not None:  # z_i * std * (g . W_dec[i])
+                x, _, std = sae.encoder_input(h)
+                z = torch.addmm(sae.encoder_bias, x, sae.encoder_weight.t())  # (n, C)
+                best = self._score(z * ((std * gradient) @ sae.decoder_weight.t())).topk(A, dim=-1)
+                return best.values, best.indices
+            latents = sae.encode(h).padded(A)
+        if gradient is None:
+            scores = latents.values.masked_fill(latents.values == 0, -torch.inf)
+        else:
+            scores = self._score(self._attribution(latents, gradient))
+        best = scores.topk(A, dim=-1)
+        return best.values, latents.indices.gather(-1, best.indices)
 
     def _score(self, a: Tensor) -> Tensor:
         """What labels are the top of. A latent without attribution (inactive, or without gradient) says nothing."""
         by_sign = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[self.config.sign]
         return by_sign.masked_fill(a == 0, -torch.inf)
-
-    @torch.no_grad()
-    def _top_of_all(self, h: Tensor, latents: Latents, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and indices [B, T, A] of the best of all C latents: z_i * std * (g . W_dec[i]), in chunks of positions."""
-        sae, A = self.sae, self.config.num_labels
-        x, _, std = sae.encoder_input(h)
-        rows, directions = x.flatten(0, 1), (std * gradient).flatten(0, 1)
-        scores = rows.new_empty(len(rows), A)
-        indices = torch.empty(len(rows), A, dtype=torch.long, device=h.device)
-        size = max(1, CHUNK_ELEMENTS // sae.config.num_latents)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            z = torch.addmm(sae.encoder_bias, rows[part], sae.encoder_weight.t())  # (n, C)
-            scores[part], indices[part] = self._score(z * (directions[part] @ sae.decoder_weight.t())).topk(A, dim=-1)
-        shape = (*h.shape[:-1], A)
-        return scores.view(shape), indices.view(shape)

@@ -15,7 +15,7 @@ from cocomix.data.token_dataset import TokenDataset
 
 # Shapes: B batch, T tokens.
 
-BATCH_SIZE = 32
+TOKENS_PER_BATCH = 4096
 TOKENS_BEFORE = 12
 TOKENS_AFTER = 6
 
@@ -51,7 +51,8 @@ def top_contexts(
         max_windows: None: all.
     """
     best: dict[int, list[tuple[float, Tensor, int]]] = {latent: [] for latent in latents}
-    for windows in dataset.batches(BATCH_SIZE, max_windows, description="finding contexts"):
+    batch_size = max(1, TOKENS_PER_BATCH // dataset.context_length)
+    for windows in dataset.batches(batch_size, max_windows, description="finding contexts"):
         active = sae.encode(teacher.residual(**windows.inputs()))
         for latent in latents:
             activation = (active.values * (active.indices == latent)).sum(-1)  # (B, T)

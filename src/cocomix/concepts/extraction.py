@@ -19,6 +19,7 @@ import torch
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.concepts.attribution import AttributionConfig, ConceptExtractor
@@ -140,6 +141,10 @@ def _source_of(config: ExtractConfig, data: TokenDataset) -> LabelSource:
     return TeacherLabels(data, config.teacher, config.sae, config.layer, config.attribution)
 
 
+#: With less, something is likely wrong: only the last position of a window and few others have none.
+USUAL_SHARE_LABELLED = 0.5
+
+
 class _Shards:
     """The shards of one concept dataset, and the notes beside them."""
 
@@ -170,8 +175,17 @@ class _Shards:
             raise CocomixError(
                 f"{self.folder / shard_name(notes.index(None))} was not written whole; run the same command again"
             )
+        labelled = sum(note["num_labelled"] for note in notes if note) / (self.num_windows * self.context_length)
+        if not labelled:
+            raise CocomixError(
+                f"no position has as many latents with a score as labels were asked for: {self.config.sae} does not fit the "
+                "teacher, or num_labels is too large"
+            )
+        if labelled < USUAL_SHARE_LABELLED:
+            say(f"warning: only {labelled:.0%} of the positions have labels")
         facts = {
             "num_concepts": self.source.num_concepts,
+            "share_labelled": labelled,
             "num_shards": self.num_shards,
             "seconds": round(sum(note["seconds"] for note in notes if note), 3),
             "flops_per_token": self.source.flops_per_token,
@@ -192,6 +206,7 @@ class _Shards:
         note = {
             "made_with": self.made_with,
             "sha256": artifacts.sha256_of_file(self.folder / shard_name(index)),
+            "num_labelled": int((labels != IGNORED_LABEL).all(-1).sum()),
             "seconds": time.perf_counter() - started,
         }
         artifacts.write_json(self._note_path(index), note)

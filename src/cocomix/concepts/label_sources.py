@@ -165,9 +165,14 @@ def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int)
 def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str) -> tuple[str, int]:
     """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
+        found = local_path(sae)
+        if found.is_dir() and (layers := sorted(path.parent.name for path in found.glob("layer-*/manifest.json"))):
+            raise CocomixError(
+                f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
+            )
         if layer is None:
             raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
-        return artifacts.fingerprint_of_path(local_path(sae)), layer
+        return artifacts.fingerprint_of_path(found), layer
     manifest = artifacts.read(sae, sae_training.KIND)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")

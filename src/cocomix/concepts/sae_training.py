@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,12 @@ class TrainSaeConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "num_latents", "k", "num_tokens", "batch_size", "tokens_per_update", "num_windows")
+        require_at_least(1, self, "num_latents", "k", "num_tokens", "batch_size", "num_windows")
+        require_at_least(2, self, "tokens_per_update")  # one token has no variance to explain
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise CocomixError(f"learning_rate is {self.learning_rate}; it must be a number above 0")
+        if any(layer < 0 for layer in self.layers):
+            raise CocomixError(f"layer is {self.layer}; blocks are counted from 0")
         require_at_least(1, self, "dead_after_tokens", "max_validation_windows", "checkpoint_every_steps")
         require_at_least(0, self, "num_auxiliary_latents", "num_counted_tokens")
         if self.k > self.num_latents:
@@ -191,7 +197,8 @@ class _Run:
         self.config, self.data, self.num_windows = config, data, num_windows
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
-        self.max_learning_rate = config.learning_rate or LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
+        by_size = LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
+        self.max_learning_rate = by_size if config.learning_rate is None else config.learning_rate
         model = load_teacher(config.teacher)
         data.check_model(config.teacher, model.config.vocab_size)
         self.layers = [_Layer(config, Teacher(model, layer)) for layer in layers]
@@ -234,6 +241,10 @@ class _Run:
         for layer, h in self._activations(self.step, layers):
             stats.append(layer.trainer.train_on(h, self.config.tokens_per_update, rate))
             layer.step += 1
+            if not math.isfinite(stats[-1].fvu):
+                raise CocomixError(
+                    f"the autoencoder of layer {layer.index} is not finite at step {layer.step}; a lower learning_rate helps"
+                )
         for layer in layers:
             layer.seconds += time.perf_counter() - started
         return stats
@@ -287,6 +298,8 @@ class _Run:
         read = windows_of_step(self.config.seed, 0, min(num_read, self.num_windows), self.num_windows)
         unread = np.setdiff1d(np.arange(self.data.num_windows), read)
         count = min(wanted, len(unread))
+        if not count:
+            return
         chosen = unread[np.arange(count) * len(unread) // max(count, 1)]
         batch_size = windows_per_batch(self.data)
         with ProgressLine("counting active latents", count * T) as progress:

@@ -55,15 +55,17 @@ def _compare(path: Path, stored: ConceptDataset, source: TeacherLabels) -> None:
     size = int(stored.settings["batch_size"])
     starts = np.unique(np.linspace(0, max(0, stored.num_windows - size), NUM_BATCHES).astype(int) // size * size)
     num_other = num_positions = 0
+    first: int | None = None
     for start in starts:
         windows = range(start, min(start + size, stored.num_windows))
         differs = (stored.labels(windows) != source.labels(windows)).any(-1)
         num_other += int(differs.sum())
         num_positions += differs.numel()
-        if num_other > MAX_SHARE_OF_OTHER_LABELS * num_positions:
-            window = start + int(torch.nonzero(differs.any(-1))[0])
-            raise CocomixError(
-                f"labels of {path} differ from what its teacher and autoencoder give, first in window {window}: "
-                f"{num_other} of {num_positions} positions compared"
-            )
+        if first is None and bool(differs.any()):
+            first = start + int(torch.nonzero(differs.any(-1))[0])
+    if num_other > MAX_SHARE_OF_OTHER_LABELS * num_positions:
+        raise CocomixError(
+            f"labels of {path} differ from what its teacher and autoencoder give, first in window {first}: "
+            f"{num_other} of {num_positions} positions compared"
+        )
     say(f"{path}: {num_positions - num_other:,} of {num_positions:,} positions computed again have the same labels")

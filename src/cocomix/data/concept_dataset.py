@@ -37,7 +37,8 @@ class ConceptDataset:
         CocomixError: the labels were made for other tokens.
     """
 
-    def __init__(self, path: Path, tokens: TokenDataset) -> None:
+    def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
+        path = Path(path)
         manifest = artifacts.read(path, KIND)
         other = difference(tokens.parts, manifest.settings["data"])
         if other is not None:

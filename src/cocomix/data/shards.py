@@ -7,6 +7,7 @@ A shard holds one column a name and one row a window; each value is a fixed-size
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 
 CACHE_NAME = ".arrow"
+CHECKSUMS_NAME = "checksums.json"
 
 
 def shard_name(index: int) -> str:
@@ -48,10 +51,7 @@ class WindowTable:
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise CocomixError(f"{folder} lacks {missing[0]}; delete the dataset and make it again")
-        # The memory-mapped copy lies beside the shards, so that it goes with them: a stale one would be read silently.
-        cache = str(folder / CACHE_NAME) if os.access(folder, os.W_OK) else None
-        names = [str(file) for file in files]
-        self._rows = datasets.Dataset.from_parquet(names, cache_dir=cache).with_format("numpy")
+        self._rows = _mapped(folder, [str(file) for file in files]).with_format("numpy")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,3 +60,26 @@ class WindowTable:
         """Values of one column at the given rows: [len(indices), width], of type `dtype`."""
         rows = self._rows.select_columns([column])[np.asarray(indices)]
         return np.stack(list(rows[column])).astype(dtype)
+
+
+def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
+    """The shards as one memory-mapped copy, whose bytes are checked like theirs.
+
+    It lies beside the shards, so that it goes with them: a stale one would be read silently.
+    """
+    if not os.access(folder, os.W_OK):
+        return datasets.Dataset.from_parquet(list(files))
+    cache = folder / CACHE_NAME
+    written_down = cache / CHECKSUMS_NAME
+    if cache.exists() and not (written_down.exists() and _checksums(cache) == artifacts.read_json(written_down)):
+        shutil.rmtree(cache)  # unfinished or damaged: made again
+    rows = datasets.Dataset.from_parquet(list(files), cache_dir=str(cache))
+    if not written_down.exists():
+        artifacts.write_json(written_down, _checksums(cache))
+    return rows
+
+
+def _checksums(cache: Path) -> dict[str, str]:
+    return {
+        file.relative_to(cache).as_posix(): artifacts.sha256_of_file(file) for file in sorted(cache.rglob("*.arrow"))
+    }

@@ -7,7 +7,7 @@ of shards are not checked, which would need the whole file first.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import fsspec
@@ -37,6 +37,8 @@ def stream_concepts(tokens: str, concepts: str | None = None, *, split: Split = 
     Raises:
         CocomixError: a manifest can't be read, or the labels belong to other windows.
     """
+    if split not in get_args(Split):
+        raise CocomixError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
     manifest = _manifest(tokens, token_dataset.KIND)
     counts = manifest["facts"]["splits"][split]
     rows = _rows(f"{tokens}/{split}", counts["num_shards"])

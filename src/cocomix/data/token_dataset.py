@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -61,7 +61,10 @@ class TokenDataset:
     `parts` are the fingerprints of its text, its tokenizer and its windows, by which a difference is named.
     """
 
-    def __init__(self, path: Path, split: Split = "train") -> None:
+    def __init__(self, path: Path | str, split: Split = "train") -> None:
+        if split not in get_args(Split):
+            raise CocomixError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
+        path = Path(path)
         manifest = artifacts.read(path, KIND)
         self.path = path
         self.split = split
@@ -117,13 +120,15 @@ class TokenDataset:
         return torch.from_numpy(self._table.take("document_ids", windows))
 
     def check_model(self, path: Path, vocab_size: int) -> None:
-        """Refuse a model that reads other tokens: another vocabulary size, or another tokenizer beside its weights.
+        """Refuse a model that reads other tokens: too small a vocabulary, or another tokenizer beside its weights.
+
+        A larger vocabulary is fine: many models pad their embeddings beyond their tokenizer.
 
         Args:
             path: the model's folder, named in the message; its tokenizer is compared if it has one.
             vocab_size: of the model.
         """
-        if vocab_size != self.vocab_size:
+        if vocab_size < self.vocab_size:
             raise CocomixError(
                 f"{path} has {vocab_size} tokens, {self.path} has {self.vocab_size}; prepare the data with its tokenizer"
             )

@@ -13,6 +13,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
+from cocomix.concepts.label_sources import identify_sae
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
@@ -40,7 +41,9 @@ class EvalConfig:
     teacher: Path | None = None
     """Teacher for the `oracle` probe."""
     sae: Path | None = None
-    """Its autoencoder, for the `oracle` probe."""
+    """Its autoencoder, for the `oracle` probe: made by `train-sae`, or of another origin."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     """How the `oracle` probe's labels are chosen."""
     max_windows: int | None = None
@@ -86,10 +89,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         "data": dataset.fingerprint if dataset is not None else None,
         "probes": config.probes,
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher else None,
-        "sae": artifacts.fingerprint_of_path(config.sae) if config.sae else None,
+        "sae": None,
+        "layer": None,
         "attribution": dataclasses.asdict(config.attribution),
         "max_windows": config.max_windows,
     }
+    if config.sae is not None and teacher is not None:
+        settings["sae"], settings["layer"] = identify_sae(config.sae, config.layer, teacher, settings["teacher"])
     if task_files:
         settings |= {"tasks": {files.name: files.fingerprint for files in task_files}, "limit": config.limit}
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
@@ -127,7 +133,7 @@ def _losses(config: EvalConfig, model: PreTrainedModel, dataset: TokenDataset) -
             raise CocomixError(f"{config.model} is a plain decoder; probes need a model with a concept mixer")
         extractor = None
         if config.teacher is not None and config.sae is not None:
-            extractor = load_extractor(config.teacher, config.sae, config.attribution)
+            extractor = load_extractor(config.teacher, config.sae, config.attribution, config.layer)
         probes = run_probes(model, dataset, extractor, max_windows=config.max_windows)
         result["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
     return result

@@ -103,6 +103,7 @@ class Distillation(Objective):
         assert output.logits is not None
         with torch.no_grad():
             target = self.teacher(**batch.windows.inputs(), use_cache=False).logits[:, :-1] / self.temperature
+            target = target[..., : output.logits.shape[-1]]  # rows beyond the tokenizer's tokens are padding
         divergence = F.kl_div(
             (output.logits[:, :-1] / self.temperature).log_softmax(-1),
             target.log_softmax(-1),

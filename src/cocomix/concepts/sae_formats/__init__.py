@@ -51,8 +51,12 @@ def read(path: Path | str, format: str | None = None, *, allow_square: bool = Fa
     if name != "own" and config.hidden_size == config.num_latents and not allow_square:
         raise CocomixError(
             f"{found} has as many latents as inputs ({config.num_latents}), so that no shape tells its matrices from "
-            "their transposes; if you know that they are as its format says, pass allow_square=True"
+            "their transposes; if you know that they are as its format says, load it in Python with allow_square=True and save "
+            "it again"
         )
+    for tensor_name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CocomixError(f"{found} has {tensor_name} with values that are not finite; the file is damaged")
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors.values()) else torch.float32
     return Dictionary(config, {name: tensor.to(dtype) for name, tensor in tensors.items()})
 

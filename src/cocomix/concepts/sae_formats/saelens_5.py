@@ -34,7 +34,9 @@ def as_version_6(settings: Settings) -> dict[str, Any]:
         values["reshape_activations"] = "hook_z"
     values.setdefault("architecture", "standard")
     activation = values.pop("activation_fn_str", None) or "relu"
-    options = dict(values.pop("activation_fn_kwargs", None) or {})
+    options = values.pop("activation_fn_kwargs", None) or {}
+    if type(options) is not dict:
+        settings.refuse("activation_fn_kwargs", options, "expected an object")
     if activation == "topk" and values["architecture"] in ("standard", "topk"):
         values |= {"architecture": "topk", "k": options.pop("k", None)}
     elif activation != "relu":
