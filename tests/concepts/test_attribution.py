@@ -242,3 +242,33 @@ class _LargestTensor(TorchDispatchMode):
         sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self.num_elements = max(self.num_elements, *sizes, 0)
         return result
+
+
+def test_one_wild_position_does_not_fill_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where thresholds decide, a position can have all C latents; its chunk alone holds them."""
+    C, T = 512, 64
+    monkeypatch.setattr(attribution, "CHUNK_ELEMENTS", 4 * C)
+    monkeypatch.setattr(sae_module, "CHUNK_ELEMENTS", 4 * C)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, C, activation="jumprelu")).double().requires_grad_(False)
+    teacher = make("llama").teacher.model
+    extractor = ConceptExtractor(teacher, sae, 1, AttributionConfig("activation_value", num_labels=1))
+    residual = extractor.teacher.residual
+
+    def wild(*inputs: torch.Tensor) -> torch.Tensor:
+        h = residual(*inputs)
+        sae.threshold.fill_(1.0)
+        sae.encoder_bias.fill_(0.0)
+        return torch.cat([1e6 * h[:, :1], h[:, 1:]], dim=1)
+
+    monkeypatch.setattr(extractor.teacher, "residual", wild)
+    with _LargestTensor() as largest:
+        extractor(tokens(1, T))
+    assert largest.num_elements <= max(16 * C, 4 * C)
+
+
+@pytest.mark.parametrize("name", ["criterion", "point", "loss", "value", "sign", "control"])
+def test_misspelt_settings_are_refused(name: str) -> None:
+    config = AttributionConfig()
+    object.__setattr__(config, name, "foo")
+    with pytest.raises(CocomixError, match=f"{name} is 'foo'; it must be one of"):
+        config.__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -15,12 +16,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import (
     CocomixError,
+    ExtractConfig,
     PrepareConfig,
     SparseAutoencoder,
     SparseAutoencoderConfig,
     TokenDataset,
+    TrainConfig,
     TrainSaeConfig,
+    extract,
     prepare,
+    train,
     train_sae,
 )
 from cocomix.concepts import sae_training
@@ -29,7 +34,7 @@ from cocomix.concepts.sae_quality import measure_sae
 from cocomix.concepts.sae_trainer import SaeTrainer, geometric_median
 from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.order import windows_of_step
-from tests.conftest import Tiny
+from tests.conftest import STUDENT, Tiny
 from tests.reference.sae_training import written_out_losses
 
 
@@ -337,5 +342,54 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny: Tiny, tmp_path: Path) 
     prepare(
         PrepareConfig(tmp_path / "data", (tiny.corpus,), vocab_size=280, context_length=16, validation_fraction=0.2)
     )
-    with pytest.raises(CocomixError, match=r"has 300 tokens, .* has 280; prepare the data with"):
+    with pytest.raises(CocomixError, match="have different tokenizers; prepare the data with"):
         train_sae(config(tiny, tmp_path / "sae", data=tmp_path / "data"))
+    small = load_teacher(tiny.teacher)
+    small.resize_token_embeddings(290)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(CocomixError, match=r"has 290 tokens, .* has 300; prepare the data with"):
+        train_sae(config(tiny, tmp_path / "sae", teacher=tmp_path / "small"))
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_teacher_may_pad_its_embeddings(tiny: Tiny, tmp_path: Path) -> None:
+    """As Pythia, Qwen and Gemma do; students, labels and distillation then see the tokenizer's tokens alone."""
+    padded = load_teacher(tiny.teacher)
+    padded.resize_token_embeddings(320)
+    padded.save_pretrained(tmp_path / "teacher")
+    TokenDataset(tiny.data).tokenizer().save_pretrained(tmp_path / "teacher")
+    teacher, sae = tmp_path / "teacher", tmp_path / "sae"
+    train_sae(config(tiny, sae, teacher=teacher, num_tokens=1024))
+    made = extract(ExtractConfig(teacher=teacher, sae=sae, data=tiny.data, output=tmp_path / "labels"))
+    assert made.facts["share_labelled"] > 0.5
+    train(
+        TrainConfig(
+            data=tiny.data,
+            output=tmp_path / "run",
+            labels=tmp_path / "labels",
+            student=dataclasses.replace(STUDENT, mixer="concept"),
+            teacher=teacher,
+            distillation_weight=0.5,
+            num_tokens=256,
+            num_evaluations=1,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"layer": -1}, "blocks are counted from 0"),
+        ({"tokens_per_update": 1}, "tokens_per_update is 1; it must be at least 2"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(tiny: Tiny, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CocomixError, match=message):
+        config(tiny, tmp_path, **settings)
+
+
+def test_a_run_that_diverges_stops(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match=r"of layer 0 is not finite at step \d+; a lower learning_rate helps"):
+        train_sae(config(tiny, tmp_path / "sae", learning_rate=1e30))

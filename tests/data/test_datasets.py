@@ -100,3 +100,16 @@ def test_isolation_is_decided_when_the_dataset_is_prepared(tiny: Tiny, tmp_path:
     windows = isolated.windows(range(isolated.num_windows))
     assert torch.equal(windows.position_ids, positions_in_documents(isolated.document_ids(range(isolated.num_windows))))
     assert isolated.parts["windows"] != joined.parts["windows"]
+
+
+def test_a_damaged_cache_is_made_again(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.concepts, tmp_path / "labels")
+    tokens = TokenDataset(str(tiny.data))
+    expected = ConceptDataset(str(tmp_path / "labels"), tokens).labels(range(8))
+    (cache,) = (tmp_path / "labels" / ".arrow").rglob("*.arrow")
+    damaged = bytearray(cache.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    cache.write_bytes(damaged)
+    assert torch.equal(ConceptDataset(tmp_path / "labels", tokens).labels(range(8)), expected)
+    with pytest.raises(CocomixError, match="split is 'test'; it must be one of train, validation"):
+        TokenDataset(tiny.data, "test")  # type: ignore[arg-type]

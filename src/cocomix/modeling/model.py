@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,8 +25,9 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import CONFIG_NAME, ModelOutput
 
+from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
@@ -156,6 +158,12 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if not options.setdefault("use_safetensors", True):
             raise CocomixError("use_safetensors is off, but cocomix reads safetensors only")
         other_shapes_too = options.pop("ignore_mismatched_sizes", False)
+        if (Path(source) / CONFIG_NAME).is_file():
+            found = read_json(Path(source) / CONFIG_NAME).get("model_type")
+            if found != CoCoMixConfig.model_type:
+                raise CocomixError(
+                    f"{source} holds a model of the family {found!r}; from_backbone makes a CoCoMix model of it"
+                )
         try:
             model, report = super().from_pretrained(
                 *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -164,9 +172,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             raise
         except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CocomixError(
-                f"no CoCoMix model could be loaded from {source} (a plain decoder becomes one with from_backbone): {reason}"
-            ) from error
+            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason}") from error
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
         check_loading_report(report | allowed, source)
         return (model, report) if output_loading_info else model

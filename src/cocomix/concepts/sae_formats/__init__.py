@@ -51,8 +51,8 @@ def read(path: Path | str, format: str | None = None, *, allow_square: bool = Fa
     if name != "own" and config.hidden_size == config.num_latents and not allow_square:
         raise CocomixError(
             f"{found} has as many latents as inputs ({config.num_latents}), so that no shape tells its matrices from "
-            "their transposes; if you know that they are as its format says, load it in Python with allow_square=True and save "
-            "it again"
+            "their transposes; if you know that they are as its format says, load it in Python with allow_square=True and "
+            "save it again"
         )
     for tensor_name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
