@@ -9,6 +9,7 @@ import socket
 import statistics
 import string
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from lm_eval.api.metrics import mean_stderr
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cocomix import CocomixError, EvalConfig, evaluate
+from cocomix import CocomixError, EvalConfig, TrainConfig, evaluate, train
 from cocomix.cli.main import main
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.evaluation import wikitext
 from cocomix.evaluation.benchmarks import _Scorer, _Task, definition, run_benchmarks, standard_error
 from cocomix.evaluation.task_files import BENCHMARKS, find_task_files
 from cocomix.modeling.loading import load_causal_lm
-from tests.conftest import Tiny
+from tests.conftest import STUDENT, Tiny
 from tests.evaluation.test_task_files import WIKITEXT, write_all, write_rows
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, student
 from tests.reference import benchmarks as reference
@@ -84,6 +85,24 @@ def run(folder: Path, output: Path, task_data: Path, *tasks: str, **settings: An
     result = evaluate(config)
     assert json.loads((output / "evaluation.json").read_text()) == result
     return result
+
+
+def test_models_trained_by_the_demos_stages(tiny: Tiny, tmp_path: Path) -> None:
+    """NTP and CoCoMix with the tokenizer that was trained with them: LAMBADA and BLiMP equal the plain loops."""
+    concept = tmp_path / "cocomix"
+    train(TrainConfig(tiny.data, concept, tiny.concepts, student=replace(STUDENT, mixer="concept"), num_tokens=2048))
+    passages = ["return self in range for value", "class name import print for in True", "def None value in self"] * 4
+    pairs = [("def return import self", "self import return def"), ("for in range", "range in for"), ("None", "True")]
+    write_rows(tmp_path / "files" / "lambada.jsonl", *({"text": text} for text in passages))
+    rows = ({"sentence_good": good, "sentence_bad": bad} for good, bad in pairs)
+    write_rows(tmp_path / "files" / "blimp" / "order.jsonl", *rows)
+    for folder in (tiny.teacher, concept):
+        result = run(folder, tmp_path / f"of-{folder.name}", tmp_path / "files", "lambada", "blimp")["tasks"]
+        model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
+        expected = reference.lambada(model, tokenizer, passages, 16)
+        assert result["lambada"]["acc"] == pytest.approx(expected["acc"])
+        assert result["lambada"]["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
+        assert result["blimp"]["acc"] == pytest.approx(statistics.mean(reference.blimp(model, tokenizer, pairs, 16)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
