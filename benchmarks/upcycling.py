@@ -86,6 +86,7 @@ def measure(
             if sae is None:
                 continue
             settings["sae"] = sae
+            del settings["num_active_concepts"]  # as many as the autoencoder keeps
         model = CoCoMixForCausalLM.from_backbone(backbone, **settings).eval()
         found = [model(input_ids=ids).logits.log_softmax(-1) for ids in windows.split(8)]
         rows[name] = compare(windows, expected, found)
