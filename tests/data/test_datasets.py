@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,15 @@ def test_a_damaged_cache_is_made_again(tiny: Tiny, tmp_path: Path) -> None:
         damaged[len(damaged) // 2] ^= 1
         cache.write_bytes(damaged)
     assert torch.equal(ConceptDataset(tmp_path / "labels", tokens).labels(range(8)), expected)
+
+
+def test_several_open_a_dataset_for_the_first_time_at_once(tiny: Tiny, tmp_path: Path) -> None:
+    shutil.copytree(tiny.data, tmp_path / "data", ignore=shutil.ignore_patterns(".arrow*"))
+    expected = TokenDataset(tiny.data).input_ids(range(8))
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: TokenDataset(tmp_path / "data"), range(4)))
+    assert all(torch.equal(data.input_ids(range(8)), expected) for data in opened)
+    (cache,) = (tmp_path / "data" / "train" / ".arrow").rglob("*.arrow")
+    made_at = cache.stat().st_mtime_ns
+    TokenDataset(tmp_path / "data")
+    assert cache.stat().st_mtime_ns == made_at

@@ -6,6 +6,7 @@ A shard holds one column a name and one row a window; each value is a fixed-size
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -71,11 +72,15 @@ def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
         return datasets.Dataset.from_parquet(list(files))
     cache = folder / CACHE_NAME
     written_down = cache / CHECKSUMS_NAME
-    if cache.exists() and not (written_down.exists() and _checksums(cache) == artifacts.read_json(written_down)):
-        shutil.rmtree(cache)  # unfinished or damaged: made again
-    rows = datasets.Dataset.from_parquet(list(files), cache_dir=str(cache))
-    if not written_down.exists():
-        artifacts.write_json(written_down, _checksums(cache))
+    with (folder / f"{CACHE_NAME}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and runs side by side open the same dataset for the first time
+        known = artifacts.read_json(written_down) if written_down.exists() else {}
+        if cache.exists() and _checksums(cache) != known:
+            shutil.rmtree(cache)  # unfinished or damaged: made again
+            known = {}
+        rows = datasets.Dataset.from_parquet(list(files), cache_dir=str(cache))
+        if {file.relative_to(cache).as_posix() for file in cache.rglob("*.arrow")} != known.keys():
+            artifacts.write_json(written_down, _checksums(cache))
     return rows
 
 
