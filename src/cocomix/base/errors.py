@@ -13,3 +13,8 @@ def require_at_least(minimum: int, config: object, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < minimum:
             raise CocomixError(f"{name} is {value}; it must be at least {minimum}")
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library's exception says, or its kind: for the end of a sentence of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

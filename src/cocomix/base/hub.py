@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 
 
 def download(name: str, repository: str, patterns: Sequence[str]) -> Path:
@@ -24,7 +24,7 @@ def download(name: str, repository: str, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # the library below raises a dozen kinds of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CocomixError(
-            f"{name} does not exist here, and {repository} could not be downloaded from the Hugging Face Hub: {reason}"
+            f"{name} does not exist here, and {repository} could not be downloaded from the Hugging Face Hub: "
+            f"{reason_of(error)}"
         ) from error

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_quality import windows_per_batch
 from cocomix.concepts.teacher import Teacher
 from cocomix.data.token_dataset import TokenDataset
 
 # Shapes: B batch, T tokens.
 
-TOKENS_PER_BATCH = 4096
 TOKENS_BEFORE = 12
 TOKENS_AFTER = 6
 
@@ -51,8 +51,7 @@ def top_contexts(
         max_windows: None: all.
     """
     best: dict[int, list[tuple[float, Tensor, int]]] = {latent: [] for latent in latents}
-    batch_size = max(1, TOKENS_PER_BATCH // dataset.context_length)
-    for windows in dataset.batches(batch_size, max_windows, description="finding contexts"):
+    for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
         active = sae.encode(teacher.residual(**windows.inputs()))
         for latent in latents:
             activation = (active.values * (active.indices == latent)).sum(-1)  # (B, T)

@@ -34,6 +34,8 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.loading import local_model
 
 LabelSource = TeacherLabels | DerivedLabels
+#: With less, something is likely wrong: only the last position of a window and few others have none.
+USUAL_SHARE_LABELLED = 0.5
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,6 @@ def _source_of(config: ExtractConfig, data: TokenDataset) -> LabelSource:
     assert config.teacher is not None
     assert config.sae is not None
     return TeacherLabels(data, config.teacher, config.sae, config.layer, config.attribution)
-
-
-#: With less, something is likely wrong: only the last position of a window and few others have none.
-USUAL_SHARE_LABELLED = 0.5
 
 
 class _Shards:

@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,18 +89,24 @@ def _read_file(path: Path) -> Iterator[Document]:
 
 def _read_json_lines(path: Path) -> Iterator[Document]:
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CocomixError(f"{where}: not JSON ({error.msg})") from error
+        for number, where, row in json_rows(lines, path):
             text = row.get(TEXT_FIELD) if isinstance(row, dict) else row
             if not isinstance(text, str):
                 raise CocomixError(f'{where}: expected a string or an object with a "{TEXT_FIELD}" string')
             yield from _documents(f"{path.name}:{number}", text)
+
+
+def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, Any]]:
+    """Values of the lines of a JSON-lines file, blank ones left out, each with its number and its place, for errors."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CocomixError(f"{where}: not JSON ({error.msg})") from error
+        yield number, where, row
 
 
 def _read_parquet(path: Path) -> Iterator[Document]:

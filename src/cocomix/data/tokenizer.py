@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -61,8 +61,7 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CocomixError(f"no tokenizer could be loaded from {path}: {reason}") from error
+        raise CocomixError(f"no tokenizer could be loaded from {path}: {reason_of(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
     if tokenizer.eos_token_id is None:

@@ -6,7 +6,6 @@ names: the prompt's parts, `choices` and the index `gold` of the right one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.data.corpus import json_rows
 from cocomix.evaluation import wikitext
 
 Document = dict[str, Any]
@@ -214,14 +214,7 @@ def _text_of(path: Path) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a JSON-lines file, each with the place to name in an error."""
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CocomixError(f"{where}: not JSON ({error.msg})") from error
+    for _, where, row in json_rows(_text_of(path).split("\n"), path):
         if not isinstance(row, dict):
             raise CocomixError(f"{where}: expected a JSON object")
         yield where, row

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.hub import download
 from cocomix.modeling.model import check_loading_report
 
@@ -56,7 +56,6 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
     except CocomixError:
         raise
     except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CocomixError(f"no causal language model could be loaded from {folder}: {reason}") from error
+        raise CocomixError(f"no causal language model could be loaded from {folder}: {reason_of(error)}") from error
     check_loading_report(report, str(folder))
     return cast(PreTrainedModel, model.eval())

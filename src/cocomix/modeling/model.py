@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, ModelOutput
 
 from cocomix.base.artifacts import read_json
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
@@ -171,8 +171,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         except CocomixError:
             raise
         except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason}") from error
+            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason_of(error)}") from error
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
         check_loading_report(report | allowed, source)
         return (model, report) if output_loading_info else model
