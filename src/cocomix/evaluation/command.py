@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
-from cocomix.concepts.extraction import load_extractor
-from cocomix.concepts.label_sources import identify_sae
+from cocomix.concepts.label_sources import TeacherLabels
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
@@ -84,29 +83,30 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     dataset = TokenDataset(config.data, "validation") if config.data is not None else None
     task_files = [find_task_files(name, config.task_data) for name in config.tasks if config.task_data is not None]
+    oracle = None
+    if dataset is not None and teacher is not None and config.sae is not None:
+        oracle = TeacherLabels(dataset, teacher, config.sae, config.layer, config.attribution)
     settings: dict[str, Any] = {
         "model": artifacts.fingerprint_of_path(config.model),
         "data": dataset.fingerprint if dataset is not None else None,
         "probes": config.probes,
-        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher else None,
-        "sae": None,
-        "layer": None,
+        **{name: None if oracle is None else oracle.settings[name] for name in ("teacher", "sae", "layer")},
         "attribution": dataclasses.asdict(config.attribution),
         "max_windows": config.max_windows,
     }
-    if config.sae is not None and teacher is not None:
-        settings["sae"], settings["layer"] = identify_sae(config.sae, config.layer, teacher, settings["teacher"])
     if task_files:
         settings |= {"tasks": {files.name: files.fingerprint for files in task_files}, "limit": config.limit}
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if not finished:
-            artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files))
+            artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files, oracle))
             artifacts.finish(config.output)
         result: dict[str, Any] = artifacts.read_json(config.output / RESULT_NAME)
         return result
 
 
-def _evaluate(config: EvalConfig, dataset: TokenDataset | None, task_files: list[TaskFiles]) -> dict[str, Any]:
+def _evaluate(
+    config: EvalConfig, dataset: TokenDataset | None, task_files: list[TaskFiles], oracle: TeacherLabels | None
+) -> dict[str, Any]:
     model = load_causal_lm(config.model)
     result: dict[str, Any] = {}
     if dataset is not None:
@@ -114,11 +114,13 @@ def _evaluate(config: EvalConfig, dataset: TokenDataset | None, task_files: list
     if task_files:  # first: a missing package or a damaged file shows at once
         result |= _run_tasks(config, model, _tokenizer(config, dataset), task_files)
     if dataset is not None:
-        result |= _losses(config, model, dataset)
+        result |= _losses(config, model, dataset, oracle)
     return result
 
 
-def _losses(config: EvalConfig, model: PreTrainedModel, dataset: TokenDataset) -> dict[str, Any]:
+def _losses(
+    config: EvalConfig, model: PreTrainedModel, dataset: TokenDataset, oracle: TeacherLabels | None
+) -> dict[str, Any]:
     loss = validation_loss(
         model, dataset, max_windows=config.max_windows, description=f"evaluating {config.model.name}"
     )
@@ -131,9 +133,7 @@ def _losses(config: EvalConfig, model: PreTrainedModel, dataset: TokenDataset) -
     if config.probes:
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{config.model} is a plain decoder; probes need a model with a concept mixer")
-        extractor = None
-        if config.teacher is not None and config.sae is not None:
-            extractor = load_extractor(config.teacher, config.sae, config.attribution, config.layer)
+        extractor = None if oracle is None else oracle.extractor
         probes = run_probes(model, dataset, extractor, max_windows=config.max_windows)
         result["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
     return result
