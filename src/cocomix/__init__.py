@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.training.config import DistillationConfig as DistillationConfig
+    from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
+    from cocomix.training.config import ParallelConfig as ParallelConfig
     from cocomix.training.config import StudentConfig as StudentConfig
     from cocomix.training.config import TrainConfig as TrainConfig
     from cocomix.training.loop import train as train
@@ -53,6 +56,9 @@ _OWNERS = {
     "DemoConfig": "demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "concepts.extraction",
+    "DistillationConfig": "training.config",
+    "HiddenRegressionConfig": "training.config",
+    "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
     "PrepareConfig": "data.prepare",
     "SparseAutoencoder": "concepts.sae",

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import (
     CocomixError,
+    DistillationConfig,
     ExtractConfig,
     PrepareConfig,
     SparseAutoencoder,
@@ -369,7 +370,7 @@ def test_a_teacher_may_pad_its_embeddings(tiny: Tiny, tmp_path: Path) -> None:
             labels=tmp_path / "labels",
             student=dataclasses.replace(STUDENT, mixer="concept"),
             teacher=teacher,
-            distillation_weight=0.5,
+            distillation=DistillationConfig(weight=0.5),
             num_tokens=256,
             num_evaluations=1,
         )

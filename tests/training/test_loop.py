@@ -38,7 +38,7 @@ from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.training import loop
-from cocomix.training.config import Family
+from cocomix.training.config import DistillationConfig, Family
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import backbone_config
@@ -52,7 +52,7 @@ def config(tiny: Tiny, output: Path, kind: str = "cocomix", **settings: object) 
     kinds: dict[str, dict[str, object]] = {
         "ntp": {"student": STUDENT},
         "cocomix": {"student": CONCEPT, "labels": tiny.concepts},
-        "kd": {"student": STUDENT, "teacher": tiny.teacher, "distillation_weight": 0.5},
+        "kd": {"student": STUDENT, "teacher": tiny.teacher, "distillation": DistillationConfig(weight=0.5)},
         "pause": {"student": dataclasses.replace(STUDENT, mixer="pause")},
     }
     return TrainConfig(**shared | kinds[kind] | settings)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class TestErrors:
             ({"labels": None, "concept_loss_weight": 0.0}, "without labels needs num_concepts"),
             ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
             ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
-            ({"distillation_weight": 0.5}, "distillation_weight is set but no teacher"),
+            ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
             ({"num_tokens": 0}, "num_tokens is 0"),
             ({"num_windows": 10**6}, "only [0-9]+ windows are labelled"),
         ],
@@ -268,7 +268,7 @@ def test_one_teacher_serves_labels_and_distillation(
     for module in (loop, label_sources):
         monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
-    train(config(tiny, tmp_path, **sources, distillation_weight=0.5))
+    train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))
     assert loaded == [tiny.teacher]
     assert {"concept_loss", "distillation_loss"} <= set().union(*read_metrics(tmp_path))
 
@@ -301,7 +301,7 @@ def test_isolated_documents_from_text_to_evaluation(
             output=tmp_path / "fly",
             teacher=teacher,
             sae=tmp_path / "sae",
-            distillation_weight=0.1,
+            distillation=DistillationConfig(weight=0.1),
             student=CONCEPT,
             **settings,
         )

@@ -21,7 +21,7 @@ from cocomix.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
 from cocomix.demo.summary import summarize
 from cocomix.evaluation.command import EvalConfig, evaluate
 from cocomix.interpretation.concept_report import ConceptReportConfig, concept_report
-from cocomix.training.config import OptimizerConfig, TrainConfig
+from cocomix.training.config import DistillationConfig, OptimizerConfig, TrainConfig
 from cocomix.training.loop import train
 
 KIND = "demo"
@@ -173,7 +173,7 @@ class _Pipeline:
                 num_tokens=num_tokens,
                 batch_size=self.size.batch_size,
                 num_windows=num_windows,
-                distillation_weight=run.distillation_weight,
+                distillation=DistillationConfig(weight=run.distillation_weight),
                 seed=self.config.seed,
                 max_validation_windows=self.size.curve_windows,
             )

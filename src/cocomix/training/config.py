@@ -9,6 +9,8 @@ from typing import Literal
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.concepts.attribution import AttributionConfig
 
+Schedule = Literal["constant", "linear", "cosine"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Family = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
 
 
@@ -64,8 +66,59 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Learning from the teacher's next-token distributions."""
+
+    weight: float = 0.0
+    """Of KL(teacher || student)."""
+    schedule: Schedule = "constant"
+    """Of the weight over the run."""
+    temperature: float = 1.0
+    """Divides both models' logits."""
+    targets: Path | None = None
+    """Stored sampled targets of the same windows, in place of a teacher that runs along."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "weight")
+        if not self.temperature > 0:
+            raise CocomixError(f"distillation.temperature is {self.temperature}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class HiddenRegressionConfig:
+    """Regression of the student's hidden states onto the teacher's."""
+
+    weight: float = 0.0
+    """Of the mean squared error a hidden dimension."""
+    schedule: Schedule = "constant"
+    """Of the weight over the run."""
+    layer: int | None = None
+    """0-based block of the student after which its residual stream is projected; by default the one before the mixer's
+    place, insert_layer - 1."""
+    teacher_layer: int | None = None
+    """0-based block of the teacher after which its residual stream is the target; by default the middle one."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "weight", "layer", "teacher_layer")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a run uses its devices. The result is the same, up to rounding, but for the precision."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Under `torchrun`: every rank holds the whole model (`ddp`), or its share of every tensor (`fsdp`)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; weights, gradients' sums and moments stay in float32."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward instead of keeping them."""
+    compile: bool = False
+    """`torch.compile` the decoder's blocks."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
-    """One training run: NTP, CoCoMix, pause or distillation, by its mixer and its weights."""
+    """One training run: NTP, CoCoMix, pause, distillation or regression, by its mixer and its weights."""
 
     data: Path
     """Token dataset."""
@@ -74,7 +127,7 @@ class TrainConfig:
     labels: Path | None = None
     """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss_weight is 0."""
     teacher: Path | None = None
-    """Causal LM: distilled from where distillation_weight is not 0, and the source of labels where sae is given."""
+    """Causal LM: distilled from and regressed onto where their weights are not 0; with sae, the source of labels."""
     sae: Path | None = None
     """The teacher's autoencoder: labels are computed on the fly, in place of a concept dataset."""
     layer: int | None = None
@@ -93,10 +146,12 @@ class TrainConfig:
     """Train on the first so many windows of the dataset; by default all, or all that have labels."""
     concept_loss_weight: float = 0.1
     """lambda, weight of the concept loss."""
-    distillation_weight: float = 0.0
-    """Weight of KL(teacher || student)."""
-    distillation_temperature: float = 1.0
-    """Divides both models' logits."""
+    concept_loss_schedule: Schedule = "constant"
+    """Of lambda over the run: constant, or down to zero in a line or a cosine."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """From the teacher's next-token distributions."""
+    hidden_regression: HiddenRegressionConfig = field(default_factory=HiddenRegressionConfig)
+    """Onto the teacher's hidden states."""
     num_concepts: int | None = None
     """C, where no labels say it."""
     seed: int = 0
@@ -105,18 +160,26 @@ class TrainConfig:
     """Validation losses over the run, the last one after the last step."""
     max_validation_windows: int | None = None
     """Evaluate on so many evenly spaced validation windows; by default on all."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Devices, precision, memory."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints kept, the newest."""
+    trackers: tuple[Tracker, ...] = ()
+    """Also show the metrics in these, as far as they are installed (extra `track`)."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_concepts", "num_evaluations")
-        require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps")
+        require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps", "keep")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        if self.distillation_weight and self.teacher is None:
-            raise CocomixError("distillation_weight is set but no teacher; give --teacher")
+        if self.distillation.weight and self.teacher is None and self.distillation.targets is None:
+            raise CocomixError("distillation.weight is set but no teacher; give --teacher, or --distillation.targets")
+        if self.hidden_regression.weight and self.teacher is None:
+            raise CocomixError("hidden_regression.weight is set but no teacher; give --teacher")
         if self.sae is not None and (self.teacher is None or self.labels is not None):
             raise CocomixError("labels on the fly need --teacher and --sae, and leave no use for --labels")
         if self.sae is None and (self.layer is not None or self.attribution != AttributionConfig()):

@@ -65,10 +65,12 @@ def train(config: TrainConfig) -> artifacts.Manifest:
 def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
     settings = dataclasses.asdict(config)
-    for name in ("output", "overwrite", "checkpoint_every_steps"):
+    for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "trackers"):
         del settings[name]
     for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
         del settings[name]
+    del settings["distillation"]["targets"]
+    settings["precision"] = settings.pop("parallel")["precision"]
     if config.student.mixer == "none":  # what says how to insert is of no account
         for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
             del settings["student"][name]
@@ -234,14 +236,14 @@ class _Run:
         objectives: list[Objective] = [NextToken()]
         if self.labels is not None and config.concept_loss_weight:
             objectives.append(Concepts(config.concept_loss_weight))
-        if config.teacher is not None and config.distillation_weight:
+        if config.teacher is not None and config.distillation.weight:
             if isinstance(self.labels, TeacherLabels):
                 teacher = self.labels.extractor.teacher.model  # one copy serves both
             else:
                 teacher = load_teacher(config.teacher)
             adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
             self.data.check_model(config.teacher, teacher.config.vocab_size)
-            objectives.append(Distillation(config.distillation_weight, teacher, config.distillation_temperature))
+            objectives.append(Distillation(config.distillation.weight, teacher, config.distillation.temperature))
         return objectives
 
 
