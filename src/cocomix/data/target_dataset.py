@@ -23,7 +23,7 @@ from cocomix.data.token_dataset import TokenDataset, difference
 
 # Shapes: B windows, T tokens, K draws a position.
 
-KIND = "distillation-targets"
+KIND = "target-dataset"
 
 
 @dataclass(frozen=True)
