@@ -1,7 +1,7 @@
 """Checkpoints of a run: tensors as torch's distributed checkpoints in safetensors, the rest as JSON, whole or not at all.
 
-Every rank writes its own share of the tensors, and reads its own share of a checkpoint that any number of ranks wrote, sharded
-or not. A checkpoint is written aside and renamed when complete; `latest` takes the newest one whose checksums hold, so a
+Every rank writes its own share of the tensors, and reads its own share of what any number of ranks wrote, sharded or not. A
+checkpoint is written aside and renamed when complete; `latest` takes the newest one whose checksums hold, so a
 half-written or damaged checkpoint costs some steps and never the run.
 
 (The index that torch writes by default is a pickle; `HuggingFaceStorageWriter` needs none.)
@@ -10,6 +10,7 @@ half-written or damaged checkpoint costs some steps and never the run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from cocomix.base.artifacts import read_json, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
@@ -47,12 +49,12 @@ class Checkpoint:
     def shapes(self) -> dict[str, torch.Size]:
         """Shape of every tensor by its name."""
         stored = self._reader().read_metadata().state_dict_metadata
-        return {name: tensor.size for name, tensor in stored.items()}
+        return {name: entry.size for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Overwrite tensors with what is stored under their names; of sharded ones, this rank's share."""
         with _alone(self.ranks):
-            distributed_checkpoint.load(dict(tensors), storage_reader=self._reader(), no_dist=self.ranks.size == 1)
+            state_dict_loader.load(dict(tensors), storage_reader=self._reader(), no_dist=self.ranks.size == 1)
 
     def _reader(self) -> HuggingFaceStorageReader:
         return HuggingFaceStorageReader(str(self.folder))
@@ -86,7 +88,7 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, the same one on every rank; None if there is none."""
         for folder in reversed(self.ranks.from_first(self._steps)):
-            meta = self.ranks.from_first(lambda folder=folder: _meta_of(folder))
+            meta = self.ranks.from_first(functools.partial(_meta_of, folder))
             if meta is not None and self.ranks.all(self._holds(folder, meta["sha256"])):
                 return Checkpoint(folder, meta, self.ranks)
             if self.ranks.is_first:
@@ -120,7 +122,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     try:
         ranks.from_first(lambda: _make_empty(partial))
         with _alone(ranks):
-            distributed_checkpoint.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
+            state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
         mine = {path.name: sha256_of_file(path) for path in partial.glob(f"shard-{ranks.rank + 1:05d}-*")}
         checksums = {name: value for part in ranks.gather(mine) for name, value in part.items()}
         ranks.from_first(lambda: _complete(partial, folder, {**meta, "sha256": checksums}))

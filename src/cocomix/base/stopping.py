@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: long work stops where its state is whole, says so, and leaves with the signal's exit code."""
+"""Ctrl-C and SIGTERM as a request: work stops where its state is whole, says so, and leaves with the signal's exit code."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StopRequest:
         insists: whether a second Ctrl-C interrupts at once. Under `torchrun` it must not: the terminal and `torchrun` both
             send one.
 
-    `signal_number` is that of the first signal, 0 before it. Outside the main thread signals can't be caught, and stay as they
-    are.
+    `signal_number` is that of the first signal, 0 before it. Outside the main thread signals can't be caught, and stay as
+    they are.
     """
 
     def __init__(self, *, insists: bool = True) -> None:

@@ -1,7 +1,6 @@
 """How a student is spread over devices: one process, DDP, or FSDP2's shards.
 
-Gradients are summed over the ranks, never averaged: the loss is divided by the count of the whole step already. Nothing else in
-the training loop knows how many devices there are.
+Gradients are summed over the ranks, never averaged: the loss is divided by the count of the whole step already.
 """
 
 from __future__ import annotations
@@ -38,7 +37,8 @@ class Engine:
         self.is_sharded = config.strategy == "fsdp" and ranks.size > 1
         self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         for objective in student.objectives:
-            objective.to(device)
+            for module in objective.frozen:
+                module.to(device)
         if config.activation_checkpointing:
             _checkpoint_activations(student.model)
         if config.compile:
@@ -62,15 +62,16 @@ class Engine:
         """Add the gradients of this rank's share of the loss, for the sum over the ranks."""
         if isinstance(self._forward, DistributedDataParallel):
             loss = loss * self.ranks.size  # which DDP divides by again
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     @contextlib.contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
         """Around one forward and backward: ranks exchange gradients in a step's last one only."""
         if self.is_sharded:
             self.student.set_requires_gradient_sync(is_last)  # type: ignore[operator]
-        waits = isinstance(self._forward, DistributedDataParallel) and not is_last
-        with self._forward.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._forward, DistributedDataParallel) and not is_last:
+                stack.enter_context(self._forward.no_sync())
             yield
 
     @contextlib.contextmanager
@@ -113,7 +114,8 @@ class Engine:
 
 def _checkpoint_activations(model: CoCoMixForCausalLM) -> None:
     # transformers renamed it, and warns about the former name.
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
     enable({"use_reentrant": False})
 
 

@@ -1,8 +1,8 @@
 """The training loop: linear, torch-native, exactly resumable, on one device or many.
 
-Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments, the step and what
-the metrics count. Validation happens at fixed steps; between two log lines nothing is read back from the device. All ranks run
-the same lines; what differs between them is which windows of a step they read.
+Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments, the step and
+what the metrics count. Validation happens at fixed steps; between two log lines nothing is read back from the device. All
+ranks run the same lines; what differs between them is which windows of a step they read.
 """
 
 from __future__ import annotations

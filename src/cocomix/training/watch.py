@@ -26,8 +26,8 @@ class StepValues:
 class StepWatch:
     """Collects the values of steps without waiting for the device.
 
-    `tripped` is 1.0 on the device from the first step on whose values are not all finite, and 0.0 before: given to the optimizer
-    as `found_inf`, it keeps the weights as they were before that step until the host gets to know.
+    `tripped` is 1.0 on the device from the first step on whose values are not all finite, and 0.0 before: given to the
+    optimizer as `found_inf`, it keeps the weights as they were before that step until the host gets to know.
     """
 
     def __init__(self, device: torch.device) -> None:
