@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.concepts.distillation_targets import distill_targets as distill_targets
     from cocomix.concepts.extraction import ExtractConfig as ExtractConfig
     from cocomix.concepts.extraction import extract as extract
     from cocomix.concepts.sae import SparseAutoencoder as SparseAutoencoder
@@ -56,6 +58,7 @@ _OWNERS = {
     "DemoConfig": "demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "concepts.extraction",
+    "DistillTargetsConfig": "concepts.distillation_targets",
     "DistillationConfig": "training.config",
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
@@ -67,6 +70,7 @@ _OWNERS = {
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
