@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from cocomix import CocomixError, ParallelConfig, train
-from cocomix.base.stopping import Stopped
+from cocomix import ParallelConfig, train
 from tests.conftest import Tiny
-from tests.training.helpers import config, equal_weights, on_ranks, signal_in_step, untimed, weights
+from tests.training.helpers import config, on_ranks, untimed, weights
 
 KINDS = ("cocomix", "kd", "hidden", "loss only")
 STRATEGIES = ("ddp", "fsdp")
@@ -45,7 +38,7 @@ def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_equal_one(runs: Path, strategy: str, kind: str) -> None:
     one, two = untimed(runs / f"one {kind}"), untimed(runs / f"{strategy} {kind}")
     assert len(one) == len(two)
-    worst = max(abs(a[k]-b[k])/max(abs(a[k]),1e-9) for a,b in zip(one,two) for k in a)
+    worst = max(abs(a[k] - b[k]) / max(abs(a[k]), 1e-9) for a, b in zip(one, two) for k in a)
     w1, w2 = weights(runs / f"one {kind}"), weights(runs / f"{strategy} {kind}")
-    print(strategy, kind, worst, max(float((w1[k]-w2[k]).abs().max()) for k in w1))
+    print(strategy, kind, worst, max(float((w1[k] - w2[k]).abs().max()) for k in w1))
     assert w1.keys() == w2.keys()
