@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 from torch import multiprocessing as processes
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from cocomix import DistillationConfig, HiddenRegressionConfig, TrainConfig
-from cocomix.training import loop
+from cocomix.training import run
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
 
@@ -47,32 +49,50 @@ def config(tiny: Tiny, output: Path, kind: str = "cocomix", **settings: object) 
     return TrainConfig(**shared | kinds[kind] | settings)  # type: ignore[arg-type]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
 
 
-def equal_weights(run: Path, other: Path) -> bool:
+def equal_weights(folder: Path, other: Path) -> bool:
     """To the bit."""
-    first, second = weights(run), weights(other)
+    first, second = weights(folder), weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def untimed(run: Path) -> list[dict[str, float]]:
+def untimed(folder: Path) -> list[dict[str, float]]:
     """The metrics without what differs from run to run."""
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(run)]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_metrics(folder)]
 
 
 @contextmanager
-def signal_in_step(step: int, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
-    """This process gets a signal while it prepares a 0-based step of the run within."""
+def in_step(step: int, act: Callable[[], object]) -> Iterator[None]:
+    """Do something while a 0-based step of the run within is prepared."""
 
     def noted(seed: int, current: int, *sizes: int) -> np.ndarray:
         if current == step:
-            signal.raise_signal(number)
+            act()
         return windows_of_step(seed, current, *sizes)
 
-    windows_of_step = loop.windows_of_step
-    with mock.patch.object(loop, "windows_of_step", noted):
+    windows_of_step = run.windows_of_step
+    with mock.patch.object(run, "windows_of_step", noted):
+        yield
+
+
+def terminate() -> None:
+    """As `kill` does to this process."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def full_disk(after: int = 0) -> Iterator[None]:
+    """Checkpoint files find no space, but for the first so many."""
+    create = FileSystem.create_stream
+    opened = itertools.count()
+
+    def stream(self: FileSystem, path: str | Path, mode: str) -> Any:
+        return create(self, path if next(opened) < after else "/dev/full", mode)
+
+    with mock.patch.object(FileSystem, "create_stream", stream):
         yield
 
 
