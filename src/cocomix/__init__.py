@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -71,6 +72,7 @@ _OWNERS = {
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
     "prepare": "data.prepare",
+    "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",

@@ -54,7 +54,8 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     data = TokenDataset(config.data, "train")
     labels = concept_labels(config, data)
     settings = _settings_of(config, data, labels)
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    options = dataclasses.asdict(config)
+    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options) as finished:
         if finished:
             say(f"{config.output}: the training run is finished already")
             Checkpoints(config.output).clear()  # in case the former process ended right before it
