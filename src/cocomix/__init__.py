@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
-    from cocomix.modeling.edits import steer as steer
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.modeling.steering import steer as steer
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -78,7 +78,7 @@ _OWNERS = {
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
-    "steer": "modeling.edits",
+    "steer": "modeling.steering",
     "stream_concepts": "data.streaming",
     "train": "training.loop",
     "train_sae": "concepts.sae_training",
