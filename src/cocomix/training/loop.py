@@ -43,7 +43,8 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         data = TokenDataset(config.data, "train")
         batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
         settings = _settings_of(config, batches)
-        begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite)
+        options = dataclasses.asdict(config)
+        begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options)
         finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
