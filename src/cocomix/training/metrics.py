@@ -121,7 +121,7 @@ class ConceptMetrics:
         return values
 
     def state(self) -> dict[str, Int64[Tensor, "..."]]:
-        """Tensors of a checkpoint, equal on all ranks once merged; overwritten with another's, metrics go on as that one's."""
+        """Tensors of a checkpoint, equal on all ranks once merged; overwritten with another's, metrics go on as its."""
         return {
             "counts": self._merged,
             "tokens_since_active": self._tokens_since_active,
