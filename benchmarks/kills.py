@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the demo and the two runs, emptied first")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--num-tokens", type=int, default=400_000)
+    parser.add_argument("--num-tokens", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
     work: Path = arguments.work
