@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,7 +107,7 @@ def read_file(path: Path, text_field: str = TEXT_FIELD) -> Iterator[Document]:
         raise CocomixError(f"{path} can't be read: {error.strerror or error}") from error
 
 
-def _open_text(path: Path) -> TextIO:
+def _open_text(path: Path) -> io.TextIOWrapper:
     """Text of a file, decompressed by its suffix."""
     if path.suffix.lower() in COMPRESSION_SUFFIXES:
         return io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8-sig")

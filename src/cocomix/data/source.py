@@ -17,6 +17,7 @@ import numpy as np
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.progress import say
 from cocomix.data.corpus import (
     Document,
     documents_of,
@@ -102,11 +103,13 @@ class HubDataset(Source):
         self.name, self.configuration, self.split, self.text_field = name, configuration, split, text_field
 
     def documents(self) -> Iterator[Document]:
+        say(f"loading {self.name}, {self.split}")
         return self._documents_of(self._load(streaming=False))
 
     def stream(self, seed: int) -> Iterator[Document]:
         rows = self._load(streaming=True)
-        return self._documents_of(rows.shuffle(seed=seed, buffer_size=1))  # of files alone: rows are shuffled later
+        for index in np.random.default_rng(seed).permutation(rows.num_shards):
+            yield from self._documents_of(rows.shard(rows.num_shards, int(index)))
 
     def fingerprint(self) -> str:
         """Of the files here; of the commit on the Hub."""

@@ -59,7 +59,8 @@ def write_stream(
     """
     reading = _Reading(config, source, tokenizer, settings)
     reading.read()
-    reading.tokenizer.save_pretrained(config.output / TOKENIZER_FOLDER)
+    # Copied: written again after it was read again, its files could differ from those of an undisturbed run.
+    shutil.copytree(reading.folder / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
     repeated = find_repeats(reading.folder / "digests")
     num_duplicates = int(repeated.sum())
     say(describe_duplicates(num_duplicates, len(repeated), dropped=config.drop_duplicates))
