@@ -93,12 +93,12 @@ AXES = (
 )
 
 
-def draw_curves(lines: Sequence[Line], target: Target, axis: Axis, alt: str) -> Drawing:
+def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: str) -> Drawing:
     """Validation loss of some runs against one axis.
 
     Args:
         lines: of which at least one has a point.
-        target: drawn as a line; where a line's crossing is given, a ring.
+        target: drawn as a line, with a ring where a curve is said to cross it; None: there is none.
         axis: what the loss is drawn against.
         alt: what the figure shows, in words.
     """
@@ -130,10 +130,11 @@ def draw_curves(lines: Sequence[Line], target: Target, axis: Axis, alt: str) -> 
         _legend(figure, axes, inside=not below)
     crossings = [(line, line.crossing[axis.key]) for line in lines if line.crossing is not None]
     crossed = [(line, x) for line, x in crossings if x is not None]
-    _mark_target(axes, target, height, crosses_early=any(x < 0.6 * largest for _, x in crossed))
-    for line, x in crossed:
-        text = axis.text(x, largest) if len(crossed) == 1 else ""  # several would lie on one another
-        _mark_crossing(axes, x / divisor, target.loss, text, line.color)
+    if target is not None:
+        _mark_target(axes, target, height, crosses_early=any(x < 0.6 * largest for _, x in crossed))
+        for line, x in crossed:
+            text = axis.text(x, largest) if len(crossed) == 1 else ""  # several would lie on one another
+            _mark_crossing(axes, x / divisor, target.loss, text, line.color)
     return save(figure, f"loss-{axis.key.removeprefix('train_')}", alt)
 
 
