@@ -9,9 +9,12 @@ own; its memory is the kernel's high-water mark (VmHWM), of the process that was
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
+import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +26,8 @@ import numpy as np
 from cocomix import PrepareConfig, prepare
 from cocomix.base.artifacts import read_json, write_json
 
+#: Bytes of text, and with how many workers.
+WORKERS = {50_000_000: (1, 2), 200_000_000: (1,)}
 NUM_WORDS = 50_000
 CONTEXT_LENGTH = 1024
 VOCAB_SIZE = 8192
@@ -34,29 +39,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for corpus and datasets")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
-    parser.add_argument("--num-bytes", type=int, default=200_000_000, help="of text")
-    parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
     arguments = parser.parse_args()
 
     arguments.work.mkdir(parents=True, exist_ok=True)
-    corpus = arguments.work / "corpus.jsonl"
-    if not corpus.exists():
-        write_corpus(corpus, arguments.num_bytes)
-    tokenizer = tokenizer_of(arguments.work, corpus)
-    runs = {}
-    for stream in (False, True):
-        for num_workers in arguments.workers:
-            name = f"{'streamed' if stream else 'in memory'}, {num_workers} worker{'s' if num_workers > 1 else ''}"
-            runs[name] = measure(arguments.work / name.replace(", ", "-"), corpus, tokenizer, stream, num_workers)
-            print(name, runs[name], flush=True)
-    fingerprints = {(run["stream"], run["fingerprint"]) for run in runs.values()}
-    assert len(fingerprints) == 2, "the number of workers changed the result"
+    tokenizer = tokenizer_of(arguments.work)
+    runs = [
+        measure(arguments.work, num_bytes, tokenizer, stream, num_workers)
+        for num_bytes, workers in WORKERS.items()
+        for stream in (False, True)
+        for num_workers in workers
+    ]
+    fingerprints = {(run["corpus_bytes"], run["stream"], run["fingerprint"]) for run in runs}
+    assert len(fingerprints) == 2 * len(WORKERS), "the number of workers changed the result"
     write_json(
         arguments.output,
         {
             "command": "python -m benchmarks.prepare --work runs/prepare --output benchmarks/results/prepare.json",
             "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "num_bytes": sum(run["num_bytes"] for run in list(runs.values())[:1]),
             "vocab_size": VOCAB_SIZE,
             "context_length": CONTEXT_LENGTH,
             "peak_bytes_of_imports": high_water_mark(subprocess.check_output([sys.executable, "-c", IDLE], text=True)),
@@ -65,13 +64,18 @@ def main() -> None:
     )
 
 
-def write_corpus(path: Path, num_bytes: int) -> None:
+def corpus_of(work: Path, num_bytes: int) -> Path:
+    """JSON-lines with so much text, made once."""
+    path = work / f"corpus-{num_bytes}.jsonl"
+    if path.exists():
+        return path
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = np.array(["".join(rng.choice(letters, size)) for size in rng.integers(2, 11, NUM_WORDS)])
     shares = 1 / np.arange(1, NUM_WORDS + 1)
     written = 0
-    with path.open("w", encoding="utf-8") as file:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
         while written < num_bytes:
             sizes = rng.lognormal(6, 0.8, 200).astype(int) + 20
             chosen = words[rng.choice(NUM_WORDS, sizes.sum(), p=shares / shares.sum())]
@@ -79,48 +83,60 @@ def write_corpus(path: Path, num_bytes: int) -> None:
                 text = " ".join(document)
                 written += len(text)
                 file.write(json.dumps({"text": text}) + "\n")
+    return partial.rename(path)
 
 
-def tokenizer_of(work: Path, corpus: Path) -> Path:
-    """A tokenizer trained on the start of the corpus, so that no run trains one."""
+def tokenizer_of(work: Path) -> Path:
+    """A tokenizer trained on the start of a corpus, so that no run trains one."""
+    corpus = corpus_of(work, min(WORKERS))
     prepare(PrepareConfig(work / "tokenizer", (corpus,), vocab_size=VOCAB_SIZE, stream=True, max_bytes=5_000_000))
     return work / "tokenizer" / "tokenizer"
 
 
-def measure(output: Path, corpus: Path, tokenizer: Path, stream: bool, num_workers: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "cocomix.cli.main", "prepare", "--output", str(output), "--text", str(corpus)]
-    command += ["--tokenizer", str(tokenizer), "--context-length", str(CONTEXT_LENGTH), "--overwrite"]
-    command += ["--num-workers", str(num_workers), *(["--stream"] if stream else [])]
-    subprocess.run(["rm", "-rf", str(output)], check=True)
-    started = time.perf_counter()
+def measure(work: Path, corpus_bytes: int, tokenizer: Path, stream: bool, num_workers: int) -> dict[str, Any]:
+    """Time and memory of one run, in a process of its own."""
+    output = work / "data"
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "cocomix.cli.main", "prepare", "--output", str(output)]
+    command += ["--text", str(corpus_of(work, corpus_bytes)), "--tokenizer", str(tokenizer)]
+    command += ["--context-length", str(CONTEXT_LENGTH), "--num-workers", str(num_workers)]
+    command += ["--stream"] if stream else []
+    cpu_seconds_before, started = cpu_seconds_of_children(), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peaks: dict[int, int] = {}
     while process.poll() is None:
         for pid in (process.pid, *children_of(process.pid)):
-            status = Path(f"/proc/{pid}/status")
-            if status.exists():
-                peaks[pid] = max(peaks.get(pid, 0), high_water_mark(status.read_text()))
+            with contextlib.suppress(OSError):  # it may just have ended
+                peaks[pid] = max(peaks.get(pid, 0), high_water_mark(Path(f"/proc/{pid}/status").read_text()))
         time.sleep(POLL_EVERY_SECONDS)
     seconds = time.perf_counter() - started
     assert process.returncode == 0
     manifest = read_json(output / "manifest.json")
-    num_bytes = sum(split["num_bytes"] for split in manifest["facts"]["splits"].values())
     first = peaks.pop(process.pid)
-    return {
+    run = {
+        "corpus_bytes": corpus_bytes,
         "stream": stream,
         "num_workers": num_workers,
         "seconds": seconds,
-        "num_bytes": num_bytes,
-        "bytes_per_second": num_bytes / seconds,
+        "cpu_seconds": cpu_seconds_of_children() - cpu_seconds_before,
+        "load_average": os.getloadavg()[0],
         "peak_bytes": first,
-        "peak_bytes_of_workers": sorted(peaks.values())[-num_workers:] if num_workers > 1 else [],
+        "peak_bytes_of_workers": max(peaks.values()) if num_workers > 1 else None,
         "fingerprint": manifest["fingerprint"],
     }
+    print(run, flush=True)
+    return run
+
+
+def cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def children_of(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in children.read_text().split()] if children.exists() else []
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def high_water_mark(status: str) -> int:
