@@ -102,6 +102,7 @@ def test_seeds_are_grouped_and_compared_in_pairs(tmp_path: Path) -> None:
     assert len(next(table for table in tables(result) if table.title.startswith("Pairs")).rows) == 3
     chosen = compared(f"a={paths[0]},{paths[1]}", f"b={paths[3]}")
     assert [len(facts["runs"]) for facts in chosen["groups"].values()] == [2, 1]
+    assert len(chosen["notes"]) == 3
     assert list(chosen["groups"]["b"]["difference"]["pairs"]) == [0]
 
 
@@ -145,7 +146,7 @@ def test_the_bootstrap_is_exact_for_few_and_covers_about_what_it_says_for_many()
             assert interval is not None
             covered[size] += interval[0] <= 0.3 <= interval[1]
     assert 0.88 <= covered[40] / 200 <= 0.98
-    assert covered[3] / 200 < 0.88, "what the docs say of three seeds"
+    assert 0.55 < covered[3] / 200 < 0.8, "two thirds, as docs/comparing.md says"
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny: Tiny) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,7 +24,7 @@ RESULT_NAME = "comparison.json"
 class CompareConfig:
     """Which runs, and where to."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
     """Folders made by `cocomix train`, finished or not; those that differ in nothing but the seed are one group. Groups of
     one's own are written name=RUN,RUN."""
     baseline: str | None = None

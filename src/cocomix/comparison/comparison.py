@@ -19,6 +19,7 @@ SCHEDULE_NOTE = (
     "loss: a run planned to end there would be lower, so these amounts err on the high side."
 )
 STUDENT_NOTE = "Tokens, FLOPs and seconds are the student’s own; what a teacher cost is a column of its own."
+LENGTHS_NOTE = "The runs were planned for different numbers of tokens: their final losses are not at equal tokens."
 SEEDS_NOTE = (
     "Intervals are paired bootstraps over seeds, a seed’s difference at a time; of three seeds they are coarse and too "
     "short, so look at the pairs themselves."
@@ -39,10 +40,16 @@ def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> dict
     if not any(run.curve for group in groups for run in group.runs):
         raise CocomixError("no run has a validation loss yet; wait for the first evaluation")
     has_seeds = any(len(group.runs) > 1 for group in groups)
+    has_lengths = len({run.settings["num_tokens"] for group in groups for run in group.runs}) > 1
     return {
         "baseline": reference.name,
         "groups": {group.name: _facts(group, reference, groups) for group in groups},
-        "notes": [SCHEDULE_NOTE, STUDENT_NOTE, *([SEEDS_NOTE] if has_seeds else [])],
+        "notes": [
+            SCHEDULE_NOTE,
+            STUDENT_NOTE,
+            *([LENGTHS_NOTE] if has_lengths else []),
+            *([SEEDS_NOTE] if has_seeds else []),
+        ],
     }
 
 
