@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
+    from cocomix.comparison.command import CompareConfig as CompareConfig
+    from cocomix.comparison.command import compare as compare
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
     from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
@@ -53,6 +55,7 @@ _OWNERS = {
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
+    "CompareConfig": "comparison.command",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "concepts.attribution",
     "DecoderAdapter": "modeling.backbones",
@@ -71,6 +74,7 @@ _OWNERS = {
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "compare": "comparison.command",
     "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",

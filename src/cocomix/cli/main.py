@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
@@ -52,6 +53,9 @@ COMMANDS = {
     ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
     ),
 }
 
@@ -115,11 +119,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
     result = function(config)
-    if isinstance(result, str):
-        return result
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if isinstance(result, str | Path) else config.output)
 
 
 def _silence_progress_of_libraries() -> None:
