@@ -57,6 +57,12 @@ COMMANDS = {
     "compare": Command(
         "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
     ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
 }
 
 
@@ -95,7 +101,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    print(result)
+    if result:
+        print(result)
     return 0
 
 
