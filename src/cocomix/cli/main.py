@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -54,6 +57,15 @@ COMMANDS = {
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
+    ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
 }
 
 
@@ -81,6 +93,9 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
@@ -92,7 +107,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    print(result)
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(result)
     return 0
 
 
@@ -116,11 +132,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
     result = function(config)
-    if isinstance(result, str):
-        return result
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if isinstance(result, str | Path) else config.output)
 
 
 def _silence_progress_of_libraries() -> None:
