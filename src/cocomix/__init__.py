@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
+    from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
     from cocomix.demo.pipeline import run_demo as run_demo
@@ -71,6 +72,7 @@ _OWNERS = {
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
     "StudentConfig": "training.config",
+    "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",

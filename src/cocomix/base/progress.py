@@ -5,6 +5,7 @@ In a terminal it is a `rich` bar; elsewhere (logs, CI) a plain line now and then
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -103,8 +104,12 @@ class ProgressLine:
 
 
 def say(message: str) -> None:
-    """Tell the user one line, on standard error, so that standard output stays for results."""
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    """Tell the user one line, on standard error, so that standard output stays for results.
+
+    Of the processes that `torchrun` starts on a machine, one speaks.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: float | int | str) -> str:

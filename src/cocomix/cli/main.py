@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -57,6 +59,12 @@ COMMANDS = {
     "compare": Command(
         "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
     ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
 }
 
 
@@ -84,6 +92,9 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
@@ -95,7 +106,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    print(result)
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(result)
     return 0
 
 
