@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
@@ -52,8 +53,18 @@ COMMANDS = {
     "recipes": Command(
         "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
     ),
+    "plan": Command("what a run costs before it starts", "planning.plan_table", "show_plan", "PlanConfig"),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
+    ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
     ),
 }
 
@@ -96,7 +107,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
         print(result)
     return 0
 
@@ -121,11 +132,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
     result = function(config)
-    if isinstance(result, str):
-        return result
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if isinstance(result, str | Path) else config.output)
 
 
 def _silence_progress_of_libraries() -> None:

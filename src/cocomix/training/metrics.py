@@ -55,9 +55,10 @@ class MetricsFile:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics."""
+    """All lines of a run's metrics; a last one that is still being written is left out."""
     try:
-        return [json.loads(line) for line in (run / NAME).read_text(encoding="utf-8").splitlines()]
+        whole = (run / NAME).read_text(encoding="utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
     except (OSError, json.JSONDecodeError) as error:
         raise CocomixError(f"{run / NAME} can't be read ({error}); is {run} a finished training run?") from error
 
