@@ -2,9 +2,9 @@
 
     python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json
 
-A smoke demo makes data and labels. One CoCoMix run on them goes undisturbed; another is killed and started again, every fourth
-time while it starts (imports, checks, reading its checkpoint), else among its steps, validations and checkpoints. Weights and
-metrics are compared.
+A smoke demo makes data and labels. One CoCoMix run on them goes undisturbed; another is killed and started again, every
+fourth time while it starts (imports, checks, reading its checkpoint), else among its steps, validations and checkpoints.
+Weights and metrics are compared.
 """
 
 from __future__ import annotations
