@@ -130,8 +130,8 @@ class Run:
         config = self.config
         batches = [self._batch(windows) for windows in self._micro_batches()]
         # Counted before the first backward: one division a term, by the count of the whole step on all ranks.
-        counts = torch.stack([torch.as_tensor(sum(o.count(b) for b in batches)) for o in self.objectives])
-        counts = self.ranks.sum(counts.to(self.device)).clamp(min=1)
+        found = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
+        counts = self.ranks.sum(torch.stack(found)).clamp(min=1)
         means = torch.zeros(len(self.objectives), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.engine.micro_batch(is_last=number == len(batches)):
