@@ -138,7 +138,7 @@ def begin(
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
     """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
 
-    Hidden files, checkpoints and folders with a manifest of their own are not part of the content.
+    Hidden files, checkpoints, notes and folders with a manifest of their own are not part of the content.
 
     Args:
         output: the folder.
@@ -204,8 +204,7 @@ def fingerprint_of_path(path: Path) -> str:
         raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
-    content = [name for name in _content_of(path) if name not in NOTE_NAMES]
-    return fingerprint_of_json({name: sha256_of_file(path / name) for name in content})
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -266,7 +265,7 @@ def _content_of(path: Path) -> list[str]:
         names += [
             (here / name).relative_to(path).as_posix()
             for name in files
-            if not name.startswith(".") and not (here == path and name in (SETTINGS_NAME, MANIFEST_NAME))
+            if not name.startswith(".") and not (here == path and name in (SETTINGS_NAME, MANIFEST_NAME, *NOTE_NAMES))
         ]
     return sorted(names)
 

@@ -24,7 +24,7 @@ from cocomix.modeling.edits import ConceptEdit, concept_edits
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
-# Shapes: C concepts, c concepts of a chunk, N tokens or neighbours kept, P prompts, T tokens, V vocabulary, D width, K active.
+# Shapes: C concepts, c concepts of a chunk, N tokens or neighbours kept, P prompts, T tokens, V vocabulary, D width.
 
 #: Elements of one chunk's logits or similarities: 64 MB in float32.
 CHUNK_ELEMENTS = 2**24
@@ -126,7 +126,8 @@ def measured_effects(
 
 def _probabilities(model: CoCoMixForCausalLM, inputs: dict[str, Tensor], kept: Tensor) -> Tensor:
     """Of the next token at some positions: [B, kept, V]."""
-    return model(**inputs, use_cache=False, logits_to_keep=kept).logits.float().softmax(-1)
+    logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits.float().softmax(-1)
 
 
 @torch.no_grad()

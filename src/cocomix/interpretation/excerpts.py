@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ TOKENS_AFTER = 10
 WINDOWS_PER_READ = 1024
 
 
-def decoder_of(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[Sequence[int]]], list[str]]:
+def decoder_of(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[Any]], list[str]]:
     """Texts of many token sequences at once, special tokens included."""
     backend = tokenizer.backend_tokenizer
     return lambda sequences: list(backend.decode_batch([list(ids) for ids in sequences], skip_special_tokens=False))

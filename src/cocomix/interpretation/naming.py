@@ -152,7 +152,7 @@ def shown(pattern: str) -> str:
     text = re.sub(r"\s*\n\s*", NEWLINE, pattern)
     text = re.sub(r"\s+", " ", text).strip()
     text = "".join(letter for letter in text if letter.isprintable() and letter != "\ufffd")
-    return f"“{text}”" if text.isdecimal() else text
+    return f"“{text}”" if text.removeprefix("-").isdecimal() else text
 
 
 def _tails(literal: str, after: str) -> Iterator[str]:
@@ -195,7 +195,8 @@ def _letters(before: str, token: str, after: str) -> Iterator[str]:
 
 
 def _inside_word(left: str, right: str) -> bool:
-    return (left[-1:] + right[:1]).isalnum() and len(left[-1:] + right[:1]) == 2 or left[-1:] == "_" and right[:1].isalnum()
+    """Whether a cut between these texts goes through a word."""
+    return (left[-1:].isalnum() or left[-1:] == "_") and right[:1].isalnum()
 
 
 def _has_letters(pattern: str) -> bool:

@@ -83,7 +83,9 @@ def find_occurrences(
     return Occurrences(num_windows, num_tokens, strongest, recorder.statistics(), quality)
 
 
-def _predict(model: CoCoMixForCausalLM, windows: Windows, recorder: ActivationRecorder) -> tuple[Tensor, Tensor, Tensor]:
+def _predict(
+    model: CoCoMixForCausalLM, windows: Windows, recorder: ActivationRecorder
+) -> tuple[Tensor, Tensor, Tensor]:
     """What enters the mixer [B, T, D], and the concepts and values [B, T, K] that it makes active; no block above it runs."""
     assert model.mixer is not None
     adapter, T = model.adapter, windows.input_ids.shape[1]

@@ -17,7 +17,7 @@ from cocomix.modeling.concept_head import CHUNK_ELEMENTS
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
-# Shapes: B windows, T tokens, N labelled tokens, n tokens of a chunk, D width, C concepts, K active concepts, A labels a token.
+# Shapes: B windows, T tokens, N labelled tokens, n of a chunk, D width, C concepts, K active concepts, A labels a token.
 
 #: Bins of the reliability table; many probabilities are small.
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
