@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from cocomix.base.progress import ProgressLine
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.edits import ConceptEdit, concept_edits
+from cocomix.modeling.edits import concept_edits
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.steering import Steer
 
 # Shapes: C concepts, c concepts of a chunk, N tokens or neighbours kept, P prompts, T tokens, V vocabulary, D width.
 
@@ -76,19 +77,6 @@ def direct_effects(model: CoCoMixForCausalLM, num_tokens: int) -> Effects:
     return _joined(parts)
 
 
-class _SetEachRow(ConceptEdit):
-    """Sets one concept a row, to its own strength, at every position; others stay as they are."""
-
-    def __init__(self, concepts: Int64[Tensor, " B"], strengths: Float[Tensor, " B"]) -> None:
-        self.concepts, self.strengths = concepts, strengths
-
-    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        concept = self.concepts[:, None, None].expand(*indices.shape[:2], 1)
-        strength = self.strengths[:, None, None].to(values.dtype).expand_as(concept)
-        others = values.masked_fill(indices == concept, 0.0)
-        return torch.cat([indices, concept], -1), torch.cat([others, strength], -1)
-
-
 @torch.no_grad()
 def measured_effects(
     model: CoCoMixForCausalLM,
@@ -115,8 +103,8 @@ def measured_effects(
     with ProgressLine("setting concepts", len(concepts) * P * T) as progress:
         for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
             inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
-            rows = torch.tensor(chunk).repeat_interleave(P)
-            with concept_edits(model, _SetEachRow(rows, usual[rows])):
+            strengths = [{concept: float(usual[concept])} for concept in chunk]
+            with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
                 change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
             parts.append(_extremes(change.mean((1, 2)), num_tokens))
             changes.append(change.abs().sum(-1).mean((1, 2)) / 2)
