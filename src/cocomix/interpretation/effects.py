@@ -59,11 +59,12 @@ class MeasuredEffects:
 
 
 @torch.no_grad()
-def direct_effects(model: CoCoMixForCausalLM, num_tokens: int) -> Effects:
-    """Logits through compression and output head, about their mean over the vocabulary.
+def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_tokens: int) -> Effects:
+    """Logits of some tokens through compression and output head, about their mean.
 
     Args:
         model: with a concept mixer.
+        tokens: to choose from: those that text has. Tokens that were never trained on would win everywhere.
         num_tokens: N, tokens kept a side.
     """
     adapter = model.adapter
@@ -72,8 +73,9 @@ def direct_effects(model: CoCoMixForCausalLM, num_tokens: int) -> Effects:
     at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
     parts = []
     for chunk in rows.split(max(1, CHUNK_ELEMENTS // model.config.vocab_size)):
-        logits = (adapter.logits(chunk.unsqueeze(0))[0] - at_zero).float()
-        parts.append(_extremes(logits - logits.mean(-1, keepdim=True), num_tokens))
+        logits = (adapter.logits(chunk.unsqueeze(0))[0] - at_zero).float()[:, tokens]
+        most, most_by, least, least_by = _extremes(logits - logits.mean(-1, keepdim=True), num_tokens)
+        parts.append((tokens[most], most_by, tokens[least], least_by))
     return _joined(parts)
 
 

@@ -209,10 +209,11 @@ def _find(
         num_labels, num_labelled_tokens = label_counts(inputs.labels)
     elif occurrences.quality is not None:
         num_labels, num_labelled_tokens = occurrences.quality.num_labels, occurrences.quality.num_tokens
+    read = occurrences.token_counts.nonzero().squeeze(-1)
     compress, head = model.mixer.compress_weight.detach(), model.mixer.head_weight.detach()
     return Findings(
         occurrences=occurrences,
-        direct=direct_effects(model, config.num_tokens if is_mixed else 0),
+        direct=direct_effects(model, read, config.num_tokens if is_mixed else 0),
         measured=measured,
         nearest=nearest_concepts(compress, config.num_nearest),
         nearest_predicted=nearest_concepts(head, config.num_nearest),

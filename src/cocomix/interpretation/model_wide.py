@@ -67,8 +67,10 @@ def norm_histogram(norms: Float[Tensor, " C"]) -> dict[str, Any]:
         `median`; and `num_small`, those below `SMALL_NORM`.
     """
     logs = norms[norms > 0].double().log10()
-    low = math.floor(min(float(logs.min()), 0.0)) if len(logs) else -1
-    high = max(math.ceil(float(logs.max())), low + 1) if len(logs) else 0
+    # The decades around the threshold are always shown.
+    low, high = math.floor(math.log10(SMALL_NORM)), 0
+    if len(logs):
+        low, high = min(low, math.floor(float(logs.min()))), max(high, math.ceil(float(logs.max())))
     num_bins = (high - low) * BINS_PER_DECADE
     bins = ((logs - low) * BINS_PER_DECADE).long().clamp(0, num_bins - 1)
     return {

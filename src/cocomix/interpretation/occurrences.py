@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from cocomix.base.labels import IGNORED_LABEL
@@ -25,7 +26,7 @@ from cocomix.interpretation.strongest import StrongestOccurrences
 from cocomix.modeling.concept_notes import ActivationStatistics
 from cocomix.modeling.model import CoCoMixForCausalLM
 
-# Shapes: B windows, T tokens, K active concepts, A labels a token.
+# Shapes: B windows, T tokens, K active concepts, A labels a token, V vocabulary.
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Occurrences:
     num_tokens: int
     strongest: dict[str, StrongestOccurrences]
     """By source; only sources that there are."""
+    token_counts: Int64[Tensor, " V"]
+    """How often each token of the vocabulary was read."""
     activations: ActivationStatistics
     """Of the model's active concepts."""
     quality: PredictionQuality | None
@@ -67,9 +70,11 @@ def find_occurrences(
     strongest = {name: StrongestOccurrences(C, num_kept) for name in names}
     recorder = ActivationRecorder(C, model.device)
     quality = PredictionQuality(model) if extractor or labels else None
-    num_windows = num_tokens = 0
+    token_counts = torch.zeros(dataset.vocab_size, dtype=torch.long)
+    num_windows = 0
     for ids, windows in _batches(dataset, labels, max_windows):
-        num_windows, num_tokens = num_windows + len(ids), num_tokens + windows.input_ids.numel()
+        num_windows += len(ids)
+        token_counts += torch.bincount(windows.input_ids.flatten(), minlength=len(token_counts))
         window_ids = torch.from_numpy(ids)
         if extractor is not None:
             latents = extractor.sae.encode(extractor.teacher.residual(**windows.inputs()))
@@ -80,7 +85,8 @@ def find_occurrences(
             scored = _labels(ids, windows, extractor, labels)
             strongest["label"].add(window_ids, scored.labels, scored.scores, scored.labels != IGNORED_LABEL)
             quality.add(hidden, indices, values, scored.labels)
-    return Occurrences(num_windows, num_tokens, strongest, recorder.statistics(), quality)
+    num_tokens = int(token_counts.sum())
+    return Occurrences(num_windows, num_tokens, strongest, token_counts, recorder.statistics(), quality)
 
 
 def _predict(

@@ -7,7 +7,7 @@ const ROW_HEIGHT = 44;
 const SPARE_ROWS = 8;
 const FILES_AT_ONCE = 8;
 
-const share = (value) => (value === null ? "–" : `${(100 * value).toPrecision(3).replace(/\.?0+$/, "")}\u202f%`);
+const share = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(3))}\u202f%`);
 const plain = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
 
 // Key, heading of a column, name in the menu, format, and what a card says of it.
@@ -162,8 +162,11 @@ const valueClass = (key) => (key === phoneNumber() ? "value sorted" : "value");
 // The one number for which a phone has room.
 function phoneNumber() {
   const sorted = byId("sort").value;
-  return NUMBERS.some(([key]) => key === sorted) ? sorted : "prediction_rate";
+  return NUMBERS.some(([key]) => key === sorted) ? sorted : firstNumber();
 }
+
+// What the list is sorted by at first.
+const firstNumber = () => (isAbsent("label_rate") ? "prediction_rate" : "label_rate");
 
 function drawHead() {
   const old = document.querySelector(".row.head");
@@ -353,7 +356,7 @@ function remember() {
   if (byId("list").hidden) return;
   const parts = new URLSearchParams();
   if (byId("search").value) parts.set("q", byId("search").value);
-  if (byId("sort").value !== "prediction_rate") parts.set("sort", byId("sort").value);
+  if (byId("sort").value !== firstNumber()) parts.set("sort", byId("sort").value);
   if (byId("direction").textContent === "↑") parts.set("up", "1");
   const text = parts.toString();
   history.replaceState(null, "", text ? `#/?${text}` : "#/");
@@ -362,8 +365,8 @@ function remember() {
 function recall() {
   const parts = new URLSearchParams(location.hash.split("?")[1] ?? "");
   byId("search").value = parts.get("q") ?? "";
-  if (parts.get("sort")) byId("sort").value = parts.get("sort");
-  if (!byId("sort").value) byId("sort").value = "prediction_rate";
+  byId("sort").value = parts.get("sort") ?? firstNumber();
+  if (!byId("sort").value) byId("sort").value = firstNumber();
   byId("direction").textContent = parts.get("up") ? "↑" : "↓";
 }
 
