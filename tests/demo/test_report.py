@@ -81,7 +81,7 @@ def probes(shuffle_batch: float) -> dict[str, dict[str, float]]:
 
 def card(concept: int, before: str, token: str, after: str) -> dict[str, Any]:
     context = {"before": before, "token": token, "after": after, "activation": 7.25}
-    return {"concept": concept, "label_share": 0.0123, "contexts": [context] * 5}
+    return {"concept": concept, "name": f"name {concept} <b>", "label_share": 0.0123, "contexts": [context] * 5}
 
 
 def steering() -> dict[str, Any]:
@@ -117,7 +117,7 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
     cards = [
         card(17, "x = '", "<script>alert(1)</script>", "'\n\n\treturn"),
         card(3, "\n        ", "self", ".assertEqual(a & b,\x0c"),
-        {"concept": 5, "label_share": 0.001, "contexts": []},
+        {"concept": 5, "name": "silent", "label_share": 0.001, "contexts": []},
         *(card(100 + i, "class Reader:\n    def ", "__init__", "(self, file):\n        self") for i in range(9)),
     ]
     counts = {
