@@ -146,10 +146,10 @@ def patterns(place: Context) -> set[str]:
 
 
 def shown(pattern: str) -> str:
-    """A pattern or a token as a name or part of one: a single line, no spaces in excess, and no bare number."""
+    """A pattern or a token as a name or part of one: a single line, no space or line end in front, and no bare number."""
     if pattern and not pattern.strip():
         return NEWLINE if "\n" in pattern else SPACES if len(pattern) > 1 else ""
-    text = re.sub(r"\s*\n\s*", NEWLINE, pattern)
+    text = re.sub(r"\s*\n\s*", NEWLINE, pattern.lstrip())
     text = re.sub(r"\s+", " ", text).strip()
     text = "".join(letter for letter in text if letter.isprintable() and letter != "\ufffd")
     return f"“{text}”" if text.removeprefix("-").isdecimal() else text
