@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def config(tiny: Tiny, student: Path, output: Path, **settings: object) -> Inspe
 @pytest.fixture(scope="session")
 def inspection(tiny: Tiny, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made once; tests must not write into it."""
-    folder = tmp_path_factory.mktemp("inspection") / "inspection"
-    inspect(config(tiny, student, folder))
-    return folder
+    folder = tmp_path_factory.mktemp("inspection")
+    own = Path(shutil.copytree(student, folder / "cocomix"))  # names are written beside the weights
+    inspect(config(tiny, own, folder / "inspection"))
+    return folder / "inspection"

@@ -12,8 +12,8 @@ import pytest
 
 from cocomix import (
     CardReader,
-    CoCoMixForCausalLM,
     CocomixError,
+    CoCoMixForCausalLM,
     InspectConfig,
     TokenDataset,
     TrainConfig,
@@ -133,9 +133,10 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
     def interrupt(_: Path) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "write_site", interrupt)
-        inspect(given)
+        with pytest.raises(KeyboardInterrupt):
+            inspect(given)
     monkeypatch.setattr(module, "_compute", None)
     inspect(given)
     assert (
