@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
+    from cocomix.comparison.command import CompareConfig as CompareConfig
+    from cocomix.comparison.command import compare as compare
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
     from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
+    from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
     from cocomix.demo.pipeline import run_demo as run_demo
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
+    from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -60,6 +64,7 @@ _OWNERS = {
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
+    "CompareConfig": "comparison.command",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "concepts.attribution",
     "DecoderAdapter": "modeling.backbones",
@@ -75,14 +80,17 @@ _OWNERS = {
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
     "StudentConfig": "training.config",
+    "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "compare": "comparison.command",
     "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
     "prepare": "data.prepare",
+    "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",

@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -47,6 +50,9 @@ COMMANDS = {
         "DistillTargetsConfig",
     ),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
+    "recipes": Command(
+        "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
+    ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
@@ -55,6 +61,15 @@ COMMANDS = {
         "interpretation.inspection",
         "inspect",
         "InspectConfig",
+    ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
+    ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
     ),
 }
 
@@ -83,6 +98,9 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
@@ -94,7 +112,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    print(result)
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(result)
     return 0
 
 
@@ -106,22 +125,21 @@ def _is_disk_full(error: Exception) -> bool:
 def _call(command: Command, name: str, words: Sequence[str]) -> str:
     """Parse the options, call the function, and say in one line (or JSON) what came out."""
     tune_process()
-    import tyro
+    from cocomix.cli.options import parse
 
     module = importlib.import_module(f"cocomix.{command.module}")
     _silence_progress_of_libraries()
-    config_class: type[Any] = getattr(module, command.config)
+    description = command.summary[0].upper() + command.summary[1:] + "."
+    try:
+        config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
+    except CocomixError as error:
+        say(f"error: {error}")
+        raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
-    config = tyro.cli(
-        config_class,
-        prog=f"cocomix {name}",
-        description=command.summary[0].upper() + command.summary[1:] + ".",
-        args=list(words),
-    )
     result = function(config)
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if isinstance(result, str | Path) else config.output)
 
 
 def _silence_progress_of_libraries() -> None:
