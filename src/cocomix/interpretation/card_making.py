@@ -93,7 +93,8 @@ def _names(
     found = [next((own[concept] for own in contexts.values() if own[concept]), []) for concept in range(len(promoted))]
     counts = findings.occurrences.strongest["prediction"].counts if findings.num_labels is None else findings.num_labels
     order = counts.argsort(descending=True, stable=True).tolist()
-    namer = Namer(any_contexts(dataset, NUM_BACKGROUND_PLACES))
+    num_places = min(NUM_BACKGROUND_PLACES, dataset.num_windows * dataset.context_length)
+    namer = Namer(any_contexts(dataset, num_places))
     named = namer.names(
         [found[concept] for concept in order],
         [[effect.token for effect in promoted[concept]] for concept in order],
