@@ -44,6 +44,9 @@ COMMANDS = {
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
+    "studio": Command(
+        "a page on this machine to see what a model thinks in, and to steer it", "studio.command", "studio", "StudioConfig"
+    ),
 }
 
 
@@ -108,7 +111,7 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
     )
     result = function(config)
     return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
+        json.dumps(result, indent=2) if isinstance(result, dict) else str(result if isinstance(result, str) or name == "demo" else config.output)
     )
 
 

@@ -5,7 +5,6 @@ Both draw from generators of equal seeds, so that what differs between them is t
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,6 +67,11 @@ class Continuation:
         self.num_tokens = min(plan.num_tokens, room)
         self._stopped = threading.Event()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was told to end."""
+        return self._stopped.is_set()
+
     def stop(self) -> None:
         """End before the next token; may be called at any time, from any thread."""
         self._stopped.set()
@@ -127,13 +131,11 @@ class Workers:
     """Threads for whatever would hold up the page, and the continuations now running in them."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="studio")
+        self.pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="studio")
+        # Apart, so that questions are answered however many continuations are at work.
+        self._continuations = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="studio-continuation")
         self._running: set[Continuation] = set()
         self._lock = threading.Lock()
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        return self._pool
 
     @property
     def num_running(self) -> int:
@@ -144,7 +146,7 @@ class Workers:
         """Run a continuation in a thread."""
         with self._lock:
             self._running.add(continuation)
-        future = self._pool.submit(continuation.run, report)
+        future = self._continuations.submit(continuation.run, report)
         future.add_done_callback(lambda _: self._forget(continuation))
         return future
 
@@ -153,8 +155,8 @@ class Workers:
         with self._lock:
             for continuation in self._running:
                 continuation.stop()
-        with contextlib.suppress(RuntimeError):  # the interpreter is going down already
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._continuations, self.pool):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _forget(self, continuation: Continuation) -> None:
         with self._lock:

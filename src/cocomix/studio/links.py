@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from cocomix.base.errors import CocomixError
 
 VIEWS = ("steer", "curves")
+AXES = ("tokens", "flops", "seconds")
 MODES = ("add", "set", "scale")
 MAX_TOKENS = 512
 MAX_TEMPERATURE = 5.0
@@ -37,6 +38,8 @@ class ViewState:
     seed: int = 0
     """Of the random draws at a positive temperature."""
     view: str = VIEWS[0]
+    axis: str = AXES[0]
+    """Of the loss curves."""
 
     def query(self) -> str:
         """The address's part after the question mark; what is as at the start is left out."""
@@ -50,6 +53,7 @@ class ViewState:
             "temperature": f"{self.temperature:g}",
             "seed": self.seed,
             "view": self.view,
+            "axis": self.axis,
         }
         first = {"pins": "", "temperature": f"{start.temperature:g}"}
         return urlencode({k: v for k, v in values.items() if v != first.get(k, getattr(start, k))}, safe="/:,")
@@ -65,6 +69,7 @@ def parse_query(query: Mapping[str, str]) -> tuple[ViewState, list[str]]:
         "temperature": parse_temperature,
         "seed": lambda text: parse_whole("the seed", text, 0, 2**31 - 1),
         "view": lambda text: _choice("view", text, VIEWS),
+        "axis": lambda text: _choice("axis", text, AXES),
     }
     for name, reader in readers.items():
         if name in query:

@@ -117,6 +117,13 @@ class StudioModel:
         """Whether strengths are in units of the usual activation."""
         return self.notes.statistics is not None
 
+    @property
+    def unit(self) -> str:
+        """What a strength of 1 is, in words."""
+        if self.has_units:
+            return "units of its usual activation: the mean size of its value where it is active"
+        return "raw logits, as `cocomix inspect` has not measured its usual activation"
+
     def name_of(self, concept: int) -> str:
         return self.notes.names.get(concept, f"concept {concept}")
 
@@ -200,7 +207,10 @@ class StudioModel:
         if not strengths:
             yield
             return
-        with steer(self.model, dict(strengths), mode, unit="usual" if self.has_units else "raw"):
+        statistics = self.notes.statistics
+        if statistics is not None and mode != "scale":
+            strengths = {concept: s * float(statistics.usual[concept]) for concept, s in strengths.items()}
+        with steer(self.model, dict(strengths), mode):
             yield
 
     @torch.no_grad()
