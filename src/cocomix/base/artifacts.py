@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.json"
 LOCK_NAME = ".lock"
+#: What people and `cocomix inspect` note beside a model's weights: no part of what a folder is.
+NOTE_NAMES = ("concept_names.json", "concept_statistics.json")
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
@@ -202,7 +204,8 @@ def fingerprint_of_path(path: Path) -> str:
         raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
-    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
+    content = [name for name in _content_of(path) if name not in NOTE_NAMES]
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in content})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
