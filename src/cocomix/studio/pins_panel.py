@@ -35,52 +35,72 @@ class PinsPanel:
         }
         ui.html("Steering", sanitize=False, tag="h2")
         self._mode = ui.html("", sanitize=False)
-        self._rows = ui.element("div").classes("pins")
+        self._list = ui.element("div").classes("pins")
+        self._rows: dict[int, _Row] = {}
+        self._model_name = ""
         self._note = ui.html("", sanitize=False)
 
     def show(self) -> None:
-        """Draw all rows."""
+        """Make the rows those of the pinned concepts; a row that stays is left alone, with whatever is being typed in it."""
         model, pins = self._page.model, self._page.pins
         if model is None:
             return
         self._mode.content = render("modes", modes=MODE_HELP, mode=self._page.state.mode) if pins else ""
-        self._rows.clear()
-        with self._rows:
-            for concept, strength in pins.items():
-                _Row(self._page, concept, model.name_of(concept), strength)
+        for concept in [concept for concept in self._rows if concept not in pins or model.name != self._model_name]:
+            self._rows.pop(concept).remove()
+        self._model_name = model.name
+        for concept in pins:
+            if concept not in self._rows:
+                with self._list:
+                    self._rows[concept] = _Row(self._page, concept, model.name_of(concept))
+            self._rows[concept].show(pins[concept])
         self._note.content = render("pins_note", has_pins=bool(pins), unit=model.unit, mode=self._page.state.mode)
 
     def _reset(self, concept: int) -> None:
-        self._page.set_strength(concept, None)
-        self.show()
+        if concept in self._page.pins:
+            self._page.set_strength(concept, None)
+            self._rows[concept].show(None)
 
 
 class _Row:
     """One pinned concept."""
 
-    def __init__(self, page: StudioPage, concept: int, name: str, strength: float | None) -> None:
+    def __init__(self, page: StudioPage, concept: int, name: str) -> None:
         self._page, self._concept = page, concept
-        with ui.element("div").classes("pin-row"):
+        self._shown: float | None = None
+        with ui.element("div").classes("pin-row") as self._row:
             ui.html(render("pin_head", concept=concept, name=name), sanitize=False)
             with ui.element("div").classes("pin-body"):
-                # The name stands in an attribute of the slider's own, where text cannot become markup.
-                slider = ui.slider(min=-SLIDER_END, max=SLIDER_END, step=SLIDER_STEP, value=_on_slider(strength))
-                slider.props["aria-label"] = f"Strength of {name}"
-                field = ui.input(value=_as_text(strength)).props("outlined dense").classes("mono")
-                field.props["aria-label"] = f"Strength of {name} as a number"
+                self._slider = ui.slider(min=-SLIDER_END, max=SLIDER_END, step=SLIDER_STEP, value=0)
+                self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
             self._problem = ui.html("", sanitize=False).props("role=alert")
+        # Set one by one: in a string of props a name could be taken for more of them.
+        self._slider.props["aria-label"] = f"Strength of {name}"
+        self._field.props["aria-label"] = f"Strength of {name} as a number"
         # Only what a person does to the slider, not what is set from the field beside it.
-        slider.on("update:model-value", self._slid, throttle=0.05)
-        field.on("change", self._typed, js_handler="(event) => emit(event.target.value)")
-        self._slider, self._field = slider, field
+        self._slider.on("update:model-value", self._slid, throttle=0.05)
+        self._field.on("change", self._typed)
+
+    def show(self, strength: float | None) -> None:
+        """Show a strength that was set elsewhere."""
+        if strength != self._shown:
+            self._shown = strength
+            self._problem.content = ""
+            self._slider.value = _on_slider(strength)
+            self._field.value = _as_text(strength)
+
+    def remove(self) -> None:
+        """Take the row out of the page."""
+        self._row.delete()
 
     def _slid(self, event: Any) -> None:
         self._take(float(event.args))
-        self._field.value = _as_text(self._page.pins.get(self._concept))
+        self._field.value = _as_text(self._shown)
 
     def _typed(self, event: Any) -> None:
+        text = str(event.args or "")
         try:
-            strength = parse_strength(str(event.args)) if str(event.args).strip() else None
+            strength = parse_strength(text) if text.strip() else None
         except CocomixError as error:
             self._problem.content = render("problem", problem=f"{error}.")
             return
@@ -90,6 +110,7 @@ class _Row:
     def _take(self, strength: float | None) -> None:
         self._problem.content = ""
         if self._concept in self._page.pins:
+            self._shown = strength
             self._page.set_strength(self._concept, strength)
 
 

@@ -37,11 +37,10 @@ class ReadingPanel:
         self.actions: dict[str, Callable[[str], Any]] = {"hold": self._hold, "all": self._show_all}
         ui.html("Prompt", sanitize=False, tag="h2")
         self._field = (
-            ui.textarea(placeholder="def read(self, path):", on_change=lambda event: page.prompt_changed(event.value or ""))
+            ui.textarea(value=page.state.prompt, placeholder="def read(self, path):", on_change=self._typed)
             .props('outlined autogrow dense debounce=250 aria-label="Prompt" spellcheck=false')
             .classes("prompt-field")
         )
-        self._field.set_value(page.state.prompt)
         self._field.on("keydown.enter.ctrl", page.writing_asked)
         self._status = ui.html("", sanitize=False).props("role=status")
         ui.html(render("reading_title"), sanitize=False, tag="h2")
@@ -100,6 +99,9 @@ class ReadingPanel:
         self._shown, self._shows_all = max(0, len(reading) - 1), False
         self.show_tokens()
         self.show_concepts()
+
+    def _typed(self, event: Any) -> None:
+        self._page.prompt_changed(event.value or "")
 
     def _point(self, event: Any) -> None:
         if self._held is None and self._reading is not None and 0 <= event.args < len(self._reading):

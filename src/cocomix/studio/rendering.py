@@ -21,7 +21,7 @@ from cocomix.base.page import page_environment
 FULL_BAR = 3.0
 
 
-def render(name: str, **values: Any) -> Markup:
+def render(name: str, /, **values: Any) -> Markup:
     """A fragment of the page; every value is escaped."""
     return Markup(_environment().get_template(f"{name}.html").render(**values))
 
@@ -31,7 +31,7 @@ def page_style() -> str:
     """The whole style sheet of the page."""
     house = _text("cocomix.base", "style.css")
     light, dark = re.findall(r":root \{([^}]*)\}", house)[:2]
-    marks = "\n".join(line for line in house.splitlines() if line.startswith((".text {", "mark {", ".sign {")))
+    marks = "\n".join(re.findall(r"^(?:\.text|mark|\.sign) \{[^}]*\}", house, re.MULTILINE))
     colors = f":root {{{light}}}\nbody.body--light {{ color-scheme: light; }}\nbody.body--dark {{ color-scheme: dark; {dark} }}\n"
     return colors + marks + "\n" + _text("cocomix.studio", "studio.css")
 
