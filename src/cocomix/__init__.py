@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.concepts.distillation_targets import distill_targets as distill_targets
     from cocomix.concepts.extraction import ExtractConfig as ExtractConfig
     from cocomix.concepts.extraction import extract as extract
     from cocomix.concepts.sae import SparseAutoencoder as SparseAutoencoder
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
-    from cocomix.modeling.edits import steer as steer
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.modeling.steering import steer as steer
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -56,6 +58,7 @@ _OWNERS = {
     "DemoConfig": "demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "concepts.extraction",
+    "DistillTargetsConfig": "concepts.distillation_targets",
     "DistillationConfig": "training.config",
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
@@ -67,6 +70,7 @@ _OWNERS = {
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
@@ -74,7 +78,7 @@ _OWNERS = {
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
-    "steer": "modeling.edits",
+    "steer": "modeling.steering",
     "stream_concepts": "data.streaming",
     "train": "training.loop",
     "train_sae": "concepts.sae_training",

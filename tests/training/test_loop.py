@@ -37,7 +37,7 @@ from cocomix.concepts import label_sources
 from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.training import loop
+from cocomix.training import loop, objectives
 from cocomix.training.config import DistillationConfig, Family
 from cocomix.training.metrics import read_metrics
 from tests.conftest import STUDENT, Tiny
@@ -265,7 +265,7 @@ def test_one_teacher_serves_labels_and_distillation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    for module in (loop, label_sources):
+    for module in (objectives, label_sources):
         monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
     train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))

@@ -40,6 +40,12 @@ COMMANDS = {
         "sparse autoencoders on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
     ),
     "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
+    "distill-targets": Command(
+        "tokens drawn from a teacher's predictions, to distil from without it",
+        "concepts.distillation_targets",
+        "distill_targets",
+        "DistillTargetsConfig",
+    ),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.concepts.sae import SparseAutoencoder
 from cocomix.concepts.teacher import Teacher
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.edits import ConceptEdit, concept_edits, steer
+from cocomix.modeling.edits import ConceptEdit, concept_edits
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.steering import steer
 
 # Shapes: B batch, T tokens, K active concepts, C concepts.
 

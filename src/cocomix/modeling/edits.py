@@ -1,27 +1,52 @@
 """Scoped edits of the concept stream: one mechanism for causal probes, generation and steering.
 
-An edit sees the active concepts of every position (indices and values) and the vector they compress to, and may replace
-either. Edits are scoped to one model and one thread of execution (a `ContextVar`), nest, and end with their `with` block,
-whatever ends it.
+An edit sees the concepts of every position at three points, and may change them at each: the logits of a few concepts before
+the strongest are chosen, the active concepts (indices and values), and the vector they compress to. Edits are scoped to one
+model and one thread of execution (a `ContextVar`), nest, and end with their `with` block, whatever ends it.
+
+Where an edit acts, and on which row of a batch, is settled anew for each forward pass (`at`): with a cache a pass sees only
+the new tokens, and beams multiply the rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
-from cocomix.base.errors import CocomixError
+# Shapes: B batch, T tokens, K active concepts, M edited concepts, D width.
 
-# Shapes: B batch, T tokens, K active concepts, D width.
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens a forward pass is about."""
+
+    positions: Int64[Tensor, "#B T"]
+    """Of each token in its row, counted from the row's first attended token: neither a cache nor left padding shifts it."""
+    batch_size: int
+    is_prompt: Bool[Tensor, " T"]
+    """Whether the tokens belong to the prompt of `generate`; outside of it, all do."""
 
 
 class ConceptEdit:
-    """An edit that changes nothing; subclasses override one of the two methods."""
+    """An edit that changes nothing; subclasses override some of the methods."""
+
+    def at(self, places: Places) -> ConceptEdit:
+        """The edit for one forward pass."""
+        return self
+
+    def logit_concepts(self) -> Tensor | None:
+        """Concepts whose logits this edit may change: [B, M] (int64; C and above: none); None: none at all."""
+        return None
+
+    def edit_logits(self, concepts: Tensor, logits: Tensor) -> Tensor:
+        """Replace the logits [B, T, M] of some concepts [B, M], before the strongest concepts are chosen."""
+        return logits
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Replace the active concepts: indices [B, T, K] (int64) and values [B, T, K]; K may grow."""
@@ -33,6 +58,7 @@ class ConceptEdit:
 
 
 _active_edits: ContextVar[tuple[tuple[int, ConceptEdit], ...]] = ContextVar("cocomix_edits", default=())
+_num_prompt_tokens: ContextVar[int | None] = ContextVar("cocomix_num_prompt_tokens", default=None)
 
 
 @contextlib.contextmanager
@@ -45,81 +71,37 @@ def concept_edits(model: nn.Module, *edits: ConceptEdit) -> Iterator[None]:
         _active_edits.reset(token)
 
 
+@contextlib.contextmanager
+def generating(num_prompt_tokens: int) -> Iterator[None]:
+    """Within the block, tokens behind the first so many (padding included) of every row are generated ones."""
+    token = _num_prompt_tokens.set(num_prompt_tokens)
+    try:
+        yield
+    finally:
+        _num_prompt_tokens.reset(token)
+
+
 def edits_of(model: nn.Module) -> tuple[ConceptEdit, ...]:
     """Edits now in force for `model`."""
     return tuple(edit for owner, edit in _active_edits.get() if owner == id(model))
 
 
-STEER_MODES = ("scale", "set", "add", "zero")
-
-
-class Steer(ConceptEdit):
-    """Edit one concept's activation at every position.
-
-    Args:
-        concept: its index.
-        strength: factor (`scale`), value (`set`) or increment (`add`) of the activation, which is a raw logit and has the
-            concept's own scale; unused by `zero`.
-        mode: `scale` acts where the concept is active, `set` and `add` also insert it where it is not, `zero` removes it.
-    """
-
-    def __init__(self, concept: int, strength: float = 0.0, mode: str = "set") -> None:
-        self.concept = concept
-        self.strength = strength
-        self.mode = mode
-
-    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        here = indices == self.concept
-        if self.mode == "scale":
-            return indices, torch.where(here, values * self.strength, values)
-        if self.mode == "zero":
-            return indices, torch.where(here, torch.zeros_like(values), values)
-        if self.mode == "set":
-            replaced = torch.where(here, torch.full_like(values, self.strength), values)
-        else:
-            replaced = torch.where(here, values + self.strength, values)
-        # One more slot holds the concept where it was not active; where it was, the slot's value is zero.
-        extra_index = torch.full_like(indices[..., :1], self.concept)
-        extra_value = (~here.any(-1, keepdim=True)).to(values.dtype) * self.strength
-        return torch.cat([indices, extra_index], -1), torch.cat([replaced, extra_value], -1)
-
-
-@contextlib.contextmanager
-def steer(model: nn.Module, strengths: Mapping[Any, float], mode: str = "set") -> Iterator[None]:
-    """Steer `model` by concept index within a `with` block.
-
-    Edits are those of the thread that enters the block: a thread started inside it, as with `TextIteratorStreamer`, enters
-    a block of its own.
+def edits_at(
+    model: nn.Module, positions: Int64[Tensor, "#B T"], num_past: int | Tensor, batch_size: int
+) -> tuple[ConceptEdit, ...]:
+    """Edits now in force for `model`, for one forward pass.
 
     Args:
-        model: a `CoCoMixForCausalLM` with a concept mixer, also wrapped (compiled, data-parallel, with adapters).
-        strengths: concept index (an integer) to strength; see `Steer` for what a strength means in each mode.
-        mode: how a strength acts.
-
-    Raises:
-        CocomixError: the model has no concepts, a concept does not exist, or the mode is unknown.
+        model: which.
+        positions: of the tokens, counted from each row's first attended token.
+        num_past: tokens a row, padding included, that the cache holds already.
+        batch_size: B.
     """
-    model = _unwrapped(model)
-    config: Any = model.config
-    if mode not in STEER_MODES:
-        raise CocomixError(f"mode is {mode!r}; it must be one of {', '.join(STEER_MODES)}")
-    for concept in strengths:
-        if not isinstance(concept, int):
-            raise CocomixError(
-                f"concept {concept!r} is no index; the model has concepts 0 to {config.num_concepts - 1}"
-            )
-        if not 0 <= concept < config.num_concepts:
-            raise CocomixError(
-                f"concept {concept} does not exist; the model has concepts 0 to {config.num_concepts - 1}"
-            )
-    with concept_edits(model, *(Steer(concept, strength, mode) for concept, strength in strengths.items())):
-        yield
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model with a concept mixer inside whatever wraps it: edits belong to that one."""
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        if hasattr(module, "mixer") and getattr(config, "mixer", None) == "concept":
-            return module
-    raise CocomixError("only a model with a concept mixer can be steered")
+    edits = edits_of(model)
+    if not edits:
+        return ()
+    columns = torch.arange(positions.shape[1], device=positions.device) + num_past
+    num_prompt_tokens = _num_prompt_tokens.get()
+    is_prompt = torch.ones_like(columns, dtype=torch.bool) if num_prompt_tokens is None else columns < num_prompt_tokens
+    places = Places(positions, batch_size, is_prompt)
+    return tuple(edit.at(places) for edit in edits)

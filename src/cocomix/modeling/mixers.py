@@ -139,18 +139,24 @@ class ConceptMixer(Mixer):
         std = hidden.std(-1, keepdim=True) + STD_EPSILON
         x = ((hidden - mean) / std - self.pre_bias).reshape(B * T, D)
 
+        edited = [concepts for edit in edits if (concepts := edit.logit_concepts()) is not None]
+        num_edited = sum(concepts.shape[1] for concepts in edited)
+        # An edited concept can leave the active ones, and the next strongest then takes its place.
+        num_predicted = min(self.num_active_concepts + num_edited, len(self.head_bias))
         loss_sum = count = None
         if concept_labels is None:
-            values, indices, _ = predict_concepts(x, self.head_weight, self.head_bias, self.num_active_concepts)
+            values, indices, _ = predict_concepts(x, self.head_weight, self.head_bias, num_predicted)
         else:
             labels = concept_labels.reshape(B * T, -1)
             valid = (labels != IGNORED_LABEL).all(-1)
             values, indices, losses = predict_concepts(
-                x, self.head_weight, self.head_bias, self.num_active_concepts, labels.clamp(min=0)
+                x, self.head_weight, self.head_bias, num_predicted, labels.clamp(min=0)
             )
             loss_sum, count = (losses * valid).sum(), valid.sum()
 
         indices, values = indices.view(B, T, -1), values.view(B, T, -1)
+        if edited:
+            indices, values = self._choose_again(x.view(B, T, D), indices, values, torch.cat(edited, 1), edits)
         for edit in edits:
             indices, values = edit.edit_active(indices, values)
         vectors = compress_concepts(values.flatten(0, 1), indices.flatten(0, 1), self.compress_weight).view(B, T, D)
@@ -158,6 +164,48 @@ class ConceptMixer(Mixer):
             vectors = edit.edit_vectors(vectors)
         concept = (vectors + self.compress_bias + self.pre_bias) * std + mean
         return MixerOutput(self.mixing.combine(hidden, concept), indices, values, loss_sum, count)
+
+    def _choose_again(
+        self,
+        x: Float[Tensor, "B T D"],
+        indices: Int64[Tensor, "B T P"],
+        values: Float[Tensor, "B T P"],
+        concepts: Int64[Tensor, "B M"],
+        edits: tuple[ConceptEdit, ...],
+    ) -> tuple[Int64[Tensor, "B T K"], Float[Tensor, "B T K"]]:
+        """The strongest concepts after edits of M concepts' logits, from the P strongest before.
+
+        Args:
+            x: what the head sees.
+            indices: the strongest concepts; K + M of them, or all.
+            values: their logits.
+            concepts: edited ones, of each row; C for none.
+            edits: of logits and others.
+        """
+        C = len(self.head_bias)
+        rows = concepts.clamp(max=C - 1)
+        before = (torch.einsum("btd,bmd->btm", x, self.head_weight[rows]) + self.head_bias[rows].unsqueeze(1)).to(
+            values
+        )
+        after = before
+        for edit in edits:
+            after = edit.edit_logits(concepts, after)
+        # Only what was changed is replaced: elsewhere the head's own logits stay, to the bit.
+        is_changed = after != before
+        is_replaced = (indices.unsqueeze(-1) == concepts[:, None, None, :]) & is_changed.unsqueeze(2)
+        # Two edits of one concept give two equal candidates.
+        is_repeated = (concepts.unsqueeze(-1) == concepts.unsqueeze(1)).tril(-1).any(-1)
+        nothing = -torch.inf
+        candidates = torch.cat(
+            [
+                values.masked_fill(is_replaced.any(-1), nothing),
+                after.masked_fill(~is_changed | is_repeated.unsqueeze(1), nothing),
+            ],
+            -1,
+        )
+        chosen = candidates.topk(self.num_active_concepts, dim=-1)
+        names = torch.cat([indices, rows.unsqueeze(1).expand_as(after)], -1)
+        return names.gather(-1, chosen.indices), chosen.values
 
 
 class PauseMixer(Mixer):

@@ -33,7 +33,7 @@ from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.edits import edits_of
+from cocomix.modeling.edits import ConceptEdit, edits_at, generating
 from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
 from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
 
@@ -180,7 +180,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Generate; see `GenerationMixin.generate`."""
         if options.get("assistant_early_exit") is not None:
             raise CocomixError("assistant_early_exit is not supported: it would cut the blocks off above the mixer")
-        return super().generate(*arguments, **options)
+        prompt = options.get("inputs_embeds")
+        if prompt is None:
+            prompt = arguments[0] if arguments else options.get("inputs", options.get("input_ids"))
+        with generating(1 if prompt is None else prompt.shape[1]):  # without a prompt it starts from one token
+            return super().generate(*arguments, **options)
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` every block of the backbone in place; `options` are its own.
@@ -265,8 +269,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if past_key_values is None:
             check_mask(attention_mask, B, T)
         packed_positions = position_ids if attention_mask is None and past_key_values is None else None
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = positions_from_mask(attention_mask, num_past, T, inputs_embeds.device)
         if adapter.positions == "learned":
             check_range(
@@ -276,8 +280,16 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         states: list[Tensor] | None = [] if output_hidden_states else None
+        edits = edits_at(self, position_ids, num_past, B)
         hidden, mixed = self._run(
-            inputs_embeds, position_ids, packed_positions, attention_mask, past_key_values, concept_labels, states
+            inputs_embeds,
+            position_ids,
+            packed_positions,
+            attention_mask,
+            past_key_values,
+            concept_labels,
+            edits,
+            states,
         )
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
         logits = adapter.logits(hidden if labels is not None else _kept(hidden, logits_to_keep))
@@ -314,6 +326,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None,
         cache: Cache | None,
         concept_labels: Tensor | None,
+        edits: tuple[ConceptEdit, ...],
         states: list[Tensor] | None,
     ) -> tuple[Tensor, MixerOutput | None]:
         """Hidden states [B, T, D] that predict the next token, and what the mixer said."""
@@ -338,7 +351,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if self.mixer is None:
             return hidden, None
         mixing = self.mixer.mixing
-        mixed = self.mixer(hidden, concept_labels, edits_of(self))
+        mixed = self.mixer(hidden, concept_labels, edits)
         hidden = adapter.run_blocks(
             mixed.hidden,
             insert,

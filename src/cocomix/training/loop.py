@@ -16,28 +16,21 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, restore_state, state_of
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
-from cocomix.concepts.label_sources import TeacherLabels
-from cocomix.concepts.teacher import load_teacher
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
-from cocomix.modeling.backbones import adapter_for
-from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
+from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.loading import local_model
-from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.mixers import ConceptMixer
+from cocomix.training.batches import Batch, Batches, distillation_targets
 from cocomix.training.config import OptimizerConfig, TrainConfig
-from cocomix.training.labels import ConceptLabels, concept_labels
+from cocomix.training.labels import concept_labels
+from cocomix.training.metrics import MAX_DEAD_AFTER_TOKENS, ConceptMetrics, MetricsFile
 from cocomix.training.metrics import NAME as METRICS_NAME
-from cocomix.training.metrics import MetricsFile
-from cocomix.training.objectives import (
-    Batch,
-    Concepts,
-    Distillation,
-    NextToken,
-    Objective,
-)
+from cocomix.training.objectives import build_objectives, regression_layer
 from cocomix.training.schedule import learning_rate
 from cocomix.training.students import build_student
+from cocomix.training.trained import TrainedStudent, gradient_norms
 
 KIND = "training-run"
 LOG_EVERY_STEPS = 10
@@ -52,17 +45,17 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     if config.teacher is not None:
         config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
-    labels = concept_labels(config, data)
-    settings = _settings_of(config, data, labels)
+    batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
+    settings = _settings_of(config, batches)
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the training run is finished already")
             Checkpoints(config.output).clear()  # in case the former process ended right before it
             return finished
-        return _Run(config, data, labels, settings["num_windows"]).finish()
+        return _Run(config, batches, settings["num_windows"]).finish()
 
 
-def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> dict[str, Any]:
+def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
     settings = dataclasses.asdict(config)
     for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "trackers"):
@@ -70,22 +63,21 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels 
     for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
         del settings[name]
     del settings["distillation"]["targets"]
+    if config.hidden_regression.weight:
+        settings["hidden_regression"]["layer"] = regression_layer(config)
     settings["precision"] = settings.pop("parallel")["precision"]
     if config.student.mixer == "none":  # what says how to insert is of no account
         for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
             del settings["student"][name]
-    available = data.num_windows if labels is None else labels.num_windows
-    settings["num_windows"] = config.num_windows or available
-    if settings["num_windows"] > available:
+    settings["num_windows"] = config.num_windows or batches.num_windows
+    if settings["num_windows"] > batches.num_windows:
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but only {available} windows are "
-            + ("there" if labels is None else "labelled")
+            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows are "
+            + ("there" if batches.labels is None and batches.targets is None else "labelled")
         )
     settings["inputs"] = {
-        "data": data.fingerprint,
-        "labels": None,
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
-        **(labels.inputs if labels is not None else {}),
+        **batches.inputs,
     }
     return settings
 
@@ -93,23 +85,32 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels 
 class _Run:
     """The state of one run, from where its newest checkpoint left it."""
 
-    def __init__(self, config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None, num_windows: int) -> None:
-        self.config, self.data, self.labels, self.num_windows = config, data, labels, num_windows
+    def __init__(self, config: TrainConfig, batches: Batches, num_windows: int) -> None:
+        data, labels = batches.data, batches.labels
+        self.config, self.batches, self.data, self.num_windows = config, batches, data, num_windows
         self.validation = TokenDataset(config.data, "validation")
         self.model = build_student(config, data, labels.num_concepts if labels is not None else config.num_concepts)
         self.model.train()
-        self.optimizer = _optimizer(self.model, config.optimizer)
-        self.objectives = self._objectives()
+        self.objectives = build_objectives(config, data, labels)
+        self.trained = TrainedStudent(self.model, self.objectives)
+        self.optimizer = _optimizer(self.trained, config.optimizer)
+        self.concept_metrics = ConceptMetrics(
+            self.model.config.num_concepts,
+            min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS),
+            has_labels=labels is not None,
+        )
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         self.flops_per_token = training_flops_per_token(self.model, data.context_length)
+        self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
         self.checkpoints = Checkpoints(config.output)
         self.step, self.seconds = 0, 0.0
         num_metric_bytes = 0
         latest = self.checkpoints.latest()
         if latest is not None:
             tensors, meta = latest
-            restore_state(self.model, self.optimizer, tensors)
+            restore_state(self.trained, self.optimizer, tensors)
+            self.concept_metrics.restore({name: tensors[f"metrics/{name}"] for name in self.concept_metrics.state()})
             self.step, self.seconds, num_metric_bytes = meta["step"], meta["seconds"], meta["num_metric_bytes"]
             say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
         self.metrics = MetricsFile(config.output, num_metric_bytes)
@@ -144,22 +145,18 @@ class _Run:
         # Counted before the first backward: one division a term, by the count of the whole step.
         counts = {o.name: sum(o.count(batch) for batch in batches) for o in self.objectives}
         means = {o.name: torch.zeros(()) for o in self.objectives}
-        needs_logits = any(o.needs_logits for o in self.objectives)
         for batch in batches:
-            output = self.model(
-                **batch.windows.inputs(),
-                labels=batch.windows.input_ids,
-                concept_labels=batch.concept_labels,
-                return_logits=needs_logits,
-            )
+            sums = self.trained(batch)
+            self.concept_metrics.add(sums)
             loss = torch.zeros(())
             for objective in self.objectives:
-                mean = objective.total(batch, output) / torch.as_tensor(counts[objective.name]).clamp(min=1)
-                loss = loss + objective.weight * mean
+                mean = sums[objective.name] / torch.as_tensor(counts[objective.name]).clamp(min=1)
+                loss = loss + objective.weight_at(self.step, self.num_steps) * mean
                 means[objective.name] += mean.detach()
             loss.backward()
+        means |= gradient_norms(self.trained)
         means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.optimizer.max_gradient_norm
+            self.trained.parameters(), config.optimizer.max_gradient_norm
         )
         rate = learning_rate(config.optimizer, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
@@ -170,12 +167,15 @@ class _Run:
         return means
 
     def _batch(self, windows: Any) -> Batch:
-        return Batch(self.data.windows(windows), self.labels.labels(windows) if self.labels is not None else None)
+        return self.batches.at(windows)
 
     def _log(self, losses: dict[str, torch.Tensor], progress: ProgressLine) -> None:
         if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:
             progress.advance(self.tokens_per_step)
             return
+        if isinstance(self.model.mixer, ConceptMixer):
+            self.concept_metrics.merge()
+            losses = losses | self.concept_metrics.line(self.step * self.tokens_per_step)
         values = {name: float(value) for name, value in losses.items()}
         if not all(torch.isfinite(torch.tensor(list(values.values())))):
             raise CocomixError(
@@ -200,7 +200,9 @@ class _Run:
 
     def _checkpoint(self) -> None:
         meta = {"seconds": self.seconds, "num_metric_bytes": self.metrics.sync()}
-        self.checkpoints.save(self.step, state_of(self.model, self.optimizer), meta)
+        self.concept_metrics.merge()
+        counts = {f"metrics/{name}": tensor for name, tensor in self.concept_metrics.state().items()}
+        self.checkpoints.save(self.step, state_of(self.trained, self.optimizer) | counts, meta)
 
     def _write(self) -> artifacts.Manifest:
         """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
@@ -221,35 +223,18 @@ class _Run:
         return manifest
 
     def _teacher_flops(self) -> float:
-        """What the teacher cost on top: one forward a token for distillation, extraction for labels."""
+        """What teachers cost on top: running along, and computing labels and targets."""
         tokens = self.step * self.tokens_per_step
-        flops = 0.0
-        for objective in self.objectives:
-            if isinstance(objective, Distillation):
-                flops += tokens * causal_lm_flops_per_token(objective.teacher, self.data.context_length)
-        if self.labels is not None:
-            flops += self.labels.training_flops(tokens, self.num_windows)
+        flops = tokens * sum(o.teacher_flops_per_token(self.data.context_length) for o in self.objectives)
+        for stored in (self.batches.labels, self.batches.targets):
+            if stored is not None:
+                flops += stored.training_flops(tokens, self.num_windows)
         return flops
 
-    def _objectives(self) -> list[Objective]:
-        config = self.config
-        objectives: list[Objective] = [NextToken()]
-        if self.labels is not None and config.concept_loss_weight:
-            objectives.append(Concepts(config.concept_loss_weight))
-        if config.teacher is not None and config.distillation.weight:
-            if isinstance(self.labels, TeacherLabels):
-                teacher = self.labels.extractor.teacher.model  # one copy serves both
-            else:
-                teacher = load_teacher(config.teacher)
-            adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
-            self.data.check_model(config.teacher, teacher.config.vocab_size)
-            objectives.append(Distillation(config.distillation.weight, teacher, config.distillation.temperature))
-        return objectives
 
-
-def _optimizer(model: CoCoMixForCausalLM, config: OptimizerConfig) -> torch.optim.AdamW:
+def _optimizer(student: TrainedStudent, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW; only matrices are decayed."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

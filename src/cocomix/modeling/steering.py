@@ -1,0 +1,285 @@
+"""Steering: edits of named concepts, of a strength, at some positions, each row of a batch with its own.
+
+What a strength does is a mode, a row of `MODES`; where it acts is a rule about positions. A strength is a raw logit of the
+concept head, whose scale is each concept's own, or a multiple of its usual activation (`ActivationStatistics.usual`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cocomix.base.errors import CocomixError
+from cocomix.modeling.concept_notes import ConceptNotes, notes_of
+from cocomix.modeling.edits import ConceptEdit, Places, concept_edits
+
+# Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
+
+SteerMode = Literal["scale", "set", "add", "zero", "scale_logits"]
+Unit = Literal["raw", "usual"]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What a strength does to a concept.
+
+    Args:
+        edited: (value, strength) -> new value; the value of a concept that is not active is 0.
+        inserts: whether a concept that is not active becomes active.
+        is_factor: whether the strength is a number without unit.
+        on_logits: whether it acts on the logits before the strongest concepts are chosen, and not on the active ones.
+    """
+
+    edited: Callable[[Tensor, Tensor], Tensor]
+    inserts: bool = False
+    is_factor: bool = False
+    on_logits: bool = False
+
+
+MODES: dict[str, Mode] = {
+    "scale": Mode(torch.mul, is_factor=True),
+    "set": Mode(lambda value, strength: strength.expand_as(value), inserts=True),
+    "add": Mode(torch.add, inserts=True),
+    "zero": Mode(lambda value, _: torch.zeros_like(value), is_factor=True),
+    "scale_logits": Mode(torch.mul, is_factor=True, on_logits=True),
+}
+
+
+class Steer(ConceptEdit):
+    """Edit the strengths of some concepts.
+
+    Args:
+        strengths: concept to strength, for each row of a batch, or one mapping for all; see `steer`.
+        mode: a name of `MODES`.
+        positions: see `steer`.
+        num_concepts: C.
+    """
+
+    def __init__(
+        self, strengths: Sequence[Mapping[int, float]], mode: str = "set", positions: Any = None, *, num_concepts: int
+    ) -> None:
+        self.mode = MODES[mode]
+        self.num_concepts = num_concepts
+        self.is_chosen = position_rule(positions)
+        M = max(map(len, strengths), default=0)
+        # Ascending, so that a concept is found by bisection; rows with fewer edits end with C, which is no concept.
+        rows = [sorted(row.items()) + [(num_concepts, 0.0)] * (M - len(row)) for row in strengths]
+        self.concepts = torch.tensor([[concept for concept, _ in row] for row in rows], dtype=torch.long)
+        self.strengths = torch.tensor([[strength for _, strength in row] for row in rows])
+
+    def at(self, places: Places) -> ConceptEdit:
+        R, M = self.concepts.shape
+        B = places.batch_size
+        if not M:
+            return ConceptEdit()
+        if B % R:
+            raise CocomixError(
+                f"edits were given for {R} rows, but the batch has {B}; give one for each row, or one for all"
+            )
+        device = places.positions.device
+        # Beams and samples of one prompt are neighbours.
+        concepts, strengths = (
+            part.to(device).repeat_interleave(B // R, dim=0) for part in (self.concepts, self.strengths)
+        )
+        return _SteerHere(self.mode, concepts, strengths, self.is_chosen(places).unsqueeze(-1), self.num_concepts)
+
+
+class _SteerHere(ConceptEdit):
+    """A `Steer` in one forward pass.
+
+    Args:
+        mode: what a strength does.
+        concepts: [B, M], ascending in each row; C where a row has fewer.
+        strengths: [B, M].
+        is_chosen: [#B, T, 1], the tokens to edit.
+        num_concepts: C.
+    """
+
+    def __init__(self, mode: Mode, concepts: Tensor, strengths: Tensor, is_chosen: Tensor, num_concepts: int) -> None:
+        self.mode, self.concepts, self.strengths, self.is_chosen = mode, concepts, strengths, is_chosen
+        self.num_concepts = num_concepts
+
+    def logit_concepts(self) -> Tensor | None:
+        return self.concepts if self.mode.on_logits else None
+
+    def edit_logits(self, concepts: Tensor, logits: Tensor) -> Tensor:
+        if not self.mode.on_logits:
+            return logits
+        return self._edited_in_place(concepts.unsqueeze(1).expand_as(logits), logits)
+
+    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mode.on_logits:
+            return indices, values
+        if not self.mode.inserts:
+            return indices, self._edited_in_place(indices, values)
+        slots, is_edited = self._find(indices)
+        B, T = indices.shape[:2]
+        # The edited concepts get slots of their own, so that each counts once; the slots they had are left with 0.
+        current = values.new_zeros(B, T, self.concepts.shape[1])
+        current = current.scatter_add(-1, slots, torch.where(is_edited, values, 0.0))
+        new = self.mode.edited(current, self.strengths.to(values.dtype).unsqueeze(1))
+        is_edit = self.is_chosen & (self.concepts < self.num_concepts).unsqueeze(1)
+        own_indices = self.concepts.clamp(max=self.num_concepts - 1).unsqueeze(1).expand_as(new)
+        return (
+            torch.cat([indices, own_indices], -1),
+            torch.cat([torch.where(is_edited, 0.0, values), torch.where(is_edit, new, 0.0)], -1),
+        )
+
+    def _edited_in_place(self, indices: Tensor, values: Tensor) -> Tensor:
+        slots, is_edited = self._find(indices)
+        strengths = self.strengths.to(values.dtype).gather(1, slots.flatten(1)).view_as(values)
+        return torch.where(is_edited, self.mode.edited(values, strengths), values)
+
+    def _find(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Which edit concepts [B, T, K] belong to, and whether to any at this token; both [B, T, K]."""
+        flat = indices.flatten(1).contiguous()
+        slots = torch.searchsorted(self.concepts, flat).clamp(max=self.concepts.shape[1] - 1)
+        is_edited = (self.concepts.gather(1, slots) == flat) & (flat < self.num_concepts)
+        return slots.view_as(indices), is_edited.view_as(indices) & self.is_chosen
+
+
+@contextlib.contextmanager
+def steer(
+    model: nn.Module,
+    strengths: Any,
+    mode: str = "set",
+    positions: Any = None,
+    *,
+    unit: str = "raw",
+    notes: ConceptNotes | None = None,
+) -> Iterator[None]:
+    """Steer `model` within a `with` block, in `generate` and in plain forward passes alike.
+
+    Edits are those of the thread that enters the block: a thread started inside it, as with `TextIteratorStreamer`, enters
+    a block of its own. Blocks nest: edits of active concepts are applied from the outermost to the innermost; `scale_logits`
+    acts before the strongest concepts are chosen, and so before all of them.
+
+    Args:
+        model: a `CoCoMixForCausalLM` with mixed concepts, also wrapped (compiled, data-parallel, with adapters).
+        strengths: concept to strength; a concept is its index or its name. Or a sequence of such mappings, one for each row
+            of the batch: with beams or several samples a prompt, one for each prompt.
+        mode: `scale` multiplies the value of the concept where it is active; `set` and `add` replace or raise it, and make it
+            active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the concept's logit
+            before the strongest concepts are chosen, so that it can enter or leave them (the paper's way).
+        positions: which tokens are edited. None: all; `prompt` or `generated`: those that `generate` was given, or made; a
+            `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from positions
+            [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.
+        unit: of the strengths of `set` and `add`: `raw`, a logit of the concept head, or `usual`, a multiple of the concept's
+            usual activation. The other modes take factors.
+        notes: names and statistics of the concepts; by default those in the model's own folder.
+
+    Raises:
+        CocomixError: the model has no concepts to steer, a concept or name does not exist, a strength is no finite number, or
+            a mode, a unit or positions are none.
+    """
+    model = _unwrapped(model)
+    config: Any = model.config
+    for name, value, allowed in (("mode", mode, tuple(MODES)), ("unit", unit, ("raw", "usual"))):
+        if value not in allowed:
+            raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    resolver = _Resolver(model, config.num_concepts, notes)
+    rows = [strengths] if isinstance(strengths, Mapping) else strengths
+    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise CocomixError(
+            f"strengths is {strengths!r}; give a mapping of concepts to numbers, such as {{7: 2.0}}, or one for each row"
+        )
+    in_units = unit == "usual" and not MODES[mode].is_factor
+    resolved = [resolver.row(row, in_units) for row in rows]
+    with concept_edits(model, Steer(resolved, mode, positions, num_concepts=config.num_concepts)):
+        yield
+
+
+class _Resolver:
+    """From what a user wrote to concepts and raw strengths; notes are read only where something needs them."""
+
+    def __init__(self, model: nn.Module, num_concepts: int, notes: ConceptNotes | None) -> None:
+        self.model, self.given, self.bare = model, notes, ConceptNotes(num_concepts)
+
+    @property
+    def notes(self) -> ConceptNotes:
+        return notes_of(self.model) if self.given is None else self.given
+
+    def row(self, strengths: Mapping[Any, Any], in_units: bool) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for key, strength in strengths.items():
+            concept = (self.notes if isinstance(key, str) else self.bare).resolve(key)
+            if concept in found:
+                raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
+            found[concept] = finite(strength, concept) * (self._usual(concept) if in_units else 1.0)
+        return found
+
+    def _usual(self, concept: int) -> float:
+        statistics = self.notes.statistics
+        if statistics is None:
+            raise CocomixError(
+                "what is usual for this model's concepts was not measured yet; run `cocomix inspect`, or give raw strengths"
+            )
+        return float(statistics.usual[concept])
+
+
+def finite(strength: Any, concept: int) -> float:
+    """A strength as a number that float32 can hold.
+
+    Raises:
+        CocomixError: it is none.
+    """
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if not is_number or not math.isfinite(strength) or abs(strength) > torch.finfo(torch.float32).max:
+        raise CocomixError(f"the strength of concept {concept} is {strength!r}; it must be a finite number")
+    return float(strength)
+
+
+def position_rule(positions: Any) -> Callable[[Places], Tensor]:
+    """What says of each token whether it is edited: a mask [#B, T]; see `steer` for what `positions` can be."""
+    if positions is None:
+        return lambda places: torch.ones_like(places.positions, dtype=torch.bool)
+    if isinstance(positions, str) and positions in _NAMED_RULES:
+        return _NAMED_RULES[positions]
+    if isinstance(positions, slice | range):
+        start, stop, step = positions.start or 0, positions.stop, positions.step or 1
+        if start < 0 or (stop is not None and stop < 0) or step < 1:
+            raise CocomixError(f"positions is {positions!r}; count from the start of a row: its end is not known yet")
+        return lambda places: _in_range(places.positions, start, stop, step)
+    if callable(positions):
+        return lambda places: _checked_mask(positions(places.positions), places.positions)
+    raise CocomixError(
+        f"positions is {positions!r}; it must be None, 'prompt', 'generated', a slice or range, or a function of positions"
+    )
+
+
+_NAMED_RULES: dict[str, Callable[[Places], Tensor]] = {
+    "prompt": lambda places: places.is_prompt.unsqueeze(0),
+    "generated": lambda places: ~places.is_prompt.unsqueeze(0),
+}
+
+
+def _in_range(positions: Tensor, start: int, stop: int | None, step: int) -> Tensor:
+    found = (positions >= start) & ((positions - start) % step == 0)
+    return found if stop is None else found & (positions < stop)
+
+
+def _checked_mask(mask: Any, positions: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != positions.shape:
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise CocomixError(f"positions gave {found}; expected a mask (bool) of shape {tuple(positions.shape)}")
+    return mask
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model with a concept mixer inside whatever wraps it: edits belong to that one."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(module, "mixer") and getattr(config, "mixer", None) == "concept":
+            if config.mixing == "none":
+                raise CocomixError(
+                    "this model's concepts are predicted but not mixed in (mixing 'none'): nothing to steer"
+                )
+            return module
+    raise CocomixError("only a model with a concept mixer can be steered")
