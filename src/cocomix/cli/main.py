@@ -51,7 +51,10 @@ COMMANDS = {
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
     "studio": Command(
-        "a page on this machine to see what a model thinks in, and to steer it", "studio.command", "studio", "StudioConfig"
+        "a page on this machine to see what a model thinks in, and to steer it",
+        "studio.command",
+        "studio",
+        "StudioConfig",
     ),
 }
 
@@ -116,9 +119,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         args=list(words),
     )
     result = function(config)
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(result if isinstance(result, str) or name == "demo" else config.output)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if name in ("demo", "studio") else config.output)
 
 
 def _silence_progress_of_libraries() -> None:

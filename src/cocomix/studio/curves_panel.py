@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 AXES = {"tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}
 _FORMATS = {"tokens": format_count, "flops": format_flops, "seconds": format_seconds}
+#: ECharts measures text before it draws it, so the font must have a name of its own.
+FONT = "system-ui, sans-serif"
 NUM_COLORS = 5
 LINE_TYPES = ("solid", "dashed", "dotted")
 #: The first part of a run falls so steeply that it would flatten the rest.
@@ -56,7 +58,7 @@ def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[st
         for index, (name, points) in enumerate(curves.items())
     ]
     key = f"train_{axis}"
-    text = {"color": "var(--muted)", "fontFamily": "inherit"}
+    text = {"color": "var(--muted)", "fontFamily": FONT}
     line = {"lineStyle": {"color": "var(--rule)"}}
     shown = [
         p["validation_loss"] for points in curves.values() for p in points if p[key] >= CUT_SHARE * points[-1][key]
@@ -64,12 +66,18 @@ def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[st
     return {
         "animation": False,
         "color": [item["color"] for item in series],
-        "textStyle": {"fontFamily": "inherit"},
+        "textStyle": {"fontFamily": FONT},
         "grid": {"left": 8, "right": 24, "top": 24, "bottom": 90, "containLabel": True},
-        "legend": {"bottom": 0, "type": "scroll", "textStyle": {"color": "var(--ink)"}, "inactiveColor": "var(--muted)"},
+        "legend": {
+            "bottom": 0,
+            "type": "scroll",
+            "textStyle": {"color": "var(--ink)", "fontFamily": FONT},
+            "inactiveColor": "var(--muted)",
+        },
         "tooltip": {"trigger": "item", ":formatter": _TOOLTIP.replace("AXIS", AXES[axis])},
         "xAxis": {
             "type": "value",
+            "max": max((points[-1][key] for points in curves.values()), default=1),
             "name": AXES[axis],
             "nameLocation": "middle",
             "nameGap": 30,

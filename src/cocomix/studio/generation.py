@@ -114,7 +114,7 @@ class _Stream:
             )
         self._cache = output.past_key_values
         token = self._choose(output.logits[0, -1].float())
-        if token == self._model.tokenizer.eos_token_id:
+        if token == self._model.eos_token_id:
             self._input = None
             return None
         self._input = torch.tensor([[token]])

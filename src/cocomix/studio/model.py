@@ -20,16 +20,15 @@ from cocomix.base.errors import CocomixError
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.interpretation.cards import CardReader, ConceptCard
 from cocomix.modeling.concept_notes import ConceptNotes, notes_of
-from cocomix.modeling.edits import steer
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.steering import steer
 from cocomix.studio.runs import Run
-from cocomix.training import loop
 
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 
 NUM_FOUND = 12
-NUM_NEXT_TOKENS = 10
+NUM_NEXT_TOKENS = 8
 #: A name as unlike the searched text as this is no suggestion.
 NEAREST_CUTOFF = 0.4
 
@@ -94,14 +93,13 @@ class StudioModel:
 
     def __init__(self, run: Run, inspections: Sequence[CardReader] = ()) -> None:
         self.name, self.path = run.name, run.path
-        fingerprint = None
-        if (run.path / artifacts.MANIFEST_NAME).exists():
-            fingerprint = artifacts.read(run.path, loop.KIND).fingerprint
+        fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
         model = load_causal_lm(run.path)
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         self.model = model
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
+        self.eos_token_id = self.tokenizer.eos_token_id
         self.num_concepts = int(model.config.num_concepts)
         self.context_length = int(model.config.max_position_embeddings)
         fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == fingerprint)
@@ -145,10 +143,10 @@ class StudioModel:
             )
         return ids
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; a character of several tokens stands at the last of them."""
+    def decoder(self) -> Callable[[int], str]:
+        """Gives the text of one token after another; a character of several tokens comes with the last of them."""
         stream = DecodeStream(skip_special_tokens=False)
-        return [stream.step(self.tokenizer.backend_tokenizer, token) or "" for token in ids]
+        return lambda token: stream.step(self.tokenizer.backend_tokenizer, token) or ""
 
     @torch.no_grad()
     def read(self, prompt: str) -> Reading:
@@ -157,7 +155,7 @@ class StudioModel:
         if not ids:
             return Reading([], [], [], self.name_of)
         concepts, strengths = self._active(ids)
-        return Reading(self.pieces(ids), concepts.tolist(), strengths.tolist(), self._namer())
+        return Reading(list(map(self.decoder(), ids)), concepts.tolist(), strengths.tolist(), self._namer())
 
     def search_names(self, text: str) -> list[Found]:
         """Concepts by name, best first: then by context and promoted token, where there are cards.
@@ -207,10 +205,7 @@ class StudioModel:
         if not strengths:
             yield
             return
-        statistics = self.notes.statistics
-        if statistics is not None and mode != "scale":
-            strengths = {concept: s * float(statistics.usual[concept]) for concept, s in strengths.items()}
-        with steer(self.model, dict(strengths), mode):
+        with steer(self.model, dict(strengths), mode, unit="usual" if self.has_units else "raw"):
             yield
 
     @torch.no_grad()

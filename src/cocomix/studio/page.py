@@ -163,7 +163,9 @@ class StudioPage:
         problems = list(self._problems)
         wanted = self.state.model
         if wanted and wanted not in [run.name for run in self.shelf.runs.models]:
-            problems.append(f"The link asks for the model {wanted!r}, which is not among the runs; this is another one.")
+            problems.append(
+                f"The link asks for the model {wanted!r}, which is not among the runs; this is another one."
+            )
             wanted = ""
         await self.choose_model(wanted)
         if self.model is None:
@@ -239,5 +241,3 @@ class StudioPage:
     def _set_theme(self, value: bool | None) -> None:
         self._theme.value = value
         self._theme_button.content = render("theme", name=THEMES[value])
-
-

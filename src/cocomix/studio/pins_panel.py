@@ -71,14 +71,17 @@ class _Row:
         with ui.element("div").classes("pin-row") as self._row:
             ui.html(render("pin_head", concept=concept, name=name), sanitize=False)
             with ui.element("div").classes("pin-body"):
-                self._slider = ui.slider(min=-SLIDER_END, max=SLIDER_END, step=SLIDER_STEP, value=0)
+                self._slider = ui.element("input").props(
+                    f"type=range min={-SLIDER_END} max={SLIDER_END} step={SLIDER_STEP} value=0"
+                )
                 self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
             self._problem = ui.html("", sanitize=False).props("role=alert")
         # Set one by one: in a string of props a name could be taken for more of them.
         self._slider.props["aria-label"] = f"Strength of {name}"
         self._field.props["aria-label"] = f"Strength of {name} as a number"
-        # Only what a person does to the slider, not what is set from the field beside it.
-        self._slider.on("update:model-value", self._slid, throttle=0.05)
+        # The page is drawn again at any time, from values that are only here; so a moved slider tells its own there at once.
+        keep = f"mounted_app.elements[{self._slider.id}].props.value = event.target.value"
+        self._slider.on("input", self._slid, js_handler=f"(event) => {{ {keep}; emit(Number(event.target.value)); }}")
         self._field.on("change", self._typed)
 
     def show(self, strength: float | None) -> None:
@@ -86,7 +89,7 @@ class _Row:
         if strength != self._shown:
             self._shown = strength
             self._problem.content = ""
-            self._slider.value = _on_slider(strength)
+            self._move_slider(strength)
             self._field.value = _as_text(strength)
 
     def remove(self) -> None:
@@ -105,17 +108,16 @@ class _Row:
             self._problem.content = render("problem", problem=f"{error}.")
             return
         self._take(strength)
-        self._slider.value = _on_slider(strength)
+        self._move_slider(strength)
+
+    def _move_slider(self, strength: float | None) -> None:
+        self._slider.props["value"] = max(-SLIDER_END, min(SLIDER_END, strength or 0.0))
 
     def _take(self, strength: float | None) -> None:
         self._problem.content = ""
         if self._concept in self._page.pins:
             self._shown = strength
             self._page.set_strength(self._concept, strength)
-
-
-def _on_slider(strength: float | None) -> float:
-    return max(-SLIDER_END, min(SLIDER_END, strength or 0.0))
 
 
 def _as_text(strength: float | None) -> str:

@@ -35,7 +35,9 @@ class Shelf:
         if not names:
             raise CocomixError("none of the runs has concepts to steer; the loss curves are all there is to see")
         if name and name not in names:
-            raise CocomixError(f"no model is called {name!r}; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}")
+            raise CocomixError(
+                f"no model is called {name!r}; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}"
+            )
         run = self.runs.models[names.index(name) if name else 0]
         with self._lock:
             is_first = run.name not in self._models

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
 from nicegui import ui
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.page import visible
 from cocomix.studio.changes import changed_tokens
 from cocomix.studio.generation import Continuation, Plan, Step
 from cocomix.studio.links import MAX_TOKENS, parse_temperature, parse_whole
@@ -19,6 +23,9 @@ from cocomix.studio.tasks import Latest
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
+SHOWN_EVERY_SECONDS = 0.05
+_MARK = Markup("<mark>{}</mark>")
+
 
 class WritingPanel:
     """See the module."""
@@ -28,8 +35,6 @@ class WritingPanel:
         self._continuation: Continuation | None = None
         self.predict = Latest(self._predict)
         self.actions: dict[str, Callable[[str], Any]] = {"go": lambda _: self.go()}
-        ui.html("Next token", sanitize=False, tag="h2")
-        self._next = ui.html("", sanitize=False)
         ui.html("Continuation", sanitize=False, tag="h2")
         with ui.element("div").classes("options"):
             self._button = ui.html(render("go", is_running=False), sanitize=False)
@@ -43,6 +48,8 @@ class WritingPanel:
             self._original = ui.html("", sanitize=False, tag="article").classes("panel original")
             self._steered = ui.html("", sanitize=False, tag="article").classes("panel steered")
         self._both.set_visibility(False)
+        ui.html("Next token", sanitize=False, tag="h2")
+        self._next = ui.html("", sanitize=False)
 
     def edits_changed(self) -> None:
         """Ask for the next token again."""
@@ -116,42 +123,70 @@ class WritingPanel:
 
         future = self._page.workers.start(continuation, report)
         future.add_done_callback(lambda _: report(None))
-        original: list[int] = []
-        steered: list[int] = []
+        sides = _Side(model, "original"), _Side(model, "steered")
         is_running = True
-        while is_running:
+        while is_running and not self._page.client.is_deleted:
             new = [await steps.get()]
             while not steps.empty():
                 new.append(steps.get_nowait())
             is_running = new[-1] is not None
-            original += [step.original for step in new if step is not None and step.original is not None]
-            steered += [step.steered for step in new if step is not None and step.steered is not None]
-            if self._page.client.is_deleted:
-                return
-            await self._show(model, continuation, prompt, original, steered, is_running)
+            started = time.monotonic()
+            rendered = await self._page.off_loop(_written, sides, new, continuation, prompt, is_running=is_running)
+            self._original.content, self._steered.content = rendered
+            # Long texts take longer to compare and to draw: what they take is taken at most a third of the time.
+            await asyncio.sleep(max(SHOWN_EVERY_SECONDS, 2 * (time.monotonic() - started)) if is_running else 0)
         await asyncio.wrap_future(future)  # raises what was raised in the thread
 
-    async def _show(
-        self,
-        model: StudioModel,
-        continuation: Continuation,
-        prompt: str,
-        original: list[int],
-        steered: list[int],
-        is_running: bool,
-    ) -> None:
-        marks = await self._page.off_loop(changed_tokens, original, steered)
-        sides = ((self._original, "original", original), (self._steered, "steered", steered))
-        for (element, side, ids), marked in zip(sides, marks, strict=True):
-            element.content = render(
-                "continuation",
-                side=side,
-                title="Original" if side == "original" else _steered_title(model, continuation.plan),
-                prompt=prompt,
-                pieces=list(zip(model.pieces(ids), marked, strict=True)),
-                is_running=is_running,
-                ended=not is_running and len(ids) < continuation.num_tokens and not continuation.is_stopped,
-            )
+
+class _Side:
+    """One continuation so far: its tokens, and the text of each as HTML."""
+
+    def __init__(self, model: StudioModel, name: str) -> None:
+        self.name = name
+        self.tokens: list[int] = []
+        self.texts: list[Markup] = []
+        self._decode = model.decoder()
+
+    def add(self, token: int | None) -> None:
+        if token is not None:
+            self.tokens.append(token)
+            self.texts.append(visible(self._decode(token), wrap=True))
+
+
+def _written(
+    sides: tuple[_Side, _Side],
+    steps: Sequence[Step | None],
+    continuation: Continuation,
+    prompt: str,
+    *,
+    is_running: bool,
+) -> list[Markup]:
+    """Both continuations with some more tokens, as HTML."""
+    original, steered = sides
+    for step in filter(None, steps):
+        original.add(step.original)
+        steered.add(step.steered)
+    marks = changed_tokens(original.tokens, steered.tokens)
+    titles = "Original", _steered_title(continuation.model, continuation.plan)
+    return [
+        render(
+            "continuation",
+            side=side.name,
+            title=title,
+            prompt=prompt,
+            text=_marked(side.texts, marked),
+            is_running=is_running,
+            ended=not is_running and len(side.tokens) < continuation.num_tokens and not continuation.is_stopped,
+        )
+        for side, title, marked in zip(sides, titles, marks, strict=True)
+    ]
+
+
+def _marked(texts: Sequence[Markup], marked: Sequence[bool]) -> Markup:
+    """Texts in one, neighbours that are marked under one mark."""
+    groups = itertools.groupby(zip(texts, marked, strict=True), key=lambda item: item[1])
+    joined = ((is_marked, Markup().join(text for text, _ in items)) for is_marked, items in groups)
+    return Markup().join(_MARK.format(text) if is_marked else text for is_marked, text in joined)
 
 
 def _steered_title(model: StudioModel, plan: Plan) -> str:
