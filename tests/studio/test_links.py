@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from cocomix import CocomixError
-from cocomix.studio.links import ViewState, parse_strength, parse_query
+from cocomix.studio.links import ViewState, parse_query, parse_strength
 
 
 def test_an_address_restores_the_state() -> None:

@@ -71,9 +71,8 @@ def test_the_next_token_without_and_with_an_edit(model: StudioModel) -> None:
 
 
 def test_a_prompt_longer_than_the_context_tells_both_lengths(model: StudioModel) -> None:
-    with pytest.raises(
-        CocomixError, match=rf"the prompt has \d+ tokens, and the context of demo/cocomix holds {CONTEXT_LENGTH}: "
-    ):
+    message = rf"the prompt has \d+ tokens, and the context of demo/cocomix holds {CONTEXT_LENGTH}: shorten it by \d+"
+    with pytest.raises(CocomixError, match=message):
         model.read("def " * 800)
 
 

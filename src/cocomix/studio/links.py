@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -62,7 +62,7 @@ class ViewState:
 def parse_query(query: Mapping[str, str]) -> tuple[ViewState, list[str]]:
     """The state that an address asks for, and a sentence for everything in it that could not be used."""
     state, problems = ViewState(model=query.get("model", ""), prompt=query.get("prompt", "")), []
-    readers = {
+    readers: dict[str, Callable[[str], Any]] = {
         "pins": _pins,
         "mode": lambda text: _choice("mode", text, MODES),
         "tokens": lambda text: parse_whole("the length", text, 1, MAX_TOKENS),

@@ -239,7 +239,8 @@ class StudioModel:
     def _next_probabilities(self, ids: Sequence[int]) -> Tensor:
         """[V]."""
         output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
-        return output.logits[0, -1].float().softmax(-1)
+        logits: Tensor = output.logits[0, -1]
+        return logits.float().softmax(-1)
 
     def _namer(self) -> Callable[[int], str]:
         names = self.notes.names

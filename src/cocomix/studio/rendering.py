@@ -1,7 +1,7 @@
 """Fragments of HTML for the page, from templates that escape everything, and its style.
 
-The page's colours and type are those of `base/templates/style.css`. There the system alone chooses light or dark; here a person
-may, so its two sets of variables are put under the classes that NiceGUI gives the body.
+The page's colours and type are those of `base/templates/style.css`. There the system alone chooses light or dark; here a
+person may, so its two sets of variables are put under the classes that NiceGUI gives the body.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def page_style() -> str:
     house = _text("cocomix.base", "style.css")
     light, dark = re.findall(r":root \{([^}]*)\}", house)[:2]
     marks = "\n".join(re.findall(r"^(?:\.text|mark|\.sign) \{[^}]*\}", house, re.MULTILINE))
-    colors = f":root {{{light}}}\nbody.body--light {{ color-scheme: light; }}\nbody.body--dark {{ color-scheme: dark; {dark} }}\n"
+    chosen = f"body.body--light {{ color-scheme: light; }}\nbody.body--dark {{ color-scheme: dark; {dark} }}\n"
+    colors = f":root {{{light}}}\n{chosen}"
     return colors + marks + "\n" + _text("cocomix.studio", "studio.css")
 
 

@@ -1,4 +1,4 @@
-"""What there is to show: models with concepts, loss curves, and inspections, found in the folders named on the command line."""
+"""What there is to show: models with concepts, loss curves, and inspections, found in the folders that a user named."""
 
 from __future__ import annotations
 
