@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
+    from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -75,6 +76,7 @@ _OWNERS = {
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
     "prepare": "data.prepare",
+    "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",

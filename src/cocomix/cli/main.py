@@ -47,6 +47,9 @@ COMMANDS = {
         "DistillTargetsConfig",
     ),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
+    "recipes": Command(
+        "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
+    ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
@@ -106,22 +109,23 @@ def _is_disk_full(error: Exception) -> bool:
 def _call(command: Command, name: str, words: Sequence[str]) -> str:
     """Parse the options, call the function, and say in one line (or JSON) what came out."""
     tune_process()
-    import tyro
+    from cocomix.cli.options import parse
 
     module = importlib.import_module(f"cocomix.{command.module}")
     _silence_progress_of_libraries()
-    config_class: type[Any] = getattr(module, command.config)
+    description = command.summary[0].upper() + command.summary[1:] + "."
+    try:
+        config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
+    except CocomixError as error:
+        say(f"error: {error}")
+        raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
-    config = tyro.cli(
-        config_class,
-        prog=f"cocomix {name}",
-        description=command.summary[0].upper() + command.summary[1:] + ".",
-        args=list(words),
-    )
     result = function(config)
-    if isinstance(result, dict):
-        return json.dumps(result, indent=2)
-    return str(result if name in ("demo", "studio") else config.output)
+    if isinstance(result, str):
+        return result
+    return (
+        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
+    )
 
 
 def _silence_progress_of_libraries() -> None:

@@ -32,7 +32,7 @@ from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import local_model
 
-# Shapes: B windows, T tokens, N positions, V vocabulary, K draws a position.
+# Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
 
 #: Elements of one chunk's probabilities: 64 MB in float64, a few times over.
 CHUNK_ELEMENTS = 2**23
@@ -127,7 +127,7 @@ class _Shards(ShardWork):
     def _drawn(self, windows: Sequence[int]) -> SampledTargets:
         config, V = self.config, self.data.vocab_size
         hidden = self.teacher.residual(**self.data.windows(windows).inputs())[:, :-1]
-        B, P, _ = hidden.shape  # P = T - 1 positions have a next token
+        B, P, _ = hidden.shape
         uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))
         tokens, entropy = [], []
         rows, numbers = hidden.flatten(0, 1), uniform.flatten(0, 1)
@@ -154,5 +154,7 @@ def draw(
     """Tokens at the given heights of each row's distribution function, and the distribution's entropy in nats."""
     p = logits.double().softmax(-1)
     heights = p.cumsum(-1)
-    tokens = torch.searchsorted(heights, uniform * heights[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
+    top = heights[:, -1:]
+    below_top = torch.nextafter(top, torch.zeros_like(top))  # a product that rounds up to the top has no token above it
+    tokens = torch.searchsorted(heights, torch.minimum(uniform * top, below_top), right=True)
     return tokens, torch.special.entr(p).sum(-1).float()

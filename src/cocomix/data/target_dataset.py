@@ -21,7 +21,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.data.shards import WindowTable, write_shard
 from cocomix.data.token_dataset import TokenDataset, difference
 
-# Shapes: B windows, T tokens, K draws a position.
+# Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws a position.
 
 KIND = "target-dataset"
 
@@ -30,9 +30,9 @@ KIND = "target-dataset"
 class SampledTargets:
     """Draws from a teacher's next-token distributions p, of all positions but the last."""
 
-    tokens: Int64[Tensor, "B T-1 K"]
-    """Independent draws, with repetition, in ascending order."""
-    entropy: Float[Tensor, "B T-1"]
+    tokens: Int64[Tensor, "B P K"]
+    """With repetition, in ascending order; their histogram has the mean p."""
+    entropy: Float[Tensor, "B P"]
     """Of p, in nats."""
 
     def to(self, device: torch.device | str) -> SampledTargets:

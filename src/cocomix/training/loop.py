@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     data = TokenDataset(config.data, "train")
     batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
     settings = _settings_of(config, batches)
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    options = dataclasses.asdict(config)
+    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options) as finished:
         if finished:
             say(f"{config.output}: the training run is finished already")
             Checkpoints(config.output).clear()  # in case the former process ended right before it

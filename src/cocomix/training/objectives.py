@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -208,8 +209,11 @@ class HiddenRegression(Objective):
         self.teacher, self.layer = teacher, layer
         self.frozen = (teacher.model,)
         self.head = nn.utils.skip_init(nn.Linear, hidden_size, int(teacher.model.config.hidden_size))
-        nn.init.normal_(self.head.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(seed))
-        nn.init.zeros_(self.head.bias)
+        # A stream of its own: torch's of the same seed would repeat numbers of the student's embedding.
+        drawn = np.random.default_rng([seed, *self.name.encode()]).normal(0.0, HEAD_STD, self.head.weight.shape)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(drawn))
+            self.head.bias.zero_()
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
         return torch.tensor(batch.windows.input_ids.numel())

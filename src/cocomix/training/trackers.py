@@ -143,10 +143,10 @@ class _Trackio:
     """trackio's own store on this machine (`TRACKIO_DIR`): `trackio show --project cocomix`."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], step: int) -> None:
-        trackio = importlib.import_module("trackio")
+        self._trackio = importlib.import_module("trackio")
         self._resumable = _Resumable(folder)
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
-            self._run = trackio.init(
+            self._run = self._trackio.init(
                 project=PROJECT,
                 name=f"{name}-{self._resumable.id}",
                 resume="allow",
@@ -161,7 +161,7 @@ class _Trackio:
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()
+            self._trackio.finish()
 
 
 _TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases, "trackio": _Trackio}
