@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
+    from cocomix.comparison.command import CompareConfig as CompareConfig
+    from cocomix.comparison.command import compare as compare
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
     from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
+    from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
     from cocomix.demo.pipeline import run_demo as run_demo
@@ -53,6 +56,7 @@ _OWNERS = {
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
+    "CompareConfig": "comparison.command",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "concepts.attribution",
     "DecoderAdapter": "modeling.backbones",
@@ -68,9 +72,11 @@ _OWNERS = {
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
     "StudentConfig": "training.config",
+    "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "compare": "comparison.command",
     "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",

@@ -16,6 +16,7 @@ from cocomix import (
     DistillationConfig,
     DistillTargetsConfig,
     PrepareConfig,
+    TargetDataset,
     TokenDataset,
     TrainConfig,
     distill_targets,
@@ -28,7 +29,6 @@ from cocomix.concepts import distillation_targets
 from cocomix.concepts.distillation_targets import draw, stratified
 from cocomix.concepts.shard_work import ShardWork
 from cocomix.concepts.teacher import load_teacher
-from cocomix.data.target_dataset import TargetDataset
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import backbone_config

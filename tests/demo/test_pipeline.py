@@ -15,7 +15,6 @@ from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
 from cocomix.demo import pipeline
 from cocomix.demo.sizes import StudentRun, default, demo_size, large, smoke
-from cocomix.demo.summary import units_to_match
 from tests.conftest import STUDENT, Tiny
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
@@ -145,10 +144,3 @@ def test_sizes_are_found_by_name() -> None:
     assert list(large().students) == ["ntp", "cocomix", "cocomix-paper", "pause", "kd"]
     with pytest.raises(CocomixError, match="size is 'huge'"):
         demo_size("huge")
-
-
-def test_units_to_match_interpolates_and_can_be_never() -> None:
-    curve = [{"x": 1.0, "validation_loss": 4.0}, {"x": 2.0, "validation_loss": 3.0}, {"x": 3.0, "validation_loss": 2.0}]
-    assert units_to_match(curve, [{"validation_loss": 2.5}], "x") == 2.5
-    assert units_to_match(curve, [{"validation_loss": 5.0}], "x") == 1.0
-    assert units_to_match(curve, [{"validation_loss": 1.0}], "x") is None

@@ -15,18 +15,17 @@ import pytest
 
 from cocomix import TrainConfig
 from cocomix.base.formats import format_flops
-from cocomix.demo.figures import spread
+from cocomix.comparison.curves import loss_at, units_to_match
+from cocomix.comparison.figures import spread
 from cocomix.demo.report import (
     best_rival,
     doubtful_time,
     equal_compute,
     format_change,
     headline,
-    loss_at,
     verdict,
     write_report,
 )
-from cocomix.demo.summary import units_to_match
 
 NUM_TOKENS = 1_001_472
 

@@ -192,8 +192,6 @@ class TestGeneration:
         for row in range(B):
             expected = self.alone(model, ids[row : row + 1], row, mode, positions, num_beams=3, num_return_sequences=2)
             assert torch.equal(found[2 * row : 2 * row + 2], expected)
-                found[2 * row : 2 * row + 2], self.alone(model, ids[row : row + 1], row, mode, positions, **more)
-            )
 
 
 def test_samples_of_a_prompt_share_its_edit() -> None:

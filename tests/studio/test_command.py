@@ -27,7 +27,7 @@ def test_help_names_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         main(["studio", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(option in text for option in ("RUNS", "--port", "--host", "--no-open"))
+    assert all(option in text for option in ("RUN...", "--port", "--host", "--no-open"))
 
 
 def test_mistakes_are_one_sentence_and_an_exit_code(

@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -53,6 +56,15 @@ COMMANDS = {
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
+    ),
+    "generate": Command(
+        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+    ),
+    "steer-eval": Command(
+        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
     "studio": Command(
         "a page on this machine to see what a model thinks in, and to steer it",
         "studio.command",
@@ -86,6 +98,9 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
@@ -97,7 +112,8 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    print(result)
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(result)
     return 0
 
 
@@ -121,11 +137,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
         raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
     result = function(config)
-    if isinstance(result, str):
-        return result
-    return (
-        json.dumps(result, indent=2) if isinstance(result, dict) else str(config.output if name != "demo" else result)
-    )
+    if isinstance(result, dict):
+        return json.dumps(result, indent=2)
+    return str(result if isinstance(result, str | Path) else config.output)
 
 
 def _silence_progress_of_libraries() -> None:

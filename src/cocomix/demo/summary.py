@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.comparison.curves import units_to_match, validation_curve
 from cocomix.concepts import sae_training
 from cocomix.data import concept_dataset, token_dataset
 from cocomix.demo.sizes import DemoSize, StudentRun
 from cocomix.training import loop
 from cocomix.training.metrics import read_metrics
-
-CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
 
 
 def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
@@ -55,34 +53,8 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
     }
 
 
-def units_to_match(
-    curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]], axis: str
-) -> float | None:
-    """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
-
-    The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
-    there would be lower. The number is therefore on the safe side.
-    """
-    target = reference[-1]["validation_loss"]
-    previous: Mapping[str, float] | None = None
-    for point in curve:
-        if point["validation_loss"] <= target:
-            if previous is None:
-                return point[axis]
-            drop = previous["validation_loss"] - point["validation_loss"]
-            share = (previous["validation_loss"] - target) / drop
-            return previous[axis] + share * (point[axis] - previous[axis])
-        previous = point
-    return None
-
-
 def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
     evaluation = artifacts.read_json(root / "evaluation" / name / "evaluation.json")
-    curve = [
-        {axis: line[axis] for axis in (*CURVE_AXES, "validation_loss")}
-        for line in read_metrics(root / name)
-        if "validation_loss" in line
-    ]
     student = run.student
     return {
         "title": run.title,
@@ -90,7 +62,7 @@ def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
         "mixing": student.mixing if student.mixer != "none" else "none",
         **_run_facts(root / name),
         **evaluation,
-        "curve": curve,
+        "curve": validation_curve(read_metrics(root / name)),
     }
 
 

@@ -180,27 +180,39 @@ def steer(
             a mode, a unit or positions are none.
     """
     model = _unwrapped(model)
+    rows = raw_strengths(model, strengths, mode, unit, notes)
     config: Any = model.config
+    with concept_edits(model, Steer(rows, mode, positions, num_concepts=config.num_concepts)):
+        yield
+
+
+def raw_strengths(
+    model: nn.Module, strengths: Any, mode: str = "set", unit: str = "raw", notes: ConceptNotes | None = None
+) -> list[dict[int, float]]:
+    """What `steer` makes of its arguments: for each row (or for all) concept index to raw strength.
+
+    Raises:
+        CocomixError: see `steer`.
+    """
     for name, value, allowed in (("mode", mode, tuple(MODES)), ("unit", unit, ("raw", "usual"))):
         if value not in allowed:
             raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-    resolver = _Resolver(model, config.num_concepts, notes)
     rows = [strengths] if isinstance(strengths, Mapping) else strengths
     if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise CocomixError(
             f"strengths is {strengths!r}; give a mapping of concepts to numbers, such as {{7: 2.0}}, or one for each row"
         )
+    resolver = _Resolver(_unwrapped(model), notes)
     in_units = unit == "usual" and not MODES[mode].is_factor
-    resolved = [resolver.row(row, in_units) for row in rows]
-    with concept_edits(model, Steer(resolved, mode, positions, num_concepts=config.num_concepts)):
-        yield
+    return [resolver.row(row, in_units) for row in rows]
 
 
 class _Resolver:
     """From what a user wrote to concepts and raw strengths; notes are read only where something needs them."""
 
-    def __init__(self, model: nn.Module, num_concepts: int, notes: ConceptNotes | None) -> None:
-        self.model, self.given, self.bare = model, notes, ConceptNotes(num_concepts)
+    def __init__(self, model: nn.Module, notes: ConceptNotes | None) -> None:
+        config: Any = model.config
+        self.model, self.given, self.bare = model, notes, ConceptNotes(config.num_concepts)
 
     @property
     def notes(self) -> ConceptNotes:

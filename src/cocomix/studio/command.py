@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +18,7 @@ from cocomix.studio.runs import find_runs
 class StudioConfig:
     """What to open, and where."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")] = ()
     """Training runs, models, inspections, demos, or folders of them; by default runs/demo."""
     host: str = "127.0.0.1"
     """Address of this machine to listen on: 127.0.0.1, localhost or ::1."""

@@ -55,9 +55,10 @@ class MetricsFile:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics."""
+    """All lines of a run's metrics; a last one that is still being written is left out."""
     try:
-        return [json.loads(line) for line in (run / NAME).read_text(encoding="utf-8").splitlines()]
+        whole = (run / NAME).read_text(encoding="utf-8").rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
     except (OSError, json.JSONDecodeError) as error:
         raise CocomixError(f"{run / NAME} can't be read ({error}); is {run} a finished training run?") from error
 
@@ -121,17 +122,12 @@ class ConceptMetrics:
         return values
 
     def state(self) -> dict[str, Int64[Tensor, "..."]]:
-        """Tensors of a checkpoint, equal on all ranks once merged; after `restore` metrics are an undisturbed run's."""
+        """Tensors of a checkpoint, equal on all ranks once merged; overwritten with another's, metrics go on as its."""
         return {
             "counts": self._merged,
             "tokens_since_active": self._tokens_since_active,
             "num_tokens": self._num_tokens,
         }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`, on every rank."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
 
 
 _COUNTS = ("recalled_labels", "num_labels", "label_counts", "active_counts")
