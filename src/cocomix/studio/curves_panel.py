@@ -9,6 +9,7 @@ from nicegui import ui
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_count, format_flops, format_seconds
+from cocomix.comparison.curves import validation_curve
 from cocomix.studio.rendering import render
 from cocomix.studio.runs import Run
 from cocomix.studio.tasks import Latest
@@ -32,7 +33,7 @@ def read_curves(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]], l
     curves, problems = {}, []
     for run in runs:
         try:
-            points = [point for point in read_metrics(run.path) if "validation_loss" in point]
+            points = validation_curve(read_metrics(run.path))
         except CocomixError as error:
             problems.append(f"{error}.")
             continue
