@@ -47,7 +47,7 @@ class FindingPanel:
                 problem=self._problem,
                 nothing=self._nothing,
                 pinned=self._page.pins.keys(),
-                unit=model.unit,
+                unit="Mean strength at these tokens, above what is usual at any",
             )
 
     async def _search(self) -> None:
