@@ -188,7 +188,9 @@ class StudioModel:
         statistics = self.notes.statistics
         excess = mean if statistics is None else mean - statistics.share * statistics.mean / statistics.usual
         best = excess.topk(min(NUM_FOUND, self.num_concepts)).indices.tolist()
-        return [Found(concept, self.name_of(concept), float(excess[concept])) for concept in best if excess[concept] > 0]
+        return [
+            Found(concept, self.name_of(concept), float(excess[concept])) for concept in best if excess[concept] > 0
+        ]
 
     def card(self, concept: int) -> ConceptCard | None:
         """What `cocomix inspect` found out about a concept; None where it did not look."""
