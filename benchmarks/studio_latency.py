@@ -33,7 +33,7 @@ from cocomix.base.artifacts import write_json
 from cocomix.data.tokenizer import load_tokenizer
 
 NUM_WRITERS = (0, 1, 4)
-MEASURED_SECONDS = 5.0
+MEASURED_SECONDS = 4.0
 PROMPT = "class Reader:\n    def __init__(self, path):\n        self.path = path\n"
 
 

@@ -5,6 +5,7 @@ Both draw from generators of equal seeds, so that what differs between them is t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,9 @@ from cocomix.base.errors import CocomixError
 from cocomix.studio.model import StudioModel
 
 MAX_WORKERS = 16
+NUM_COMPUTING = max(1, (os.cpu_count() or 2) - 1)
+#: Continuations take turns, a token at a time, so that one processor is left for answering, however many are being written.
+_TURNS = threading.Semaphore(NUM_COMPUTING)
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,9 @@ class Continuation:
         for _ in range(self.num_tokens):
             if self._stopped.is_set():
                 return
-            first = original.next_token()
-            step = Step(first, steered.next_token() if self.plan.strengths else first)
+            with _TURNS:
+                first = original.next_token()
+                step = Step(first, steered.next_token() if self.plan.strengths else first)
             if step == Step(None, None):
                 return
             report(step)

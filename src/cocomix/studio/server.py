@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+import torch
 from fastapi import Request
 from nicegui import app, ui
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
-from cocomix.studio.generation import Workers
+from cocomix.studio.generation import NUM_COMPUTING, Workers
 from cocomix.studio.page import StudioPage
 from cocomix.studio.shelf import Shelf
 
@@ -92,6 +93,7 @@ def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
     workers = Workers()
     # Threads that compute hand over to the one that answers after this long, instead of 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
+    torch.set_num_threads(NUM_COMPUTING)
 
     @ui.page("/")
     def page(request: Request) -> None:
@@ -115,6 +117,7 @@ def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
             language="en-US",
             show=open_browser,
             reload=False,
+            gzip_middleware_factory=None,  # on one machine, compressing takes longer than sending
             tailwind=False,
             show_welcome_message=False,
             binding_refresh_interval=None,

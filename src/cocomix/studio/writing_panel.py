@@ -23,7 +23,7 @@ from cocomix.studio.tasks import Latest
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
-SHOWN_EVERY_SECONDS = 0.05
+SHOWN_EVERY_SECONDS = 0.1
 _MARK = Markup("<mark>{}</mark>")
 
 
