@@ -72,6 +72,12 @@ COMMANDS = {
     "steer-eval": Command(
         "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
     ),
+    "studio": Command(
+        "a page on this machine to see what a model thinks in, and to steer it",
+        "studio.command",
+        "studio",
+        "StudioConfig",
+    ),
 }
 
 
