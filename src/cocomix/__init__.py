@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
+    from cocomix.comparison.command import CompareConfig as CompareConfig
+    from cocomix.comparison.command import compare as compare
     from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
     from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.concepts.distillation_targets import distill_targets as distill_targets
     from cocomix.concepts.extraction import ExtractConfig as ExtractConfig
     from cocomix.concepts.extraction import extract as extract
     from cocomix.concepts.sae import SparseAutoencoder as SparseAutoencoder
@@ -23,12 +27,17 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
+    from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
     from cocomix.demo.pipeline import DemoConfig as DemoConfig
     from cocomix.demo.pipeline import run_demo as run_demo
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.interpretation.cards import CardReader as CardReader
+    from cocomix.interpretation.cards import ConceptCard as ConceptCard
+    from cocomix.interpretation.inspection import InspectConfig as InspectConfig
+    from cocomix.interpretation.inspection import inspect as inspect
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
@@ -36,6 +45,10 @@ if TYPE_CHECKING:
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
+    from cocomix.planning.plan import PlanConfig as PlanConfig
+    from cocomix.planning.plan import make_plan as make_plan
+    from cocomix.planning.plan import plan as plan
+    from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -45,32 +58,45 @@ if TYPE_CHECKING:
     from cocomix.training.loop import train as train
 
 _OWNERS = {
+    "CardReader": "interpretation.cards",
+    "ConceptCard": "interpretation.cards",
+    "InspectConfig": "interpretation.inspection",
+    "inspect": "interpretation.inspection",
     "AttributionConfig": "concepts.attribution",
     "CoCoMixConfig": "modeling.configuration",
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
+    "CompareConfig": "comparison.command",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "concepts.attribution",
     "DecoderAdapter": "modeling.backbones",
     "DemoConfig": "demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "concepts.extraction",
+    "DistillTargetsConfig": "concepts.distillation_targets",
     "DistillationConfig": "training.config",
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
+    "PlanConfig": "planning.plan",
     "PrepareConfig": "data.prepare",
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
     "StudentConfig": "training.config",
+    "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
     "TrainSaeConfig": "concepts.sae_training",
+    "compare": "comparison.command",
+    "distill_targets": "concepts.distillation_targets",
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
+    "make_plan": "planning.plan",
+    "plan": "planning.plan",
     "prepare": "data.prepare",
+    "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",

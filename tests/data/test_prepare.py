@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cocomix import CocomixError, PrepareConfig, TokenDataset, prepare
-from cocomix.data import prepare as prepare_module
+from cocomix.data import tokenizing
+from cocomix.data import windows as windows_module
 from tests.conftest import Tiny, write_corpus
 
 
@@ -56,8 +57,8 @@ def test_equal_settings_give_equal_bytes_and_are_recognised(tiny: Tiny, tmp_path
 
 
 def test_shards_join_to_the_same_windows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "WINDOWS_PER_SHARD", 7)
-    monkeypatch.setattr(prepare_module, "DOCUMENTS_PER_BATCH", 5)
+    monkeypatch.setattr(windows_module, "WINDOWS_PER_SHARD", 7)
+    monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 5)
     prepare(config(tiny, tmp_path))
     whole, parts = TokenDataset(tiny.data), TokenDataset(tmp_path)
     assert len(list((tmp_path / "train").glob("*.parquet"))) > 10

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from cocomix import CocomixError, ConceptDataset, ExtractConfig, PrepareConfig, TokenDataset, extract, prepare
 from cocomix import stream_concepts as stream
-from cocomix.data import prepare as prepare_module
+from cocomix.data import windows as windows_module
 from tests.conftest import Tiny
 
 
@@ -59,7 +59,7 @@ def test_tokens_alone_and_batches_of_a_loader(tiny: Tiny, concepts: Path) -> Non
 def test_rows_stay_aligned_over_shards_of_other_sizes(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "WINDOWS_PER_SHARD", 7)
+    monkeypatch.setattr(windows_module, "WINDOWS_PER_SHARD", 7)
     prepare(PrepareConfig(tmp_path, (tiny.corpus,), vocab_size=300, context_length=16, validation_fraction=0.2))
     labels = tmp_path / "labels"
     extract(

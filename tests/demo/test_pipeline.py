@@ -15,7 +15,6 @@ from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
 from cocomix.demo import pipeline
 from cocomix.demo.sizes import StudentRun, default, demo_size, large, smoke
-from cocomix.demo.summary import units_to_match
 from tests.conftest import STUDENT, Tiny
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
@@ -91,7 +90,18 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["prepare", "train", "train_sae", "extract", "evaluate", "concept_report", "summarize", "write_report"]
+    "stage",
+    [
+        "prepare",
+        "train",
+        "train_sae",
+        "extract",
+        "evaluate",
+        "inspect",
+        "steering_example",
+        "summarize",
+        "write_report",
+    ],
 )
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -128,7 +138,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     artifacts.read(undisturbed / "teacher", "training-run")
 
 
-@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "report.html"])
+@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "inspection", "report.html"])
 def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
     if not (undisturbed / "summary.json").exists():
         run_demo(config(tiny, undisturbed))
@@ -145,10 +155,3 @@ def test_sizes_are_found_by_name() -> None:
     assert list(large().students) == ["ntp", "cocomix", "cocomix-paper", "pause", "kd"]
     with pytest.raises(CocomixError, match="size is 'huge'"):
         demo_size("huge")
-
-
-def test_units_to_match_interpolates_and_can_be_never() -> None:
-    curve = [{"x": 1.0, "validation_loss": 4.0}, {"x": 2.0, "validation_loss": 3.0}, {"x": 3.0, "validation_loss": 2.0}]
-    assert units_to_match(curve, [{"validation_loss": 2.5}], "x") == 2.5
-    assert units_to_match(curve, [{"validation_loss": 5.0}], "x") == 1.0
-    assert units_to_match(curve, [{"validation_loss": 1.0}], "x") is None

@@ -1,27 +1,25 @@
-"""The loop: resumes bit for bit, divides by global counts, says what is wrong."""
+"""The loop: divides by global counts, sees the same windows, writes a folder that describes itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from cocomix import (
     AttributionConfig,
     CocomixError,
     CoCoMixForCausalLM,
+    ConceptDataset,
+    DistillationConfig,
     ExtractConfig,
-    OptimizerConfig,
+    ParallelConfig,
     PrepareConfig,
     StudentConfig,
     TokenDataset,
@@ -33,129 +31,78 @@ from cocomix import (
     train_sae,
 )
 from cocomix.base import artifacts
+from cocomix.base.devices import known_devices
+from cocomix.base.labels import IGNORED_LABEL
 from cocomix.concepts import label_sources
 from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.training import loop
-from cocomix.training.config import DistillationConfig, Family
+from cocomix.training import objectives, run
+from cocomix.training.batches import Batch, Batches
+from cocomix.training.config import Family
 from cocomix.training.metrics import read_metrics
+from cocomix.training.students import build_student
 from tests.conftest import STUDENT, Tiny
-from tests.modeling.helpers import backbone_config
-
-CONCEPT = dataclasses.replace(STUDENT, mixer="concept")
+from tests.training.helpers import CONCEPT, config, equal_weights, untimed, weights
 
 
-def config(tiny: Tiny, output: Path, kind: str = "cocomix", **settings: object) -> TrainConfig:
-    shared: dict[str, object] = {"data": tiny.data, "output": output, "num_tokens": 2560, "num_evaluations": 4}
-    shared |= {"checkpoint_every_steps": 3, "max_validation_windows": 8}
-    kinds: dict[str, dict[str, object]] = {
-        "ntp": {"student": STUDENT},
-        "cocomix": {"student": CONCEPT, "labels": tiny.concepts},
-        "kd": {"student": STUDENT, "teacher": tiny.teacher, "distillation": DistillationConfig(weight=0.5)},
-        "pause": {"student": dataclasses.replace(STUDENT, mixer="pause")},
-    }
-    return TrainConfig(**shared | kinds[kind] | settings)  # type: ignore[arg-type]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
-
-
-def untimed(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in line.items() if key != "train_seconds"} for line in read_metrics(run)]
-
-
-class KilledError(Exception):
-    """Stands for a kill at a chosen step."""
-
-
-@pytest.mark.parametrize("kind", ["ntp", "cocomix", "kd", "pause"])
-def test_interrupted_and_continued_equals_undisturbed(
+@pytest.mark.parametrize("kind", ["cocomix", "hidden"])
+def test_accumulation_equals_one_large_batch(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    # Few windows, so that the run crosses the end of an epoch; accumulation, so that a step has several passes.
-    settings: dict[str, object] = {"num_windows": 30, "micro_batch_size": 4}
-    train(config(tiny, tmp_path / "whole", kind, **settings))
+    """Also where the passes have different numbers of labels."""
+    labels_of = ConceptDataset.labels
 
-    step_of = loop._Run._train_step
-    for stop_at in (4, 11):
+    def uneven(self: ConceptDataset, windows: np.ndarray) -> torch.Tensor:
+        labels = labels_of(self, windows)
+        for row, window in enumerate(windows):
+            labels[row, : window % 16] = IGNORED_LABEL
+        return labels
 
-        def until(self: loop._Run, stop_at: int = stop_at) -> dict[str, torch.Tensor]:
-            if self.step == stop_at:
-                raise KilledError
-            return step_of(self)
-
-        monkeypatch.setattr(loop._Run, "_train_step", until)
-        with pytest.raises(KilledError):
-            train(config(tiny, tmp_path / "parts", kind, **settings))
-    monkeypatch.setattr(loop._Run, "_train_step", step_of)
-    train(config(tiny, tmp_path / "parts", kind, **settings))
-
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
-    assert not (tmp_path / "parts" / "checkpoints").exists()
-
-
-def test_killed_process_continues_to_the_same_weights(tiny: Tiny, tmp_path: Path) -> None:
-    settings: dict[str, object] = {"num_tokens": 12_800, "checkpoint_every_steps": 5, "num_evaluations": 1}
-    train(config(tiny, tmp_path / "whole", "cocomix", **settings))
-    command = [
-        sys.executable,
-        "-m",
-        "cocomix.cli.main",
-        "train",
-        "--data",
-        str(tiny.data),
-        "--labels",
-        str(tiny.concepts),
-    ]
-    command += ["--output", str(tmp_path / "killed"), "--num-tokens", "12800", "--checkpoint-every-steps", "5"]
-    command += ["--num-evaluations", "1", "--max-validation-windows", "8", "--student.mixer", "concept"]
-    command += ["--student.hidden-size", "16", "--student.num-layers", "2", "--student.num-heads", "2"]
-    command += ["--student.num-active-concepts", "4"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "manifest.json").exists(), "it was too fast to be killed: make the run longer"
-    subprocess.run(command, check=True, capture_output=True)
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
-
-
-def test_accumulation_equals_one_large_batch(tiny: Tiny, tmp_path: Path) -> None:
+    monkeypatch.setattr(ConceptDataset, "labels", uneven)
     settings: dict[str, object] = {"num_tokens": 384}
-    train(config(tiny, tmp_path / "one", **settings))
-    train(config(tiny, tmp_path / "four", micro_batch_size=2, **settings))
+    train(config(tiny, tmp_path / "one", kind, **settings))
+    train(config(tiny, tmp_path / "four", kind, micro_batch_size=2, **settings))
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     for name in one:
         # Three AdamW steps: only the order of float32 sums differs, which the first, sign-like steps can magnify.
         torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
+    for line, expected in zip(untimed(tmp_path / "four"), untimed(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_activations_checkpointed_give_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+    train(config(tiny, tmp_path / "plain"))
+    train(config(tiny, tmp_path / "saving", parallel=ParallelConfig(activation_checkpointing=True)))
+    assert equal_weights(tmp_path / "plain", tmp_path / "saving")
+    assert (tmp_path / "plain" / "config.json").read_bytes() == (tmp_path / "saving" / "config.json").read_bytes()
+
+
+def test_precision_is_a_setting_and_memory_is_not(tiny: Tiny, tmp_path: Path) -> None:
+    train(config(tiny, tmp_path, "ntp", num_tokens=128))
+    train(config(tiny, tmp_path, "ntp", num_tokens=128, parallel=ParallelConfig("fsdp", activation_checkpointing=True)))
+    with pytest.raises(CocomixError, match='precision: "float32" there, "bfloat16" now'):
+        train(config(tiny, tmp_path, "ntp", num_tokens=128, parallel=ParallelConfig(precision="bfloat16")))
 
 
 def test_all_students_start_equal_and_see_the_same_windows(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts, orders = [], []
-    batch_of = loop._Run._batch
+    read = Batches.at
     for kind in ("ntp", "cocomix", "kd", "pause"):
         seen: list[list[int]] = []
 
-        def batch(self: loop._Run, windows: torch.Tensor, seen: list[list[int]] = seen) -> loop.Batch:
+        def batch(self: Batches, windows: np.ndarray, seen: list[list[int]] = seen) -> Batch:
             seen.append(list(windows))
-            return batch_of(self, windows)
+            return read(self, windows)
 
         data = TokenDataset(tiny.data)
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Run, "_batch", batch)
+            patch.setattr(Batches, "at", batch)
             train(config(tiny, tmp_path / kind, kind, num_tokens=512))
         orders.append(seen)
-        model = loop.build_student(config(tiny, tmp_path / kind, kind), data, 32)
+        model = build_student(config(tiny, tmp_path / kind, kind), data, 32)
         starts.append(model.backbone.state_dict())
     assert all(order == orders[0] for order in orders)
     assert all(torch.equal(start[name], starts[0][name]) for start in starts for name in starts[0])
@@ -200,47 +147,6 @@ def test_finished_runs_are_recognised_and_others_refused(tiny: Tiny, tmp_path: P
     assert train(config(tiny, tmp_path, seed=1, overwrite=True)).fingerprint != first.fingerprint
 
 
-class TestErrors:
-    """One sentence each."""
-
-    def test_a_diverging_loss_stops_the_run(self, tiny: Tiny, tmp_path: Path) -> None:
-        optimizer = OptimizerConfig(learning_rate=1e30, max_gradient_norm=1e30)
-        with pytest.raises(CocomixError, match=r"is not finite at step .*lower learning_rate"):
-            train(config(tiny, tmp_path, "ntp", optimizer=optimizer))
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"labels": None}, "give --labels, or --teacher and --sae, or set concept_loss_weight to 0"),
-            ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
-            ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
-            ({"layer": 1}, "are of labels on the fly"),
-            ({"attribution": AttributionConfig("attribution")}, "are of labels on the fly"),
-            ({"labels": None, "concept_loss_weight": 0.0}, "without labels needs num_concepts"),
-            ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
-            ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
-            ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
-            ({"num_tokens": 0}, "num_tokens is 0"),
-            ({"num_windows": 10**6}, "only [0-9]+ windows are labelled"),
-        ],
-    )
-    def test_contradictions(self, tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
-        with pytest.raises(CocomixError, match=message):
-            train(config(tiny, tmp_path, **settings))
-
-    def test_head_size(self) -> None:
-        with pytest.raises(CocomixError, match="hidden_size 10 is not divisible by num_heads 4"):
-            StudentConfig(family="gpt2", hidden_size=10, num_heads=4)
-        with pytest.raises(CocomixError, match="not divisible by twice num_heads 4"):
-            StudentConfig(hidden_size=12, num_heads=4)
-
-    def test_a_teacher_of_another_vocabulary(self, tiny: Tiny, tmp_path: Path) -> None:
-        teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=50))
-        teacher.save_pretrained(tmp_path / "teacher")
-        with pytest.raises(CocomixError, match=r"has 50 tokens, .* has 300; prepare"):
-            train(config(tiny, tmp_path / "run", "kd", teacher=tmp_path / "teacher"))
-
-
 def test_mix_only_trains_without_labels(tiny: Tiny, tmp_path: Path) -> None:
     train(config(tiny, tmp_path, labels=None, concept_loss_weight=0.0, num_concepts=32, num_tokens=512))
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_concepts == 32
@@ -265,7 +171,7 @@ def test_one_teacher_serves_labels_and_distillation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    for module in (loop, label_sources):
+    for module in (objectives, label_sources):
         monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
     train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))
@@ -313,3 +219,21 @@ def test_isolated_documents_from_text_to_evaluation(
     assert again.loss == pytest.approx(measured, abs=1e-5)
     with pytest.raises(CocomixError, match=r"another token dataset than .* \(the windows differs\)"):
         train(TrainConfig(output=tmp_path / "x", labels=tiny.concepts, student=CONCEPT, **settings))
+
+
+def test_speed_and_the_use_of_a_known_device_are_shown(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(tiny, tmp_path / "unknown", "ntp"))
+    assert " GFLOP/s" in capsys.readouterr().err
+    monkeypatch.setattr(run, "spec_of", lambda _: known_devices()["h100"])
+    train(config(tiny, tmp_path / "known", "ntp"))
+    assert "MFU 0.0%" in capsys.readouterr().err
+    lines = [line for line in read_metrics(tmp_path / "known") if "lm_loss" in line]
+    for line, former in zip(lines, [{"train_tokens": 0, "train_seconds": 0}, *lines], strict=False):
+        seconds = line["train_seconds"] - former["train_seconds"]
+        # Seconds are rounded to three digits.
+        expected = pytest.approx((line["train_tokens"] - former["train_tokens"]) / seconds, rel=0.05)
+        assert line["tokens_per_second"] == expected
+        assert line["model_flops_utilization"] < 1e-4
+    assert all("model_flops_utilization" not in line for line in read_metrics(tmp_path / "unknown"))

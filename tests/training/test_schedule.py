@@ -1,11 +1,11 @@
-"""The learning rate: linear up, cosine down to a tenth."""
+"""Rates and weights as functions of the step."""
 
 from __future__ import annotations
 
 import pytest
 
 from cocomix.training.config import OptimizerConfig
-from cocomix.training.schedule import learning_rate
+from cocomix.training.schedule import learning_rate, scheduled_weight
 
 
 def test_shape_of_the_schedule() -> None:
@@ -16,3 +16,14 @@ def test_shape_of_the_schedule() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
     assert learning_rate(config, 0, 1) == 1.0
+
+
+def test_weights_are_constant_or_go_down_to_zero() -> None:
+    constant, linear, cosine = (
+        [scheduled_weight(0.5, schedule, step, 5) for step in range(5)] for schedule in ("constant", "linear", "cosine")
+    )
+    assert constant == [0.5] * 5
+    assert linear == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0])
+    # Half a period: 0.25 * (1 + cos(k pi / 4))
+    assert cosine == pytest.approx([0.5, 0.25 + 0.125 * 2**0.5, 0.25, 0.25 - 0.125 * 2**0.5, 0.0])
+    assert scheduled_weight(0.5, "linear", 0, 1) == 0.5

@@ -5,6 +5,8 @@ comes last and lists every file with its size and SHA-256, so a folder without a
 with one can be checked. Settings hold what determines the content (options, seeds, fingerprints of the inputs), never
 paths or times: two folders with equal fingerprints are interchangeable.
 
+`config.yaml` beside them is what was asked for, paths included: for people and for `--config`, and no part of the content.
+
     begin()  -> new, or continue an unfinished folder with equal settings, or report a finished one; refuses the rest
     finish() -> writes the manifest
     read()   -> checks the kind, the version and every byte, and returns the manifest
@@ -25,11 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cocomix.base.errors import CocomixError
 
 FORMAT_VERSION = 1
 SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 #: What people and `cocomix inspect` note beside a model's weights: no part of what a folder is.
 NOTE_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
@@ -61,6 +66,14 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a configuration's fields as YAML, paths as text; whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    text = yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file of ours, or say which file is damaged."""
     try:
@@ -83,7 +96,12 @@ def fingerprint_of_json(value: Any) -> str:
 
 @contextlib.contextmanager
 def begin(
-    output: Path, kind: str, settings: Mapping[str, Any], *, overwrite: bool = False
+    output: Path,
+    kind: str,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    config: Mapping[str, Any] | None = None,
 ) -> Iterator[Manifest | None]:
     """Claim `output` for a stage; yields its checked manifest when it is finished already with equal settings.
 
@@ -92,6 +110,8 @@ def begin(
         kind: what the folder holds, such as `token-dataset`.
         settings: everything that determines the content.
         overwrite: delete what a former run of the same kind left there.
+        config: fields of the configuration in effect, to be saved before any work as `config.yaml`; but for `overwrite`,
+            which who runs that file again has to say again.
 
     Raises:
         CocomixError: the folder holds something else, was made with other settings, or another process works on it.
@@ -124,11 +144,14 @@ def begin(
             )
         if found is None:
             write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
+        is_finished = (output / MANIFEST_NAME).exists()
+        if config is not None and not is_finished:
+            write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
         try:
-            yield read(output, kind) if (output / MANIFEST_NAME).exists() else None
+            yield read(output, kind) if is_finished else None
         except CocomixError:
             if not _has_content(output):  # refused before anything was written: as if it had not been asked for
-                for name in (SETTINGS_NAME, LOCK_NAME):
+                for name in (CONFIG_NAME, SETTINGS_NAME, LOCK_NAME):
                     (output / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     output.rmdir()
@@ -138,7 +161,7 @@ def begin(
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
     """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
 
-    Hidden files, checkpoints and folders with a manifest of their own are not part of the content.
+    Hidden files, checkpoints, notes and folders with a manifest of their own are not part of the content.
 
     Args:
         output: the folder.
@@ -204,8 +227,7 @@ def fingerprint_of_path(path: Path) -> str:
         raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
-    content = [name for name in _content_of(path) if name not in NOTE_NAMES]
-    return fingerprint_of_json({name: sha256_of_file(path / name) for name in content})
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -219,7 +241,18 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _has_content(output: Path) -> bool:
     """Whether anything but settings and hidden files is there."""
-    return any(not entry.name.startswith(".") and entry.name != SETTINGS_NAME for entry in output.iterdir())
+    return any(
+        not entry.name.startswith(".") and entry.name not in (SETTINGS_NAME, CONFIG_NAME) for entry in output.iterdir()
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As YAML knows it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _as_manifest(path: Path, body: Mapping[str, Any]) -> Manifest:
@@ -256,6 +289,8 @@ def _short(value: Any) -> str:
 
 def _content_of(path: Path) -> list[str]:
     names = []
+    # A folder of another origin may have a config.yaml that is content.
+    about = (SETTINGS_NAME, MANIFEST_NAME, *NOTE_NAMES, *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []))
     for root, folders, files in os.walk(path):
         here = Path(root)
         folders[:] = [
@@ -266,7 +301,7 @@ def _content_of(path: Path) -> list[str]:
         names += [
             (here / name).relative_to(path).as_posix()
             for name in files
-            if not name.startswith(".") and not (here == path and name in (SETTINGS_NAME, MANIFEST_NAME))
+            if not name.startswith(".") and not (here == path and name in about)
         ]
     return sorted(names)
 

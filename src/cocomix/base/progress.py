@@ -5,6 +5,7 @@ In a terminal it is a `rich` bar; elsewhere (logs, CI) a plain line now and then
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -25,18 +26,18 @@ class ProgressLine:
 
     Args:
         description: what is being done.
-        total: how many units the whole work has.
+        total: how many units the whole work has; None: nobody knows.
         unit: name of one unit, in the plural.
         completed: units done by a former process, left out of the rate.
         shown: whether anything is shown at all; of several processes, one speaks.
     """
 
     def __init__(
-        self, description: str, total: int, unit: str = "tokens", completed: int = 0, *, shown: bool = True
+        self, description: str, total: int | None, unit: str = "tokens", completed: int = 0, *, shown: bool = True
     ) -> None:
         self._shown = shown
         self._description = description
-        self._total = max(total, 1)
+        self._total = None if total is None else max(total, 1)
         self._unit = unit
         self._completed = completed
         self._completed_before = completed
@@ -89,10 +90,13 @@ class ProgressLine:
     def _print_line(self) -> None:
         self._last_line_seconds = time.monotonic()
         rate = self._rate()
-        left_seconds = (self._total - self._completed) / rate if rate > 0 else 0.0
+        total = left = ""
+        if self._total is not None:
+            left_seconds = (self._total - self._completed) / rate if rate > 0 else 0.0
+            total, left = f"/{self._total:,}", f", {_duration(left_seconds)} left"
         self._console.print(
-            f"{self._description}: {self._completed:,}/{self._total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
-            f"{_duration(left_seconds)} left  {self._stats}".rstrip(),
+            f"{self._description}: {self._completed:,}{total} {self._unit}, {rate:,.0f} {self._unit}/s"
+            f"{left}  {self._stats}".rstrip(),
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -100,8 +104,12 @@ class ProgressLine:
 
 
 def say(message: str) -> None:
-    """Tell the user one line, on standard error, so that standard output stays for results."""
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    """Tell the user one line, on standard error, so that standard output stays for results.
+
+    Of the processes that `torchrun` starts on a machine, one speaks.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: float | int | str) -> str:

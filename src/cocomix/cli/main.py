@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -41,15 +43,40 @@ COMMANDS = {
         "sparse autoencoders on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
     ),
     "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
+    "distill-targets": Command(
+        "tokens drawn from a teacher's predictions, to distil from without it",
+        "concepts.distillation_targets",
+        "distill_targets",
+        "DistillTargetsConfig",
+    ),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
+    "recipes": Command(
+        "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
+    ),
+    "plan": Command("what a run costs before it starts", "planning.plan_table", "show_plan", "PlanConfig"),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
+    "inspect": Command(
+        "a card for every concept of a model, and a site to read them",
+        "interpretation.inspection",
+        "inspect",
+        "InspectConfig",
+    ),
+    "compare": Command(
+        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
     ),
     "generate": Command(
         "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
     ),
     "steer-eval": Command(
         "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
+    "studio": Command(
+        "a page on this machine to see what a model thinks in, and to steer it",
+        "studio.command",
+        "studio",
+        "StudioConfig",
     ),
 }
 
@@ -78,6 +105,9 @@ def _run(name: str, words: Sequence[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
         say("interrupted; the same command continues where this one stopped")
         return EXIT_INTERRUPTED
@@ -89,7 +119,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    if result:
+    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
         print(result)
     return 0
 
@@ -102,18 +132,17 @@ def _is_disk_full(error: Exception) -> bool:
 def _call(command: Command, name: str, words: Sequence[str]) -> str:
     """Parse the options, call the function, and say in one line (or JSON) what came out."""
     tune_process()
-    import tyro
+    from cocomix.cli.options import parse
 
     module = importlib.import_module(f"cocomix.{command.module}")
     _silence_progress_of_libraries()
-    config_class: type[Any] = getattr(module, command.config)
+    description = command.summary[0].upper() + command.summary[1:] + "."
+    try:
+        config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
+    except CocomixError as error:
+        say(f"error: {error}")
+        raise SystemExit(EXIT_USAGE) from None
     function: Callable[[Any], Any] = getattr(module, command.function)
-    config = tyro.cli(
-        config_class,
-        prog=f"cocomix {name}",
-        description=command.summary[0].upper() + command.summary[1:] + ".",
-        args=list(words),
-    )
     result = function(config)
     if isinstance(result, dict):
         return json.dumps(result, indent=2)

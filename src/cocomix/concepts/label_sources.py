@@ -90,8 +90,14 @@ class TeacherLabels:
     def flops_per_token(self) -> float:
         return extraction_flops_per_token(self.extractor, self.data.context_length)
 
+    def to(self, device: torch.device | str) -> None:
+        """Compute on another device from now on."""
+        self.extractor.teacher.model.to(device)
+        self.extractor.sae.to(device)
+
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
-        return self.extractor.scored(**self.data.windows(windows).inputs())
+        device = self.extractor.teacher.model.device
+        return self.extractor.scored(**self.data.windows(windows).to(device).inputs())
 
     def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
         """Labels of the given windows, as a concept dataset gives them."""

@@ -12,7 +12,6 @@ fewer tokens an update make them smaller. Nothing larger is held.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.base.checkpoints import restore_state, state_of
+from cocomix.base.checkpoints import Checkpoint, restore_state, state_of
 from cocomix.concepts.sae import SparseAutoencoder
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
@@ -78,11 +77,9 @@ class SaeTrainer:
         """All that further updates depend on."""
         return state_of(self.sae, self.optimizer) | {"tokens_since_active": self.tokens_since_active}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`."""
-        rest = dict(tensors)
-        self.tokens_since_active = rest.pop("tokens_since_active")
-        restore_state(self.sae, self.optimizer, rest)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Back to a `state` that was saved."""
+        restore_state(self.sae, self.optimizer, checkpoint, {"tokens_since_active": self.tokens_since_active})
 
     def _dead(self) -> Bool[Tensor, " C"]:
         return self.tokens_since_active > self.dead_after_tokens

@@ -182,9 +182,8 @@ class _Layer:
         latest = self.checkpoints.latest()
         self.is_new = latest is None
         if latest is not None:
-            tensors, meta = latest
-            self.trainer.restore(tensors)
-            self.step, self.seconds = meta["step"], meta["seconds"]
+            self.trainer.restore(latest)
+            self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
 
     def save(self) -> None:
         self.checkpoints.save(self.step, self.trainer.state(), {"seconds": self.seconds})

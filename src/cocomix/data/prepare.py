@@ -1,17 +1,18 @@
 """Text to token dataset: split by document, tokenize, cut into windows.
 
-Documents are shuffled once by the seed, so that every prefix of a split is a fair sample of it: training on the first
-n windows needs no second shuffle and no second dataset. Each document ends with the end-of-sequence token; documents are
-joined and cut into windows of `context_length`, and the last, incomplete window is dropped. Concept labels are
-computed for these very windows, so that teacher and student see the same context.
+Here the text is held in memory; `stream_prepare.py` does the same for a corpus of any size. Documents are shuffled once by
+the seed, so that every prefix of a split is a fair sample of it: training on the first n windows needs no second shuffle and
+no second dataset. Each document ends with the end-of-sequence token; documents are joined and cut into windows of
+`context_length`, and the last, incomplete window is dropped. Concept labels are computed for these very windows, so that
+teacher and student see the same context.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -19,17 +20,22 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
-from cocomix.data.corpus import Document, read_documents, standard_library_documents
-from cocomix.data.shards import write_shard
+from cocomix.data.corpus import TEXT_FIELD, Document, fingerprint_of_documents, head_of
+from cocomix.data.source import Files, HubDataset, Source, StandardLibrary
+from cocomix.data.stream_prepare import clear_stream, describe_duplicates, write_stream
 from cocomix.data.token_dataset import KIND, TOKENIZER_FOLDER
-from cocomix.data.tokenizer import fingerprint_of_tokenizer, load_tokenizer, train_tokenizer
+from cocomix.data.tokenizer import (
+    MAX_TOKENIZER_BYTES,
+    encoder_config,
+    fingerprint_of_tokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from cocomix.data.tokenizing import batches_of, encode_in_order
+from cocomix.data.windows import WindowWriter
 
 #: Below this many documents, a split by document would leave one side without variety: they are cut into pieces.
 MIN_DOCUMENTS = 20
-#: More text than this teaches a small byte-level tokenizer nothing, and costs minutes.
-MAX_TOKENIZER_BYTES = 20_000_000
-WINDOWS_PER_SHARD = 8192
-DOCUMENTS_PER_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,18 @@ class PrepareConfig:
     """Folder of the token dataset."""
     text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
+    dataset: str | None = None
+    """In place of text: a dataset of the Hugging Face Hub, or a folder or file that `datasets` reads."""
+    dataset_config: str | None = None
+    """Configuration of the dataset, where it has several."""
+    split: str = "train"
+    """Split of the dataset to take all documents from; without streaming also a part, such as `train[:10%]`."""
+    text_field: str = TEXT_FIELD
+    """Field of a JSON-lines or Parquet row, or of a dataset, that holds the text."""
+    stream: bool = False
+    """Read documents one at a time, in memory that does not grow with the corpus."""
+    num_workers: int = 1
+    """Processes that tokenize; the result does not depend on it."""
     tokenizer: str | None = None
     """Folder or Hub name of a tokenizer; by default a byte-level BPE is trained on the training documents."""
     vocab_size: int = 2048
@@ -52,7 +70,11 @@ class PrepareConfig:
     """Attention stays within each document and positions start over in it; by default it crosses documents within a
     window, as in the paper."""
     max_bytes: int | None = None
-    """Take a random sample of the documents with at most this many bytes of UTF-8."""
+    """Take at most this many bytes of UTF-8: of a random sample of the documents, or, streamed, of the first ones."""
+    max_tokens: int | None = None
+    """Make at most this many tokens of training windows; a stream is read no further."""
+    drop_duplicates: bool = False
+    """Leave out documents that are exact copies of an earlier one; by default they are counted and kept."""
     seed: int = 0
     """Seed of the shuffle of the documents."""
     overwrite: bool = False
@@ -60,17 +82,58 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         require_at_least(2, self, "context_length")
-        require_at_least(1, self, "max_bytes")
+        require_at_least(1, self, "max_bytes", "num_workers")
+        if self.max_tokens is not None and self.max_tokens < self.context_length:
+            raise CocomixError(f"max_tokens is {self.max_tokens}, less than one window of {self.context_length}")
+        if self.dataset is not None and self.text is not None:
+            raise CocomixError("--text and --dataset are both given; choose one source of text")
+        if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
+            raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
         if not 0.0 < self.validation_fraction < 1.0:
             raise CocomixError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
 
 
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
-    """Make the token dataset, or recognise that it is made already."""
-    documents = _sample(_documents_of(config), config.max_bytes, config.seed)
+    """Make the token dataset, continue an interrupted stream, or recognise that it is made already."""
+    source = _source_of(config)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    settings = {
-        "text": _fingerprint_of_documents(documents),
+    documents: list[Document] = []
+    facts: dict[str, Any] = {"context_length": config.context_length, "isolate_documents": config.isolate_documents}
+    if config.stream:
+        text = artifacts.fingerprint_of_json({"source": source.fingerprint(), "max_bytes": config.max_bytes})
+    else:
+        documents, facts["num_duplicates"] = _documents_of(source, drop_duplicates=config.drop_duplicates)
+        documents = _sample(documents, config.max_bytes, config.seed)
+        text = fingerprint_of_documents(documents)
+    settings = _settings_of(config, text, tokenizer)
+    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+        if finished:
+            say(f"{config.output}: the token dataset is there already")
+            clear_stream(config.output)  # in case the former process ended right before it
+            return finished
+        if config.stream:
+            facts |= write_stream(config, source, tokenizer, settings)
+        else:
+            facts |= _write(config, documents, tokenizer)
+        manifest = artifacts.finish(config.output, facts)
+        clear_stream(config.output)
+        return manifest
+
+
+def _source_of(config: PrepareConfig) -> Source:
+    if config.dataset is not None:
+        return HubDataset(config.dataset, config.dataset_config, config.split, config.text_field)
+    if config.text is None:
+        return StandardLibrary()
+    if not config.text:
+        raise CocomixError("--text names no file or folder; leave it out for the standard library")
+    return Files(config.text, config.text_field)
+
+
+def _settings_of(config: PrepareConfig, text: str, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
+    """What determines the content; options that came later only where they are used, so that older datasets keep theirs."""
+    settings: dict[str, Any] = {
+        "text": text,
         "tokenizer": None if tokenizer is None else fingerprint_of_tokenizer(tokenizer),
         "vocab_size": config.vocab_size if config.tokenizer is None else None,
         "context_length": config.context_length,
@@ -78,37 +141,45 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
         "isolate_documents": config.isolate_documents,
         "seed": config.seed,
     }
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
-        if finished:
-            say(f"{config.output}: the token dataset is there already")
-            return finished
-        training, validation = _split(documents, config.validation_fraction)
-        if tokenizer is None:
-            say(f"training a tokenizer of {config.vocab_size:,} tokens")
-            tokenizer = train_tokenizer(_head(training, MAX_TOKENIZER_BYTES), config.vocab_size)
-        tokenizer.save_pretrained(config.output / TOKENIZER_FOLDER)
-        facts: dict[str, object] = {
-            "vocab_size": len(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
-            "context_length": config.context_length,
-            "isolate_documents": config.isolate_documents,
-            "splits": {
-                name: _write_split(config, name, part, tokenizer)
-                for name, part in (("train", training), ("validation", validation))
-            },
-        }
-        return artifacts.finish(config.output, facts)
+    if config.max_tokens is not None:
+        settings["max_tokens"] = config.max_tokens
+    if config.stream:  # elsewhere the fingerprint of the text knows what was dropped
+        settings |= {"stream": True, "drop_duplicates": config.drop_duplicates}
+    return settings
 
 
-def _documents_of(config: PrepareConfig) -> list[Document]:
-    if config.text is None:
-        return list(standard_library_documents())
-    if not config.text:
-        raise CocomixError("--text names no file or folder; leave it out for the standard library")
-    documents = list(read_documents(config.text))
+def _documents_of(source: Source, *, drop_duplicates: bool) -> tuple[list[Document], int]:
+    """All documents, and how many of them are, or were, exact copies of an earlier one."""
+    documents = list(source.documents())
     if not documents:
-        raise CocomixError(f"no text in {', '.join(map(str, config.text))}: every document is empty")
-    return documents if len(documents) >= MIN_DOCUMENTS else _cut_into_pieces(documents)
+        raise CocomixError(f"no text in {source}: every document is empty")
+    firsts = list({document.text: document for document in reversed(documents)}.values())[::-1]
+    num_duplicates = len(documents) - len(firsts)
+    if num_duplicates:
+        say(describe_duplicates(num_duplicates, len(documents), dropped=drop_duplicates))
+    if drop_duplicates:
+        documents = firsts
+    return documents if len(documents) >= MIN_DOCUMENTS else _cut_into_pieces(documents), num_duplicates
+
+
+def _write(
+    config: PrepareConfig, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast | None
+) -> dict[str, Any]:
+    """Write tokenizer and shards; returns the facts about them."""
+    training, validation = _split(documents, config.validation_fraction)
+    if tokenizer is None:
+        say(f"training a tokenizer of {config.vocab_size:,} tokens")
+        sample = head_of(training, MAX_TOKENIZER_BYTES)
+        tokenizer = train_tokenizer((document.text for document in sample), config.vocab_size)
+    tokenizer.save_pretrained(config.output / TOKENIZER_FOLDER)
+    return {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "splits": {
+            "train": _write_split(config, "train", training, tokenizer, config.max_tokens),
+            "validation": _write_split(config, "validation", validation, tokenizer, None),
+        },
+    }
 
 
 def _cut_into_pieces(documents: Sequence[Document]) -> list[Document]:
@@ -139,25 +210,7 @@ def _parts(text: str, separator: str, max_chars: int) -> Iterator[str]:
 def _sample(documents: list[Document], max_bytes: int | None, seed: int) -> list[Document]:
     order = np.random.default_rng(seed).permutation(len(documents))
     shuffled = [documents[i] for i in order]
-    return shuffled if max_bytes is None else list(_head_documents(shuffled, max_bytes))
-
-
-def _head_documents(documents: Sequence[Document], max_bytes: int) -> Iterable[Document]:
-    """The first documents of at most so many bytes in all; the last one cut short."""
-    left_bytes = max_bytes
-    for document in documents:
-        text = document.text.encode()
-        if len(text) > left_bytes:
-            start = text[:left_bytes].decode(errors="ignore")
-            if start.strip():
-                yield Document(document.source, start)
-            return
-        left_bytes -= len(text)
-        yield document
-
-
-def _head(documents: Sequence[Document], max_bytes: int) -> Iterable[str]:
-    return (document.text for document in _head_documents(documents, max_bytes))
+    return shuffled if max_bytes is None else list(head_of(shuffled, max_bytes))
 
 
 def _split(documents: Sequence[Document], validation_fraction: float) -> tuple[Sequence[Document], Sequence[Document]]:
@@ -179,54 +232,21 @@ def _split(documents: Sequence[Document], validation_fraction: float) -> tuple[S
 
 
 def _write_split(
-    config: PrepareConfig, name: str, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast
+    config: PrepareConfig,
+    name: str,
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerFast,
+    max_tokens: int | None,
 ) -> dict[str, int]:
     """Tokenize one split and write its shards; returns its counts."""
-    folder = config.output / name
-    folder.mkdir(exist_ok=True)
     T = config.context_length
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.int32)
-    num_tokens = num_bytes = num_windows = num_shards = 0
-    ids = np.empty(0, dtype)
-    document_ids = np.empty(0, np.int32)
-    total_bytes = sum(len(document.text) for document in documents)
-    with ProgressLine(f"tokenizing the {name} text", total_bytes, unit="characters") as progress:
-        for start in range(0, len(documents), DOCUMENTS_PER_BATCH):
-            batch = documents[start : start + DOCUMENTS_PER_BATCH]
-            encoded = tokenizer([document.text for document in batch], add_special_tokens=False)["input_ids"]
-            rows = [np.array([*tokens, tokenizer.eos_token_id], dtype) for tokens in encoded]
-            ids = np.concatenate([ids, *rows])
-            owners = [np.full(len(row), start + i, np.int32) for i, row in enumerate(rows)]
-            document_ids = np.concatenate([document_ids, *owners])
-            num_tokens += sum(map(len, rows))
-            num_bytes += sum(len(document.text.encode()) for document in batch)
-            progress.advance(sum(len(document.text) for document in batch))
-            is_last = start + DOCUMENTS_PER_BATCH >= len(documents)
-            while len(ids) // T >= (1 if is_last else WINDOWS_PER_SHARD):
-                count = min(len(ids) // T, WINDOWS_PER_SHARD)
-                columns = {"input_ids": ids[: count * T], "document_ids": document_ids[: count * T]}
-                write_shard(folder, num_shards, {key: value.reshape(count, T) for key, value in columns.items()})
-                ids, document_ids = ids[count * T :], document_ids[count * T :]
-                num_windows += count
-                num_shards += 1
-    if num_windows == 0:
-        raise CocomixError(
-            f"the {name} text has {num_tokens} tokens, less than one window of {T}: give more text, "
-            "a smaller context_length or another validation_fraction"
-        )
-    return {
-        "num_documents": len(documents),
-        "num_bytes": num_bytes,
-        "num_tokens": num_tokens,
-        "num_windows": num_windows,
-        "num_shards": num_shards,
-    }
-
-
-def _fingerprint_of_documents(documents: Iterable[Document]) -> str:
-    digest = hashlib.sha256()
-    for document in documents:
-        text = document.text.encode()
-        digest.update(f"{len(text)}:".encode())
-        digest.update(text)
-    return digest.hexdigest()
+    writer = WindowWriter(config.output / name, T, None if max_tokens is None else max_tokens // T)
+    texts = batches_of(document.text for document in documents)
+    total_chars = sum(len(document.text) for document in documents)
+    with ProgressLine(f"tokenizing the {name} text", total_chars, unit="characters") as progress:
+        for batch in encode_in_order(encoder_config(tokenizer), texts, config.num_workers):
+            writer.add(batch.ids, batch.lengths, int(batch.num_bytes.sum()))
+            progress.advance(batch.num_chars)
+            if writer.is_full:
+                break
+    return writer.finish()

@@ -45,6 +45,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def to(self, device: torch.device | str) -> Windows:
+        """The same on another device."""
+        positions = self.position_ids
+        return Windows(self.input_ids.to(device), None if positions is None else positions.to(device))
+
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments of a model, a `Teacher` or a `ConceptExtractor`."""
         inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids}

@@ -10,8 +10,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.data.tokenizing import EncoderConfig
 
 END_OF_TEXT = "<|endoftext|>"
+#: More text than this teaches a small byte-level tokenizer nothing, and costs minutes.
+MAX_TOKENIZER_BYTES = 20_000_000
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -40,6 +43,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
+    )
+
+
+def encoder_config(tokenizer: PreTrainedTokenizerFast) -> EncoderConfig:
+    """What workers need of a tokenizer."""
+    return EncoderConfig(
+        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        splits_special_tokens=bool(tokenizer.split_special_tokens),
+        eos_token_id=int(tokenizer.eos_token_id),
+        dtype="uint16" if len(tokenizer) <= 2**16 else "int32",
     )
 
 

@@ -6,7 +6,6 @@ the template arranges.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from markupsafe import Markup
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
 from cocomix.base.page import page_environment, write_file
+from cocomix.comparison.curves import loss_at
 from cocomix.demo.figures import curve_figures, probe_figures
 
 REPORT_NAME = "report.html"
@@ -154,15 +154,6 @@ def verdict(title: str, probes: Mapping[str, Mapping[str, Any]]) -> str:
     used = delta > 2 * error
     conclusion = "the concepts are used" if used else "the concepts are not shown to be used"
     return f"Giving every sequence the concepts of another one {change}: {conclusion}."
-
-
-def loss_at(curve: Sequence[Mapping[str, float | int]], axis: str, amount: float | int) -> float | None:
-    """Validation loss of a curve at an amount of tokens, FLOPs or seconds, linearly between points; None outside of it."""
-    for before, after in itertools.pairwise(curve):
-        if before[axis] <= amount <= after[axis]:
-            share = (amount - before[axis]) / (after[axis] - before[axis])
-            return before["validation_loss"] + share * (after["validation_loss"] - before["validation_loss"])
-    return None
 
 
 def format_change(value: float | int, reference: float | int, *, less: str = "less", than: str | None = None) -> str:

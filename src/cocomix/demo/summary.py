@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.comparison.curves import units_to_match, validation_curve
 from cocomix.concepts import sae_training
 from cocomix.data import concept_dataset, token_dataset
+from cocomix.demo import steering_example
 from cocomix.demo.sizes import DemoSize, StudentRun
+from cocomix.interpretation.cards import read_cards, read_columns
 from cocomix.training import loop
 from cocomix.training.metrics import read_metrics
 
-CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
+NUM_CARDS = 20
+NUM_CONTEXTS = 5
 
 
 def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
@@ -22,7 +26,6 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
     sae = artifacts.read(root / "sae", sae_training.KIND)
     concepts = artifacts.read(root / "concepts", concept_dataset.KIND)
     quality = sae.facts["quality"]
-    cards = artifacts.read_json(root / "concept-report" / "concepts.json")
     students = {name: _student(root, name, run) for name, run in size.students.items()}
     ntp_curve, cocomix_curve = students["ntp"]["curve"], students["cocomix"]["curve"]
     return {
@@ -50,39 +53,33 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
         "tokens_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_tokens"),
         "flops_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_flops"),
         "seconds_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_seconds"),
-        "concepts": cards["most_used"],
-        "steering": cards["steering"],
+        "concepts": _cards(root / "inspection"),
+        "steering": artifacts.read_json(root / "steering" / steering_example.RESULT_NAME),
     }
 
 
-def units_to_match(
-    curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]], axis: str
-) -> float | None:
-    """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
+def most_used_concepts(inspection: Path) -> list[int]:
+    """The concepts that are labels most often, from an inspection."""
+    counts = read_columns(inspection, "num_labels")["num_labels"]
+    return sorted(range(len(counts)), key=lambda concept: (-counts[concept], concept))[:NUM_CARDS]
 
-    The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
-    there would be lower. The number is therefore on the safe side.
-    """
-    target = reference[-1]["validation_loss"]
-    previous: Mapping[str, float] | None = None
-    for point in curve:
-        if point["validation_loss"] <= target:
-            if previous is None:
-                return point[axis]
-            drop = previous["validation_loss"] - point["validation_loss"]
-            share = (previous["validation_loss"] - target) / drop
-            return previous[axis] + share * (point[axis] - previous[axis])
-        previous = point
-    return None
+
+def _cards(inspection: Path) -> list[dict[str, Any]]:
+    """Of the most used concepts what the report shows."""
+    total = sum(read_columns(inspection, "num_labels")["num_labels"])
+    return [
+        {
+            "concept": card.concept,
+            "name": card.name,
+            "label_share": (card.num_labels or 0) / max(total, 1),
+            "contexts": [dataclasses.asdict(context) for context in card.contexts_of("sae")[:NUM_CONTEXTS]],
+        }
+        for card in read_cards(inspection, most_used_concepts(inspection))
+    ]
 
 
 def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
     evaluation = artifacts.read_json(root / "evaluation" / name / "evaluation.json")
-    curve = [
-        {axis: line[axis] for axis in (*CURVE_AXES, "validation_loss")}
-        for line in read_metrics(root / name)
-        if "validation_loss" in line
-    ]
     student = run.student
     return {
         "title": run.title,
@@ -90,7 +87,7 @@ def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
         "mixing": student.mixing if student.mixer != "none" else "none",
         **_run_facts(root / name),
         **evaluation,
-        "curve": curve,
+        "curve": validation_curve(read_metrics(root / name)),
     }
 
 

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from cocomix.data.token_dataset import TokenDataset
+from cocomix.base.ranks import Ranks
+from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 
 
@@ -38,6 +40,7 @@ def validation_loss(
     max_windows: int | None = None,
     batch_size: int = 32,
     description: str | None = None,
+    ranks: Ranks | None = None,
 ) -> LossResult:
     """Mean next-token loss of a model, in evaluation mode, on evenly spaced windows.
 
@@ -47,14 +50,28 @@ def validation_loss(
         max_windows: how many windows; None: all.
         batch_size: windows in one forward pass.
         description: name of the work in a progress line; None: no line.
+        ranks: who share the work; all get the result of one rank alone, to the bit where their models are equal to the bit.
     """
+    ranks = ranks or Ranks()
     was_training = model.training
     model.eval()
-    total = torch.zeros((), dtype=torch.float64)
+    device = next(model.parameters()).device
+    sums: list[Tensor] = []
     num_tokens = 0
-    for windows in dataset.batches(batch_size, max_windows, description=description):
-        logits = model(**windows.inputs(), use_cache=False).logits
-        total += next_token_losses(logits, windows.input_ids).double().sum()
+    for index, windows in enumerate(dataset.batches(batch_size, max_windows, description=description)):
+        sums.append(torch.zeros((), dtype=torch.float64, device=device))
         num_tokens += windows.input_ids[:, 1:].numel()
+        if index % ranks.size == ranks.rank:
+            sums[-1] += _loss_sum(model, windows.to(device))
+    if len(sums) % ranks.size and ranks.rank >= len(sums) % ranks.size:
+        _loss_sum(model, windows.to(device))  # of no account; but a sharded model runs on all ranks or on none
     model.train(was_training)
+    total = torch.zeros((), dtype=torch.float64)
+    for batch_sum in ranks.sum(torch.stack(sums)).cpu():
+        total += batch_sum
     return LossResult(float(total) / num_tokens, num_tokens)
+
+
+def _loss_sum(model: nn.Module, windows: Windows) -> Float[Tensor, ""]:
+    logits = model(**windows.inputs(), use_cache=False).logits
+    return next_token_losses(logits.float(), windows.input_ids).double().sum()

@@ -18,7 +18,7 @@ BATCH_SIZE = 32
 NUM_STRONGEST = 4
 
 
-class _Sums(ConceptEdit):
+class ActivationRecorder(ConceptEdit):
     """Sums the active values that pass, on their device, and changes nothing.
 
     Args:
@@ -55,6 +55,27 @@ class _Sums(ConceptEdit):
         self.vectors += seen.double().sum((0, 1))
         return vectors
 
+    def statistics(self) -> ActivationStatistics:
+        """Of all that passed."""
+        counts, sums, squares, sizes = self.sums.cpu()
+        is_active = counts > 0
+        divisor = counts.clamp(min=1)
+        mean, usual = sums / divisor, sizes / divisor
+        # A size of exactly zero would be no unit.
+        measured = usual[is_active & (usual > 0)]
+        directions = self.vectors_before / self.num_before.clamp(min=1).unsqueeze(-1)
+        directions -= (self.vectors / self.num_tokens).float()
+        typical = measured.median() if len(measured) else torch.ones((), dtype=usual.dtype)
+        return ActivationStatistics(
+            num_tokens=self.num_tokens,
+            share=(counts / self.num_tokens).float(),
+            mean=mean.float(),
+            std=(squares / divisor - mean.square()).clamp(min=0).sqrt().float(),
+            largest=torch.where(is_active, self.largest.cpu(), 0.0),
+            usual=torch.where(usual > 0, usual, typical).float(),
+            directions=torch.where(self.num_before.unsqueeze(-1) > 0, directions, 0.0).cpu(),
+        )
+
 
 @torch.no_grad()
 def concept_activations(
@@ -73,30 +94,9 @@ def concept_activations(
     """
     if model.config.mixer != "concept":
         raise CocomixError(f"a model with mixer {model.config.mixer!r} has no concepts")
-    recorder = _Sums(model.config.num_concepts, model.config.hidden_size, model.device)
+    recorder = ActivationRecorder(model.config.num_concepts, model.config.hidden_size, model.device)
     with concept_edits(model, recorder):
         for windows in dataset.batches(BATCH_SIZE, max_windows, description=description):
             inputs = {name: tensor.to(model.device) for name, tensor in windows.inputs().items()}
             model(**inputs, use_cache=False, logits_to_keep=1)
-    return _statistics(recorder)
-
-
-def _statistics(recorder: _Sums) -> ActivationStatistics:
-    counts, sums, squares, sizes = recorder.sums.cpu()
-    is_active = counts > 0
-    divisor = counts.clamp(min=1)
-    mean, usual = sums / divisor, sizes / divisor
-    # A size of exactly zero would be no unit.
-    measured = usual[is_active & (usual > 0)]
-    directions = recorder.vectors_before / recorder.num_before.clamp(min=1).unsqueeze(-1)
-    directions -= (recorder.vectors / recorder.num_tokens).float()
-    typical = measured.median() if len(measured) else torch.ones((), dtype=usual.dtype)
-    return ActivationStatistics(
-        num_tokens=recorder.num_tokens,
-        share=(counts / recorder.num_tokens).float(),
-        mean=mean.float(),
-        std=(squares / divisor - mean.square()).clamp(min=0).sqrt().float(),
-        largest=torch.where(is_active, recorder.largest.cpu(), 0.0),
-        usual=torch.where(usual > 0, usual, typical).float(),
-        directions=torch.where(recorder.num_before.unsqueeze(-1) > 0, directions, 0.0).cpu(),
-    )
+    return recorder.statistics()

@@ -82,7 +82,7 @@ class _ConceptHead(torch.autograd.Function):
             grad_z = grad_z.to(x.dtype)
             torch.mm(grad_z, weight, out=grad_x[part])
             if grad_weight.dtype == x.dtype:
-                grad_weight.addmm_(grad_z.t(), x[part])
+                torch.addmm(grad_weight, grad_z.t(), x[part], out=grad_weight)  # a form that torch's counter sees
             else:
                 grad_weight.add_(grad_z.t() @ x[part])
         return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
@@ -111,13 +111,13 @@ def predict_concepts(
         and losses are differentiable, and in float32 at least.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        # Cast outside, so that the function and its backward, which runs without autocast, compute the same logits.
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
-    with torch.autocast(device, enabled=False):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active)  # type: ignore[no-untyped-call]
-    return values, indices, losses
+        return values, indices, losses
+    # Cast outside, so that the function and its backward, which runs without autocast, compute the same logits.
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        return predict_concepts(x.to(dtype), weight.to(dtype), bias, num_active, labels)
 
 
 def compress_concepts(

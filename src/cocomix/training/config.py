@@ -114,6 +114,8 @@ class ParallelConfig:
     """Recompute each block's activations in the backward instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train: `auto` is CUDA where there is any."""
 
 
 @dataclass(frozen=True)

@@ -1,68 +1,72 @@
-"""The training loop: linear, torch-native, exactly resumable.
-
-Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments and the step.
-Validation happens at fixed steps; between two log lines nothing is read back from the device.
-"""
+"""`train`: what a training run depends on, and whether its folder is new, unfinished, finished or another's."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import time
 from typing import Any
 
-import torch
-
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, restore_state, state_of
+from cocomix.base.checkpoints import Checkpoints
+from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
-from cocomix.base.progress import ProgressLine, say
-from cocomix.concepts.label_sources import TeacherLabels
-from cocomix.concepts.teacher import load_teacher
-from cocomix.data.order import windows_of_step
+from cocomix.base.progress import say
+from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.evaluation.loss import validation_loss
-from cocomix.modeling.backbones import adapter_for
-from cocomix.modeling.flops import causal_lm_flops_per_token, training_flops_per_token
 from cocomix.modeling.loading import local_model
-from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.training.config import OptimizerConfig, TrainConfig
-from cocomix.training.labels import ConceptLabels, concept_labels
-from cocomix.training.metrics import NAME as METRICS_NAME
-from cocomix.training.metrics import MetricsFile
-from cocomix.training.objectives import (
-    Batch,
-    Concepts,
-    Distillation,
-    NextToken,
-    Objective,
-)
-from cocomix.training.schedule import learning_rate
-from cocomix.training.students import build_student
+from cocomix.training.batches import Batches, distillation_targets
+from cocomix.training.config import TrainConfig
+from cocomix.training.labels import concept_labels
+from cocomix.training.objectives import regression_layer
+from cocomix.training.run import Run
+from cocomix.training.trackers import require_trackers
 
 KIND = "training-run"
-LOG_EVERY_STEPS = 10
 
 
 def train(config: TrainConfig) -> artifacts.Manifest:
-    """Train a model, continue an interrupted run, or recognise a finished one.
+    """Train a model, continue an interrupted run, or recognise a finished one; alone or under `torchrun`.
 
     The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder where the mixer is `none`),
     its tokenizer, and `metrics.jsonl`.
+
+    Raises:
+        CocomixError: an input or a setting is wrong, the folder is another run's, or the loss is not finite.
+        Stopped: Ctrl-C or SIGTERM, after a checkpoint.
     """
-    if config.teacher is not None:
-        config = dataclasses.replace(config, teacher=local_model(config.teacher))
-    data = TokenDataset(config.data, "train")
-    labels = concept_labels(config, data)
-    settings = _settings_of(config, data, labels)
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    require_trackers(config.trackers)
+    device = this_device(config.parallel.device)
+    with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
+        _check_shares(config, ranks)
+        if config.teacher is not None:
+            config = dataclasses.replace(config, teacher=local_model(config.teacher))
+        data = TokenDataset(config.data, "train")
+        batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
+        settings = _settings_of(config, batches)
+        options = dataclasses.asdict(config)
+        begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options)
+        finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
-            say(f"{config.output}: the training run is finished already")
-            Checkpoints(config.output).clear()  # in case the former process ended right before it
+            if ranks.is_first:
+                say(f"{config.output}: the training run is finished already")
+                Checkpoints(config.output).clear()  # in case the former process ended right before it
             return finished
-        return _Run(config, data, labels, settings["num_windows"]).finish()
+        return Run(config, batches, settings, ranks, device).finish()
 
 
-def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> dict[str, Any]:
+def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse a batch that the ranks can't share equally."""
+    wanted = ranks.size * (config.micro_batch_size or 1)
+    if config.batch_size % wanted:
+        sizes = f"{ranks.size} processes"
+        if config.micro_batch_size is not None:
+            sizes += f" of micro_batch_size {config.micro_batch_size}"
+        raise CocomixError(
+            f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {wanted}"
+        )
+
+
+def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
     settings = dataclasses.asdict(config)
     for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "trackers"):
@@ -70,188 +74,20 @@ def _settings_of(config: TrainConfig, data: TokenDataset, labels: ConceptLabels 
     for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
         del settings[name]
     del settings["distillation"]["targets"]
+    if config.hidden_regression.weight:
+        settings["hidden_regression"]["layer"] = regression_layer(config)
     settings["precision"] = settings.pop("parallel")["precision"]
     if config.student.mixer == "none":  # what says how to insert is of no account
         for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
             del settings["student"][name]
-    available = data.num_windows if labels is None else labels.num_windows
-    settings["num_windows"] = config.num_windows or available
-    if settings["num_windows"] > available:
+    settings["num_windows"] = config.num_windows or batches.num_windows
+    if settings["num_windows"] > batches.num_windows:
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but only {available} windows are "
-            + ("there" if labels is None else "labelled")
+            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows are "
+            + ("there" if batches.labels is None and batches.targets is None else "labelled")
         )
     settings["inputs"] = {
-        "data": data.fingerprint,
-        "labels": None,
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
-        **(labels.inputs if labels is not None else {}),
+        **batches.inputs,
     }
     return settings
-
-
-class _Run:
-    """The state of one run, from where its newest checkpoint left it."""
-
-    def __init__(self, config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None, num_windows: int) -> None:
-        self.config, self.data, self.labels, self.num_windows = config, data, labels, num_windows
-        self.validation = TokenDataset(config.data, "validation")
-        self.model = build_student(config, data, labels.num_concepts if labels is not None else config.num_concepts)
-        self.model.train()
-        self.optimizer = _optimizer(self.model, config.optimizer)
-        self.objectives = self._objectives()
-        self.tokens_per_step = config.batch_size * data.context_length
-        self.num_steps = -(-config.num_tokens // self.tokens_per_step)
-        self.flops_per_token = training_flops_per_token(self.model, data.context_length)
-        self.checkpoints = Checkpoints(config.output)
-        self.step, self.seconds = 0, 0.0
-        num_metric_bytes = 0
-        latest = self.checkpoints.latest()
-        if latest is not None:
-            tensors, meta = latest
-            restore_state(self.model, self.optimizer, tensors)
-            self.step, self.seconds, num_metric_bytes = meta["step"], meta["seconds"], meta["num_metric_bytes"]
-            say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
-        self.metrics = MetricsFile(config.output, num_metric_bytes)
-
-    def finish(self) -> artifacts.Manifest:
-        """Run to the end and write the folder's content."""
-        evaluate_at = {
-            round(self.num_steps * (i + 1) / self.config.num_evaluations) for i in range(self.config.num_evaluations)
-        }
-        with ProgressLine(
-            f"training {self.config.output.name}",
-            self.num_steps * self.tokens_per_step,
-            completed=self.step * self.tokens_per_step,
-        ) as progress:
-            while self.step < self.num_steps:
-                started = time.perf_counter()
-                losses = self._train_step()
-                self.seconds += time.perf_counter() - started
-                self._log(losses, progress)
-                if self.step in evaluate_at:
-                    self._evaluate()
-                if self.step % self.config.checkpoint_every_steps == 0 and self.step < self.num_steps:
-                    self._checkpoint()
-        return self._write()
-
-    def _train_step(self) -> dict[str, torch.Tensor]:
-        """One optimizer step; returns each objective's mean loss."""
-        config = self.config
-        windows = windows_of_step(config.seed, self.step, config.batch_size, self.num_windows)
-        size = config.micro_batch_size or config.batch_size
-        batches = [self._batch(windows[start : start + size]) for start in range(0, len(windows), size)]
-        # Counted before the first backward: one division a term, by the count of the whole step.
-        counts = {o.name: sum(o.count(batch) for batch in batches) for o in self.objectives}
-        means = {o.name: torch.zeros(()) for o in self.objectives}
-        needs_logits = any(o.needs_logits for o in self.objectives)
-        for batch in batches:
-            output = self.model(
-                **batch.windows.inputs(),
-                labels=batch.windows.input_ids,
-                concept_labels=batch.concept_labels,
-                return_logits=needs_logits,
-            )
-            loss = torch.zeros(())
-            for objective in self.objectives:
-                mean = objective.total(batch, output) / torch.as_tensor(counts[objective.name]).clamp(min=1)
-                loss = loss + objective.weight * mean
-                means[objective.name] += mean.detach()
-            loss.backward()
-        means["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.optimizer.max_gradient_norm
-        )
-        rate = learning_rate(config.optimizer, self.step, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return means
-
-    def _batch(self, windows: Any) -> Batch:
-        return Batch(self.data.windows(windows), self.labels.labels(windows) if self.labels is not None else None)
-
-    def _log(self, losses: dict[str, torch.Tensor], progress: ProgressLine) -> None:
-        if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:
-            progress.advance(self.tokens_per_step)
-            return
-        values = {name: float(value) for name, value in losses.items()}
-        if not all(torch.isfinite(torch.tensor(list(values.values())))):
-            raise CocomixError(
-                f"the loss of {self.config.output} is not finite at step {self.step}: {values}; "
-                "a lower learning_rate usually helps"
-            )
-        progress.advance(self.tokens_per_step, **{k: v for k, v in values.items() if k.endswith("loss")})
-        self.metrics.append(**self._position(), **values)
-
-    def _evaluate(self) -> None:
-        result = validation_loss(self.model, self.validation, max_windows=self.config.max_validation_windows)
-        self.metrics.append(**self._position(), validation_loss=result.loss)
-
-    def _position(self) -> dict[str, float]:
-        tokens = self.step * self.tokens_per_step
-        return {
-            "step": self.step,
-            "train_tokens": tokens,
-            "train_flops": tokens * self.flops_per_token,
-            "train_seconds": round(self.seconds, 3),
-        }
-
-    def _checkpoint(self) -> None:
-        meta = {"seconds": self.seconds, "num_metric_bytes": self.metrics.sync()}
-        self.checkpoints.save(self.step, state_of(self.model, self.optimizer), meta)
-
-    def _write(self) -> artifacts.Manifest:
-        """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
-        self.metrics.close()
-        model = self.model.backbone if self.model.mixer is None else self.model
-        model.save_pretrained(self.config.output)
-        self.data.tokenizer().save_pretrained(self.config.output)
-        parameters = list(self.model.parameters())
-        facts = {
-            **self._position(),
-            "train_flops_per_token": self.flops_per_token,
-            "teacher_flops": self._teacher_flops(),
-            "num_parameters": sum(p.numel() for p in parameters),
-            "num_steps": self.num_steps,
-        }
-        manifest = artifacts.finish(self.config.output, facts, timed=[METRICS_NAME])
-        self.checkpoints.clear()
-        return manifest
-
-    def _teacher_flops(self) -> float:
-        """What the teacher cost on top: one forward a token for distillation, extraction for labels."""
-        tokens = self.step * self.tokens_per_step
-        flops = 0.0
-        for objective in self.objectives:
-            if isinstance(objective, Distillation):
-                flops += tokens * causal_lm_flops_per_token(objective.teacher, self.data.context_length)
-        if self.labels is not None:
-            flops += self.labels.training_flops(tokens, self.num_windows)
-        return flops
-
-    def _objectives(self) -> list[Objective]:
-        config = self.config
-        objectives: list[Objective] = [NextToken()]
-        if self.labels is not None and config.concept_loss_weight:
-            objectives.append(Concepts(config.concept_loss_weight))
-        if config.teacher is not None and config.distillation.weight:
-            if isinstance(self.labels, TeacherLabels):
-                teacher = self.labels.extractor.teacher.model  # one copy serves both
-            else:
-                teacher = load_teacher(config.teacher)
-            adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
-            self.data.check_model(config.teacher, teacher.config.vocab_size)
-            objectives.append(Distillation(config.distillation.weight, teacher, config.distillation.temperature))
-        return objectives
-
-
-def _optimizer(model: CoCoMixForCausalLM, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices are decayed."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import StudentConfig, TrainConfig
 
 
-def backbone_config(student: StudentConfig, data: TokenDataset) -> PreTrainedConfig:
+@runtime_checkable
+class TextShape(Protocol):
+    """What a decoder's shape depends on: a token dataset, or one that is only planned."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def eos_token_id(self) -> int: ...
+
+
+def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig:
     """A decoder configuration of the student's shape, with tied embeddings and no dropout.
 
     What a family has of its own (windows, rotary bases, norms) stays as `transformers` sets it.
@@ -40,7 +53,7 @@ def backbone_config(student: StudentConfig, data: TokenDataset) -> PreTrainedCon
     return AutoConfig.for_model(student.family, **settings)
 
 
-def build_student(config: TrainConfig, data: TokenDataset, num_concepts: int | None) -> CoCoMixForCausalLM:
+def build_student(config: TrainConfig, data: TextShape, num_concepts: int | None) -> CoCoMixForCausalLM:
     """Initial weights from the seed: the backbone's are the same whatever is inserted."""
     student = config.student
     model_config = CoCoMixConfig(

@@ -1,0 +1,21 @@
+"""Tables of `rich` as text for standard output."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+from rich.console import Console, RenderableType
+
+#: Where output goes to a file or a pipe: nothing wraps.
+UNLIMITED_COLUMNS = 240
+
+
+def text_of(*parts: RenderableType) -> str:
+    """What `rich` would show, as plain lines as wide as the terminal."""
+    width = shutil.get_terminal_size((UNLIMITED_COLUMNS, 24)).columns
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    for part in parts:
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in lines)

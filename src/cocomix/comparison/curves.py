@@ -1,0 +1,49 @@
+"""Validation curves: a run's loss against what it consumed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
+
+Curve = Sequence[Mapping[str, float | int]]
+"""Points in the order of a run, each with `validation_loss` and the axes above."""
+
+
+def validation_curve(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float | int]]:
+    """The validation points among the lines of a run's metrics."""
+    return [
+        {axis: line[axis] for axis in (*CURVE_AXES, "validation_loss")} for line in metrics if "validation_loss" in line
+    ]
+
+
+def units_to_match(
+    curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]], axis: str
+) -> float | None:
+    """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
+
+    The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
+    there would be lower. The number is therefore on the safe side.
+    """
+    target = reference[-1]["validation_loss"]
+    previous: Mapping[str, float] | None = None
+    for point in curve:
+        if point["validation_loss"] <= target:
+            if previous is None:
+                return point[axis]
+            drop = previous["validation_loss"] - point["validation_loss"]
+            share = (previous["validation_loss"] - target) / drop
+            return previous[axis] + share * (point[axis] - previous[axis])
+        previous = point
+    return None
+
+
+def loss_at(curve: Curve, axis: str, amount: float | int) -> float | None:
+    """Validation loss of a curve at an amount of tokens, FLOPs or seconds, linearly between points; None outside of it."""
+    for before, after in itertools.pairwise(curve):
+        if before[axis] <= amount <= after[axis]:
+            share = (amount - before[axis]) / (after[axis] - before[axis])
+            return before["validation_loss"] + share * (after["validation_loss"] - before["validation_loss"])
+    return None

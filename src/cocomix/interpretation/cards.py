@@ -1,0 +1,319 @@
+"""Concept cards: what is known of each concept, and the folder that keeps them.
+
+    concepts.parquet   one row a concept, in order of their ids; contexts, tokens and neighbours nested
+    summary.json       numbers of the whole model, and what the cards were made from
+
+A program reads a card by its id without reading the others: rows lie in groups of `ROWS_PER_GROUP`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+
+KIND = "inspection"
+CARDS_NAME = "concepts.parquet"
+SUMMARY_NAME = "summary.json"
+ROWS_PER_GROUP = 128
+
+#: Who says that a concept is present: the teacher's autoencoder, its label, or the model itself.
+SOURCES = ("sae", "label", "prediction")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One token at which a concept is present, and the text around it."""
+
+    source: str
+    """`sae`, `label` or `prediction`."""
+    before: str
+    token: str
+    after: str
+    activation: float
+    """Of the latent (`sae`), score of the label (`label`; 1 where it has none), raw logit (`prediction`)."""
+    window: int
+    """Of the inspected split."""
+    position: int
+    """Of the token in its window, from 0."""
+
+
+@dataclass(frozen=True)
+class TokenEffect:
+    """What a concept does to one token of the vocabulary."""
+
+    token_id: int
+    token: str
+    change: float
+    """Of its logit (direct), or of its mean probability (measured)."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A concept that is like another."""
+
+    concept: int
+    similarity: float
+    """Cosine."""
+
+
+@dataclass(frozen=True)
+class ConceptCard:
+    """One concept; None where a number was not asked for or has nothing to be computed from."""
+
+    concept: int
+    name: str
+    """As a person left it in `concept_names.json`, or as made."""
+    made_name: str
+    """Made from contexts and promoted tokens."""
+    label_rate: float | None
+    """Share of labelled tokens that have it among their labels."""
+    num_labels: int | None
+    prediction_rate: float
+    """Share of tokens at which it is active in the mixture."""
+    num_predicted: int
+    sae_rate: float | None
+    """Share of tokens at which the autoencoder's latent is active."""
+    usual: float | None
+    """Its usual activation, a raw logit: the unit in which steering counts; None where never active."""
+    precision: float | None
+    """Share of its active tokens that have it as label."""
+    recall: float | None
+    """Share of its labelled tokens at which it is active."""
+    mean_probability: float | None
+    """The model's own probability that it is a label, averaged over tokens: calibrated where it equals their share."""
+    evaluated_label_rate: float | None
+    """Share of the evaluated tokens that have it as label: what `mean_probability` should be."""
+    compress_norm: float
+    """Length of its row of the compression."""
+    promoted: tuple[TokenEffect, ...]
+    """Largest change of logits through the compression and the output head, best first."""
+    suppressed: tuple[TokenEffect, ...]
+    measured_promoted: tuple[TokenEffect, ...] | None
+    """Largest mean change of the next token's probability when it is set; None: not measured."""
+    measured_suppressed: tuple[TokenEffect, ...] | None
+    measured_change: float | None
+    """Share of probability that moves when it is set: mean total variation distance."""
+    nearest: tuple[Neighbour, ...]
+    """By what they write: rows of the compression."""
+    nearest_predicted: tuple[Neighbour, ...]
+    """By when they are predicted: rows of the concept head."""
+    contexts: tuple[Context, ...]
+    """Of each source in the order of `SOURCES`, strongest first, at most one of a window and source."""
+
+    def contexts_of(self, source: str) -> tuple[Context, ...]:
+        return tuple(context for context in self.contexts if context.source == source)
+
+
+_CONTEXT = pa.struct(
+    [
+        ("source", pa.string()),
+        ("before", pa.string()),
+        ("token", pa.string()),
+        ("after", pa.string()),
+        ("activation", pa.float64()),
+        ("window", pa.int64()),
+        ("position", pa.int32()),
+    ]
+)
+_EFFECTS = pa.list_(pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("change", pa.float64())]))
+_NEIGHBOURS = pa.list_(pa.struct([("concept", pa.int32()), ("similarity", pa.float64())]))
+SCHEMA = pa.schema(
+    [
+        ("concept", pa.int32()),
+        ("name", pa.string()),
+        ("made_name", pa.string()),
+        ("label_rate", pa.float64()),
+        ("num_labels", pa.int64()),
+        ("prediction_rate", pa.float64()),
+        ("num_predicted", pa.int64()),
+        ("sae_rate", pa.float64()),
+        ("usual", pa.float64()),
+        ("precision", pa.float64()),
+        ("recall", pa.float64()),
+        ("mean_probability", pa.float64()),
+        ("evaluated_label_rate", pa.float64()),
+        ("compress_norm", pa.float64()),
+        ("promoted", _EFFECTS),
+        ("suppressed", _EFFECTS),
+        ("measured_promoted", _EFFECTS),
+        ("measured_suppressed", _EFFECTS),
+        ("measured_change", pa.float64()),
+        ("nearest", _NEIGHBOURS),
+        ("nearest_predicted", _NEIGHBOURS),
+        ("contexts", pa.list_(_CONTEXT)),
+    ]
+)
+
+
+def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
+    """Write `concepts.parquet` from cards in order of their ids, a group of rows at a time; whole or not at all."""
+    partial = folder / f".{CARDS_NAME}.partial"
+    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for group in _groups(cards):
+            rows = [dataclasses.asdict(card) for card in group]
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
+    partial.replace(folder / CARDS_NAME)
+
+
+def rename(folder: Path, names: Sequence[str]) -> None:
+    """Give the concepts these names, in order of their ids; whole or not at all."""
+    partial = folder / f".{CARDS_NAME}.partial"
+    with _open(folder) as file, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        start = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            own = pa.array(names[start : start + len(table)], pa.string())
+            writer.write_table(table.set_column(SCHEMA.get_field_index("name"), "name", own))
+            start += len(table)
+    partial.replace(folder / CARDS_NAME)
+
+
+class CardReader:
+    """The cards of a finished inspection, read as they are asked for.
+
+    Safe to use from several threads: every call opens the file for itself.
+
+    Args:
+        folder: made by `cocomix inspect`.
+
+    Raises:
+        CocomixError: it is no finished inspection.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = artifacts.read(self.folder, KIND)
+        self.summary = read_summary(self.folder)
+        self.num_concepts = int(self.summary["num_concepts"])
+
+    def __len__(self) -> int:
+        return self.num_concepts
+
+    def card(self, concept: int) -> ConceptCard:
+        """One card; reads one group of rows."""
+        return read_card(self.folder, concept)
+
+    def columns(self, *names: str) -> dict[str, list[Any]]:
+        """Some fields of all concepts, such as `name`, in order of their ids."""
+        return read_columns(self.folder, *names)
+
+    def find(self, text: str, limit: int = 50) -> list[int]:
+        """Concepts whose name, contexts or promoted tokens contain a text, whatever its case.
+
+        Args:
+            text: any; of contexts, a text that spans the marked token is found as well.
+            limit: at most so many.
+
+        Returns:
+            ids: first those whose name has it, then by how many of their contexts have it.
+        """
+        counts = dict.fromkeys(range(self.num_concepts), 0)
+        table = pq.read_table(self.folder / CARDS_NAME, columns=["name", "promoted", "contexts"])
+        names = pc.match_substring(table.column("name"), text, ignore_case=True).to_pylist()
+        contexts = table.column("contexts").combine_chunks()
+        parts = [pc.struct_field(contexts.flatten(), part) for part in ("before", "token", "after")]
+        found = pc.match_substring(pc.binary_join_element_wise(*parts, ""), text, ignore_case=True)
+        _count(counts, contexts, found)
+        promoted = table.column("promoted").combine_chunks()
+        tokens = pc.struct_field(promoted.flatten(), "token")
+        _count(counts, promoted, pc.match_substring(tokens, text, ignore_case=True))
+        hits = [concept for concept, count in counts.items() if count or names[concept]]
+        return sorted(hits, key=lambda concept: (not names[concept], -counts[concept], concept))[:limit]
+
+
+def _count(counts: dict[int, int], lists: Any, found: Any) -> None:
+    """Add the number of hits among each concept's list items."""
+    for concept in pc.filter(pc.list_parent_indices(lists), found).to_pylist():
+        counts[concept] += 1
+
+
+def read_summary(folder: Path | str) -> dict[str, Any]:
+    """Numbers of the whole model; see `docs/inspecting.md`."""
+    path = Path(folder) / SUMMARY_NAME
+    if not path.exists():
+        raise CocomixError(f"{folder} holds no {SUMMARY_NAME}; expected a folder made by `cocomix inspect`")
+    summary: dict[str, Any] = artifacts.read_json(path)
+    return summary
+
+
+def read_columns(folder: Path | str, *names: str) -> dict[str, list[Any]]:
+    """Some fields of all concepts, such as `name`, in order of their ids; reads nothing else."""
+    with _open(folder) as file:
+        table = file.read(columns=list(names))
+    return {name: table.column(name).to_pylist() for name in names}
+
+
+def read_cards(folder: Path | str, concepts: Sequence[int] | None = None) -> list[ConceptCard]:
+    """Cards of some concepts, or of all, in the order asked for."""
+    if concepts is not None:
+        return [read_card(folder, concept) for concept in concepts]
+    return [_card(row) for row in iter_rows(folder)]
+
+
+def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
+    """All cards as dictionaries, in order of their ids, a group of rows in memory at a time."""
+    with _open(folder) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).to_pylist()
+
+
+def read_card(folder: Path | str, concept: int) -> ConceptCard:
+    """One card; reads one group of rows.
+
+    Raises:
+        CocomixError: no inspection is there, or the concept does not exist.
+    """
+    with _open(folder) as file:
+        num_concepts = file.metadata.num_rows
+        if not 0 <= concept < num_concepts:
+            raise CocomixError(f"concept {concept} does not exist; {folder} has concepts 0 to {num_concepts - 1}")
+        group = file.read_row_group(concept // ROWS_PER_GROUP)
+    return _card(group.slice(concept % ROWS_PER_GROUP, 1).to_pylist()[0])
+
+
+def _open(folder: Path | str) -> Any:
+    path = Path(folder) / CARDS_NAME
+    if not path.exists():
+        raise CocomixError(f"{folder} holds no {CARDS_NAME}; expected a folder made by `cocomix inspect`")
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise CocomixError(f"{path} is damaged; delete {folder} and run `cocomix inspect` again") from error
+
+
+def _card(row: dict[str, Any]) -> ConceptCard:
+    nested: dict[str, type[Any]] = {
+        "promoted": TokenEffect,
+        "suppressed": TokenEffect,
+        "measured_promoted": TokenEffect,
+        "measured_suppressed": TokenEffect,
+        "nearest": Neighbour,
+        "nearest_predicted": Neighbour,
+        "contexts": Context,
+    }
+    built = {
+        name: None if row[name] is None else tuple(item_class(**item) for item in row[name])
+        for name, item_class in nested.items()
+    }
+    return ConceptCard(**(row | built))
+
+
+def _groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:
+    group: list[ConceptCard] = []
+    for card in cards:
+        group.append(card)
+        if len(group) == ROWS_PER_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group

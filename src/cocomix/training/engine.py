@@ -1,0 +1,139 @@
+"""How a student is spread over devices: one process, DDP, or FSDP2's shards.
+
+Gradients are summed over the ranks, never averaged: the loss is divided by the count of the whole step already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from cocomix.base.ranks import Ranks
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.training.batches import Batch
+from cocomix.training.config import ParallelConfig
+from cocomix.training.trained import TrainedStudent
+
+
+class Engine:
+    """A student on this rank's device, as one of its ranks.
+
+    Args:
+        student: as built, the same on every rank; changed in place.
+        config: how.
+        ranks: who train together.
+        device: this rank's.
+
+    Parameters must be taken from the student after this: with shards they are new ones.
+    """
+
+    def __init__(self, student: TrainedStudent, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+        self.student, self.ranks, self.device = student, ranks, device
+        self.is_sharded = config.strategy == "fsdp" and ranks.size > 1
+        self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+        for objective in student.objectives:
+            for module in objective.frozen:
+                module.to(device)
+        if config.activation_checkpointing:
+            _checkpoint_activations(student.model)
+        if config.compile:
+            student.model.compile_blocks()
+        self._forward: nn.Module = student
+        if self.is_sharded:
+            _shard(student, ranks, device, self.product_dtype)
+        else:
+            student.to(device)
+        if ranks.size > 1 and not self.is_sharded:
+            has_unused = student.model.mixer is not None and student.model.config.mixing == "none"
+            self._forward = DistributedDataParallel(
+                student,
+                broadcast_buffers=False,  # they are constants
+                find_unused_parameters=has_unused,
+            )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """What `TrainedStudent.forward` returns for this rank's part of the batch."""
+        with self._autocast():
+            sums: dict[str, Tensor] = self._forward(batch)
+        return sums
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of this rank's share of the loss, for the sum over the ranks."""
+        if isinstance(self._forward, DistributedDataParallel):
+            loss = loss * self.ranks.size  # which DDP divides by again
+        loss.backward()
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Around one forward and backward: ranks exchange gradients in a step's last one only."""
+        if self.is_sharded:
+            self.student.set_requires_gradient_sync(is_last)  # type: ignore[operator]
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._forward, DistributedDataParallel) and not is_last:
+                stack.enter_context(self._forward.no_sync())
+            yield
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[CoCoMixForCausalLM]:
+        """The student as a causal LM of its own, for evaluation by all ranks together."""
+        if self.is_sharded:
+            self.student.unshard()  # type: ignore[operator]  # its blocks gather their own parts
+        try:
+            with self._autocast():
+                yield self.student.model
+        finally:
+            if self.is_sharded:
+                self.student.reshard()  # type: ignore[operator]
+
+    def whole_model(self, build: Callable[[], CoCoMixForCausalLM]) -> CoCoMixForCausalLM:
+        """The student with all its weights in one place, on the first rank; `build` makes another one like it.
+
+        All ranks together; what the others get holds shards, or the same.
+        """
+        if not self.is_sharded:
+            return self.student.model
+        model = build() if self.ranks.is_first else None
+        with torch.no_grad():
+            for name, parameter in self.student.model.named_parameters():
+                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+                if model is not None:
+                    model.get_parameter(name).copy_(whole)
+        return self.student.model if model is None else model
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock can be read."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.product_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.product_dtype)
+
+
+def _checkpoint_activations(model: CoCoMixForCausalLM) -> None:
+    # transformers renamed it, and warns about the former name.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
+
+
+def _shard(student: TrainedStudent, ranks: Ranks, device: torch.device, product_dtype: torch.dtype | None) -> None:
+    """Every block a group of shards, concept head and compression one, each objective's head one, the rest the last."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (ranks.size,))
+    policy = MixedPrecisionPolicy(param_dtype=product_dtype, reduce_dtype=torch.float32)
+    mixer = [student.model.mixer] if student.model.mixer is not None else []
+    for part in (*student.model.adapter.blocks, *mixer, *student.heads.values(), student):
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    for module in student.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

@@ -1,0 +1,59 @@
+"""Objectives and concept metrics one position at a time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+
+def sampled_divergence(logits: Tensor, tokens: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """temperature^2 * sum of CE(histogram of draws, student) - H(teacher); logits [B, T, V], draws [B, T - 1, K]."""
+    total = logits.new_zeros(())
+    B, P, K = tokens.shape
+    for b in range(B):
+        for t in range(P):
+            q = (logits[b, t] / temperature).softmax(-1)
+            p = (teacher[b, t] / temperature).softmax(-1)
+            histogram = Counter(tokens[b, t].tolist())
+            cross_entropy = -sum(count / K * q[token].log() for token, count in histogram.items())
+            total = total + temperature**2 * (cross_entropy + (p * p.log()).sum())
+    return total
+
+
+def hidden_regression(hidden: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Sum over positions of the mean squared error a dimension of the teacher, both sides normalised a token."""
+    total = hidden.new_zeros(())
+    for h, t in zip(hidden.flatten(0, 1), target.flatten(0, 1), strict=True):
+        x = (h - h.mean()) / (h.std() + 1e-5)
+        y = (t - t.mean()) / (t.std() + 1e-5)
+        total = total + ((weight @ x + bias - y) ** 2).mean()
+    return total
+
+
+def concept_recall(labels: Tensor, active: Tensor) -> float:
+    """Share of the labels of labelled positions that are among their position's active concepts."""
+    hits = []
+    for wanted, found in zip(labels.flatten(0, 1).tolist(), active.flatten(0, 1).tolist(), strict=True):
+        if -100 not in wanted:
+            hits += [label in found for label in wanted]
+    return sum(hits) / len(hits)
+
+
+def label_entropy(labels: Tensor) -> float:
+    """Of the histogram of the labels of labelled positions, in nats."""
+    counts = Counter(label for row in labels.flatten(0, 1).tolist() if -100 not in row for label in row)
+    num_labels = sum(counts.values())
+    return -sum(count / num_labels * math.log(count / num_labels) for count in counts.values())
+
+
+def expected_draws(logits: Tensor, uniform: Tensor) -> Tensor:
+    """For each number of a row, the first token whose cumulated probability exceeds it."""
+    rows = []
+    for z, numbers in zip(logits, uniform.tolist(), strict=True):
+        p = z.double().softmax(-1).tolist()
+        possible = [i for i in range(len(p)) if p[i] > 0]
+        rows.append([next((i for i in possible if sum(p[: i + 1]) > u), possible[-1]) for u in numbers])
+    return torch.tensor(rows)

@@ -1,0 +1,151 @@
+"""Bad input and diverging runs: one sentence each, nothing overwritten, nothing half-written."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cocomix import (
+    AttributionConfig,
+    CocomixError,
+    DistillationConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrepareConfig,
+    StudentConfig,
+    prepare,
+    train,
+)
+from cocomix.base.artifacts import read_json
+from cocomix.base.checkpoints import META, Checkpoint
+from cocomix.base.ranks import Ranks
+from cocomix.base.stopping import Stopped
+from cocomix.data.order import windows_of_step
+from cocomix.training.batches import Batch
+from cocomix.training.engine import Engine
+from tests.conftest import STUDENT, Tiny
+from tests.modeling.helpers import backbone_config
+from tests.training.helpers import config, equal_weights, in_step, terminate, untimed
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Model and optimizer of a saved state."""
+    stored = Checkpoint(folder, {}, Ranks())
+    tensors = {name: torch.empty(shape) for name, shape in stored.shapes.items() if not name.startswith("metrics/")}
+    stored.read_into(tensors)
+    return tensors
+
+
+def test_a_step_that_is_not_finite_stops_the_run_before_it(tiny: Tiny, tmp_path: Path) -> None:
+    """Seen some steps later, at the next line of the metrics, but the weights are those before it."""
+    forward, steps = Engine.forward, iter(range(100))
+
+    def poisoned(self: Engine, batch: Batch) -> dict[str, torch.Tensor]:
+        sums = forward(self, batch)
+        return sums | {"lm_loss": sums["lm_loss"] * (math.nan if next(steps) >= 14 else 1.0)}
+
+    train(config(tiny, tmp_path / "whole", checkpoint_every_steps=100))
+    with in_step(13, terminate), pytest.raises(Stopped):
+        train(config(tiny, tmp_path / "stopped", checkpoint_every_steps=100))
+    windows = windows_of_step(0, 14, 8, tiny_windows(tiny)).tolist()
+    message = (
+        rf"is not finite at step 15 \(lm_loss nan, concept_loss [0-9.]+, .*which read the training windows {windows[0]}, "
+        rf"{windows[1]}, .*; the state before it is saved in .*non_finite; a lower optimizer.learning_rate usually helps"
+    )
+    with mock.patch.object(Engine, "forward", poisoned), pytest.raises(CocomixError, match=message):
+        train(config(tiny, tmp_path / "run", checkpoint_every_steps=100))
+    saved = tmp_path / "run" / "non_finite"
+    meta = read_json(saved / META)
+    assert (meta["step"], meta["windows"], meta["values"]["lm_loss"]) == (15, windows, "nan")
+    before, expected = tensors_of(saved), tensors_of(tmp_path / "stopped" / "checkpoints" / "step-000000014")
+    assert before.keys() == expected.keys()
+    for name in before:
+        assert torch.equal(before[name], expected[name]), name
+    # The same command starts from the newest checkpoint, and what was kept goes when it gets beyond.
+    train(config(tiny, tmp_path / "run", checkpoint_every_steps=100))
+    assert equal_weights(tmp_path / "run", tmp_path / "whole")
+    assert untimed(tmp_path / "run") == untimed(tmp_path / "whole")
+    assert not saved.exists()
+
+
+def tiny_windows(tiny: Tiny) -> int:
+    return int(read_json(tiny.concepts / "settings.json")["settings"]["num_windows"])
+
+
+def test_a_learning_rate_that_diverges(tiny: Tiny, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e30, max_gradient_norm=1e30)
+    with pytest.raises(CocomixError, match=r"is not finite at step 2 \(lm_loss .*lower optimizer.learning_rate"):
+        train(config(tiny, tmp_path, "ntp", optimizer=optimizer))
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_inputs_that_are_not_whole_or_belong_elsewhere(tiny: Tiny, tmp_path: Path) -> None:
+    shape = {"vocab_size": 300, "context_length": 8, "validation_fraction": 0.2}
+    prepare(PrepareConfig(tmp_path / "other", (tiny.corpus,), **shape))
+    for name in ("data", "concepts"):
+        shutil.copytree(getattr(tiny, name), tmp_path / name)
+    (tmp_path / "concepts" / "00000.parquet").unlink()
+    (tmp_path / "data" / "train" / "00000.parquet").unlink()
+    output = tmp_path / "run"
+    for settings, message in (
+        ({"data": tmp_path / "other"}, r"belong to another token dataset than .*other \(the windows differs\)"),
+        ({"labels": tmp_path / "concepts"}, r"concepts/00000.parquet is missing: .* is damaged; delete that folder"),
+        ({"data": tmp_path / "data"}, r"data/train/00000.parquet is missing: .* is damaged; delete that folder"),
+        ({"data": tmp_path / "nothing"}, r"nothing is not a folder; expected a token-dataset"),
+        ({"parallel": ParallelConfig(device="cuda")}, r"parallel.device is cuda, but torch finds no CUDA device"),
+    ):
+        with pytest.raises(CocomixError, match=message):
+            train(config(tiny, output, **settings))
+        assert not output.exists()
+
+
+def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    with in_step(4, terminate), pytest.raises(Stopped):
+        train(config(tiny, tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
+    with pytest.raises(
+        CocomixError, match=r"made with other settings .*seed: 0 there, 1 now.*; choose another --output"
+    ):
+        train(config(tiny, tmp_path, seed=1))
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": None}, "give --labels, or --teacher and --sae, or set concept_loss_weight to 0"),
+        ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
+        ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
+        ({"layer": 1}, "are of labels on the fly"),
+        ({"attribution": AttributionConfig("attribution")}, "are of labels on the fly"),
+        ({"labels": None, "concept_loss_weight": 0.0}, "without labels needs num_concepts"),
+        ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
+        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
+        ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
+        ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"num_windows": 10**6}, "only [0-9]+ windows are labelled"),
+    ],
+)
+def test_contradictions(tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(CocomixError, match=message):
+        train(config(tiny, tmp_path, **settings))
+
+
+def test_head_size() -> None:
+    with pytest.raises(CocomixError, match="hidden_size 10 is not divisible by num_heads 4"):
+        StudentConfig(family="gpt2", hidden_size=10, num_heads=4)
+    with pytest.raises(CocomixError, match="not divisible by twice num_heads 4"):
+        StudentConfig(hidden_size=12, num_heads=4)
+
+
+def test_a_teacher_of_another_vocabulary(tiny: Tiny, tmp_path: Path) -> None:
+    teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=50))
+    teacher.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(CocomixError, match=r"has 50 tokens, .* has 300; prepare"):
+        train(config(tiny, tmp_path / "run", "kd", teacher=tmp_path / "teacher"))

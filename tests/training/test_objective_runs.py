@@ -1,0 +1,185 @@
+"""Runs with every objective: they resume bit for bit, are what their settings say, and count what teachers cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cocomix import (
+    CocomixError,
+    DistillationConfig,
+    DistillTargetsConfig,
+    HiddenRegressionConfig,
+    TokenDataset,
+    TrainConfig,
+    distill_targets,
+    train,
+)
+from cocomix.base import artifacts
+from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
+from cocomix.training.batches import Batch
+from cocomix.training.config import Schedule
+from cocomix.training.metrics import read_metrics
+from cocomix.training.objectives import HiddenRegression, build_objectives
+from cocomix.training.trained import TrainedStudent
+from tests.conftest import STUDENT, Tiny
+
+TIMED = ("train_seconds", "tokens_per_second", "model_flops_utilization")
+CONCEPT = dataclasses.replace(STUDENT, mixer="concept", mixing="interleave_residual")
+
+
+@pytest.fixture(scope="module")
+def targets(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("targets")
+    distill_targets(DistillTargetsConfig(tiny.teacher, tiny.data, output, num_samples=6, num_windows=30))
+    return output
+
+
+def config(tiny: Tiny, output: Path, **settings: object) -> TrainConfig:
+    shared: dict[str, object] = {"data": tiny.data, "output": output, "num_tokens": 2560, "num_evaluations": 2}
+    shared |= {"checkpoint_every_steps": 3, "max_validation_windows": 4, "num_windows": 30, "student": STUDENT}
+    return TrainConfig(**shared | settings)  # type: ignore[arg-type]
+
+
+def everything(tiny: Tiny, targets: Path) -> dict[str, object]:
+    """Concepts, sampled distillation and regression together, each weight with its schedule."""
+    return {
+        "student": CONCEPT,
+        "labels": tiny.concepts,
+        "concept_loss_schedule": "linear",
+        "teacher": tiny.teacher,
+        "distillation": DistillationConfig(weight=0.5, schedule="cosine", targets=targets),
+        "hidden_regression": HiddenRegressionConfig(weight=0.3, teacher_layer=1),
+        "micro_batch_size": 4,
+    }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def losses(run: Path, name: str) -> list[float]:
+    return [line[name] for line in read_metrics(run) if name in line]
+
+
+class KilledError(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_run_with_everything_resumes_bit_for_bit(
+    tiny: Tiny, targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = everything(tiny, targets)
+    whole = train(config(tiny, tmp_path / "whole", **settings))
+    forward, calls = TrainedStudent.forward, 0
+
+    def until(self: TrainedStudent, batch: Batch) -> dict[str, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls in (9, 25):
+            raise KilledError
+        return forward(self, batch)
+
+    monkeypatch.setattr(TrainedStudent, "forward", until)
+    for _ in range(2):
+        with pytest.raises(KilledError):
+            train(config(tiny, tmp_path / "parts", **settings))
+    parts = train(config(tiny, tmp_path / "parts", **settings))
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Recall, entropy and dead concepts too: what is counted between two lines is part of a checkpoint.
+    lines, again = (
+        [{name: value for name, value in line.items() if name not in TIMED} for line in read_metrics(run.path)]
+        for run in (whole, parts)
+    )
+    assert lines == again
+    expected = {"lm_loss", "concept_loss", "distillation_loss", "hidden_loss", "concept_recall", "label_entropy"}
+    expected |= {"dead_concepts", "gradient_norm", "gradient_norm_backbone", "gradient_norm_mixer"}
+    assert expected <= lines[0].keys()
+    assert whole.settings["inputs"]["distillation_targets"] == artifacts.read(targets, "target-dataset").fingerprint
+    # Heads are left behind: the folder holds the student alone.
+    assert not any("heads" in name for name in first)
+
+
+def test_sampled_distillation_teaches_what_the_teacher_itself_would(tiny: Tiny, tmp_path: Path) -> None:
+    # Less than an epoch: a student that sees the same draws again fits them, and the value falls below the divergence.
+    distill_targets(DistillTargetsConfig(tiny.teacher, tiny.data, tmp_path / "targets", num_samples=6))
+    shared: dict[str, object] = {"num_tokens": 2560, "num_windows": None, "seed": 1}
+    sampled = DistillationConfig(weight=5.0, targets=tmp_path / "targets")
+    train(config(tiny, tmp_path / "sampled", distillation=sampled, **shared))
+    online = DistillationConfig(weight=5.0)
+    train(config(tiny, tmp_path / "online", teacher=tiny.teacher, distillation=online, **shared))
+    first, second = (losses(tmp_path / run, "distillation_loss") for run in ("sampled", "online"))
+    assert second[-1] < second[0]
+    # 120 positions a step with a cross-entropy's deviation of about a nat over the root of 6 draws: an error below 0.05.
+    assert first == pytest.approx(second, abs=0.15)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_weight_of_zero_at_the_end(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+) -> None:
+    seen: list[float] = []
+    weight_at = HiddenRegression.weight_at
+
+    def noted(self: HiddenRegression, step: int, num_steps: int) -> float:
+        seen.append(weight_at(self, step, num_steps))
+        return seen[-1]
+
+    monkeypatch.setattr(HiddenRegression, "weight_at", noted)
+    regression = HiddenRegressionConfig(weight=0.3, schedule=schedule)
+    train(config(tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression))
+    assert len(seen) == 20
+    assert seen[0] == 0.3
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_regression_brings_the_student_closer(tiny: Tiny, tmp_path: Path) -> None:
+    regression = HiddenRegressionConfig(weight=1.0)
+    train(config(tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression, num_tokens=5120))
+    found = losses(tmp_path, "hidden_loss")
+    assert found[-1] < 0.6 * found[0]
+
+
+def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path) -> None:
+    data = TokenDataset(tiny.data)
+    regression = HiddenRegressionConfig(weight=1.0, teacher_layer=0)
+    both = config(
+        tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression, distillation=DistillationConfig(weight=1.0)
+    )
+    objectives = build_objectives(both, data, None)
+    teacher = objectives[-1].frozen[0]
+    assert objectives[1].frozen[0] is teacher  # loaded once
+    whole, lower = (
+        causal_lm_flops_per_token(teacher, 16),
+        span_flops_per_token(objectives[-1].teacher.adapter, 0, 1, 16),
+    )
+    plain = train(config(tiny, tmp_path / "plain"))
+    run = train(dataclasses.replace(both, output=tmp_path / "run"))
+    assert plain.facts["teacher_flops"] == 0
+    assert run.facts["teacher_flops"] == pytest.approx(2560 * (whole + lower))
+    head = 3 * 2 * 16 * 16
+    assert run.facts["train_flops_per_token"] == plain.facts["train_flops_per_token"] + head
+    stored = DistillationConfig(weight=1.0, targets=targets)
+    sampled = train(config(tiny, tmp_path / "sampled", distillation=stored))
+    assert sampled.facts["teacher_flops"] == pytest.approx(30 * 16 * whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 2}, r"hidden_regression\.layer is 2; a student of 2 blocks takes 0 to 1"),
+        ({"teacher_layer": 2}, r"layer is 2; a teacher of 2 blocks takes 0 to 1"),
+    ],
+)
+def test_layers_that_are_not_there(tiny: Tiny, tmp_path: Path, settings: dict[str, int], message: str) -> None:
+    regression = HiddenRegressionConfig(weight=1.0, **settings)
+    with pytest.raises(CocomixError, match=message):
+        train(config(tiny, tmp_path / "x", teacher=tiny.teacher, hidden_regression=regression))
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,112 @@
+"""Whatever interrupts a run, it continues as if nothing had happened: the same bits, the same lines."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from torch import multiprocessing as processes
+
+from cocomix import CocomixError, train
+from cocomix.base import artifacts
+from cocomix.base.stopping import Stopped
+from cocomix.cli.main import main
+from tests.conftest import Tiny
+from tests.training.helpers import config, equal_weights, full_disk, in_step, terminate, untimed
+
+
+class KilledError(Exception):
+    """Stands for a kill at a chosen step."""
+
+
+def kill() -> None:
+    raise KilledError
+
+
+@pytest.mark.parametrize("kind", ["ntp", "cocomix", "kd", "hidden", "pause"])
+def test_stopped_killed_and_continued_equals_undisturbed(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    # Few windows, so that the run crosses the end of an epoch; accumulation, so that a step has several passes.
+    settings: dict[str, object] = {"num_windows": 30, "micro_batch_size": 4}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config(tiny, whole, kind, **settings))
+    with (
+        in_step(4, terminate),
+        pytest.raises(Stopped, match=r"stopped after step 5 of 20, and saved; the same command"),
+    ):
+        train(config(tiny, parts, kind, **settings))
+    assert (parts / "checkpoints" / "step-000000005").exists()
+    with in_step(11, kill), pytest.raises(KilledError):
+        train(config(tiny, parts, kind, **settings))
+    # The last word is not written: it is as if the run had been killed before it.
+    with mock.patch.object(artifacts, "finish", side_effect=KilledError), pytest.raises(KilledError):
+        train(config(tiny, parts, kind, **settings))
+    train(config(tiny, parts, kind, **settings))
+    assert equal_weights(whole, parts)
+    assert untimed(whole) == untimed(parts)
+    assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in parts.iterdir())
+
+
+def test_three_kills_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:
+    settings: dict[str, object] = {"num_tokens": 6400, "checkpoint_every_steps": 2, "num_evaluations": 5}
+    started = time.monotonic()
+    train(config(tiny, tmp_path / "whole", **settings))
+    seconds = time.monotonic() - started
+    rng = random.Random(0)
+    for _ in range(3):
+        process = processes.get_context("fork").Process(
+            target=train, args=(config(tiny, tmp_path / "killed", **settings),)
+        )
+        process.start()
+        process.join(timeout=rng.uniform(0.1, 0.4) * seconds)
+        assert process.is_alive(), "it was too fast to be killed: make the run longer"
+        process.kill()
+        process.join()
+    train(config(tiny, tmp_path / "killed", **settings))
+    assert equal_weights(tmp_path / "whole", tmp_path / "killed")
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "killed")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_have_their_exit_codes(
+    tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
+) -> None:
+    words = ["train", "--data", str(tiny.data), "--output", str(tmp_path / "run"), "--num-tokens", "2560"]
+    words += ["--student.hidden-size", "16", "--student.num-layers", "2", "--student.num-heads", "2"]
+    words += ["--num-evaluations", "1", "--max-validation-windows", "8"]
+    with in_step(2, lambda: signal.raise_signal(number)):
+        assert main(words) == code
+    assert "stopped after step 3 of 20, and saved; the same command continues from there" in capfd.readouterr().err
+    assert main(words) == 0
+    assert "at step 3 of 20" in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_does_not_wait(tiny: Tiny, tmp_path: Path) -> None:
+    def insist() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with in_step(2, insist), pytest.raises(KeyboardInterrupt) as interrupted:
+        train(config(tiny, tmp_path, "ntp"))
+    assert not isinstance(interrupted.value, Stopped)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tiny: Tiny, tmp_path: Path) -> None:
+    train(config(tiny, tmp_path / "whole"))
+    with full_disk(after=1), pytest.raises(CocomixError, match=r"step-000000006 can't be written \(.*No space left"):
+        train(config(tiny, tmp_path / "full"))
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-000000003"]
+    train(config(tiny, tmp_path / "full"))
+    assert equal_weights(tmp_path / "whole", tmp_path / "full")
+
+
+def test_checkpoints_kept(tiny: Tiny, tmp_path: Path) -> None:
+    with in_step(17, kill), pytest.raises(KilledError):
+        train(config(tiny, tmp_path, keep=3))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        f"step-{step:09d}" for step in (9, 12, 15)
+    ]
