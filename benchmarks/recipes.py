@@ -52,7 +52,9 @@ CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"), help="folder for data, teacher and runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recipes.json"), help="JSON of the table")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/recipes.json"), help="JSON of the table"
+    )
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=None, help="of torch; by default as many as it takes")
@@ -73,7 +75,15 @@ def main() -> None:
 
 def command_of(arguments: argparse.Namespace) -> str:
     """As it makes the whole table."""
-    words = ["python", "-m", "benchmarks.recipes", "--work", "runs/recipes", "--output", "benchmarks/results/recipes.json"]
+    words = [
+        "python",
+        "-m",
+        "benchmarks.recipes",
+        "--work",
+        "runs/recipes",
+        "--output",
+        "benchmarks/results/recipes.json",
+    ]
     if parse_count(arguments.tokens, "--tokens") != SIZE.num_tokens:
         words += ["--tokens", arguments.tokens]
     return shlex.join(words)
