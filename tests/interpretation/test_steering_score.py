@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cocomix import AttributionConfig, CocomixError, TokenDataset, TrainConfig, steer, train
+from cocomix import AttributionConfig, CocomixError, TokenDataset, steer
 from cocomix.cli.main import main
 from cocomix.concepts.extraction import load_extractor
 from cocomix.interpretation.activations import concept_activations
@@ -26,16 +27,8 @@ from cocomix.interpretation.steering_score import (
 )
 from cocomix.modeling.concept_notes import ConceptNotes, write_names
 from cocomix.modeling.loading import load_causal_lm
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import Tiny
 from tests.reference import steering_score as reference
-
-
-@pytest.fixture(scope="module")
-def student(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("student")
-    settings = dataclasses.replace(STUDENT, mixer="concept")
-    train(TrainConfig(data=tiny.data, output=path, labels=tiny.concepts, student=settings, num_tokens=4096))
-    return path
 
 
 def test_p_values_equal_their_definition() -> None:
@@ -193,13 +186,15 @@ def test_the_command_writes_scores_tables_and_curves(tiny: Tiny, student: Path, 
 def test_names_are_escaped_and_concepts_can_be_chosen(
     tiny: Tiny, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_names(student, {3: "<b>|`x`"}, 32)
-    paths = {"model": student, "teacher": tiny.teacher, "sae": tiny.sae, "data": tiny.data, "output": tmp_path}
+    model = Path(shutil.copytree(student, tmp_path / "model"))
+    write_names(model, {3: "<b>|`x`"}, 32)
+    output = tmp_path / "score"
+    paths = {"model": model, "teacher": tiny.teacher, "sae": tiny.sae, "data": tiny.data, "output": output}
     settings = paths | SMALL | {"strengths": 0.5, "temperature": 0}
     words = [str(word) for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert main(["steer-eval", *words, "--concepts", "3", "9"]) == 0
-    assert str(tmp_path) in capsys.readouterr().out
-    table = (tmp_path / "steering.md").read_text()
+    assert str(output) in capsys.readouterr().out
+    table = (output / "steering.md").read_text()
     assert r"| 3 | &lt;b>\|\`x\` | " in table
     assert "<b>" not in table
 
