@@ -1,5 +1,5 @@
 """`docs/results.md`, and the results in the README, from the stored results: no figure there is typed by hand. The table of
-`docs/families.md`, from the code.
+`docs/families.md`, from the code. What `docs/data.md` says of speed and memory.
 
 python -m benchmarks.render
 """
@@ -22,6 +22,8 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 FAMILIES_PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 FAMILIES_START, FAMILIES_END = "<!-- families -->", "<!-- end of families -->"
+DATA_PAGE = Path(__file__).parent.parent / "docs" / "data.md"
+PREPARE_START, PREPARE_END = "<!-- prepare -->", "<!-- end of prepare -->"
 
 VARIANT_NOTES = {
     "ntp": "next-token prediction alone",
@@ -40,6 +42,7 @@ def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
     _fill(README, START, readme_block(), END)
     _fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
+    _fill(DATA_PAGE, PREPARE_START, prepare_block(), PREPARE_END)
 
 
 def _fill(page: Path, start: str, block: str, end: str) -> None:
@@ -59,6 +62,41 @@ def families_block() -> str:
         )
     return "\n".join(
         ["", "| models | `model_type` | adapter | positions | windows |", "|---|---|---|---|---|", *rows, ""]
+    )
+
+
+def prepare_block() -> str:
+    """Time and memory of preparing text."""
+    result = read_json(RESULTS / "prepare.json")
+    base = result["peak_bytes_of_imports"]
+    rows = [
+        [
+            f"{run['corpus_bytes'] / 1e6:,.0f} MB",
+            "streamed" if run["stream"] else "in memory",
+            str(run["num_workers"]),
+            f"{run['peak_bytes'] / 1e6:,.0f} MB",
+            "" if run["peak_bytes_of_workers"] is None else f"{run['peak_bytes_of_workers'] / 1e6:,.0f} MB each",
+            f"{run['seconds']:.0f} s",
+            f"{run['cpu_seconds']:.0f} s",
+            f"{run['load_average']:.0f}",
+        ]
+        for run in result["runs"]
+    ]
+    head = ["text", "", "workers", "peak memory", "of workers", "wall clock", "processor time", "load average"]
+    return (
+        "\n"
+        + "\n\n".join(
+            [
+                f"`{result['command']}`",
+                f"JSON-lines of synthetic words, windows of {result['context_length']:,}, a given tokenizer of "
+                f"{result['vocab_size']:,} tokens, each run in a process of its own on {result['machine']['cores']} cores. "
+                f"Peak memory is the kernel's high-water mark (VmHWM); {base / 1e6:,.0f} MB of it are the imports'. The "
+                "machine was busy with other work (its load average stands beside the times), so the wall clock says little "
+                "and the processor time more: workers cost little on top.",
+                _table(head, rows),
+            ]
+        )
+        + "\n"
     )
 
 
@@ -92,6 +130,7 @@ def page() -> str:
         extraction(read_json(RESULTS / "extraction.json")),
         upcycling(read_json(RESULTS / "upcycling.json")),
         kills(read_json(RESULTS / "kills.json")),
+        demo_kills(read_json(RESULTS / "demo_kills.json")),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -261,6 +300,21 @@ def upcycling(result: dict[str, Any]) -> str:
 
 
 def kills(result: dict[str, Any]) -> str:
+    newest = ", ".join(f"{kill['newest_checkpoint']:,}" for kill in result["kills"])
+    outcome = "equal" if result["weights_equal"] and result["metrics_equal"] else "not equal"
+    return "\n\n".join(
+        [
+            "## Killed twenty times",
+            f"A CoCoMix run of {result['num_steps']:,} steps with accumulation, killed with SIGKILL {result['num_kills']} "
+            "times at random moments of its process, and started again with the same command: to the bit, its weights are "
+            f"{outcome} to those of an undisturbed run, and so are its metrics, times aside. The newest checkpoint after "
+            f"each kill was that of step {newest}.",
+            _command(result),
+        ]
+    )
+
+
+def demo_kills(result: dict[str, Any]) -> str:
     stages = ", ".join(kill["killed_in"].partition("] ")[2] for kill in result["kills"])
     outcome = "equal" if result["summaries_equal"] else "not equal"
     return "\n\n".join(

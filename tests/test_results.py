@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks.render import END, PAGE, README, START, page, readme_block
+from benchmarks.render import (
+    DATA_PAGE,
+    END,
+    PAGE,
+    PREPARE_END,
+    PREPARE_START,
+    README,
+    START,
+    page,
+    prepare_block,
+    readme_block,
+)
 
 
 def test_the_page_is_what_the_stored_results_give() -> None:
     assert PAGE.read_text(encoding="utf-8") == page()
     assert START + readme_block() + END in README.read_text(encoding="utf-8")
+    assert PREPARE_START + prepare_block() + PREPARE_END in DATA_PAGE.read_text(encoding="utf-8")

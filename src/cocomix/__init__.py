@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
+    from cocomix.planning.plan import PlanConfig as PlanConfig
+    from cocomix.planning.plan import make_plan as make_plan
+    from cocomix.planning.plan import plan as plan
     from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
@@ -76,6 +79,7 @@ _OWNERS = {
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
+    "PlanConfig": "planning.plan",
     "PrepareConfig": "data.prepare",
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
@@ -89,6 +93,8 @@ _OWNERS = {
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
+    "make_plan": "planning.plan",
+    "plan": "planning.plan",
     "prepare": "data.prepare",
     "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",

@@ -103,6 +103,23 @@ def test_an_interrupted_stream_goes_on(
     assert sum(counts) == 60 - num_batches // 2 * 10
 
 
+def test_a_stream_interrupted_while_it_writes_is_not_read_again(
+    tiny: Tiny, streamed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = stream_prepare.WindowWriter.finish
+
+    def interrupted(writer: stream_prepare.WindowWriter) -> dict[str, int]:
+        write(writer)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_prepare.WindowWriter, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(tiny, tmp_path))
+    monkeypatch.delattr(stream_prepare, "encode_in_order")
+    assert prepare(config(tiny, tmp_path)).fingerprint == TokenDataset(streamed).fingerprint
+
+
 def test_what_an_interrupted_stream_left_is_not_taken_for_another(tiny: Tiny, tmp_path: Path) -> None:
     left = tmp_path / ".stream"
     (left / "train").mkdir(parents=True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cocomix.data.prepare import PrepareConfig
 
 FOLDER = ".stream"
-BATCHES_PER_SAVE = 256
+BATCHES_PER_SAVE = 64
 #: Documents whose hashes are compared at a time.
 DIGESTS_PER_PART = 2**20
 

@@ -25,14 +25,15 @@ class WindowWriter:
         folder.mkdir(exist_ok=True)
         self.folder, self.context_length, self.max_windows = folder, context_length, max_windows
         self.num_documents = self.num_bytes = self.num_tokens = self.num_windows = self.num_shards = 0
-        self._ids: list[np.ndarray] = []
-        self._owners: list[np.ndarray] = []
-        self._num_waiting = 0
+        # One shard, filled in place: joining pieces would hold it several times over.
+        self._ids = np.empty(0)
+        self._owners = np.empty(WINDOWS_PER_SHARD * context_length, np.int32)
+        self._filled = 0
 
     @property
     def is_full(self) -> bool:
         """Whether more documents would change nothing."""
-        waiting = self._num_waiting // self.context_length
+        waiting = self._filled // self.context_length
         return self.max_windows is not None and self.num_windows + waiting >= self.max_windows
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, num_bytes: int) -> None:
@@ -43,19 +44,25 @@ class WindowWriter:
             lengths: [documents] tokens of each.
             num_bytes: of their text in all.
         """
+        if not len(self._ids):
+            self._ids = np.empty(len(self._owners), ids.dtype)
         numbers = np.arange(self.num_documents, self.num_documents + len(lengths), dtype=np.int32)
-        self._ids.append(ids)
-        self._owners.append(np.repeat(numbers, lengths))
-        self._num_waiting += len(ids)
+        owners = np.repeat(numbers, lengths)
         self.num_documents += len(lengths)
         self.num_tokens += len(ids)
         self.num_bytes += num_bytes
-        if self._num_waiting // self.context_length >= WINDOWS_PER_SHARD:
-            self._write(WINDOWS_PER_SHARD)
+        while len(ids):
+            count = min(len(ids), len(self._ids) - self._filled)
+            place = slice(self._filled, self._filled + count)
+            self._ids[place], self._owners[place] = ids[:count], owners[:count]
+            ids, owners = ids[count:], owners[count:]
+            self._filled += count
+            if self._filled == len(self._ids):
+                self._write_shard()
 
     def finish(self) -> dict[str, int]:
         """Write what is left; returns the counts of the split."""
-        self._write(1)
+        self._write_shard()
         if self.num_windows == 0:
             raise CocomixError(
                 f"the {self.folder.name} text has {self.num_tokens} tokens, less than one window of "
@@ -64,20 +71,14 @@ class WindowWriter:
         names = ("num_documents", "num_bytes", "num_tokens", "num_windows", "num_shards")
         return {name: getattr(self, name) for name in names}
 
-    def _write(self, min_windows: int) -> None:
-        """Write shards while there are at least `min_windows` windows for one."""
-        if not self._ids:
-            return
+    def _write_shard(self) -> None:
+        """Write the whole windows there are, if any, and forget the rest."""
         T = self.context_length
-        ids, owners = np.concatenate(self._ids), np.concatenate(self._owners)
-        while (count := self._next_shard(len(ids) // T)) >= min_windows:
-            columns = {"input_ids": ids[: count * T], "document_ids": owners[: count * T]}
-            write_shard(self.folder, self.num_shards, {key: value.reshape(count, T) for key, value in columns.items()})
-            ids, owners = ids[count * T :], owners[count * T :]
+        left = WINDOWS_PER_SHARD if self.max_windows is None else self.max_windows - self.num_windows
+        count = min(self._filled // T, left)
+        self._filled = 0
+        if count > 0:
+            ids, owners = (values[: count * T].reshape(count, T) for values in (self._ids, self._owners))
+            write_shard(self.folder, self.num_shards, {"input_ids": ids, "document_ids": owners})
             self.num_windows += count
             self.num_shards += 1
-        self._ids, self._owners, self._num_waiting = [ids], [owners], len(ids)
-
-    def _next_shard(self, num_whole: int) -> int:
-        left = num_whole if self.max_windows is None else min(num_whole, self.max_windows - self.num_windows)
-        return min(left, WINDOWS_PER_SHARD)
