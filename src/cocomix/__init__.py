@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.interpretation.cards import CardReader as CardReader
+    from cocomix.interpretation.cards import ConceptCard as ConceptCard
+    from cocomix.interpretation.inspection import InspectConfig as InspectConfig
+    from cocomix.interpretation.inspection import inspect as inspect
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
@@ -54,6 +58,10 @@ if TYPE_CHECKING:
     from cocomix.training.loop import train as train
 
 _OWNERS = {
+    "CardReader": "interpretation.cards",
+    "ConceptCard": "interpretation.cards",
+    "InspectConfig": "interpretation.inspection",
+    "inspect": "interpretation.inspection",
     "AttributionConfig": "concepts.attribution",
     "CoCoMixConfig": "modeling.configuration",
     "CoCoMixForCausalLM": "modeling.model",

@@ -57,6 +57,12 @@ COMMANDS = {
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
+    "inspect": Command(
+        "a card for every concept of a model, and a site to read them",
+        "interpretation.inspection",
+        "inspect",
+        "InspectConfig",
+    ),
     "compare": Command(
         "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
     ),

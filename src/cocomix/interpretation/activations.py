@@ -16,7 +16,7 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 BATCH_SIZE = 32
 
 
-class _Sums(ConceptEdit):
+class ActivationRecorder(ConceptEdit):
     """Sums the active values that pass, on their device, and changes nothing.
 
     Args:
@@ -37,6 +37,24 @@ class _Sums(ConceptEdit):
         self.largest.scatter_reduce_(0, flat, wide.float(), reduce="amax")
         return indices, values
 
+    def statistics(self) -> ActivationStatistics:
+        """Of all that passed."""
+        counts, sums, squares, sizes = self.sums.cpu()
+        is_active = counts > 0
+        divisor = counts.clamp(min=1)
+        mean, usual = sums / divisor, sizes / divisor
+        # A size of exactly zero would be no unit.
+        measured = usual[is_active & (usual > 0)]
+        typical = measured.median() if len(measured) else torch.ones((), dtype=usual.dtype)
+        return ActivationStatistics(
+            num_tokens=self.num_tokens,
+            share=(counts / self.num_tokens).float(),
+            mean=mean.float(),
+            std=(squares / divisor - mean.square()).clamp(min=0).sqrt().float(),
+            largest=torch.where(is_active, self.largest.cpu(), 0.0),
+            usual=torch.where(usual > 0, usual, typical).float(),
+        )
+
 
 @torch.no_grad()
 def concept_activations(
@@ -55,27 +73,9 @@ def concept_activations(
     """
     if model.config.mixer != "concept":
         raise CocomixError(f"a model with mixer {model.config.mixer!r} has no concepts")
-    recorder = _Sums(model.config.num_concepts, model.device)
+    recorder = ActivationRecorder(model.config.num_concepts, model.device)
     with concept_edits(model, recorder):
         for windows in dataset.batches(BATCH_SIZE, max_windows, description=description):
             inputs = {name: tensor.to(model.device) for name, tensor in windows.inputs().items()}
             model(**inputs, use_cache=False, logits_to_keep=1)
-    return _statistics(recorder)
-
-
-def _statistics(recorder: _Sums) -> ActivationStatistics:
-    counts, sums, squares, sizes = recorder.sums.cpu()
-    is_active = counts > 0
-    divisor = counts.clamp(min=1)
-    mean, usual = sums / divisor, sizes / divisor
-    # A size of exactly zero would be no unit.
-    measured = usual[is_active & (usual > 0)]
-    typical = measured.median() if len(measured) else torch.ones((), dtype=usual.dtype)
-    return ActivationStatistics(
-        num_tokens=recorder.num_tokens,
-        share=(counts / recorder.num_tokens).float(),
-        mean=mean.float(),
-        std=(squares / divisor - mean.square()).clamp(min=0).sqrt().float(),
-        largest=torch.where(is_active, recorder.largest.cpu(), 0.0),
-        usual=torch.where(usual > 0, usual, typical).float(),
-    )
+    return recorder.statistics()
