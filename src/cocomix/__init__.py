@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.interpretation.cards import CardReader as CardReader
+    from cocomix.interpretation.cards import ConceptCard as ConceptCard
+    from cocomix.interpretation.inspection import InspectConfig as InspectConfig
+    from cocomix.interpretation.inspection import inspect as inspect
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
+    from cocomix.planning.plan import PlanConfig as PlanConfig
+    from cocomix.planning.plan import make_plan as make_plan
+    from cocomix.planning.plan import plan as plan
     from cocomix.planning.recipes import recipe as recipe
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
@@ -51,6 +58,10 @@ if TYPE_CHECKING:
     from cocomix.training.loop import train as train
 
 _OWNERS = {
+    "CardReader": "interpretation.cards",
+    "ConceptCard": "interpretation.cards",
+    "InspectConfig": "interpretation.inspection",
+    "inspect": "interpretation.inspection",
     "AttributionConfig": "concepts.attribution",
     "CoCoMixConfig": "modeling.configuration",
     "CoCoMixForCausalLM": "modeling.model",
@@ -68,6 +79,7 @@ _OWNERS = {
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
+    "PlanConfig": "planning.plan",
     "PrepareConfig": "data.prepare",
     "SparseAutoencoder": "concepts.sae",
     "SparseAutoencoderConfig": "concepts.sae",
@@ -81,6 +93,8 @@ _OWNERS = {
     "evaluate": "evaluation.command",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
+    "make_plan": "planning.plan",
+    "plan": "planning.plan",
     "prepare": "data.prepare",
     "recipe": "planning.recipes",
     "register_adapter": "modeling.backbones",

@@ -90,7 +90,18 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
 
 
 @pytest.mark.parametrize(
-    "stage", ["prepare", "train", "train_sae", "extract", "evaluate", "concept_report", "summarize", "write_report"]
+    "stage",
+    [
+        "prepare",
+        "train",
+        "train_sae",
+        "extract",
+        "evaluate",
+        "inspect",
+        "steering_example",
+        "summarize",
+        "write_report",
+    ],
 )
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -127,7 +138,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     artifacts.read(undisturbed / "teacher", "training-run")
 
 
-@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "report.html"])
+@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "inspection", "report.html"])
 def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
     if not (undisturbed / "summary.json").exists():
         run_demo(config(tiny, undisturbed))

@@ -80,7 +80,7 @@ def probes(shuffle_batch: float) -> dict[str, dict[str, float]]:
 
 def card(concept: int, before: str, token: str, after: str) -> dict[str, Any]:
     context = {"before": before, "token": token, "after": after, "activation": 7.25}
-    return {"concept": concept, "label_share": 0.0123, "contexts": [context] * 5}
+    return {"concept": concept, "name": f"name {concept} <b>", "label_share": 0.0123, "contexts": [context] * 5}
 
 
 def steering() -> dict[str, Any]:
@@ -116,7 +116,7 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
     cards = [
         card(17, "x = '", "<script>alert(1)</script>", "'\n\n\treturn"),
         card(3, "\n        ", "self", ".assertEqual(a & b,\x0c"),
-        {"concept": 5, "label_share": 0.001, "contexts": []},
+        {"concept": 5, "name": "silent", "label_share": 0.001, "contexts": []},
         *(card(100 + i, "class Reader:\n    def ", "__init__", "(self, file):\n        self") for i in range(9)),
     ]
     counts = {
@@ -191,7 +191,7 @@ def test_page_is_self_contained_and_corpus_text_is_escaped(tmp_path: Path) -> No
     assert set(references) == {"https://arxiv.org/abs/2502.08524"}
     assert not re.search(r"\bsrc=|@import|<link|<object|<iframe", page)
     targets = re.findall(r'href="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
-    assert all(target.startswith("#") or target == references[0] for target in targets)
+    assert all(target.startswith(("#", "inspection/index.html")) or target == references[0] for target in targets)
 
 
 def test_every_id_is_unique_and_every_reference_has_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The algorithmic count equals torch's own counter where both count the same: matrix products with full attention."""
+"""Both counts: the counter's equals torch's own on the meta device, the algorithmic one differs by what a mask leaves out."""
 
 from __future__ import annotations
 
@@ -7,22 +7,57 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.modeling import flops
+from cocomix.planning.recipes import find_recipe
+from cocomix.planning.widths import meta_model
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
-def test_forward_count_equals_torchs_counter(
-    family: str, mixer: str, mixing: str, monkeypatch: pytest.MonkeyPatch
+#: Every family with the published mixing, every mixing with one family, and mixing alone.
+CASES = [
+    *((family, "concept", "interleave", 0.1) for family in FAMILIES),
+    *(("gpt2", mixer, mixing, 0.1) for mixer, mixing in MIXERS),
+    *(("llama", "concept", mixing, 0.0) for mixing in ("interleave", "add", "none")),
+]
+
+
+@pytest.mark.parametrize(("family", "mixer", "mixing", "weight"), CASES)
+def test_the_count_equals_torchs_counter_on_the_meta_device(
+    family: str, mixer: str, mixing: str, weight: float
 ) -> None:
-    model, T = student(family, mixer, mixing), 8
-    model.set_attn_implementation("eager")  # the counter sees eager attention as its two products, over all keys
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=tokens(1, T))
-    # Masks leave out what eager attention computes, and the counter does not see the gathered compression.
+    T = 8
+    with torch.device("meta"):
+        model = student(family, mixer, mixing, concept_loss_weight=weight).train()
+        ids = tokens(1, T)
+        concepts = torch.zeros(1, T, 4, dtype=torch.long) if mixer == "concept" and weight else None
+    with FlopCounterMode(display=False) as counter:
+        loss = model(input_ids=ids, labels=ids, concept_labels=concepts).loss
+        assert flops.forward_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
+        loss.backward()
+    assert flops.training_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
+
+
+def test_a_recipe_of_the_paper_is_counted_as_torch_does() -> None:
+    recipe = find_recipe("gpt2-69m-cocomix")
+    model, T = meta_model(recipe.draft(), recipe.size), recipe.size.context_length
+    ids = torch.zeros(1, T, dtype=torch.long, device="meta")
+    concepts = torch.zeros(1, T, 4, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, concept_labels=concepts).loss.backward()
+    assert flops.training_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+def test_the_algorithmic_count_is_the_counters_but_for_the_mask(
+    mixer: str, mixing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, T = student("gemma3_text", mixer, mixing), 8
     monkeypatch.setattr(flops, "mean_keys", lambda num_positions, *_: num_positions)
     compress = 2 * 5 * 16 if mixer == "concept" else 0
-    assert flops.forward_flops_per_token(model, T) * T == counter.get_total_flops() + compress * T
+    assert flops.forward_flops_per_token(model, T) == flops.forward_flops_per_token(model, T, "counter") + compress
+    # The backward of the concept head recomputes its logits.
+    recomputed = 2 * model.config.num_concepts * 16 if mixer == "concept" else 0
+    ours, counted = (flops.training_flops_per_token(model, T, count) for count in ("algorithmic", "counter"))
+    assert ours == counted - recomputed + 3 * compress
 
 
 @pytest.mark.parametrize(("window", "rate"), [(None, 1), (4, 1), (4, 2), (100, 1)])

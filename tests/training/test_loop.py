@@ -31,12 +31,13 @@ from cocomix import (
     train_sae,
 )
 from cocomix.base import artifacts
+from cocomix.base.devices import known_devices
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.concepts import label_sources
 from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.training import objectives
+from cocomix.training import objectives, run
 from cocomix.training.batches import Batch, Batches
 from cocomix.training.config import Family
 from cocomix.training.metrics import read_metrics
@@ -218,3 +219,21 @@ def test_isolated_documents_from_text_to_evaluation(
     assert again.loss == pytest.approx(measured, abs=1e-5)
     with pytest.raises(CocomixError, match=r"another token dataset than .* \(the windows differs\)"):
         train(TrainConfig(output=tmp_path / "x", labels=tiny.concepts, student=CONCEPT, **settings))
+
+
+def test_speed_and_the_use_of_a_known_device_are_shown(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(tiny, tmp_path / "unknown", "ntp"))
+    assert " GFLOP/s" in capsys.readouterr().err
+    monkeypatch.setattr(run, "spec_of", lambda _: known_devices()["h100"])
+    train(config(tiny, tmp_path / "known", "ntp"))
+    assert "MFU 0.0%" in capsys.readouterr().err
+    lines = [line for line in read_metrics(tmp_path / "known") if "lm_loss" in line]
+    for line, former in zip(lines, [{"train_tokens": 0, "train_seconds": 0}, *lines], strict=False):
+        seconds = line["train_seconds"] - former["train_seconds"]
+        # Seconds are rounded to three digits.
+        expected = pytest.approx((line["train_tokens"] - former["train_tokens"]) / seconds, rel=0.05)
+        assert line["tokens_per_second"] == expected
+        assert line["model_flops_utilization"] < 1e-4
+    assert all("model_flops_utilization" not in line for line in read_metrics(tmp_path / "unknown"))

@@ -37,7 +37,7 @@ MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 #: What people and `cocomix inspect` note beside a model's weights: no part of what a folder is.
-NOTE_NAMES = ("concept_names.json", "concept_statistics.json")
+NOTE_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
@@ -161,7 +161,7 @@ def begin(
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
     """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
 
-    Hidden files, checkpoints and folders with a manifest of their own are not part of the content.
+    Hidden files, checkpoints, notes and folders with a manifest of their own are not part of the content.
 
     Args:
         output: the folder.
@@ -227,8 +227,7 @@ def fingerprint_of_path(path: Path) -> str:
         raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
-    content = [name for name in _content_of(path) if name not in NOTE_NAMES]
-    return fingerprint_of_json({name: sha256_of_file(path / name) for name in content})
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -291,7 +290,7 @@ def _short(value: Any) -> str:
 def _content_of(path: Path) -> list[str]:
     names = []
     # A folder of another origin may have a config.yaml that is content.
-    about = (SETTINGS_NAME, MANIFEST_NAME, *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []))
+    about = (SETTINGS_NAME, MANIFEST_NAME, *NOTE_NAMES, *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []))
     for root, folders, files in os.walk(path):
         here = Path(root)
         folders[:] = [

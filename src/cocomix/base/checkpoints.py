@@ -166,7 +166,8 @@ def restore_state(
             _, key, parameter_name = name.split("/", 2)
             parameter = parameters[parameter_name].detach()
             # Moments are sharded as their parameter is; the count of steps is a number.
-            value = torch.zeros_like(parameter) if shape == parameter.shape else parameter.new_zeros(shape)
+            is_moment = shape == parameter.shape
+            value = torch.zeros_like(parameter) if is_moment else torch.zeros(shape, device=parameter.device)
             optimizer.state[parameters[parameter_name]][key] = tensors[name] = value
     checkpoint.read_into(tensors)
 

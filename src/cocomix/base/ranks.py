@@ -101,9 +101,9 @@ def joined_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
     elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
     else:
-        backends = "cpu:gloo"
+        backends = "gloo"
         if device is not None and device.type != "cpu":
-            backends += f",{device.type}:{distributed.get_default_backend_for_device(device)}"
+            backends = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
         distributed.init_process_group(backends, timeout=TIMEOUT)
         try:
             yield Ranks(distributed.get_rank(), distributed.get_world_size())

@@ -53,8 +53,15 @@ COMMANDS = {
     "recipes": Command(
         "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
     ),
+    "plan": Command("what a run costs before it starts", "planning.plan_table", "show_plan", "PlanConfig"),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+    ),
+    "inspect": Command(
+        "a card for every concept of a model, and a site to read them",
+        "interpretation.inspection",
+        "inspect",
+        "InspectConfig",
     ),
     "compare": Command(
         "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
@@ -64,6 +71,12 @@ COMMANDS = {
     ),
     "steer-eval": Command(
         "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+    ),
+    "studio": Command(
+        "a page on this machine to see what a model thinks in, and to steer it",
+        "studio.command",
+        "studio",
+        "StudioConfig",
     ),
 }
 

@@ -47,10 +47,12 @@ def parse(config_class: type[Any], prog: str, description: str, words: Sequence[
         recipe = find_recipe(str(name)) if name is not None else None
         if recipe is not None:
             fields = {key: value for key, value in fields_of(recipe.draft()).items() if value is not tyro.MISSING}
+            if "recipe" in {field.name for field in dataclasses.fields(config_class)}:
+                fields["recipe"] = recipe.name
     if file is not None:
         fields = apply_yaml(fields, config_class, values, Path(file))
     fields = _parse_words(config_class, fields, prog, description, words)
-    if takes_recipe:
+    if config_class.__name__ == "TrainConfig":
         from cocomix.planning.recipes import finish_draft
 
         return finish_draft(fields, recipe)
@@ -103,7 +105,8 @@ def _parse_words(
 def _draft_class(config_class: type[Any]) -> type[Any]:
     """The dataclass without its checks, and with options for recipe and file."""
     extra: list[Any] = []
-    if _takes_recipe(config_class):
+    names = {field.name for field in dataclasses.fields(config_class)}
+    if _takes_recipe(config_class) and "recipe" not in names:
         recipe_type = Annotated[str | None, tyro.conf.arg(help=_RECIPE_HELP, metavar="NAME")]
         extra.append(("recipe", recipe_type, dataclasses.field(default=None)))
     if _takes_file(config_class):

@@ -18,9 +18,10 @@ from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.demo.report import REPORT_NAME, write_report
 from cocomix.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
-from cocomix.demo.summary import summarize
+from cocomix.demo.steering_example import steering_example
+from cocomix.demo.summary import most_used_concepts, summarize
 from cocomix.evaluation.command import EvalConfig, evaluate
-from cocomix.interpretation.concept_report import ConceptReportConfig, concept_report
+from cocomix.interpretation.inspection import InspectConfig, inspect
 from cocomix.training.config import DistillationConfig, OptimizerConfig, TrainConfig
 from cocomix.training.loop import train
 
@@ -74,7 +75,7 @@ class _Pipeline:
         self.config, self.size, self.root = config, size, config.output
         self.data, self.teacher, self.sae = self.root / "data", self.root / "teacher", self.root / "sae"
         self.concepts = self._concept_folders()
-        self.num_stages = 5 + len(self.concepts) + 2 * len(size.students)
+        self.num_stages = 6 + len(self.concepts) + 2 * len(size.students)
         self.stage = 0
 
     def run_stages(self) -> None:
@@ -130,17 +131,27 @@ class _Pipeline:
         for name, run in size.students.items():
             self._announce(f"evaluation: {run.title}")
             evaluate(self._evaluation(name, run))
-        self._announce("concepts, their contexts, and one of them steered")
-        concept_report(
-            ConceptReportConfig(
+        self._announce("inspection: a card for every concept")
+        inspect(
+            InspectConfig(
                 model=self.root / "cocomix",
+                data=self.data,
+                labels=self.root / "concepts",
                 teacher=self.teacher,
                 sae=self.sae,
-                concepts=self.root / "concepts",
-                data=self.data,
-                output=self.root / "concept-report",
-                max_windows=size.report_windows,
+                output=self.root / "inspection",
+                max_windows=size.inspected_windows,
+                num_probe_windows=size.inspected_windows // 8,  # the evaluation has run them on all of the text
             )
+        )
+        self._announce("one concept steered")
+        steering_example(
+            self.root / "cocomix",
+            self.teacher,
+            self.sae,
+            self.data,
+            self.root / "steering",
+            most_used_concepts(self.root / "inspection"),
         )
 
     def write_results(self) -> None:

@@ -48,6 +48,8 @@ class DemoSize:
     """Validation windows behind each point of a curve."""
     report_windows: int | None
     """Validation windows behind the numbers of the table, the probes and the autoencoder; None: all."""
+    inspected_windows: int
+    """Validation windows in which concepts are looked for."""
 
 
 def demo_size(name: str) -> DemoSize:
@@ -78,6 +80,7 @@ def default() -> DemoSize:
         learning_rate=3e-3,
         curve_windows=384,
         report_windows=None,
+        inspected_windows=1024,
     )
 
 
@@ -100,6 +103,7 @@ def smoke() -> DemoSize:
         student_tokens=32_768,
         curve_windows=32,
         report_windows=64,
+        inspected_windows=64,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ from cocomix.base import artifacts
 from cocomix.comparison.curves import units_to_match, validation_curve
 from cocomix.concepts import sae_training
 from cocomix.data import concept_dataset, token_dataset
+from cocomix.demo import steering_example
 from cocomix.demo.sizes import DemoSize, StudentRun
+from cocomix.interpretation.cards import read_cards, read_columns
 from cocomix.training import loop
 from cocomix.training.metrics import read_metrics
+
+NUM_CARDS = 20
+NUM_CONTEXTS = 5
 
 
 def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
@@ -20,7 +26,6 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
     sae = artifacts.read(root / "sae", sae_training.KIND)
     concepts = artifacts.read(root / "concepts", concept_dataset.KIND)
     quality = sae.facts["quality"]
-    cards = artifacts.read_json(root / "concept-report" / "concepts.json")
     students = {name: _student(root, name, run) for name, run in size.students.items()}
     ntp_curve, cocomix_curve = students["ntp"]["curve"], students["cocomix"]["curve"]
     return {
@@ -48,9 +53,29 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
         "tokens_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_tokens"),
         "flops_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_flops"),
         "seconds_to_match_ntp": units_to_match(cocomix_curve, ntp_curve, "train_seconds"),
-        "concepts": cards["most_used"],
-        "steering": cards["steering"],
+        "concepts": _cards(root / "inspection"),
+        "steering": artifacts.read_json(root / "steering" / steering_example.RESULT_NAME),
     }
+
+
+def most_used_concepts(inspection: Path) -> list[int]:
+    """The concepts that are labels most often, from an inspection."""
+    counts = read_columns(inspection, "num_labels")["num_labels"]
+    return sorted(range(len(counts)), key=lambda concept: (-counts[concept], concept))[:NUM_CARDS]
+
+
+def _cards(inspection: Path) -> list[dict[str, Any]]:
+    """Of the most used concepts what the report shows."""
+    total = sum(read_columns(inspection, "num_labels")["num_labels"])
+    return [
+        {
+            "concept": card.concept,
+            "name": card.name,
+            "label_share": (card.num_labels or 0) / max(total, 1),
+            "contexts": [dataclasses.asdict(context) for context in card.contexts_of("sae")[:NUM_CONTEXTS]],
+        }
+        for card in read_cards(inspection, most_used_concepts(inspection))
+    ]
 
 
 def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:

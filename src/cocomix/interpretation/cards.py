@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 
-KIND = "inspection"
+KIND = "concept-inspection"
 CARDS_NAME = "concepts.parquet"
 SUMMARY_NAME = "summary.json"
 ROWS_PER_GROUP = 128
@@ -165,6 +165,19 @@ def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
     partial.replace(folder / CARDS_NAME)
 
 
+def rename(folder: Path, names: Sequence[str]) -> None:
+    """Give the concepts these names, in order of their ids; whole or not at all."""
+    partial = folder / f".{CARDS_NAME}.partial"
+    with _open(folder) as file, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        start = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            own = pa.array(names[start : start + len(table)], pa.string())
+            writer.write_table(table.set_column(SCHEMA.get_field_index("name"), "name", own))
+            start += len(table)
+    partial.replace(folder / CARDS_NAME)
+
+
 class CardReader:
     """The cards of a finished inspection, read as they are asked for.
 
@@ -192,8 +205,7 @@ class CardReader:
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
         """Some fields of all concepts, such as `name`, in order of their ids."""
-        table = pq.read_table(self.folder / CARDS_NAME, columns=list(names))
-        return {name: table.column(name).to_pylist() for name in names}
+        return read_columns(self.folder, *names)
 
     def find(self, text: str, limit: int = 50) -> list[int]:
         """Concepts whose name, contexts or promoted tokens contain a text, whatever its case.
@@ -234,12 +246,25 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
     return summary
 
 
+def read_columns(folder: Path | str, *names: str) -> dict[str, list[Any]]:
+    """Some fields of all concepts, such as `name`, in order of their ids; reads nothing else."""
+    with _open(folder) as file:
+        table = file.read(columns=list(names))
+    return {name: table.column(name).to_pylist() for name in names}
+
+
 def read_cards(folder: Path | str, concepts: Sequence[int] | None = None) -> list[ConceptCard]:
     """Cards of some concepts, or of all, in the order asked for."""
     if concepts is not None:
         return [read_card(folder, concept) for concept in concepts]
+    return [_card(row) for row in iter_rows(folder)]
+
+
+def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
+    """All cards as dictionaries, in order of their ids, a group of rows in memory at a time."""
     with _open(folder) as file:
-        return [_card(row) for batch in file.iter_batches(ROWS_PER_GROUP) for row in batch.to_pylist()]
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).to_pylist()
 
 
 def read_card(folder: Path | str, concept: int) -> ConceptCard:

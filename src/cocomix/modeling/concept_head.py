@@ -82,7 +82,7 @@ class _ConceptHead(torch.autograd.Function):
             grad_z = grad_z.to(x.dtype)
             torch.mm(grad_z, weight, out=grad_x[part])
             if grad_weight.dtype == x.dtype:
-                grad_weight.addmm_(grad_z.t(), x[part])
+                torch.addmm(grad_weight, grad_z.t(), x[part], out=grad_weight)  # a form that torch's counter sees
             else:
                 grad_weight.add_(grad_z.t() @ x[part])
         return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None

@@ -128,6 +128,12 @@ class ConceptMixer(Mixer):
         self.compress_bias.zero_()
         self.pre_bias.copy_(dictionary.decoder_bias)
 
+    def normalize(self, hidden: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the head's matrix is multiplied with, [B * T, D], and each token's mean and scale, [B, T, 1]."""
+        mean = hidden.mean(-1, keepdim=True)
+        std = hidden.std(-1, keepdim=True) + STD_EPSILON
+        return ((hidden - mean) / std - self.pre_bias).flatten(0, 1), mean, std
+
     def forward(
         self,
         hidden: Float[Tensor, "B T D"],
@@ -135,9 +141,7 @@ class ConceptMixer(Mixer):
         edits: tuple[ConceptEdit, ...] = (),
     ) -> MixerOutput:
         B, T, D = hidden.shape
-        mean = hidden.mean(-1, keepdim=True)
-        std = hidden.std(-1, keepdim=True) + STD_EPSILON
-        x = ((hidden - mean) / std - self.pre_bias).reshape(B * T, D)
+        x, mean, std = self.normalize(hidden)
 
         edited = [concepts for edit in edits if (concepts := edit.logit_concepts()) is not None]
         num_edited = sum(concepts.shape[1] for concepts in edited)

@@ -50,7 +50,11 @@ class Engine:
             student.to(device)
         if ranks.size > 1 and not self.is_sharded:
             has_unused = student.model.mixer is not None and student.model.config.mixing == "none"
-            self._forward = DistributedDataParallel(student, find_unused_parameters=has_unused)
+            self._forward = DistributedDataParallel(
+                student,
+                broadcast_buffers=False,  # they are constants
+                find_unused_parameters=has_unused,
+            )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What `TrainedStudent.forward` returns for this rank's part of the batch."""

@@ -33,11 +33,12 @@ from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.batches import Batch, Batches
-from cocomix.training.config import OptimizerConfig, TrainConfig
+from cocomix.training.config import TrainConfig
 from cocomix.training.engine import Engine
 from cocomix.training.metrics import MAX_DEAD_AFTER_TOKENS, ConceptMetrics, MetricsFile
 from cocomix.training.metrics import NAME as METRICS_NAME
 from cocomix.training.objectives import build_objectives
+from cocomix.training.optimizer import adamw
 from cocomix.training.schedule import learning_rate
 from cocomix.training.students import build_student
 from cocomix.training.trackers import Trackers
@@ -79,7 +80,7 @@ class Run:
         self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
         self.student = TrainedStudent(model, self.objectives).train()
         self.engine = Engine(self.student, config.parallel, ranks, device)
-        self.optimizer = _optimizer(self.student, config.optimizer)
+        self.optimizer = adamw(self.student, config.optimizer)
         self.watch = StepWatch(device)
         self.concept_metrics = ConceptMetrics(
             model.config.num_concepts,
@@ -129,8 +130,8 @@ class Run:
         config = self.config
         batches = [self._batch(windows) for windows in self._micro_batches()]
         # Counted before the first backward: one division a term, by the count of the whole step on all ranks.
-        counts = torch.stack([torch.as_tensor(sum(o.count(b) for b in batches)) for o in self.objectives])
-        counts = self.ranks.sum(counts.to(self.device)).clamp(min=1)
+        found = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
+        counts = self.ranks.sum(torch.stack(found)).clamp(min=1)
         means = torch.zeros(len(self.objectives), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.engine.micro_batch(is_last=number == len(batches)):
@@ -324,13 +325,3 @@ class Run:
             if stored is not None:
                 flops += stored.training_flops(tokens, self.num_windows)
         return flops
-
-
-def _optimizer(student: TrainedStudent, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices are decayed."""
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)

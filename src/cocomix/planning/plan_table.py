@@ -1,0 +1,123 @@
+"""`cocomix plan`: a plan for reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from cocomix.base.formats import NARROW_SPACE, format_count, format_flops
+from cocomix.base.tables import text_of
+from cocomix.planning.plan import Plan, PlanConfig, make_plan, peak_flops
+from cocomix.planning.widths import Width
+
+_BYTE_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+def show_plan(config: PlanConfig) -> str | dict[str, Any]:
+    """The plan of a configuration: tables, or with `json` a dictionary."""
+    made = make_plan(config)
+    return made.as_dict() if config.json else "\n".join([_model(made), "", _memory(made), "", _bill(made)])
+
+
+def _model(plan: Plan) -> str:
+    student = plan.config.student
+    table = _table("the model")
+    mixer = (
+        student.mixer if student.mixer == "none" else f"{student.mixer} ({student.mixing}), at {student.insert_layer}"
+    )
+    blocks = f"{student.num_layers} blocks, width {student.hidden_size}, {student.num_heads} heads"
+    table.add_row("decoder", f"{student.family}, {blocks}", f"mixer {mixer}")
+    table.add_row("parameters", format_count(plan.num_parameters), f"{plan.num_parameters:,}")
+    table.add_row("active parameters", format_count(plan.num_active_parameters), f"{plan.num_active_parameters:,}")
+    for name, flops in plan.flops.items():
+        note = {
+            "algorithmic": "causal attention, nothing recomputed",
+            "counter": "as torch.utils.flop_counter sees the modules",
+        }[name]
+        table.add_row(f"training a token, {name}", format_flops(flops.training), note)
+        table.add_row(f"inference a token, {name}", format_flops(flops.inference), "")
+    training = plan.flops["algorithmic"].training
+    if plan.teacher.labels:
+        along = "runs along" if plan.config.sae is not None else "once, before training"
+        table.add_row("teacher’s labels, a token", format_flops(plan.teacher.labels), along)
+    if plan.teacher.targets:
+        table.add_row("teacher’s forward, a token", format_flops(plan.teacher.targets), "runs along")
+    if plan.teacher.total:
+        share = f"the teacher is {100 * plan.teacher.total / training:.0f} % of the student"
+        table.add_row("training and teacher, a token", format_flops(training + plan.teacher.total), share)
+    table.add_row("cache a token", _bytes(plan.kv_cache_bytes_per_token), f"in {plan.config.parallel.precision}")
+    if plan.equal_parameters is not None and plan.equal_flops is not None:
+        table.add_row("NTP of equal parameters", *_width(plan.equal_parameters, "parameters"))
+        table.add_row("NTP of equal FLOPs", *_width(plan.equal_flops, "training FLOPs a token"))
+    return text_of(table)
+
+
+def _memory(plan: Plan) -> str:
+    config, memory = plan.config, plan.memory
+    table = _table(f"memory of one of {config.devices} {plan.device.name}, {config.parallel.strategy}")
+    windows = f"{plan.windows_per_pass} windows of {plan.context_length:,} a pass"
+    gathered = (
+        "FSDP’s groups in use, whole" if config.parallel.strategy == "fsdp" else "copies in the products’ precision"
+    )
+    rows = (
+        ("weights", memory.weights, "float32"),
+        ("weights in use", memory.gathered, gathered),
+        ("gradients", memory.gradients, "float32"),
+        ("exchange of gradients", memory.exchange, ""),
+        ("optimizer", memory.moments, "AdamW, two moments in float32"),
+        ("activations", memory.activations, windows),
+        ("activations, checkpointed", memory.activations_with_checkpointing, "every block recomputed in the backward"),
+        ("gradient of the logits", memory.logits, "float32, at the start of a backward"),
+        ("teacher", memory.teacher, "float32"),
+    )
+    counted = "activations, checkpointed" if memory.is_checkpointed else "activations"
+    for name, value, note in rows:
+        is_other = name.startswith("activations") and name != counted
+        if value:
+            table.add_row(name, f"({_bytes(value)})" if is_other else _bytes(value), note)
+    fits = "fits" if memory.total <= plan.device.memory_bytes else "does NOT fit"
+    table.add_row("in all", _bytes(memory.total), f"{fits} in {_bytes(plan.device.memory_bytes)}")
+    return text_of(table)
+
+
+def _bill(plan: Plan) -> str:
+    config, duration = plan.config, plan.duration
+    table = _table(f"{format_count(plan.num_tokens)} tokens")
+    peak = format_flops(peak_flops(plan.device, config.parallel.precision))
+    table.add_row("training", _hours(duration.hours), f"at {100 * config.utilisation:.0f} % of {peak}/s a device")
+    if duration.teacher_hours:
+        table.add_row("of it the teacher’s", _hours(duration.teacher_hours), "")
+    if duration.labels_hours:
+        peak = format_flops(peak_flops(plan.device, "float32"))
+        table.add_row("labels, before it", _hours(duration.labels_hours), f"in float32, of {peak}/s a device")
+    table.add_row("device-hours", f"{duration.device_hours:,.1f}", "of both" if duration.labels_hours else "")
+    if plan.label_bytes_per_token:
+        stored = _bytes(plan.label_bytes_per_token * plan.num_tokens)
+        table.add_row("stored labels", stored, f"{plan.label_bytes_per_token} bytes a token, before compression")
+    return text_of(table)
+
+
+def _table(title: str) -> Table:
+    table = Table(title, "", "", box=None, pad_edge=False, header_style="bold")
+    table.columns[1].justify = "right"
+    return table
+
+
+def _width(width: Width, what: str) -> tuple[str, str]:
+    return f"width {width.hidden_size}", f"{100 * width.difference:+.1f} % {what}".replace("-", "−")
+
+
+def _bytes(value: float) -> str:
+    power = 0
+    while value >= 999.5 and power < len(_BYTE_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    digits = f"{value:.0f}" if power == 0 or value >= 99.95 else f"{value:.1f}"
+    return f"{digits}{NARROW_SPACE}{_BYTE_PREFIXES[power]}B"
+
+
+def _hours(value: float) -> str:
+    for unit, size in (("h", 1.0), ("min", 1 / 60)):
+        if value >= size:
+            return f"{value / size:,.1f}{NARROW_SPACE}{unit}"
+    return f"{3600 * value:,.1f}{NARROW_SPACE}s"

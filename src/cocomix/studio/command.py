@@ -1,0 +1,47 @@
+"""`cocomix studio`: find what there is to show, and serve the page."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
+from cocomix.studio.runs import find_runs
+
+
+@dataclass(frozen=True)
+class StudioConfig:
+    """What to open, and where."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")] = ()
+    """Training runs, models, inspections, demos, or folders of them; by default runs/demo."""
+    host: str = "127.0.0.1"
+    """Address of this machine to listen on: 127.0.0.1, localhost or ::1."""
+    port: int = 8420
+    """Port to listen on; 0 takes a free one."""
+    open: bool = True
+    """Open the page in the browser."""
+
+
+def studio(config: StudioConfig) -> str:
+    """Serve the page until interrupted.
+
+    Raises:
+        CocomixError: the extra is not installed, a folder holds nothing to show, the host is not this machine's own, or the
+            port is in use.
+    """
+    if importlib.util.find_spec("nicegui") is None:
+        raise CocomixError("the studio needs the package nicegui; install it with `pip install 'cocomix[studio]'`")
+    runs = find_runs(config.runs)
+    # Both take seconds to import, which a mistake above should not cost.
+    from cocomix.studio.server import serve
+    from cocomix.studio.shelf import Shelf
+
+    say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
+    serve(Shelf(runs), config.host, config.port, open_browser=config.open)
+    return "the studio has ended"

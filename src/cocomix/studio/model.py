@@ -1,0 +1,259 @@
+"""Everything the page asks of one model, without a page. Every call may come from any thread.
+
+Strengths are in units of a concept's usual activation where `cocomix inspect` has measured it, else raw logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.interpretation.cards import CardReader, ConceptCard
+from cocomix.modeling.concept_notes import ConceptNotes, notes_of
+from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.steering import steer
+from cocomix.studio.runs import Run
+
+# Shapes: T tokens, K active concepts, C concepts, V vocabulary.
+
+NUM_FOUND = 12
+NUM_NEXT_TOKENS = 8
+#: A name as unlike the searched text as this is no suggestion.
+NEAREST_CUTOFF = 0.4
+
+
+@dataclass(frozen=True)
+class Found:
+    """A concept to show in a list."""
+
+    concept: int
+    name: str
+    strength: float | None = None
+    """Its activation, where the list is about some text."""
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """One candidate for the next token and its probability without and with the edits."""
+
+    text: str
+    before: float
+    after: float
+
+
+class Reading:
+    """A prompt as the model reads it.
+
+    Args:
+        pieces: the text of each token.
+        concepts: of each token, in the order of their activation, strongest first.
+        strengths: of the same.
+        name_of: names a concept.
+    """
+
+    def __init__(
+        self,
+        pieces: list[str],
+        concepts: list[list[int]],
+        strengths: list[list[float]],
+        name_of: Callable[[int], str],
+    ) -> None:
+        self.pieces, self.concepts, self.strengths, self._name_of = pieces, concepts, strengths, name_of
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def at(self, position: int) -> list[Found]:
+        """The concepts predicted at one token, strongest first."""
+        pairs = zip(self.concepts[position], self.strengths[position], strict=True)
+        return [Found(concept, self._name_of(concept), strength) for concept, strength in pairs]
+
+
+class StudioModel:
+    """One model with a concept mixer, its tokenizer, its names and its cards.
+
+    Args:
+        run: where it is.
+        inspections: folders to look for its cards in.
+
+    Raises:
+        CocomixError: nothing loadable is there, or it has no concepts.
+    """
+
+    def __init__(self, run: Run, inspections: Sequence[CardReader] = ()) -> None:
+        self.name, self.path = run.name, run.path
+        fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
+        model = load_causal_lm(run.path)
+        if not isinstance(model, CoCoMixForCausalLM):
+            raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
+        self.model = model
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
+        self.eos_token_id = self.tokenizer.eos_token_id
+        self.num_concepts = int(model.config.num_concepts)
+        self.context_length = int(model.config.max_position_embeddings)
+        fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == fingerprint)
+        self.cards = next(fitting, None)
+
+    @property
+    def notes(self) -> ConceptNotes:
+        """Names and statistics as they are now: a name edited on disk is seen at once."""
+        return notes_of(self.model)
+
+    @property
+    def has_units(self) -> bool:
+        """Whether strengths are in units of the usual activation."""
+        return self.notes.statistics is not None
+
+    @property
+    def unit(self) -> str:
+        """What a strength of 1 is, in words."""
+        if self.has_units:
+            return "units of its usual activation: the mean size of its value where it is active"
+        return "raw logits, as `cocomix inspect` has not measured its usual activation"
+
+    def name_of(self, concept: int) -> str:
+        return self.notes.names.get(concept, f"concept {concept}")
+
+    def resolve(self, concept: str) -> int:
+        """The concept that an index or a name means; see `ConceptNotes.resolve`."""
+        return self.notes.resolve(concept)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            CocomixError: it is longer than the model's context.
+        """
+        ids: list[int] = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) > self.context_length:
+            raise CocomixError(
+                f"the prompt has {len(ids)} tokens, and the context of {self.name} holds {self.context_length}: "
+                f"shorten it by {len(ids) - self.context_length}"
+            )
+        return ids
+
+    def decoder(self) -> Callable[[int], str]:
+        """Gives the text of one token after another; a character of several tokens comes with the last of them."""
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token: stream.step(self.tokenizer.backend_tokenizer, token) or ""
+
+    @torch.no_grad()
+    def read(self, prompt: str) -> Reading:
+        """The concepts predicted at every token of a prompt."""
+        ids = self.encode(prompt)
+        if not ids:
+            return Reading([], [], [], self.name_of)
+        concepts, strengths = self._active(ids)
+        return Reading(list(map(self.decoder(), ids)), concepts.tolist(), strengths.tolist(), self._namer())
+
+    def search_names(self, text: str) -> list[Found]:
+        """Concepts by name, best first: then by context and promoted token, where there are cards.
+
+        Raises:
+            CocomixError: nothing fits; the nearest names are offered.
+        """
+        wanted, names = text.strip().casefold(), self.notes.names
+        if not wanted:
+            return []
+        if wanted.lstrip("#").isdecimal():
+            concept = self.resolve(wanted.lstrip("#"))
+            return [Found(concept, self.name_of(concept))]
+        fitting = [concept for concept, name in names.items() if wanted in name.casefold()]
+        fitting.sort(key=lambda concept: (names[concept].casefold().find(wanted), len(names[concept])))
+        if self.cards is not None:
+            fitting += [concept for concept in self.cards.find(text.strip(), NUM_FOUND) if concept not in fitting]
+        if not fitting:
+            raise CocomixError(self._nothing_called(text.strip()))
+        return [Found(concept, self.name_of(concept)) for concept in fitting[:NUM_FOUND]]
+
+    @torch.no_grad()
+    def search_example(self, text: str) -> list[Found]:
+        """The concepts most predicted on a text: whose mean activation exceeds their usual one most."""
+        ids = self.encode(text)
+        if not ids:
+            return []
+        concepts, strengths = self._active(ids)
+        mean = torch.zeros(self.num_concepts).index_add_(0, concepts.flatten(), strengths.flatten()) / len(ids)
+        statistics = self.notes.statistics
+        excess = mean if statistics is None else mean - statistics.share * statistics.mean / statistics.usual
+        best = excess.topk(min(NUM_FOUND, self.num_concepts)).indices.tolist()
+        return [
+            Found(concept, self.name_of(concept), float(excess[concept])) for concept in best if excess[concept] > 0
+        ]
+
+    def card(self, concept: int) -> ConceptCard | None:
+        """What `cocomix inspect` found out about a concept; None where it did not look."""
+        return None if self.cards is None else self.cards.card(concept)
+
+    @contextlib.contextmanager
+    def steered(self, strengths: Mapping[int, float], mode: str) -> Iterator[None]:
+        """Steer in this thread; no strengths: change nothing.
+
+        Args:
+            strengths: by concept.
+            mode: how they act; see `cocomix.steer`.
+        """
+        if not strengths:
+            yield
+            return
+        with steer(self.model, dict(strengths), mode, unit="usual" if self.has_units else "raw"):
+            yield
+
+    @torch.no_grad()
+    def next_tokens(self, prompt: str, strengths: Mapping[int, float], mode: str) -> list[NextToken]:
+        """The most probable next tokens without and with the edits, by the larger of both probabilities."""
+        ids = self.encode(prompt)
+        if not ids:
+            return []
+        before = self._next_probabilities(ids)
+        if strengths:
+            with self.steered(strengths, mode):
+                after = self._next_probabilities(ids)
+        else:
+            after = before
+        best = torch.maximum(before, after).topk(min(NUM_NEXT_TOKENS, len(before))).indices.tolist()
+        texts = self.tokenizer.batch_decode([[token] for token in best])
+        return [
+            NextToken(text, float(before[token]), float(after[token])) for text, token in zip(texts, best, strict=True)
+        ]
+
+    def _active(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Active concepts and their strengths, both [T, K], strongest first."""
+        output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
+        concepts, strengths = output.concept_indices[0], output.concept_values[0].float()
+        statistics = self.notes.statistics
+        if statistics is None:
+            return concepts, strengths
+        strengths, order = (strengths / statistics.usual[concepts]).sort(dim=-1, descending=True)
+        return concepts.gather(-1, order), strengths
+
+    def _next_probabilities(self, ids: Sequence[int]) -> Tensor:
+        """[V]."""
+        output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
+        logits: Tensor = output.logits[0, -1]
+        return logits.float().softmax(-1)
+
+    def _namer(self) -> Callable[[int], str]:
+        names = self.notes.names
+        return lambda concept: names.get(concept, f"concept {concept}")
+
+    def _nothing_called(self, text: str) -> str:
+        names = {name.casefold(): name for name in self.notes.names.values()}
+        if not names:
+            return (
+                f"nothing is called {text!r}: the concepts of {self.name} have no names yet, which `cocomix inspect` makes; "
+                f"search by example, or by an index from 0 to {self.num_concepts - 1}"
+            )
+        nearest = difflib.get_close_matches(text.casefold(), names, 3, NEAREST_CUTOFF) or sorted(names)[:3]
+        return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)

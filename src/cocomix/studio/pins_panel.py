@@ -1,0 +1,124 @@
+"""The pinned concepts, each with its slider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nicegui import ui
+
+from cocomix.base.errors import CocomixError
+from cocomix.studio.links import MODES, parse_strength
+from cocomix.studio.rendering import render
+
+if TYPE_CHECKING:
+    from cocomix.studio.page import StudioPage
+
+SLIDER_END = 10.0
+SLIDER_STEP = 0.25
+
+MODE_HELP = {
+    "add": "Add the strength to its activation, everywhere",
+    "set": "Set its activation to the strength, everywhere",
+    "scale": "Multiply its activation by the strength, where it is active",
+}
+
+
+class PinsPanel:
+    """See the module."""
+
+    def __init__(self, page: StudioPage) -> None:
+        self._page = page
+        self.actions: dict[str, Callable[[str], Any]] = {
+            "mode": lambda value: page.set_mode(value) if value in MODES else None,
+            "reset": lambda value: self._reset(int(value)),
+        }
+        ui.html("Steering", sanitize=False, tag="h2")
+        self._mode = ui.html("", sanitize=False)
+        self._list = ui.element("div").classes("pins")
+        self._rows: dict[int, _Row] = {}
+        self._model_name = ""
+        self._note = ui.html("", sanitize=False)
+
+    def show(self) -> None:
+        """Make the rows those of the pinned concepts; a row that stays is left alone, with whatever is being typed in it."""
+        model, pins = self._page.model, self._page.pins
+        if model is None:
+            return
+        self._mode.content = render("modes", modes=MODE_HELP, mode=self._page.state.mode) if pins else ""
+        for concept in [concept for concept in self._rows if concept not in pins or model.name != self._model_name]:
+            self._rows.pop(concept).remove()
+        self._model_name = model.name
+        for concept in pins:
+            if concept not in self._rows:
+                with self._list:
+                    self._rows[concept] = _Row(self._page, concept, model.name_of(concept))
+            self._rows[concept].show(pins[concept])
+        self._note.content = render("pins_note", has_pins=bool(pins), unit=model.unit, mode=self._page.state.mode)
+
+    def _reset(self, concept: int) -> None:
+        if concept in self._page.pins:
+            self._page.set_strength(concept, None)
+            self._rows[concept].show(None)
+
+
+class _Row:
+    """One pinned concept."""
+
+    def __init__(self, page: StudioPage, concept: int, name: str) -> None:
+        self._page, self._concept = page, concept
+        self._shown: float | None = None
+        with ui.element("div").classes("pin-row") as self._row:
+            ui.html(render("pin_head", concept=concept, name=name), sanitize=False)
+            with ui.element("div").classes("pin-body"):
+                self._slider = ui.element("input").props(
+                    f"type=range min={-SLIDER_END} max={SLIDER_END} step={SLIDER_STEP} value=0"
+                )
+                self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
+            self._problem = ui.html("", sanitize=False).props("role=alert")
+        # Set one by one: in a string of props a name could be taken for more of them.
+        self._slider.props["aria-label"] = f"Strength of {name}"
+        self._field.props["aria-label"] = f"Strength of {name} as a number"
+        # The page is drawn again at any time, from values that are only here; so a moved slider tells its own there at once.
+        keep = f"mounted_app.elements[{self._slider.id}].props.value = event.target.value"
+        self._slider.on("input", self._slid, js_handler=f"(event) => {{ {keep}; emit(Number(event.target.value)); }}")
+        self._field.on("change", self._typed)
+
+    def show(self, strength: float | None) -> None:
+        """Show a strength that was set elsewhere."""
+        if strength != self._shown:
+            self._shown = strength
+            self._problem.content = ""
+            self._move_slider(strength)
+            self._field.value = _as_text(strength)
+
+    def remove(self) -> None:
+        """Take the row out of the page."""
+        self._row.delete()
+
+    def _slid(self, event: Any) -> None:
+        self._take(float(event.args))
+        self._field.value = _as_text(self._shown)
+
+    def _typed(self, event: Any) -> None:
+        text = str(event.args or "")
+        try:
+            strength = parse_strength(text) if text.strip() else None
+        except CocomixError as error:
+            self._problem.content = render("problem", problem=f"{error}.")
+            return
+        self._take(strength)
+        self._move_slider(strength)
+
+    def _move_slider(self, strength: float | None) -> None:
+        self._slider.props["value"] = max(-SLIDER_END, min(SLIDER_END, strength or 0.0))
+
+    def _take(self, strength: float | None) -> None:
+        self._problem.content = ""
+        if self._concept in self._page.pins:
+            self._shown = strength
+            self._page.set_strength(self._concept, strength)
+
+
+def _as_text(strength: float | None) -> str:
+    return "" if strength is None else f"{strength:g}"

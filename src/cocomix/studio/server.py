@@ -1,0 +1,151 @@
+"""The server behind the page: on this machine only, and for pages of its own only.
+
+It listens on a loopback address. That alone keeps other machines out, but not a web page that this machine's browser has open
+elsewhere: such a page may name a host of its own that resolves to 127.0.0.1, or send requests here directly. So requests must
+name a loopback host, those that say where they come from must come from here, and the page may load nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+
+import torch
+from fastapi import Request
+from nicegui import app, ui
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
+from cocomix.studio.generation import NUM_COMPUTING, Workers
+from cocomix.studio.page import StudioPage
+from cocomix.studio.shelf import Shelf
+
+#: Each with the address it is bound to and the way it stands in a URL.
+LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
+
+# NiceGUI compiles its templates in the browser and hands over scripts in the page.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self' data:; connect-src 'self' ws://127.0.0.1:* ws://localhost:*; "
+    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SWITCH_SECONDS = 0.0005
+FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#1f2328"/>'
+    '<circle cx="12" cy="16" r="6" fill="#56b4e9"/><circle cx="20" cy="16" r="6" fill="#ff8a3d" fill-opacity=".85"/></svg>'
+)
+
+
+class OwnPagesOnly:
+    """Refuses requests of other sites' pages, and says what the studio's own page may load.
+
+    Args:
+        app: what is served.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and origin != f"http://{headers.get('host')}":
+            await PlainTextResponse("only the studio's own page may ask\n", status_code=403)(scope, receive, send)
+            return
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = MutableHeaders(scope=message)
+                added["Content-Security-Policy"] = CONTENT_POLICY
+                added["X-Content-Type-Options"] = "nosniff"
+                added["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
+    """Serve until interrupted.
+
+    Args:
+        shelf: what to show.
+        host: one of `LOOPBACK`.
+        port: 0 takes a free one.
+        open_browser: also open the page in the browser.
+
+    Raises:
+        CocomixError: the host is not of this machine alone, or the port is in use.
+    """
+    if host not in LOOPBACK:
+        raise CocomixError(
+            f"--host is {host!r}; the studio serves this machine alone, so it must be one of {', '.join(LOOPBACK)}"
+        )
+    port = _free_port(host, port)
+    workers = Workers()
+    # Threads that compute hand over to the one that answers after this long, instead of 5 ms.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    torch.set_num_threads(NUM_COMPUTING)
+
+    @ui.page("/")
+    def page(request: Request) -> None:
+        StudioPage(shelf, workers, dict(request.query_params)).build()
+
+    @app.get("/status")
+    def status() -> dict[str, int]:
+        return {"running_continuations": workers.num_running}
+
+    app.add_middleware(OwnPagesOnly)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
+    app.on_startup(lambda: say(f"the studio is at http://{LOOPBACK[host]}:{port} (Ctrl+C stops it)"))
+    app.on_shutdown(workers.close)
+    with _interruptible():
+        ui.run(
+            host=host,
+            port=port,
+            title="cocomix studio",
+            favicon=FAVICON,
+            dark=None,
+            language="en-US",
+            show=open_browser,
+            reload=False,
+            gzip_middleware_factory=None,  # on one machine, compressing takes longer than sending
+            tailwind=False,
+            show_welcome_message=False,
+            binding_refresh_interval=None,
+        )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl+C is how the studio ends, and no failure."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0."""
+    if not 0 <= port <= 65535:
+        raise CocomixError(f"--port is {port}; it must be from 0 (any free one) to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise CocomixError(
+                f"port {port} needs an administrator; choose another with --port, such as 8420"
+            ) from None
+        except OSError as error:
+            raise CocomixError(
+                f"port {port} is in use, perhaps by another studio; choose another with --port, or 0 for any free one"
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,63 @@
+"""Models and inspections that all browsers share, each loaded once, when it is first asked for."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
+from cocomix.interpretation.cards import CardReader
+from cocomix.studio.model import StudioModel
+from cocomix.studio.runs import Runs
+
+
+class Shelf:
+    """What was found on the command line.
+
+    Args:
+        runs: of `find_runs`.
+    """
+
+    def __init__(self, runs: Runs) -> None:
+        self.runs = runs
+        self._lock = threading.Lock()
+        self._models: dict[str, Future[StudioModel]] = {}
+        self._inspections: list[CardReader] | None = None
+
+    def model(self, name: str) -> StudioModel:
+        """A model by its name; the first for an empty name. Blocks while it is loaded, whoever asked first.
+
+        Raises:
+            CocomixError: there is no such model, or it can't be loaded.
+        """
+        names = [run.name for run in self.runs.models]
+        if not names:
+            raise CocomixError("none of the runs has concepts to steer; the loss curves are all there is to see")
+        if name and name not in names:
+            raise CocomixError(
+                f"no model is called {name!r}; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}"
+            )
+        run = self.runs.models[names.index(name) if name else 0]
+        with self._lock:
+            is_first = run.name not in self._models
+            future = self._models.setdefault(run.name, Future())
+        if is_first:
+            try:
+                future.set_result(StudioModel(run, self._cards()))
+            except BaseException as error:
+                with self._lock:
+                    del self._models[run.name]  # the next one to ask tries again
+                future.set_exception(error)
+        return future.result()
+
+    def _cards(self) -> list[CardReader]:
+        with self._lock:
+            if self._inspections is None:
+                self._inspections = []
+                for folder in self.runs.inspections:
+                    try:
+                        self._inspections.append(CardReader(folder))
+                    except CocomixError as error:  # the models can be steered without it
+                        say(f"{error}; going on without its cards")
+            return self._inspections

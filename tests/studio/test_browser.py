@@ -1,0 +1,273 @@
+"""The studio in a real browser: the whole story, two browsers at once, closing one, and text that is full of HTML."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+import pytest
+
+from tests.studio.conftest import ATTACK, Demo
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
+
+BROWSER_ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+TIMEOUT_SECONDS = 60.0
+#: Importing torch on a busy machine takes long.
+START_SECONDS = 240.0
+#: What the event loop owes to everyone while continuations are written; measured in benchmarks/studio_latency.py. Here a
+#: machine may be busy with anything.
+ANSWER_SECONDS = 1.0
+PROMPT = "<b>def</b> read(self, path):\n    return path\n"
+
+
+@pytest.fixture(scope="module")
+def address(demo: Demo) -> Iterator[str]:
+    """A studio of its own, started as a person would."""
+    command = [sys.executable, "-m", "cocomix.cli.main", "studio", str(demo.root), "--port", "0", "--no-open"]
+    # NiceGUI behaves otherwise when it believes to be under pytest.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    process = subprocess.Popen(
+        command, env=environment | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stderr or ()], daemon=True).start()
+    said: list[str] = []
+    try:
+        while not (found := re.search(r"http://[\d.:]+", said[-1] if said else "")):
+            said.append(lines.get(timeout=START_SECONDS))
+        yield found[0]
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(TIMEOUT_SECONDS)
+    said += list(lines.queue)
+    assert code == 0, said
+    assert not any("Traceback" in line for line in said), "".join(said)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    expect.set_options(timeout=1000 * TIMEOUT_SECONDS)
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGUMENTS)
+
+
+@pytest.fixture
+def new_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens pages as different people would; they may ask this machine alone, and throw nothing."""
+    contexts, complaints, requests = [], [], []
+
+    def open_page(address: str, **options: Any) -> Any:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(1000 * TIMEOUT_SECONDS)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not complaints
+    assert {urlsplit(url).hostname for url in requests if not url.startswith("data:")} == {"127.0.0.1"}
+
+
+def link(address: str, **query: str) -> str:
+    return f"{address}/?{urlencode(query)}"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def num_running(address: str) -> int:
+    return int(httpx.get(f"{address}/status").json()["running_continuations"])
+
+
+def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(address)
+    # Type a prompt; every token shows what is predicted there.
+    page.get_by_label("Prompt").fill(PROMPT)
+    tokens = page.locator(".tokens .token")
+    expect(tokens.first).to_be_visible()
+    assert "".join(tokens.locator(".text").all_inner_texts()).replace("⏎", "\n") == PROMPT
+    # Hover one, click to hold it, let it go with the keyboard.
+    tokens.nth(2).hover()
+    expect(page.locator(".panel-title")).to_contain_text("At")
+    expect(page.locator(".panel-title")).to_contain_text("token 3 of")
+    tokens.nth(2).click()
+    expect(page.locator(".panel-title")).to_contain_text("Held at")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator(".panel-title")).to_contain_text("token 5 of")
+    expect(tokens.nth(4)).to_be_focused()
+    # Find a concept by name, and pin it with the keyboard.
+    page.get_by_label("Find concepts").fill("import")
+    result = page.locator(".rail .concept").first
+    expect(result).to_contain_text("import statements")
+    result.press("Enter")
+    expect(page.locator(".pin-row")).to_have_count(1)
+    # By example text.
+    page.get_by_role("button", name="by example text").click()
+    page.get_by_label("Find concepts").fill("import os")
+    expect(page.locator(".rail .concept .strength").first).to_be_visible()
+    # Move its slider by keyboard; the next token is shown without and with it.
+    page.get_by_role("slider", name="Strength of import statements").press("End")
+    expect(page.get_by_label("Strength of import statements as a number")).to_have_value("10")
+    expect(page.locator(".share.steered").first).to_be_visible()
+    # A strength that isn't a number is said beside it, and changes nothing.
+    field = page.get_by_label("Strength of import statements as a number")
+    field.fill("much")
+    field.press("Enter")
+    expect(page.locator(".pin-row .problem")).to_contain_text("strength 'much' is not a number")
+    field.fill("9.5")
+    field.press("Enter")
+    expect(page.locator(".pin-row .problem")).to_have_count(0)
+    # Continue: both continuations are written, and what differs is marked.
+    page.get_by_label("Tokens", exact=True).fill("12")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".continuations .steered mark").first).to_be_visible()
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements +9.5")
+    written = page.locator(".continuations .running").all_inner_texts()
+    assert written[0] != written[1]
+    # The address restores the view.
+    page.wait_for_url(re.compile(r"pins=3:9\.5.*tokens=12"))
+    again = new_page(page.url)
+    expect(again.get_by_label("Prompt")).to_have_value(PROMPT)
+    expect(again.get_by_label("Strength of import statements as a number")).to_have_value("9.5")
+    again.get_by_role("button", name="Continue").click()
+    expect(again.locator(".continuations .running .cursor")).to_have_count(0)
+    wait_for(lambda: again.locator(".continuations .running").all_inner_texts() == written)
+    # Reset, remove.
+    again.get_by_role("button", name="Reset import statements").click()
+    expect(again.get_by_label("Strength of import statements as a number")).to_have_value("")
+    again.get_by_role("button", name="Remove import statements").click()
+    expect(again.locator(".pin-row")).to_have_count(0)
+
+
+def test_text_of_models_names_and_cards_stays_text(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(link(address, prompt=ATTACK, pins="7:2,3"))
+    expect(page.locator(".pin-row")).to_have_count(2)
+    expect(page.locator(".pin-name").first).to_have_text(ATTACK)
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    page.locator(".pin-name").first.click()
+    card = page.locator(".card-dialog")
+    expect(card.locator("h2")).to_have_text(ATTACK)
+    expect(card.locator("mark").first).to_have_text("<i>")
+    expect(card.locator(".chips .text").first).to_have_text(ATTACK)
+    card.get_by_role("button", name="Close").click()
+    page.get_by_label("Tokens", exact=True).fill("8")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".continuations .steered .prompt")).to_have_text(ATTACK)
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    page.get_by_label("Find concepts").fill(ATTACK[:20])
+    expect(page.locator(".rail .concept .name").first).to_have_text(ATTACK)
+    page.get_by_label("Find concepts").fill("<u>no such name</u>")
+    expect(page.locator(".rail .problem")).to_contain_text(
+        "nothing is called '<u>no such name</u>'; the nearest names are"
+    )
+    assert page.title() == "cocomix studio"
+    assert page.locator("main img, main script, main u").count() == 0
+
+
+def test_two_browsers_at_once_and_one_closed_while_it_writes(address: str, new_page: Callable[..., Any]) -> None:
+    first = new_page(link(address, prompt=PROMPT, pins="3:5", tokens="512"))
+    second = new_page(link(address, prompt=PROMPT, pins="5:-5", tokens="512"))
+    for page in (first, second):
+        expect(page.locator(".share.steered").first).to_be_visible()
+        page.get_by_role("button", name="Continue").click()
+    wait_for(lambda: num_running(address) == 2)
+    # Everyone else is answered meanwhile.
+    slowest = 0.0
+    for _ in range(10):
+        before = time.monotonic()
+        assert num_running(address) >= 1
+        slowest = max(slowest, time.monotonic() - before)
+    assert slowest < ANSWER_SECONDS
+    expect(first.locator(".continuations .steered h3")).to_have_text("Steered: import statements +5")
+    expect(second.locator(".continuations .steered h3")).to_have_text("Steered: string formatting −5")
+    # One closes its window: its continuation ends, the other's goes on until it is stopped.
+    first.close()
+    wait_for(lambda: num_running(address) == 1)
+    second.get_by_role("button", name="Stop").click()
+    expect(second.get_by_role("button", name="Continue")).to_be_visible()
+    wait_for(lambda: num_running(address) == 0)
+    assert second.url.endswith("pins=5:-5&tokens=512")
+
+
+def test_mistakes_in_a_link_and_in_the_prompt_are_said(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(link(address, prompt="def " * 900, pins="improt statements:2,99:1", model="gone", tokens="0"))
+    problem = page.locator(".studio > [role=alert]")
+    expect(problem).to_contain_text("In the link, the length '0' is not a whole number")
+    expect(problem).to_contain_text("The link asks for the model 'gone'")
+    expect(problem).to_contain_text(
+        "no concept is called 'improt statements'; the nearest names are 'import statements'"
+    )
+    expect(problem).to_contain_text("concept 99 does not exist; the model has concepts 0 to 23")
+    expect(page.locator(".reading .problem")).to_contain_text("tokens, and the context of demo/cocomix holds 640")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".writing .problem")).to_contain_text("shorten it by")
+    page.get_by_label("Prompt").fill("")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".writing .problem")).to_contain_text("there is no prompt to continue")
+
+
+def test_loss_curves_themes_and_a_telephone(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(link(address, prompt=PROMPT), viewport={"width": 390, "height": 844}, color_scheme="dark")
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    paper = "getComputedStyle(document.body).getPropertyValue('--paper').trim()"
+    assert page.evaluate(paper) == "#14171a"
+    theme = page.locator(".theme")
+    theme.click()
+    expect(theme).to_have_text("Light")
+    wait_for(lambda: page.evaluate(paper) == "#fdfdfb")
+    page.get_by_role("button", name="Loss curves").click()
+    expect(page.locator(".chart svg path[stroke='var(--series-2)']").first).to_be_attached()
+    expect(page.locator(".ends tbody tr")).to_have_count(2)
+    page.get_by_role("button", name="Seconds").click()
+    page.wait_for_url(re.compile("view=curves.*axis=seconds"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_other_sites_pages_can_not_ask(address: str) -> None:
+    host = urlsplit(address).netloc
+    assert httpx.get(f"{address}/status", headers={"Host": "attacker.example"}).status_code == 400
+    assert httpx.get(f"{address}/status", headers={"Origin": "http://attacker.example"}).status_code == 403
+    assert httpx.get(f"{address}/status", headers={"Origin": "http://localhost:1"}).status_code == 403
+    own = httpx.get(f"{address}/", headers={"Origin": f"http://{host}"})
+    assert own.status_code == 200
+    assert "frame-ancestors 'none'" in own.headers["content-security-policy"]

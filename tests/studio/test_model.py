@@ -1,0 +1,82 @@
+"""What the page asks of a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cocomix import CocomixError, steer
+from cocomix.studio.changes import changed_tokens
+from cocomix.studio.model import StudioModel
+from tests.studio.conftest import ATTACK, CONTEXT_LENGTH
+
+PROMPT = "<b>def</b> read(self, naïve ☕): return path\n"
+
+
+def test_reading_tells_the_active_concepts_of_every_token(model: StudioModel) -> None:
+    reading = model.read(PROMPT)
+    assert "".join(reading.pieces) == PROMPT
+    ids = model.encode(PROMPT)
+    assert len(reading) == len(ids)
+    output = model.model(input_ids=torch.tensor([ids]))
+    found = reading.at(4)
+    assert {item.concept for item in found} == set(output.concept_indices[0, 4].tolist())
+    values = dict(zip(output.concept_indices[0, 4].tolist(), output.concept_values[0, 4].tolist(), strict=True))
+    assert [item.strength for item in found] == pytest.approx(
+        [values[item.concept] / 2 for item in found]
+    )  # usual is 2
+    assert [item.strength for item in found] == sorted((item.strength for item in found), reverse=True)
+    assert len(model.read("")) == 0
+
+
+def test_names_are_found_by_part_by_index_and_by_what_is_on_their_cards(model: StudioModel) -> None:
+    assert [item.concept for item in model.search_names("IMPORT")][:2] == [3, 11]
+    assert [item.name for item in model.search_names("#5")] == ["string formatting"]
+    assert model.search_names("onerror")[0].name == ATTACK
+    assert model.search_names("  ") == []
+
+
+def test_an_unknown_name_offers_the_nearest(model: StudioModel) -> None:
+    with pytest.raises(
+        CocomixError, match=r"nothing is called 'improt statemnts'; the nearest names are 'import statements'"
+    ):
+        model.search_names("improt statemnts")
+    with pytest.raises(CocomixError, match="concept 99 does not exist; the model has concepts 0 to 23"):
+        model.search_names("99")
+
+
+def test_an_example_finds_what_is_predicted_there_more_than_usually(model: StudioModel) -> None:
+    output = model.model(input_ids=torch.tensor([model.encode(PROMPT)]))
+    means = torch.full((model.num_concepts,), -0.2)  # active at a fifth of the tokens, at its usual strength
+    for concept, value in zip(output.concept_indices.flatten(), output.concept_values.flatten(), strict=True):
+        means[concept] += value / 2 / output.concept_indices.shape[1]
+    found = model.search_example(PROMPT)
+    assert [item.concept for item in found] == means.topk(len(found)).indices.tolist()
+    assert [item.strength for item in found] == pytest.approx(means.topk(len(found)).values.tolist())
+    assert 0 < len(found) == min(12, int((means > 0).sum()))
+    assert model.search_example("") == []
+
+
+@torch.no_grad()
+def test_the_next_token_without_and_with_an_edit(model: StudioModel) -> None:
+    tokens = model.next_tokens(PROMPT, {3: 4.0}, "add")
+    ids = torch.tensor([model.encode(PROMPT)])
+    before = model.model(input_ids=ids).logits[0, -1].softmax(-1)
+    with steer(model.model, {3: 8.0}, "add"):  # four usual activations of 2
+        after = model.model(input_ids=ids).logits[0, -1].softmax(-1)
+    assert not torch.equal(before, after)
+    assert tokens[0].before in before.tolist()
+    assert max(max(token.before, token.after) for token in tokens) == float(torch.maximum(before, after).max())
+    assert all(token.before == token.after for token in model.next_tokens(PROMPT, {}, "add"))
+    assert model.next_tokens("", {}, "add") == []
+
+
+def test_a_prompt_longer_than_the_context_tells_both_lengths(model: StudioModel) -> None:
+    message = rf"the prompt has \d+ tokens, and the context of demo/cocomix holds {CONTEXT_LENGTH}: shorten it by \d+"
+    with pytest.raises(CocomixError, match=message):
+        model.read("def " * 800)
+
+
+def test_what_differs_is_what_is_not_shared_in_order() -> None:
+    assert changed_tokens([1, 2, 3], [1, 9, 3, 4]) == ([False, True, False], [False, True, False, True])
+    assert changed_tokens([], []) == ([], [])
