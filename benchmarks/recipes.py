@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import shlex
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/recipes"), help="folder for data, teacher and runs")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recipes.json"), help="JSON of the table")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/recipes.json"), help="JSON of the table"
+    )
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=None, help="of torch; by default as many as it takes")
@@ -73,7 +76,15 @@ def main() -> None:
 
 def command_of(arguments: argparse.Namespace) -> str:
     """As it makes the whole table."""
-    words = ["python", "-m", "benchmarks.recipes", "--work", "runs/recipes", "--output", "benchmarks/results/recipes.json"]
+    words = [
+        "python",
+        "-m",
+        "benchmarks.recipes",
+        "--work",
+        "runs/recipes",
+        "--output",
+        "benchmarks/results/recipes.json",
+    ]
     if parse_count(arguments.tokens, "--tokens") != SIZE.num_tokens:
         words += ["--tokens", arguments.tokens]
     return shlex.join(words)
@@ -91,7 +102,7 @@ class Inputs:
         self.work, self.num_tokens = work, num_tokens
         self.num_windows = -(-num_tokens // SIZE.context_length)
 
-    @property
+    @cached_property
     def data(self) -> Path:
         output = self.work / "data"
         prepare(
@@ -101,7 +112,7 @@ class Inputs:
         )
         return output
 
-    @property
+    @cached_property
     def teacher(self) -> Path:
         output = self.work / "teacher"
         train(
@@ -115,7 +126,7 @@ class Inputs:
         )
         return output
 
-    @property
+    @cached_property
     def sae(self) -> Path:
         output = self.work / "sae"
         train_sae(
@@ -132,6 +143,7 @@ class Inputs:
         )
         return output
 
+    @cache  # noqa: B019 (there is one object of this class)
     def labels(self, attribution: AttributionConfig) -> Path:
         output = self.work / f"labels-{attribution.criterion}"
         extract(

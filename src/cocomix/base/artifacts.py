@@ -37,7 +37,7 @@ MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 #: What people and `cocomix inspect` note beside a model's weights: no part of what a folder is.
-NOTE_NAMES = ("concept_names.json", "concept_statistics.json")
+NOTE_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")

@@ -43,7 +43,8 @@ class GenerateConfig:
     """CONCEPT=STRENGTH, once for each concept to steer: `--steer 1234=4 --steer "import statements=2"`."""
     mode: SteerMode = "set"
     """What a strength does: scale (multiplies the value where active), set and add (also where not active), zero (removes;
-    needs no strength), scale_logits (multiplies the logit before the strongest concepts are chosen)."""
+    needs no strength), scale_logits (multiplies the logit before the strongest concepts are chosen), toward (brings the
+    concept about in what follows)."""
     unit: Unit = "raw"
     """Of the strengths of set and add: raw values, or multiples of the concept's usual activation."""
     max_new_tokens: int | None = None

@@ -68,7 +68,7 @@ def find_occurrences(
     C = model.config.num_concepts
     names = [*(["sae"] if extractor else []), *(["label"] if extractor or labels else []), "prediction"]
     strongest = {name: StrongestOccurrences(C, num_kept) for name in names}
-    recorder = ActivationRecorder(C, model.device)
+    recorder = ActivationRecorder(C, model.config.hidden_size, model.device)
     quality = PredictionQuality(model) if extractor or labels else None
     token_counts = torch.zeros(dataset.vocab_size, dtype=torch.long)
     num_windows = 0

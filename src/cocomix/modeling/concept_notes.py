@@ -1,9 +1,10 @@
 """What is known about a model's concepts, kept beside its weights: their names, and how strongly they are active.
 
-DIR/concept_names.json        {"7": "import statements", ...}: the one file to edit by hand
-DIR/concept_statistics.json   how often and how strongly each concept is active, measured on text
+DIR/concept_names.json               {"7": "import statements", ...}: the one file to edit by hand
+DIR/concept_statistics.json          how often and how strongly each concept is active, measured on text
+DIR/concept_directions.safetensors   what the mixture is like right before each concept, measured on the same text
 
-`cocomix inspect` writes both, and never over a name that is there. They are no part of the model, whose manifest and
+`cocomix inspect` writes them, and never over a name that is there. They are no part of the model, whose manifest and
 fingerprint stay what they were. So names and units work with nothing but the model: `notes_of` finds the folder it came from.
 """
 
@@ -21,6 +22,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cocomix.base.artifacts import NOTE_NAMES, write_json
@@ -28,7 +31,7 @@ from cocomix.base.errors import CocomixError, reason_of
 
 # Shapes: C concepts.
 
-NAMES_NAME, STATISTICS_NAME = NOTE_NAMES
+NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = NOTE_NAMES
 NUM_NEAREST_NAMES = 3
 
 
@@ -49,6 +52,9 @@ class ActivationStatistics:
     usual: Float[Tensor, " C"]
     """The unit that strengths are measured in: the mean size |value| where the concept is active, so that it is positive even
     where values are negative. A concept that was never active takes the median of the others."""
+    directions: Float[Tensor, "C D"] | None = None
+    """For steering toward a concept: the mean of W_compress @ TopK(z) at tokens right before those where the concept is among
+    the strongest, less its mean over all tokens; 0 for a concept that never was. None: not measured."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,8 @@ def read_notes(folder: Path, num_concepts: int) -> ConceptNotes:
     Raises:
         CocomixError: a file is no JSON of the expected form, two concepts have one name, or a concept does not exist.
     """
-    paths = (folder / NAMES_NAME).absolute(), (folder / STATISTICS_NAME).absolute()
-    return _read_notes(*paths, num_concepts, tuple(_stamp(path) for path in paths))
+    folder = folder.absolute()
+    return _read_notes(folder, num_concepts, tuple(_stamp(folder / name) for name in NOTE_NAMES))
 
 
 def write_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> None:
@@ -161,14 +167,26 @@ def add_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> dict
 def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
     """Write the statistics of a model's concepts in place of those that are there."""
     columns = {name: getattr(statistics, name).tolist() for name in _column_names()}
+    path = folder / DIRECTIONS_NAME
+    if statistics.directions is None:
+        path.unlink(missing_ok=True)
+    else:
+        partial = path.with_name(f".{path.name}.partial")
+        save_file({"directions": statistics.directions.contiguous()}, partial)
+        partial.replace(path)
     write_json(folder / STATISTICS_NAME, {"num_tokens": statistics.num_tokens, **columns})
 
 
-@lru_cache(maxsize=16)
-def _read_notes(names: Path, statistics: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptNotes:
-    found_names = _checked_names(names, _pairs(names), num_concepts) if stamps[0] is not None else {}
-    found_statistics = _read_statistics(statistics, num_concepts) if stamps[1] is not None else None
-    return ConceptNotes(num_concepts, found_names, found_statistics)
+@lru_cache(maxsize=4)
+def _read_notes(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptNotes:
+    has_names, has_statistics, has_directions = (stamp is not None for stamp in stamps)
+    path, names, statistics = folder / NAMES_NAME, {}, None
+    if has_names:
+        names = _checked_names(path, _pairs(path), num_concepts)
+    if has_statistics:
+        directions = _read_directions(folder / DIRECTIONS_NAME, num_concepts) if has_directions else None
+        statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, directions)
+    return ConceptNotes(num_concepts, names, statistics)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -209,7 +227,21 @@ def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
     return names
 
 
-def _read_statistics(path: Path, num_concepts: int) -> ActivationStatistics:
+def _read_directions(path: Path, num_concepts: int) -> Tensor:
+    try:
+        found: Tensor = load_file(path)["directions"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CocomixError(
+            f"{path} is damaged ({reason_of(error)}); delete it and run `cocomix inspect` again"
+        ) from error
+    if found.ndim != 2 or len(found) != num_concepts or not bool(found.isfinite().all()):
+        raise CocomixError(
+            f"{path} does not hold the directions of {num_concepts} concepts; delete it and run `cocomix inspect` again"
+        )
+    return found
+
+
+def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -> ActivationStatistics:
     found = dict(_pairs(path))
     damaged = f"{path} does not hold the statistics of {num_concepts} concepts"
     advice = "delete it and run `cocomix inspect` again"
@@ -223,11 +255,12 @@ def _read_statistics(path: Path, num_concepts: int) -> ActivationStatistics:
     columns = {name: torch.tensor(found[name], dtype=torch.float32) for name in _column_names()}
     if not bool((columns["usual"] > 0).all()):
         raise CocomixError(f"{damaged}: a usual activation is not positive; {advice}")
-    return ActivationStatistics(found["num_tokens"], **columns)
+    return ActivationStatistics(found["num_tokens"], **columns, directions=directions)
 
 
 def _column_names() -> list[str]:
-    return [column.name for column in dataclasses.fields(ActivationStatistics) if column.name != "num_tokens"]
+    others = ("num_tokens", "directions")
+    return [column.name for column in dataclasses.fields(ActivationStatistics) if column.name not in others]
 
 
 def _is_whole_number(text: str) -> bool:

@@ -22,33 +22,110 @@ from cocomix.modeling.edits import ConceptEdit, Places, concept_edits
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
 
-SteerMode = Literal["scale", "set", "add", "zero", "scale_logits"]
+SteerMode = Literal["scale", "set", "add", "zero", "scale_logits", "toward"]
 Unit = Literal["raw", "usual"]
+
+
+class _SteerHere(ConceptEdit):
+    """A `Steer` in one forward pass.
+
+    Args:
+        edited: (value, strength) -> new value.
+        concepts: [B, M], ascending in each row; C where a row has fewer.
+        strengths: [B, M].
+        is_chosen: [#B, T, 1], the tokens to edit.
+        num_concepts: C.
+        shifts: of the vectors, [B, 1, D], where the mode has directions.
+    """
+
+    def __init__(
+        self,
+        edited: Callable[[Tensor, Tensor], Tensor],
+        concepts: Tensor,
+        strengths: Tensor,
+        is_chosen: Tensor,
+        num_concepts: int,
+        shifts: Tensor | None,
+    ) -> None:
+        self.edited, self.concepts, self.strengths, self.is_chosen = edited, concepts, strengths, is_chosen
+        self.num_concepts, self.shifts = num_concepts, shifts
+
+    def edited_in_place(self, indices: Tensor, values: Tensor) -> Tensor:
+        """Values of concepts [B, T, K], those of edited ones replaced."""
+        slots, is_edited = self.find(indices)
+        strengths = self.strengths.to(values.dtype).gather(1, slots.flatten(1)).view_as(values)
+        return torch.where(is_edited, self.edited(values, strengths), values)
+
+    def find(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Which edit concepts [B, T, K] belong to, and whether to any at this token; both [B, T, K]."""
+        flat = indices.flatten(1).contiguous()
+        slots = torch.searchsorted(self.concepts, flat).clamp(max=self.concepts.shape[1] - 1)
+        is_edited = (self.concepts.gather(1, slots) == flat) & (flat < self.num_concepts)
+        return slots.view_as(indices), is_edited.view_as(indices) & self.is_chosen
+
+
+class _LogitsHere(_SteerHere):
+    """Acts before the strongest concepts are chosen."""
+
+    def logit_concepts(self) -> Tensor | None:
+        return self.concepts
+
+    def edit_logits(self, concepts: Tensor, logits: Tensor) -> Tensor:
+        return self.edited_in_place(concepts.unsqueeze(1).expand_as(logits), logits)
+
+
+class _ActiveHere(_SteerHere):
+    """Acts on concepts that are active."""
+
+    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return indices, self.edited_in_place(indices, values)
+
+
+class _InsertedHere(_SteerHere):
+    """Acts on all edited concepts, and makes those active that are not: their value was 0."""
+
+    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        slots, is_edited = self.find(indices)
+        B, T = indices.shape[:2]
+        # The edited concepts get slots of their own, so that each counts once; the slots they had are left with 0.
+        current = values.new_zeros(B, T, self.concepts.shape[1])
+        current = current.scatter_add(-1, slots, torch.where(is_edited, values, 0.0))
+        new = self.edited(current, self.strengths.to(values.dtype).unsqueeze(1))
+        is_edit = self.is_chosen & (self.concepts < self.num_concepts).unsqueeze(1)
+        own_indices = self.concepts.clamp(max=self.num_concepts - 1).unsqueeze(1).expand_as(new)
+        return (
+            torch.cat([indices, own_indices], -1),
+            torch.cat([torch.where(is_edited, 0.0, values), torch.where(is_edit, new, 0.0)], -1),
+        )
+
+
+class _VectorsHere(_SteerHere):
+    """Acts on what the active concepts compress to, in the directions toward the edited ones."""
+
+    def edit_vectors(self, vectors: Tensor) -> Tensor:
+        assert self.shifts is not None
+        return torch.where(self.is_chosen, self.edited(vectors, self.shifts.to(vectors.dtype)), vectors)
 
 
 @dataclass(frozen=True)
 class Mode:
-    """What a strength does to a concept.
-
-    Args:
-        edited: (value, strength) -> new value; the value of a concept that is not active is 0.
-        inserts: whether a concept that is not active becomes active.
-        is_factor: whether the strength is a number without unit.
-        on_logits: whether it acts on the logits before the strongest concepts are chosen, and not on the active ones.
-    """
+    """What a strength does to a concept."""
 
     edited: Callable[[Tensor, Tensor], Tensor]
-    inserts: bool = False
-    is_factor: bool = False
-    on_logits: bool = False
+    """(value, strength) -> new value."""
+    here: type[_SteerHere]
+    """At which point of the mixer."""
+    is_factor: bool = True
+    """Whether the strength is a number without unit."""
 
 
 MODES: dict[str, Mode] = {
-    "scale": Mode(torch.mul, is_factor=True),
-    "set": Mode(lambda value, strength: strength.expand_as(value), inserts=True),
-    "add": Mode(torch.add, inserts=True),
-    "zero": Mode(lambda value, _: torch.zeros_like(value), is_factor=True),
-    "scale_logits": Mode(torch.mul, is_factor=True, on_logits=True),
+    "scale": Mode(torch.mul, _ActiveHere),
+    "set": Mode(lambda value, strength: strength.expand_as(value), _InsertedHere, is_factor=False),
+    "add": Mode(torch.add, _InsertedHere, is_factor=False),
+    "zero": Mode(lambda value, _: torch.zeros_like(value), _ActiveHere),
+    "scale_logits": Mode(torch.mul, _LogitsHere),
+    "toward": Mode(torch.add, _VectorsHere),
 }
 
 
@@ -60,10 +137,17 @@ class Steer(ConceptEdit):
         mode: a name of `MODES`.
         positions: see `steer`.
         num_concepts: C.
+        directions: toward each concept, [C, D], for `toward`.
     """
 
     def __init__(
-        self, strengths: Sequence[Mapping[int, float]], mode: str = "set", positions: Any = None, *, num_concepts: int
+        self,
+        strengths: Sequence[Mapping[int, float]],
+        mode: str = "set",
+        positions: Any = None,
+        *,
+        num_concepts: int,
+        directions: Tensor | None = None,
     ) -> None:
         self.mode = MODES[mode]
         self.num_concepts = num_concepts
@@ -73,6 +157,10 @@ class Steer(ConceptEdit):
         rows = [sorted(row.items()) + [(num_concepts, 0.0)] * (M - len(row)) for row in strengths]
         self.concepts = torch.tensor([[concept for concept, _ in row] for row in rows], dtype=torch.long)
         self.strengths = torch.tensor([[strength for _, strength in row] for row in rows])
+        self.shifts = None
+        if directions is not None and M:
+            along = directions[self.concepts.clamp(max=num_concepts - 1)]  # (R, M, D)
+            self.shifts = torch.einsum("rm,rmd->rd", self.strengths, along).unsqueeze(1)
 
     def at(self, places: Places) -> ConceptEdit:
         R, M = self.concepts.shape
@@ -83,66 +171,19 @@ class Steer(ConceptEdit):
             raise CocomixError(
                 f"edits were given for {R} rows, but the batch has {B}; give one for each row, or one for all"
             )
-        device = places.positions.device
-        # Beams and samples of one prompt are neighbours.
-        concepts, strengths = (
-            part.to(device).repeat_interleave(B // R, dim=0) for part in (self.concepts, self.strengths)
+
+        def of_rows(part: Tensor) -> Tensor:
+            # Beams and samples of one prompt are neighbours.
+            return part.to(places.positions.device).repeat_interleave(B // R, dim=0)
+
+        return self.mode.here(
+            self.mode.edited,
+            of_rows(self.concepts),
+            of_rows(self.strengths),
+            self.is_chosen(places).unsqueeze(-1),
+            self.num_concepts,
+            None if self.shifts is None else of_rows(self.shifts),
         )
-        return _SteerHere(self.mode, concepts, strengths, self.is_chosen(places).unsqueeze(-1), self.num_concepts)
-
-
-class _SteerHere(ConceptEdit):
-    """A `Steer` in one forward pass.
-
-    Args:
-        mode: what a strength does.
-        concepts: [B, M], ascending in each row; C where a row has fewer.
-        strengths: [B, M].
-        is_chosen: [#B, T, 1], the tokens to edit.
-        num_concepts: C.
-    """
-
-    def __init__(self, mode: Mode, concepts: Tensor, strengths: Tensor, is_chosen: Tensor, num_concepts: int) -> None:
-        self.mode, self.concepts, self.strengths, self.is_chosen = mode, concepts, strengths, is_chosen
-        self.num_concepts = num_concepts
-
-    def logit_concepts(self) -> Tensor | None:
-        return self.concepts if self.mode.on_logits else None
-
-    def edit_logits(self, concepts: Tensor, logits: Tensor) -> Tensor:
-        if not self.mode.on_logits:
-            return logits
-        return self._edited_in_place(concepts.unsqueeze(1).expand_as(logits), logits)
-
-    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mode.on_logits:
-            return indices, values
-        if not self.mode.inserts:
-            return indices, self._edited_in_place(indices, values)
-        slots, is_edited = self._find(indices)
-        B, T = indices.shape[:2]
-        # The edited concepts get slots of their own, so that each counts once; the slots they had are left with 0.
-        current = values.new_zeros(B, T, self.concepts.shape[1])
-        current = current.scatter_add(-1, slots, torch.where(is_edited, values, 0.0))
-        new = self.mode.edited(current, self.strengths.to(values.dtype).unsqueeze(1))
-        is_edit = self.is_chosen & (self.concepts < self.num_concepts).unsqueeze(1)
-        own_indices = self.concepts.clamp(max=self.num_concepts - 1).unsqueeze(1).expand_as(new)
-        return (
-            torch.cat([indices, own_indices], -1),
-            torch.cat([torch.where(is_edited, 0.0, values), torch.where(is_edit, new, 0.0)], -1),
-        )
-
-    def _edited_in_place(self, indices: Tensor, values: Tensor) -> Tensor:
-        slots, is_edited = self._find(indices)
-        strengths = self.strengths.to(values.dtype).gather(1, slots.flatten(1)).view_as(values)
-        return torch.where(is_edited, self.mode.edited(values, strengths), values)
-
-    def _find(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Which edit concepts [B, T, K] belong to, and whether to any at this token; both [B, T, K]."""
-        flat = indices.flatten(1).contiguous()
-        slots = torch.searchsorted(self.concepts, flat).clamp(max=self.concepts.shape[1] - 1)
-        is_edited = (self.concepts.gather(1, slots) == flat) & (flat < self.num_concepts)
-        return slots.view_as(indices), is_edited.view_as(indices) & self.is_chosen
 
 
 @contextlib.contextmanager
@@ -167,7 +208,9 @@ def steer(
             of the batch: with beams or several samples a prompt, one for each prompt.
         mode: `scale` multiplies the value of the concept where it is active; `set` and `add` replace or raise it, and make it
             active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the concept's logit
-            before the strongest concepts are chosen, so that it can enter or leave them (the paper's way).
+            before the strongest concepts are chosen, so that it can enter or leave them (the paper's way). These five say
+            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture by so many
+            times the difference between the mixture right before the concept and the mean one.
         positions: which tokens are edited. None: all; `prompt` or `generated`: those that `generate` was given, or made; a
             `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from positions
             [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.
@@ -182,7 +225,9 @@ def steer(
     model = _unwrapped(model)
     rows = raw_strengths(model, strengths, mode, unit, notes)
     config: Any = model.config
-    with concept_edits(model, Steer(rows, mode, positions, num_concepts=config.num_concepts)):
+    directions = _Resolver(model, notes).directions(rows) if MODES[mode].here is _VectorsHere else None
+    edit = Steer(rows, mode, positions, num_concepts=config.num_concepts, directions=directions)
+    with concept_edits(model, edit):
         yield
 
 
@@ -225,6 +270,21 @@ class _Resolver:
             if concept in found:
                 raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
             found[concept] = finite(strength, concept) * (self._usual(concept) if in_units else 1.0)
+        return found
+
+    def directions(self, rows: Sequence[Mapping[int, float]]) -> Tensor:
+        """Directions toward all concepts, [C, D], where those that are wanted are known."""
+        found = None if self.notes.statistics is None else self.notes.statistics.directions
+        if found is None:
+            raise CocomixError(
+                "the directions toward this model's concepts were not measured yet; run `cocomix inspect`, or use mode 'set'"
+            )
+        for concept in (concept for row in rows for concept in row):
+            if not bool(found[concept].any()):
+                raise CocomixError(
+                    f"there is no direction toward concept {self.notes.title(concept)}: it was never among the strongest in "
+                    "the text it was measured on; use mode 'set'"
+                )
         return found
 
     def _usual(self, concept: int) -> float:

@@ -2,7 +2,7 @@
 
 Activations are counted, not estimated: a forward pass of the run's own modules on tensors without numbers, noting every
 tensor that autograd keeps for the backward. Attention keeps queries, keys, values, its result and one number a row, as the
-fused kernels do. A backward adds the gradient of the vocabulary's logits, its largest temporary.
+fused kernels do. A backward begins with two tensors as large as the vocabulary's logits, its largest temporaries.
 
 Weights, gradients and AdamW's two moments are float32, as the engine has them, whatever the precision of the products.
 """
@@ -128,7 +128,7 @@ class Memory:
     activations_with_checkpointing: float
     """The same, had it been switched on."""
     logits: float
-    """Gradient of the vocabulary's logits, and what distillation holds beside it."""
+    """The gradient of the vocabulary's logits and of their logarithms, and what distillation holds beside them."""
     teacher: float
     """Its weights, and its dictionary's, where it runs along."""
     is_checkpointed: bool
@@ -189,7 +189,7 @@ def device_memory(
         activations=activations,
         activations_with_checkpointing=checkpointed,
         # Distillation holds log-probabilities of teacher and student too.
-        logits=logits * (3 if config.distillation.weight else 1),
+        logits=logits * (4 if config.distillation.weight else 2),
         teacher=teacher,
         is_checkpointed=config.parallel.activation_checkpointing,
     )
