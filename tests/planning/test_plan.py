@@ -41,7 +41,7 @@ def test_the_plan_of_the_papers_smallest() -> None:
     memory = plan.memory
     assert (memory.weights, memory.gradients, memory.moments) == (4 * 85_064_192, 4 * 85_064_192, 8 * 85_064_192)
     assert memory.activations_with_checkpointing < memory.activations
-    assert memory.logits == 2 * 4 * 50257 * 1024 * 8
+    assert memory.temporaries > 0
 
 
 def test_shards_are_shares() -> None:
