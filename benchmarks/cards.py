@@ -20,10 +20,17 @@ NUM_TOKENS = 6
 HEAD = """\
 # Ten concepts of the demo
 
-Made by `python -m benchmarks.cards --inspection runs/demo/inspection --concepts {concepts} --output docs/concepts_demo.md`
-from `cocomix demo` (standard library of Python, {num_concepts:,} concepts, {num_tokens:,} tokens of held-out text read). The ten were
-chosen by a person among {num_concepts:,}; names, contexts and numbers are as they came. The marked token stands between `⟦` and `⟧`, a
-new line is `⏎`; the number in front is the activation. What each number means: [inspecting](inspecting.md).
+Made by
+
+```
+python -m benchmarks.cards --inspection runs/demo/inspection --output docs/concepts_demo.md \\
+    --concepts {concepts}
+```
+
+from `cocomix demo` (standard library of Python, {num_concepts:,} concepts, {num_tokens:,} tokens of held-out text
+read). The ten were chosen by a person among {num_concepts:,}; names, contexts and numbers are as they came. The marked
+token stands between `⟦` and `⟧`, a new line is `⏎`; the number in front is the activation. What each number means:
+[inspecting](inspecting.md).
 
 """
 

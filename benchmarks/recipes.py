@@ -2,11 +2,11 @@
 
     python -m benchmarks.recipes --work runs/recipes --output benchmarks/results/recipes.json
 
-Text is the standard library's, enough of it that no window is seen twice. The teacher is a plain decoder of the students' blocks
-that saw twice their tokens; its dictionary reads the middle of it. All runs of a seed share data order, schedule and, where they have
-the same width, the backbone's initial weights. Every stage is recognised when it is finished and continued when it is not, and
-the table is written after every run: rows that are missing are shown as such. `--only NAME` runs some rows, `--tokens N` makes
-all of them shorter, for a try.
+Text is the standard library's, enough of it that no student sees a window twice. The teacher is a plain decoder of the
+students' blocks that was trained on twice their tokens; its dictionary reads the middle of it. All runs of a seed share data
+order, schedule and, where they have the same width, the backbone's initial weights. Every stage is recognised when it is
+finished and continued when it is not, and the table is written after every run: rows that are missing are shown as such.
+`--only NAME` runs some rows, `--tokens N` makes all of them shorter, for a try.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import shlex
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class Inputs:
         self.work, self.num_tokens = work, num_tokens
         self.num_windows = -(-num_tokens // SIZE.context_length)
 
-    @property
+    @cached_property
     def data(self) -> Path:
         output = self.work / "data"
         prepare(
@@ -111,7 +112,7 @@ class Inputs:
         )
         return output
 
-    @property
+    @cached_property
     def teacher(self) -> Path:
         output = self.work / "teacher"
         train(
@@ -125,7 +126,7 @@ class Inputs:
         )
         return output
 
-    @property
+    @cached_property
     def sae(self) -> Path:
         output = self.work / "sae"
         train_sae(
@@ -142,6 +143,7 @@ class Inputs:
         )
         return output
 
+    @cache  # noqa: B019 (there is one object of this class)
     def labels(self, attribution: AttributionConfig) -> Path:
         output = self.work / f"labels-{attribution.criterion}"
         extract(

@@ -6,7 +6,7 @@ python -m benchmarks.render
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
 from cocomix.modeling.backbones import supported_families
+from cocomix.planning.recipes import VARIANTS, find_recipe
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -126,6 +127,7 @@ def page() -> str:
         "student's own, without the teacher's.",
         seeds(read_json(RESULTS / "demo_seeds.json")),
         variants(read_json(RESULTS / "variants.json")),
+        recipes(read_json(RESULTS / "recipes.json")),
         autoencoders(read_json(RESULTS / "sae.json")),
         extraction(read_json(RESULTS / "extraction.json")),
         upcycling(read_json(RESULTS / "upcycling.json")),
@@ -210,6 +212,64 @@ def variants(result: dict[str, Any]) -> str:
             _command(result),
         ]
     )
+
+
+def recipes(result: dict[str, Any]) -> str:
+    """The table fills in run by run: a recipe without runs says so."""
+    ntp = result["runs"].get("ntp", {})
+    rows = [_recipe_row(result, name, ntp) for name in VARIANTS]
+    head = ["recipe", "what", "loss by seed", "mean", "difference to NTP", "at 25, 50, 75 % of the tokens"]
+    head += ["parameters", "training FLOPs", "teacher’s", "seconds"]
+    teacher = result["teacher"]
+    made_with = (
+        "Nothing has run yet."
+        if teacher is None
+        else f"The teacher saw {format_count(teacher['train_tokens'])} tokens and is at {teacher['validation_loss']:.3f} "
+        f"nats on the curves' validation sample; its dictionary of 1,024 latents has FVU {teacher['sae']['fvu']:.3f}."
+    )
+    machine = result["machine"]
+    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return "\n\n".join(
+        [
+            "## Every recipe at small size",
+            f"`gpt2-{result['size']}-*` ([recipes](recipes.md)), {format_count(result['num_tokens'])} tokens each, one "
+            f"teacher, one dictionary, labels of both kinds. {made_with}",
+            _table(head, rows),
+            "Losses are of the whole validation split, those on the way of the curves' sample of it (the runs' curves are in "
+            "`benchmarks/results/recipes.json`). Runs of a seed share data and schedule; one seed tells differences of some "
+            f"hundredths of a nat from nothing. Seconds are of {threads} on a machine that was busy with other work.",
+            _command(result),
+        ]
+    )
+
+
+def _recipe_row(result: dict[str, Any], name: str, ntp: dict[str, Any]) -> list[str]:
+    what = find_recipe(f"gpt2-{result['size']}-{name}").what
+    runs = result["runs"].get(name)
+    if not runs:
+        return [f"`{name}`", what, "not run yet", *[""] * 7]
+    losses = {seed: run["validation_loss"] for seed, run in runs.items()}
+    differences = [loss - ntp[seed]["validation_loss"] for seed, loss in losses.items() if seed in ntp]
+    first = next(iter(runs.values()))
+    return [
+        f"`{name}`",
+        what,
+        ", ".join(f"{loss:.3f}" for loss in losses.values()),
+        f"{_mean(list(losses.values())):.3f}",
+        _signed(_mean(differences)) if differences else "",
+        ", ".join(f"{loss:.3f}" for loss in _quarters(first["curve"])),
+        format_count(first["num_parameters"]),
+        format_flops(first["train_flops"]),
+        format_flops(first["teacher_flops"]) if first["teacher_flops"] else "",
+        f"{_mean([run['train_seconds'] for run in runs.values()]):.0f}",
+    ]
+
+
+def _quarters(curve: dict[str, Any]) -> list[float]:
+    """Losses at the first point of a curve at or after each quarter of its tokens, but for the last."""
+    tokens, loss = (curve["columns"].index(name) for name in ("train_tokens", "validation_loss"))
+    rows = curve["rows"]
+    return [next(row[loss] for row in rows if row[tokens] >= share * rows[-1][tokens]) for share in (0.25, 0.5, 0.75)]
 
 
 def autoencoders(result: dict[str, Any]) -> str:
@@ -340,6 +400,10 @@ def _command(result: dict[str, Any]) -> str:
 def _list(items: Iterable[str]) -> str:
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _signed(value: float) -> str:

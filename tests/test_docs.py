@@ -50,6 +50,11 @@ def test_the_guide_to_the_model_runs() -> None:
     assert names["new"].shape == (2, 48)
 
 
+@pytest.mark.parametrize("page", ["recipes.md", "planning.md"])
+def test_recipes_and_plans_are_as_shown(page: str) -> None:
+    assert "cocomix" in run(page)
+
+
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
 def test_links_point_somewhere(page: str) -> None:
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", (DOCS / page).read_text(encoding="utf-8")):

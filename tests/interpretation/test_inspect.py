@@ -24,7 +24,7 @@ from cocomix import (
 from cocomix.base import artifacts
 from cocomix.cli.main import main
 from cocomix.interpretation import inspection as module
-from cocomix.interpretation.cards import read_card, read_cards, read_summary
+from cocomix.interpretation.cards import KIND, read_card, read_cards, read_summary
 from tests.conftest import STUDENT, Tiny
 from tests.interpretation.conftest import config
 
@@ -139,9 +139,7 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
             inspect(given)
     monkeypatch.setattr(module, "_compute", None)
     inspect(given)
-    assert (
-        artifacts.read(given.output, "inspection").files.keys() == artifacts.read(inspection, "inspection").files.keys()
-    )
+    assert artifacts.read(given.output, KIND).files.keys() == artifacts.read(inspection, KIND).files.keys()
     with pytest.raises(CocomixError, match=r"other settings \(num_contexts"):
         inspect(dataclasses.replace(given, num_contexts=2))
 
@@ -214,7 +212,7 @@ def test_errors_people_make(tiny: Tiny, student: Path, tmp_path: Path, capsys: p
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", labels=None))
     with pytest.raises(CocomixError, match=r"16 concepts, the labels in .* have 32"):
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", teacher=None, sae=None))
-    with pytest.raises(CocomixError, match="is not a folder; expected a inspection"):
+    with pytest.raises(CocomixError, match="is not a folder; expected a concept-inspection"):
         CardReader(tmp_path / "nothing")
     with pytest.raises(CocomixError, match="expected a folder made by `cocomix inspect`"):
         read_card(tmp_path, 0)

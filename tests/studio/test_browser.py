@@ -38,6 +38,8 @@ BROWSER_ARGUMENTS = [
     "--disable-sync",
 ]
 TIMEOUT_SECONDS = 60.0
+#: Importing torch on a busy machine takes long.
+START_SECONDS = 240.0
 #: What the event loop owes to everyone while continuations are written; measured in benchmarks/studio_latency.py. Here a
 #: machine may be busy with anything.
 ANSWER_SECONDS = 1.0
@@ -58,7 +60,7 @@ def address(demo: Demo) -> Iterator[str]:
     said: list[str] = []
     try:
         while not (found := re.search(r"http://[\d.:]+", said[-1] if said else "")):
-            said.append(lines.get(timeout=TIMEOUT_SECONDS))
+            said.append(lines.get(timeout=START_SECONDS))
         yield found[0]
     finally:
         process.send_signal(signal.SIGINT)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 
-KIND = "inspection"
+KIND = "concept-inspection"
 CARDS_NAME = "concepts.parquet"
 SUMMARY_NAME = "summary.json"
 ROWS_PER_GROUP = 128
