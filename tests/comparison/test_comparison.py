@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -75,6 +76,7 @@ def test_two_runs_worked_out_by_hand(tmp_path: Path) -> None:
     )
     assert any(row[-1] == "never" for title, table in rows.items() if title.startswith("Tokens a run") for row in table)
     assert compared(slow, fast, baseline=str(fast))["baseline"] == "fast"
+    assert compared(slow, fast, baseline=f"{tmp_path}/slow/../fast/")["baseline"] == "fast"
 
 
 def test_seeds_are_grouped_and_compared_in_pairs(tmp_path: Path) -> None:
@@ -104,6 +106,10 @@ def test_seeds_are_grouped_and_compared_in_pairs(tmp_path: Path) -> None:
     assert [len(facts["runs"]) for facts in chosen["groups"].values()] == [2, 1]
     assert len(chosen["notes"]) == 3
     assert list(chosen["groups"]["b"]["difference"]["pairs"]) == [0]
+    two = compared(*paths[:2], *paths[3:5])
+    assert two["groups"]["concepts"]["difference"]["interval"] is None
+    assert any("fewer than 3 pairs none is given" in note for note in two["notes"])
+    assert len(next(table for table in tables(two) if table.title.startswith("Pairs")).rows) == 2
 
 
 def test_without_a_run_of_its_seed_the_others_mean_is_to_be_reached(tmp_path: Path) -> None:
@@ -135,9 +141,10 @@ def test_names_that_folders_share_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_the_bootstrap_is_exact_for_few_and_covers_about_what_it_says_for_many() -> None:
-    means = sorted((a + b) / 2 for a in (1.0, 2.0) for b in (1.0, 2.0))
-    assert bootstrap_interval([1.0, 2.0]) == tuple(np.quantile(means, [0.025, 0.975]))
-    assert bootstrap_interval([1.0]) is None
+    values = (1.0, 2.0, 4.0)
+    means = [sum(drawn) / 3 for drawn in itertools.product(values, repeat=3)]
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    assert bootstrap_interval([1.0, 2.0]) is None
     rng = np.random.default_rng(0)
     covered = dict.fromkeys((3, 40), 0)
     for size in covered:
@@ -173,6 +180,22 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny: Tiny) -> None:
         CompareConfig(())
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(CocomixError, match=r"metrics.jsonl is missing or does not match its checksum"):
+        compared(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", {}, r"manifest.json is damaged \(it has no facts\)"),
+        ("manifest.json", {"facts": {}, "files": {}}, r"manifest.json is damaged \(it has no metrics.jsonl\)"),
+        ("settings.json", {"kind": "training-run"}, r"settings.json is damaged \(it has no settings\)"),
+        ("settings.json", {"kind": "training-run", "settings": {}}, r"settings.json is damaged \(it has no seed\)"),
+    ],
+)
+def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: dict[str, Any], message: str) -> None:
+    run = make_run(tmp_path / "run", [3.0])
+    write_json(run / name, content)
+    with pytest.raises(CocomixError, match=message):
         compared(run)
 
 

@@ -7,11 +7,12 @@ data began alike), else with the mean of the group.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.comparison.curves import CURVE_AXES, loss_at, units_to_match
-from cocomix.comparison.intervals import LEVEL, bootstrap_interval, mean_and_spread
+from cocomix.comparison.intervals import LEVEL, MIN_PAIRS, bootstrap_interval, mean_and_spread
 from cocomix.comparison.runs import Group, Run
 
 SCHEDULE_NOTE = (
@@ -22,7 +23,7 @@ STUDENT_NOTE = "Tokens, FLOPs and seconds are the student’s own; what a teache
 LENGTHS_NOTE = "The runs were planned for different numbers of tokens: their final losses are not at equal tokens."
 SEEDS_NOTE = (
     "Intervals are paired bootstraps over seeds, a seed’s difference at a time; of three seeds they are coarse and too "
-    "short, so look at the pairs themselves."
+    f"short, so look at the pairs themselves; of fewer than {MIN_PAIRS} pairs none is given."
 )
 
 
@@ -55,7 +56,11 @@ def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> dict
 
 def _named(groups: Sequence[Group], name: str) -> Group:
     for group in groups:
-        if name == group.name or any(str(run.path) == name.rstrip("/") for run in group.runs):
+        if name == group.name:
+            return group
+    place = Path(name).resolve()
+    for group in groups:
+        if any(run.path.resolve() == place for run in group.runs):
             return group
     raise CocomixError(f"--baseline is {name!r}; it must be one of {', '.join(group.name for group in groups)}")
 

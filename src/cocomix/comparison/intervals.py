@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVEL = 0.95
+#: Of fewer values the interval would be little more than the values themselves.
+MIN_PAIRS = 3
 #: Up to here every resample is gone through (6**6 = 46,656), so that nothing is left to chance.
 MAX_EXACT = 6
 NUM_RESAMPLES = 20_000
 
 
 def bootstrap_interval(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of a mean; of paired differences it is the paired bootstrap. None of fewer than two.
+    """Percentile bootstrap interval of a mean; of paired differences it is the paired bootstrap. None of fewer than three.
 
     Of few values it is coarse and too short: of three there are 27 resamples, and none has a mean beyond the three.
 
@@ -24,7 +26,7 @@ def bootstrap_interval(values: Sequence[float], level: float = LEVEL, seed: int 
         level: share of the resampled means inside.
         seed: of the resamples, where they are drawn.
     """
-    if len(values) < 2:
+    if len(values) < MIN_PAIRS:
         return None
     array = np.asarray(values, dtype=np.float64)
     if len(array) <= MAX_EXACT:

@@ -20,6 +20,9 @@ from cocomix.training.metrics import read_metrics
 #: What a folder's name may end with to tell seeds apart.
 _SEED_SUFFIX = re.compile(r"[-_.]?(seed|s)?[-_.]?\d+$")
 
+#: What a comparison reads of a run's settings.
+_NEEDED_SETTINGS = ("seed", "num_tokens", "max_validation_windows", "inputs")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -71,25 +74,39 @@ def read_run(path: Path) -> Run:
             f"it holds a {header['kind']}" if isinstance(header, dict) and "kind" in header else "nothing of cocomix"
         )
         raise CocomixError(f"{path} is not a training run ({found}); give folders made by `cocomix train`")
-    is_finished = (path / artifacts.MANIFEST_NAME).exists()
+    settings = _part(header, "settings", settings_file)
+    manifest_file = path / artifacts.MANIFEST_NAME
+    is_finished = manifest_file.exists()
     facts: dict[str, Any] = {}
     if is_finished:
-        manifest = artifacts.read_json(path / artifacts.MANIFEST_NAME)
-        facts = manifest["facts"]
-        recorded = manifest["files"][METRICS_NAME]["sha256"]
+        manifest = artifacts.read_json(manifest_file)
+        facts = _part(manifest, "facts", manifest_file)
+        metrics = _part(_part(manifest, "files", manifest_file), METRICS_NAME, manifest_file)
+        recorded = metrics.get("sha256")
         if not (path / METRICS_NAME).exists() or artifacts.sha256_of_file(path / METRICS_NAME) != recorded:
             raise CocomixError(f"{path / METRICS_NAME} is missing or does not match its checksum; train that run again")
+    for name in _NEEDED_SETTINGS:
+        if name not in settings:
+            raise CocomixError(f"{settings_file} is damaged (it has no {name}); train that run again")
     lines = read_metrics(path) if (path / METRICS_NAME).exists() else []
     last = lines[-1] if lines else {}
     return Run(
         path=path,
-        settings=header["settings"],
+        settings=settings,
         is_finished=is_finished,
         curve=validation_curve(lines),
         consumed={axis: last.get(axis, 0) for axis in CURVE_AXES},
         num_parameters=facts.get("num_parameters"),
         teacher_flops=facts.get("teacher_flops"),
     )
+
+
+def _part(value: Any, name: str, file: Path) -> dict[str, Any]:
+    """An object inside one of a file's; damage in one sentence."""
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, dict):
+        raise CocomixError(f"{file} is damaged (it has no {name}); train that run again")
+    return found
 
 
 def read_groups(words: Sequence[str]) -> list[Group]:
