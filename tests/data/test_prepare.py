@@ -70,7 +70,7 @@ def test_shards_join_to_the_same_windows(tiny: Tiny, tmp_path: Path, monkeypatch
 def test_a_tokenizer_can_be_given(tiny: Tiny, tmp_path: Path) -> None:
     prepare(config(tiny, tmp_path, tokenizer=str(tiny.data / "tokenizer")))
     assert (TokenDataset(tmp_path).input_ids([0]) == TokenDataset(tiny.data).input_ids([0])).all()
-    with pytest.raises(CocomixError, match="no tokenizer could be loaded"):
+    with pytest.raises(CocomixError, match=r"^--tokenizer: no tokenizer could be loaded from .*: nothing is there"):
         prepare(config(tiny, tmp_path / "x", tokenizer=str(tmp_path / "nothing")))
 
 
@@ -107,6 +107,15 @@ def test_a_sample_of_a_larger_corpus(tiny: Tiny, tmp_path: Path) -> None:
     assert 19_000 < total <= 20_000
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_refusal_leaves_nothing_in_the_way_of_a_retry(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
+    output = tmp_path / "data"
+    with pytest.raises(CocomixError, match="less than one window of 100000"):
+        prepare(config(tiny, output, context_length=100_000, stream=stream))
+    assert not output.exists()
+    assert prepare(config(tiny, output, stream=stream)).facts["context_length"] == 16
+
+
 def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("  \n")
     with pytest.raises(CocomixError, match="every document is empty"):
@@ -120,5 +129,7 @@ def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
         prepare(config(tiny, tmp_path / "c", vocab_size=200))
     with pytest.raises(CocomixError, match="context_length is 1; it must be at least 2"):
         config(tiny, tmp_path, context_length=1)
+    with pytest.raises(CocomixError, match="seed is -3; it must be at least 0"):
+        config(tiny, tmp_path, seed=-3)
     with pytest.raises(CocomixError, match="must lie between 0 and 1"):
         config(tiny, tmp_path, validation_fraction=1.5)

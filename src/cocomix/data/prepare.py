@@ -9,6 +9,7 @@ teacher and student see the same context.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.corpus import TEXT_FIELD, Document, fingerprint_of_documents, head_of
 from cocomix.data.source import Files, HubDataset, Source, StandardLibrary
-from cocomix.data.stream_prepare import clear_stream, describe_duplicates, write_stream
+from cocomix.data.stream_prepare import SPLITS, clear_stream, describe_duplicates, write_stream
 from cocomix.data.token_dataset import KIND, TOKENIZER_FOLDER
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
@@ -83,6 +84,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require_at_least(2, self, "context_length")
         require_at_least(1, self, "max_bytes", "num_workers")
+        require_at_least(0, self, "seed")
         if self.max_tokens is not None and self.max_tokens < self.context_length:
             raise CocomixError(f"max_tokens is {self.max_tokens}, less than one window of {self.context_length}")
         if self.dataset is not None and self.text is not None:
@@ -96,7 +98,7 @@ class PrepareConfig:
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
     """Make the token dataset, continue an interrupted stream, or recognise that it is made already."""
     source = _source_of(config)
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    tokenizer = _given_tokenizer(config.tokenizer)
     documents: list[Document] = []
     facts: dict[str, Any] = {"context_length": config.context_length, "isolate_documents": config.isolate_documents}
     if config.stream:
@@ -111,13 +113,28 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
             say(f"{config.output}: the token dataset is there already")
             clear_stream(config.output)  # in case the former process ended right before it
             return finished
-        if config.stream:
-            facts |= write_stream(config, source, tokenizer, settings)
-        else:
-            facts |= _write(config, documents, tokenizer)
+        try:
+            if config.stream:
+                facts |= write_stream(config, source, tokenizer, settings)
+            else:
+                facts |= _write(config, documents, tokenizer)
+        except CocomixError:  # nothing half-written stays in the way of a retry with other settings
+            for name in (TOKENIZER_FOLDER, *SPLITS):
+                shutil.rmtree(config.output / name, ignore_errors=True)
+            raise
         manifest = artifacts.finish(config.output, facts)
         clear_stream(config.output)
         return manifest
+
+
+def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
+    """Load what `--tokenizer` names, if it names anything."""
+    if name is None:
+        return None
+    try:
+        return load_tokenizer(name)
+    except CocomixError as error:
+        raise CocomixError(f"--tokenizer: {error}") from error
 
 
 def _source_of(config: PrepareConfig) -> Source:

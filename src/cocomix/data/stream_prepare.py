@@ -64,7 +64,11 @@ def write_stream(
     repeated = find_repeats(reading.folder / "digests")
     num_duplicates = int(repeated.sum())
     say(describe_duplicates(num_duplicates, len(repeated), dropped=config.drop_duplicates))
-    splits = {split: reading.write(split, repeated if config.drop_duplicates else None) for split in SPLITS}
+    try:
+        splits = {split: reading.write(split, repeated if config.drop_duplicates else None) for split in SPLITS}
+    except CocomixError:
+        clear_stream(config.output)  # with these settings it comes to nothing, and with others it is of no use
+        raise
     return {
         "vocab_size": len(reading.tokenizer),
         "eos_token_id": reading.tokenizer.eos_token_id,

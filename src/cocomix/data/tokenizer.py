@@ -68,6 +68,10 @@ def has_tokenizer(path: Path) -> bool:
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
     """Load a fast tokenizer with an end-of-sequence token, from a folder, a GGUF file or a Hub name."""
+    if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") > 1):
+        raise CocomixError(
+            f"no tokenizer could be loaded from {path}: nothing is there; give a folder, a GGUF file or a name on the Hub"
+        )
     try:
         if Path(path).suffix == ".gguf":
             tokenizer = AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name)
