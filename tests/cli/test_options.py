@@ -49,6 +49,11 @@ def test_values_of_every_kind(tmp_path: Path) -> None:
     assert (config.parallel.compile, config.micro_batch_size, config.student.mixer) == (True, 4, "none")
 
 
+@pytest.mark.parametrize("text", ["2M", "2e6", "2.0e+6", "2_000_000", "'2,000k'"])
+def test_token_counts_as_people_write_them(text: str, tmp_path: Path) -> None:
+    assert parse_train("--config", write(tmp_path, f"num_tokens: {text}")).num_tokens == 2_000_000
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -70,6 +75,8 @@ def test_values_of_every_kind(tmp_path: Path) -> None:
         ("- 1", r"holds a list; expected options"),
         ("a: [", r"is no YAML: while parsing"),
         ("seed: 1\nseed: 2", r"is no YAML: the key 'seed' is there twice, again in line 2"),
+        ("[a]: 1", r"is no YAML: the key \['a'\] in line 1 is no name"),
+        ("{a: 1}: 1", r"is no YAML: the key {'a': 1} in line 1 is no name"),
         ("recipe: gpt2-tiny-np", r"there is no recipe 'gpt2-tiny-np'; perhaps gpt2-tiny-ntp"),
         ("batch_size: 0", r"batch_size is 0; it must be at least 1"),
         ("student: {hidden_size: 9}", r"hidden_size 9 is not divisible"),

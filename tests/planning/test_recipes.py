@@ -113,6 +113,14 @@ def test_labels_on_the_fly_are_the_recipes() -> None:
     assert cocomix.recipe("gpt2-69m-activation-labels", **inputs).attribution == AttributionConfig()
 
 
+@pytest.mark.parametrize("mixer", ["none", "pause"])
+def test_another_mixer_needs_no_labels(mixer: str) -> None:
+    recipe = find_recipe("gpt2-tiny-cocomix")
+    student = dataclasses.replace(recipe.draft().student, mixer=mixer)
+    config = cocomix.recipe(recipe.name, data="d", output="o", student=student)
+    assert (config.attribution, config.num_concepts) == (AttributionConfig(), None)
+
+
 def test_labels_chosen_another_way_are_refused(tiny: Tiny, paper_labels: Path) -> None:
     inputs = {"data": tiny.data, "output": "o"}
     with pytest.raises(CocomixError, match=r"have criterion 'activation_value', the recipe gpt2-tiny-cocomix says"):

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +19,7 @@ import yaml
 
 from cocomix.base.artifacts import CONFIG_NAME
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.planning.numbers import parse_count
 
 Config = TypeVar("Config")
 
@@ -57,6 +58,8 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Any, Any] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"the key {key!r} in line {key_node.start_mark.line + 1} is no name")
             if key in mapping:
                 raise yaml.YAMLError(f"the key {key!r} is there twice, again in line {key_node.start_mark.line + 1}")
             mapping[key] = None
@@ -91,6 +94,7 @@ def apply_yaml(
             default = merged[key] if key in merged else hint()
             merged[key] = hint(**apply_yaml(fields_of(default), hint, value, source, f"{prefix}{key}."))
         else:
+            value = _counted(value, hint) if key.endswith("tokens") else value
             merged[key] = _converted(value, hint, f"{source}: {prefix}{key}")
     return merged
 
@@ -111,6 +115,20 @@ def _converted(value: Any, hint: Any, place: str) -> Any:
     if found is _MISFIT:
         raise CocomixError(f"{place} is {value!r}; expected {_describe(hint)}")
     return found
+
+
+def _counted(value: Any, hint: Any) -> Any:
+    """A number of tokens, of which people write 2M and 1e6, as its field has it; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    if hint is str or str in typing.get_args(hint):
+        return str(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    try:
+        return parse_count(value, "") if isinstance(value, str) else value
+    except CocomixError:
+        return value
 
 
 def _fit(value: Any, hint: Any) -> Any:

@@ -207,10 +207,13 @@ def finish_draft(fields: Mapping[str, Any], recipe: Recipe | None) -> TrainConfi
         CocomixError: the configuration contradicts itself, or the labels the recipe.
     """
     if recipe is not None:
-        if fields["sae"] is None and fields["student"].mixer == "concept":
-            if fields["labels"] is not None and fields["concept_loss_weight"]:
-                _check_labels(fields["labels"], fields["attribution"], recipe)
-            fields = {**fields, "attribution": AttributionConfig()}  # it is the concept dataset's now
+        is_concept = fields["student"].mixer == "concept"
+        if is_concept and fields["sae"] is None and fields["labels"] is not None and fields["concept_loss_weight"]:
+            _check_labels(fields["labels"], fields["attribution"], recipe)
+        if fields["sae"] is None and (is_concept or fields["attribution"] == recipe.draft().attribution):
+            fields = {**fields, "attribution": AttributionConfig()}  # the concept dataset's, or of no use
+        if not is_concept:
+            fields = {**fields, "num_concepts": None}
         _warn_about_shapes(fields, recipe)
         if fields["labels"] is not None or fields["sae"] is not None:
             fields = {**fields, "num_concepts": None}  # labels say it
