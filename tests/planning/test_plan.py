@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ import cocomix
 from cocomix import CocomixError, ParallelConfig, PlanConfig
 from cocomix.base.devices import known_devices
 from cocomix.cli.main import main
+from cocomix.planning.listing import recipe_row
 from cocomix.planning.memory import device_memory
 from cocomix.planning.numbers import parse_count
 from cocomix.planning.plan_table import show_plan
@@ -19,7 +22,7 @@ from cocomix.planning.recipes import find_recipe
 from cocomix.planning.sizes import SIZES
 from tests.conftest import Tiny
 
-SMALL = {"device": "a100", "devices": 2}
+SMALL: dict[str, Any] = {"device": "a100", "devices": 2}
 
 
 def test_the_plan_of_the_papers_smallest() -> None:
@@ -94,6 +97,63 @@ def test_the_table_says_what_does_not_fit() -> None:
     assert "mixer none" in text
 
 
+def test_labels_say_how_many_concepts_and_what_they_cost(tiny: Tiny) -> None:
+    student = find_recipe("gpt2-tiny-cocomix").draft().student
+    shape: dict[str, Any] = {"vocab_size": 300, "context_length": 16, "num_tokens": 10**6, **SMALL}
+    given = cocomix.plan("gpt2-tiny-cocomix", num_concepts=32, **shape)
+    labelled = cocomix.plan("gpt2-tiny-cocomix", labels=tiny.concepts, **shape)
+    run = cocomix.make_plan(PlanConfig(student=student, labels=tiny.concepts, **shape))
+    for plan in (labelled, run):
+        assert plan.num_concepts == 32
+        assert (plan.equal_parameters, plan.equal_flops) == (given.equal_parameters, given.equal_flops)
+        manifest = json.loads((tiny.concepts / "manifest.json").read_text())
+        assert plan.teacher.labels == manifest["facts"]["flops_per_token"]
+        assert plan.teacher_name == "that of the stored labels or targets"
+        # Labels are computed once a window, and the run sees its windows many times.
+        assert plan.num_stored_tokens == 16 * manifest["settings"]["num_windows"] < 10**6
+        assert plan.as_dict()["label_bytes"] == 8 * plan.num_stored_tokens
+        share = plan.num_stored_tokens / 10**6
+        hours = 10**6 * plan.teacher.labels / (2 * known_devices()["a100"].float32_flops * 0.4) / 3600
+        assert plan.duration.labels_hours == pytest.approx(share * hours)
+    assert given.teacher_name == "gpt2 of 2 blocks, width 64 (assumed; give --teacher)"
+    assert given.as_dict()["teacher"]["name"] == given.teacher_name
+
+
+def test_stored_targets_are_drawn_before_training() -> None:
+    along = cocomix.plan("gpt2-tiny-kd", **SMALL)
+    config = PlanConfig(
+        distillation=cocomix.DistillationConfig(weight=0.1, targets=Path("not-there-yet")),
+        vocab_size=300,
+        context_length=16,
+        **SMALL,
+    )
+    stored = cocomix.make_plan(config)
+    assert along.teacher.targets > 0 == along.teacher.stored_targets
+    assert stored.teacher.stored_targets > 0 == stored.teacher.targets
+    assert not stored.is_teacher_online
+    assert stored.duration.targets_hours > 0 == stored.duration.teacher_hours
+    assert stored.target_bytes_per_token == 16 * 2 + 4
+    assert stored.teacher_name == "GPT-2 124M (assumed; give --teacher)"
+    text = show_plan(config)
+    assert "draws, before it" in text
+    assert "runs along" not in text
+
+
+def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: Path) -> None:
+    inputs = {"data": tiny.data, "teacher": tiny.teacher}
+    plan = cocomix.plan("gpt2-tiny-hidden-regression", num_tokens=128, **inputs, **SMALL)
+    run = cocomix.recipe("gpt2-tiny-hidden-regression", output=tmp_path / "r", num_tokens=128, **inputs)
+    facts = cocomix.train(dataclasses.replace(run, num_evaluations=1)).facts
+    assert facts["train_flops_per_token"] == plan.flops["algorithmic"].training
+    assert facts["teacher_flops"] == 128 * plan.teacher.total
+    row = recipe_row(find_recipe("gpt2-tiny-hidden-regression"))
+    alone = cocomix.plan("gpt2-tiny-hidden-regression", **SMALL)
+    assert (row.train_flops_per_token, row.teacher_flops_per_token) == (
+        alone.flops["algorithmic"].training,
+        alone.teacher.total,
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,7 +164,7 @@ def test_the_table_says_what_does_not_fit() -> None:
         ({"tokens": "200X"}, r"--tokens is '200X'; expected a number such as 64M"),
         ({"utilisation": 0.0}, r"utilisation is 0.0; it must lie above 0"),
         ({"peak_tflops": -1.0}, r"peak_tflops is -1.0; it must be a number above 0"),
-        ({"teacher": Path("/nowhere")}, r"the shape of the teacher /nowhere could not be read"),
+        ({"teacher": Path("/nowhere")}, r"--teacher is /nowhere, and nothing is there; give a model's folder"),
         ({"token": "1B"}, r"plan has no option 'token'; perhaps tokens"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 NARROW_SPACE = "\u202f"
 COUNT_PREFIXES = ("", "k", "M", "B", "T")
 FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+BYTE_PREFIXES = FLOP_PREFIXES
 
 
 def format_count(value: float | int, whole: float | int | None = None) -> str:
@@ -23,6 +24,23 @@ def format_flops(value: float | int) -> str:
     """6.796e12 as 6.80 TFLOP."""
     digits, prefix = _scaled(value, FLOP_PREFIXES)
     return f"{digits}{NARROW_SPACE}{prefix}FLOP"
+
+
+def format_bytes(value: float | int) -> str:
+    """3.4e9 as 3.4 GB: two or three digits."""
+    power = 0
+    while value >= 999.5 and power < len(BYTE_PREFIXES) - 1:
+        value, power = value / 1000, power + 1
+    digits = f"{value:.0f}" if power == 0 or value >= 99.95 else f"{value:.1f}"
+    return f"{digits}{NARROW_SPACE}{BYTE_PREFIXES[power]}B"
+
+
+def format_hours(value: float) -> str:
+    """1234.56 hours as 1,234.6 h; less than one in minutes or seconds."""
+    for unit, size in (("h", 1.0), ("min", 1 / 60)):
+        if value >= size:
+            return f"{value / size:,.1f}{NARROW_SPACE}{unit}"
+    return f"{3600 * value:,.1f}{NARROW_SPACE}s"
 
 
 def format_seconds(value: float | int) -> str:

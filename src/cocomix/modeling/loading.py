@@ -18,13 +18,18 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name has the form of a repository's, `organisation/name` or `name`."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
 def local_model(path: Path) -> Path:
     """The path itself where something is there; else the folder of what was downloaded from the Hub under that name.
 
     Raises:
         CocomixError: it is neither.
     """
-    if path.exists() or _HUB_NAME.fullmatch(str(path)) is None:
+    if path.exists() or not may_be_on_hub(str(path)):
         return path
     return download(str(path), str(path), MODEL_FILES)
 

@@ -1,4 +1,4 @@
-"""What a run computes for a token: the student's FLOPs, and apart from them the teacher's."""
+"""What a run computes for a token beside its model: the teacher's FLOPs, and those of a head that is trained along."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from transformers import PreTrainedModel
 from cocomix.concepts.attribution import AttributionConfig, ConceptExtractor
 from cocomix.concepts.label_sources import extraction_flops_per_token
 from cocomix.concepts.sae import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.concepts.teacher import Teacher
 from cocomix.modeling.flops import causal_lm_flops_per_token
+from cocomix.planning.teachers import PlannedTeacher
 from cocomix.training.config import TrainConfig
+from cocomix.training.objectives import HiddenRegression, regression_layer
 
 
 @dataclass(frozen=True)
@@ -22,31 +25,61 @@ class TeacherCost:
     """Concept labels: computed once into a concept dataset, or along with training."""
     targets: float
     """Its forward pass for distillation or regression, in training."""
+    stored_targets: float = 0.0
+    """Its forward pass for distillation from stored draws, before training."""
 
     @property
     def total(self) -> float:
-        return self.labels + self.targets
+        return self.labels + self.targets + self.stored_targets
 
 
 def teacher_cost(
-    config: TrainConfig, teacher: PreTrainedModel, layer: int, num_concepts: int, context_length: int
+    config: TrainConfig,
+    teacher: PlannedTeacher,
+    num_concepts: int,
+    context_length: int,
+    *,
+    labels_flops: float | None = None,
+    draws_flops: float | None = None,
 ) -> TeacherCost:
     """What a run asks of its teacher.
 
     Args:
         config: of the run; its attribution is how labels are chosen.
-        teacher: its shape, such as a model on the meta device.
-        layer: 0-based block after which its dictionary reads.
+        teacher: its shape.
         num_concepts: C, latents of the dictionary.
         context_length: T.
+        labels_flops: of finished labels, as they say; None: counted.
+        draws_flops: of finished distillation targets, likewise.
     """
-    labels = targets = 0.0
+    labels = targets = stored_targets = 0.0
     if config.student.mixer == "concept" and config.concept_loss_weight:
-        extractor = _extractor(teacher, layer, num_concepts, config.attribution)
-        labels = extraction_flops_per_token(extractor, context_length)
-    if config.distillation.weight or config.hidden_regression.weight:
-        targets = causal_lm_flops_per_token(teacher, context_length)
-    return TeacherCost(labels, targets)
+        if labels_flops is None:
+            extractor = _extractor(teacher.model, teacher.layer, num_concepts, config.attribution)
+            labels_flops = extraction_flops_per_token(extractor, context_length)
+        labels = labels_flops
+    if config.distillation.weight:
+        forward = causal_lm_flops_per_token(teacher.model, context_length)
+        if config.distillation.targets is None:
+            targets = forward
+        else:
+            stored_targets = forward if draws_flops is None else draws_flops
+    if config.hidden_regression.weight:
+        targets += _regression(config, teacher).teacher_flops_per_token(context_length)
+    return TeacherCost(labels, targets, stored_targets)
+
+
+def regression_head_flops(config: TrainConfig, teacher: PlannedTeacher) -> float:
+    """Training FLOPs a token of the map from the student's hidden states to the teacher's; 0 without regression."""
+    return _regression(config, teacher).student_flops_per_token() if config.hidden_regression.weight else 0.0
+
+
+def _regression(config: TrainConfig, teacher: PlannedTeacher) -> HiddenRegression:
+    """As training has it."""
+    settings = config.hidden_regression
+    middle = (int(teacher.model.config.num_hidden_layers) - 1) // 2
+    opened = Teacher(teacher.model, middle if settings.teacher_layer is None else settings.teacher_layer)
+    return HiddenRegression(settings.weight, opened, regression_layer(config), config.student.hidden_size)
 
 
 def _extractor(

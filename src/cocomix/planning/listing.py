@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
-from transformers import PreTrainedModel
 
 from cocomix.base.formats import format_count, format_flops
 from cocomix.base.tables import text_of
 from cocomix.modeling.flops import training_flops_per_token
-from cocomix.planning.costs import teacher_cost
-from cocomix.planning.recipes import RECIPES, Draft, Recipe
-from cocomix.planning.sizes import Size
+from cocomix.planning.costs import regression_head_flops, teacher_cost
+from cocomix.planning.recipes import RECIPES, Recipe
+from cocomix.planning.teachers import teacher_of_size
 from cocomix.planning.widths import meta_model, num_active_parameters
 
 
@@ -36,7 +34,7 @@ class RecipeRow:
     num_parameters: int
     num_active_parameters: int
     train_flops_per_token: float
-    """Of the student (algorithmic)."""
+    """Of the student (algorithmic), and of the head of hidden regression."""
     teacher_flops_per_token: float
     """Of the teacher of the recipe's size on top, for labels or targets."""
     num_tokens: int
@@ -72,20 +70,16 @@ def recipe_row(recipe: Recipe) -> RecipeRow:
     """Count one recipe."""
     size, draft = recipe.size, recipe.draft()
     model = meta_model(draft, size)
-    cost = teacher_cost(draft, _teacher(size), size.teacher_layer, size.num_concepts, size.context_length)
+    teacher = teacher_of_size(size)
+    cost = teacher_cost(draft, teacher, size.num_concepts, size.context_length)
+    training = training_flops_per_token(model, size.context_length) + regression_head_flops(draft, teacher)
     return RecipeRow(
         name=recipe.name,
         what=recipe.what,
         hidden_size=draft.student.hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),
-        train_flops_per_token=training_flops_per_token(model, size.context_length),
+        train_flops_per_token=training,
         teacher_flops_per_token=cost.total,
         num_tokens=draft.num_tokens,
     )
-
-
-@functools.lru_cache
-def _teacher(size: Size) -> PreTrainedModel:
-    """The shape of a size's teacher."""
-    return meta_model(Draft(student=size.teacher), size).backbone.requires_grad_(False)

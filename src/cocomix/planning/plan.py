@@ -12,20 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
-
-from cocomix.base import artifacts
 from cocomix.base.devices import DeviceSpec, known_devices
-from cocomix.base.errors import CocomixError, reason_of, require_at_least
-from cocomix.data import concept_dataset, token_dataset
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.modeling.flops import forward_flops_per_token, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.planning.costs import TeacherCost, teacher_cost
+from cocomix.planning.costs import TeacherCost, regression_head_flops, teacher_cost
 from cocomix.planning.drafts import fields_of, nearest
+from cocomix.planning.inputs import Inputs, PlannedText, read_inputs
 from cocomix.planning.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
 from cocomix.planning.numbers import parse_count
 from cocomix.planning.recipes import find_recipe
+from cocomix.planning.teachers import planned_teacher
 from cocomix.planning.widths import (
     Width,
     equal_flops_width,
@@ -34,9 +31,6 @@ from cocomix.planning.widths import (
     num_active_parameters,
 )
 from cocomix.training.config import TrainConfig
-
-#: Shapes that need no file.
-_KNOWN_TEACHERS = {"gpt2": GPT2Config}
 
 
 @dataclass(frozen=True)
@@ -101,6 +95,8 @@ class Duration:
     """Of the teacher where it runs along."""
     labels_hours: float
     """Of the labels' extraction, before training, where they are stored."""
+    targets_hours: float
+    """Of drawing distillation's targets, before training, where they are stored."""
     num_devices: int
 
     @property
@@ -111,7 +107,7 @@ class Duration:
     @property
     def device_hours(self) -> float:
         """Of everything."""
-        return self.num_devices * (self.hours + self.labels_hours)
+        return self.num_devices * (self.hours + self.labels_hours + self.targets_hours)
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,8 @@ class Plan:
 
     config: PlanConfig
     num_tokens: int
+    num_stored_tokens: int
+    """Tokens that labels and draws are computed for where they are stored: of each window once."""
     num_parameters: int
     num_active_parameters: int
     vocab_size: int
@@ -128,13 +126,18 @@ class Plan:
     flops: Mapping[str, Flops]
     """By the name of the count: algorithmic, counter."""
     teacher: TeacherCost
-    num_teacher_parameters: int
+    teacher_name: str | None
+    """What stands for the teacher in these figures; None: there is none."""
+    num_teacher_parameters: int | None
+    """None: its cost is the labels' or the targets' own word, or there is none."""
     is_teacher_online: bool
     device: DeviceSpec
     windows_per_pass: int
     memory: Memory
     kv_cache_bytes_per_token: int
     label_bytes_per_token: int
+    target_bytes_per_token: int
+    """Of stored distillation targets."""
     equal_parameters: Width | None
     """A plain decoder of as many active parameters; None where the run's is one."""
     equal_flops: Width | None
@@ -157,7 +160,11 @@ class Plan:
                 "teacher": dataclasses.asdict(self.teacher),
                 "training_with_teacher": self.flops["algorithmic"].training + self.teacher.total,
             },
-            "teacher": {"num_parameters": self.num_teacher_parameters, "runs_along": self.is_teacher_online},
+            "teacher": {
+                "name": self.teacher_name,
+                "num_parameters": self.num_teacher_parameters,
+                "runs_along": self.is_teacher_online,
+            },
             "memory_bytes_per_device": {
                 **dataclasses.asdict(self.memory),
                 "total": self.memory.total,
@@ -167,7 +174,10 @@ class Plan:
             },
             "kv_cache_bytes_per_token": self.kv_cache_bytes_per_token,
             "label_bytes_per_token": self.label_bytes_per_token,
-            "label_bytes": self.label_bytes_per_token * self.num_tokens,
+            "label_bytes": self.label_bytes_per_token * self.num_stored_tokens,
+            "target_bytes_per_token": self.target_bytes_per_token,
+            "target_bytes": self.target_bytes_per_token * self.num_stored_tokens,
+            "num_stored_tokens": self.num_stored_tokens,
             "equal_ntp": {
                 name: None if width is None else {**dataclasses.asdict(width), "difference": width.difference}
                 for name, width in (("parameters", self.equal_parameters), ("flops", self.equal_flops))
@@ -207,24 +217,35 @@ def make_plan(config: PlanConfig) -> Plan:
     if config.strategy is not None:
         config = replace(config, parallel=replace(config.parallel, strategy=config.strategy))
     num_tokens = config.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
-    device, text, num_concepts = _device(config), _text(config), _num_concepts(config)
-    windows_per_pass = _windows_per_pass(config)
-    model = meta_model(config, text, num_concepts)
-    teacher, layer = _teacher(config, text)
-    cost = teacher_cost(config, teacher, layer, num_concepts or config.student.num_active_concepts, text.context_length)
-    is_online = bool(cost.targets and config.distillation.targets is None) or bool(cost.labels and config.sae)
-    num_teacher_parameters = sum(parameter.numel() for parameter in teacher.parameters())
-    held = num_teacher_parameters
+    device, windows_per_pass = _device(config), _windows_per_pass(config)
+    inputs = read_inputs(config, config.recipe, config.vocab_size, config.context_length)
+    text, num_concepts = inputs.text, inputs.num_concepts
+    if num_concepts is not None:  # labels may say another number than the recipe
+        config = replace(config, num_concepts=num_concepts)
+    size = find_recipe(config.recipe).size if config.recipe is not None else None
+    model, teacher = meta_model(config, text), planned_teacher(config, size, text)
+    cost = teacher_cost(
+        config,
+        teacher,
+        num_concepts or config.student.num_active_concepts,
+        text.context_length,
+        labels_flops=inputs.labels_flops,
+        draws_flops=inputs.draws_flops,
+    )
+    head = regression_head_flops(config, teacher)
+    flops = {count: _flops(model, text, count, head) for count in ("algorithmic", "counter")}
+    is_online = bool(cost.targets) or bool(cost.labels and config.sae)
+    is_counted = is_online or bool(cost.labels and inputs.labels_flops is None)
+    is_counted = is_counted or bool(cost.stored_targets and inputs.draws_flops is None)
+    held = teacher.num_parameters
     if config.sae is not None and num_concepts is not None:
-        held += 2 * num_concepts * teacher.config.hidden_size
+        held += 2 * num_concepts * teacher.model.config.hidden_size
     is_plain = config.student.mixer == "none"
-    flops = {
-        "algorithmic": _flops(model, text, "algorithmic"),
-        "counter": _flops(model, text, "counter"),
-    }
+    num_stored_tokens = inputs.stored_tokens(num_tokens)
     return Plan(
         config=config,
         num_tokens=num_tokens,
+        num_stored_tokens=num_stored_tokens,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),
         vocab_size=text.vocab_size,
@@ -232,7 +253,8 @@ def make_plan(config: PlanConfig) -> Plan:
         num_concepts=num_concepts,
         flops=flops,
         teacher=cost,
-        num_teacher_parameters=num_teacher_parameters if cost.total else 0,
+        teacher_name=(teacher.name if is_counted else "that of the stored labels or targets") if cost.total else None,
+        num_teacher_parameters=teacher.num_parameters if is_counted else None,
         is_teacher_online=is_online,
         device=device,
         windows_per_pass=windows_per_pass,
@@ -240,10 +262,11 @@ def make_plan(config: PlanConfig) -> Plan:
             config, text, num_concepts, config.devices, windows_per_pass, FLOAT32_BYTES * held if is_online else 0
         ),
         kv_cache_bytes_per_token=kv_cache_bytes(model, config.parallel.precision),
-        label_bytes_per_token=_label_bytes(config, cost, num_concepts),
+        label_bytes_per_token=_label_bytes(inputs) if cost.labels and config.sae is None else 0,
+        target_bytes_per_token=_target_bytes(inputs) if cost.stored_targets else 0,
         equal_parameters=None if is_plain else equal_parameters_width(config, text),
         equal_flops=None if is_plain else equal_flops_width(config, text),
-        duration=_duration(config, num_tokens, flops["algorithmic"], cost, device),
+        duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device),
     )
 
 
@@ -265,18 +288,22 @@ def peak_flops(device: DeviceSpec, precision: str) -> float:
     return device.bfloat16_flops if precision == "bfloat16" else device.float32_flops
 
 
-@dataclass(frozen=True)
-class _Text:
-    vocab_size: int
-    context_length: int
-    eos_token_id: int = 0
-
-
-def _flops(model: CoCoMixForCausalLM, text: _Text, count: Any) -> Flops:
+def _flops(model: CoCoMixForCausalLM, text: PlannedText, count: Any, head: float) -> Flops:
     return Flops(
-        training_flops_per_token(model, text.context_length, count),
+        training_flops_per_token(model, text.context_length, count) + head,
         forward_flops_per_token(model, text.context_length, count),
     )
+
+
+def _label_bytes(inputs: Inputs) -> int:
+    """As a concept dataset stores them, before compression: two bytes a label while C fits."""
+    assert inputs.num_concepts is not None
+    return inputs.num_labels * (2 if inputs.num_concepts < 2**16 else 4)
+
+
+def _target_bytes(inputs: Inputs) -> int:
+    """As `distill-targets` stores them: two bytes a draw while V fits, and an entropy in float32."""
+    return inputs.num_draws * (2 if inputs.text.vocab_size <= 2**16 else 4) + 4
 
 
 def _device(config: PlanConfig) -> DeviceSpec:
@@ -299,33 +326,6 @@ def _device(config: PlanConfig) -> DeviceSpec:
     return spec
 
 
-def _text(config: PlanConfig) -> _Text:
-    """Vocabulary and context: as given, of the dataset, or the recipe's."""
-    facts: dict[str, Any] = {}
-    if config.data is not None:
-        facts = artifacts.read(config.data, token_dataset.KIND).facts
-    elif config.recipe is not None:
-        facts = fields_of(find_recipe(config.recipe).size)
-    values = {}
-    for name in ("vocab_size", "context_length"):
-        value = getattr(config, name) or facts.get(name)
-        if value is None:
-            raise CocomixError(f"a plan without a recipe needs --data, or --{name.replace('_', '-')}")
-        values[name] = int(value)
-    return _Text(**values)
-
-
-def _num_concepts(config: PlanConfig) -> int | None:
-    """C: of the labels, or as given."""
-    if config.student.mixer != "concept":
-        return None
-    if config.labels is not None:
-        return int(artifacts.read(config.labels, concept_dataset.KIND).facts["num_concepts"])
-    if config.num_concepts is None:
-        raise CocomixError("the number of concepts is not known: give --num-concepts, or --labels")
-    return config.num_concepts
-
-
 def _windows_per_pass(config: PlanConfig) -> int:
     wanted = config.devices * (config.micro_batch_size or 1)
     if config.batch_size % wanted:
@@ -337,44 +337,21 @@ def _windows_per_pass(config: PlanConfig) -> int:
     return config.micro_batch_size or config.batch_size // config.devices
 
 
-def _teacher(config: PlanConfig, text: _Text) -> tuple[PreTrainedModel, int]:
-    """The teacher's shape on the meta device, and the block after which its dictionary reads."""
-    size = find_recipe(config.recipe).size if config.recipe is not None else None
-    if config.teacher is None and size is not None:
-        draft = replace(config, student=size.teacher)
-        return meta_model(draft, text).backbone.requires_grad_(False), config.layer or size.teacher_layer
-    name = str(config.teacher or "gpt2")
-    try:
-        shape = _KNOWN_TEACHERS[name]() if name in _KNOWN_TEACHERS else AutoConfig.from_pretrained(name)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape).requires_grad_(False)
-    except Exception as error:  # transformers raises a dozen kinds of its own for what is no model
-        raise CocomixError(f"the shape of the teacher {name} could not be read: {reason_of(error)}") from error
-    middle = (shape.num_hidden_layers - 1) // 2
-    return model, middle if config.layer is None else config.layer
+def _duration(
+    config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: TeacherCost, device: DeviceSpec
+) -> Duration:
+    """Labels and stored draws are computed in float32, targets along with training in the run's precision."""
 
-
-def _label_bytes(config: PlanConfig, cost: TeacherCost, num_concepts: int | None) -> int:
-    """As a concept dataset stores them, before compression: two bytes a label while C fits."""
-    if not cost.labels or num_concepts is None or config.sae is not None:
-        return 0
-    return config.attribution.num_labels * (2 if num_concepts < 2**16 else 4)
-
-
-def _duration(config: PlanConfig, num_tokens: int, flops: Flops, cost: TeacherCost, device: DeviceSpec) -> Duration:
-    """The teacher's labels are computed in float32, its targets in the run's precision."""
-
-    def hours(flops_per_token: float, precision: str) -> float:
+    def hours(count: int, flops_per_token: float, precision: str) -> float:
         rate = config.devices * peak_flops(device, precision) * config.utilisation
-        return num_tokens * flops_per_token / rate / 3600
+        return count * flops_per_token / rate / 3600
 
-    precision = config.parallel.precision
-    labels = hours(cost.labels, "float32")
-    targets = 0.0 if config.distillation.targets is not None else hours(cost.targets, precision)
-    is_online = config.sae is not None
+    precision, is_online = config.parallel.precision, config.sae is not None
     return Duration(
-        student_hours=hours(flops.training, precision),
-        teacher_hours=targets + (labels if is_online else 0.0),
-        labels_hours=0.0 if is_online else labels,
+        student_hours=hours(num_tokens, flops.training, precision),
+        teacher_hours=hours(num_tokens, cost.targets, precision)
+        + (hours(num_tokens, cost.labels, "float32") if is_online else 0.0),
+        labels_hours=0.0 if is_online else hours(num_stored_tokens, cost.labels, "float32"),
+        targets_hours=hours(num_stored_tokens, cost.stored_targets, "float32"),
         num_devices=config.devices,
     )

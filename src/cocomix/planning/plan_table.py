@@ -6,12 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from cocomix.base.formats import NARROW_SPACE, format_count, format_flops
+from cocomix.base.formats import format_bytes, format_count, format_flops, format_hours
 from cocomix.base.tables import text_of
 from cocomix.planning.plan import Plan, PlanConfig, make_plan, peak_flops
 from cocomix.planning.widths import Width
-
-_BYTE_PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def show_plan(config: PlanConfig) -> str | dict[str, Any]:
@@ -43,10 +41,13 @@ def _model(plan: Plan) -> str:
         table.add_row("teacher’s labels, a token", format_flops(plan.teacher.labels), along)
     if plan.teacher.targets:
         table.add_row("teacher’s forward, a token", format_flops(plan.teacher.targets), "runs along")
+    if plan.teacher.stored_targets:
+        table.add_row("teacher’s draws, a token", format_flops(plan.teacher.stored_targets), "once, before training")
     if plan.teacher.total:
+        table.add_row("teacher", "", plan.teacher_name)
         share = f"the teacher is {100 * plan.teacher.total / training:.0f} % of the student"
         table.add_row("training and teacher, a token", format_flops(training + plan.teacher.total), share)
-    table.add_row("cache a token", _bytes(plan.kv_cache_bytes_per_token), f"in {plan.config.parallel.precision}")
+    table.add_row("cache a token", format_bytes(plan.kv_cache_bytes_per_token), f"in {plan.config.parallel.precision}")
     if plan.equal_parameters is not None and plan.equal_flops is not None:
         table.add_row("NTP of equal parameters", *_width(plan.equal_parameters, "parameters"))
         table.add_row("NTP of equal FLOPs", *_width(plan.equal_flops, "training FLOPs a token"))
@@ -75,9 +76,9 @@ def _memory(plan: Plan) -> str:
     for name, value, note in rows:
         is_other = name.startswith("activations") and name != counted
         if value:
-            table.add_row(name, f"({_bytes(value)})" if is_other else _bytes(value), note)
+            table.add_row(name, f"({format_bytes(value)})" if is_other else format_bytes(value), note)
     fits = "fits" if memory.total <= plan.device.memory_bytes else "does NOT fit"
-    table.add_row("in all", _bytes(memory.total), f"{fits} in {_bytes(plan.device.memory_bytes)}")
+    table.add_row("in all", format_bytes(memory.total), f"{fits} in {format_bytes(plan.device.memory_bytes)}")
     return text_of(table)
 
 
@@ -85,16 +86,22 @@ def _bill(plan: Plan) -> str:
     config, duration = plan.config, plan.duration
     table = _table(f"{format_count(plan.num_tokens)} tokens")
     peak = format_flops(peak_flops(plan.device, config.parallel.precision))
-    table.add_row("training", _hours(duration.hours), f"at {100 * config.utilisation:.0f} % of {peak}/s a device")
+    table.add_row("training", format_hours(duration.hours), f"at {100 * config.utilisation:.0f} % of {peak}/s a device")
     if duration.teacher_hours:
-        table.add_row("of it the teacher’s", _hours(duration.teacher_hours), "")
+        table.add_row("of it the teacher’s", format_hours(duration.teacher_hours), "")
     if duration.labels_hours:
         peak = format_flops(peak_flops(plan.device, "float32"))
-        table.add_row("labels, before it", _hours(duration.labels_hours), f"in float32, of {peak}/s a device")
-    table.add_row("device-hours", f"{duration.device_hours:,.1f}", "of both" if duration.labels_hours else "")
-    if plan.label_bytes_per_token:
-        stored = _bytes(plan.label_bytes_per_token * plan.num_tokens)
-        table.add_row("stored labels", stored, f"{plan.label_bytes_per_token} bytes a token, before compression")
+        table.add_row("labels, before it", format_hours(duration.labels_hours), f"in float32, of {peak}/s a device")
+    if duration.targets_hours:
+        peak = format_flops(peak_flops(plan.device, "float32"))
+        table.add_row("draws, before it", format_hours(duration.targets_hours), f"in float32, of {peak}/s a device")
+    has_more = duration.labels_hours or duration.targets_hours
+    table.add_row("device-hours", f"{duration.device_hours:,.1f}", "of all" if has_more else "")
+    for name, size in (("labels", plan.label_bytes_per_token), ("draws", plan.target_bytes_per_token)):
+        if size:
+            stored = format_bytes(size * plan.num_stored_tokens)
+            windows = f"{format_count(plan.num_stored_tokens)} tokens of different windows"
+            table.add_row(f"stored {name}", stored, f"{size} bytes a token, {windows}, before compression")
     return text_of(table)
 
 
@@ -106,18 +113,3 @@ def _table(title: str) -> Table:
 
 def _width(width: Width, what: str) -> tuple[str, str]:
     return f"width {width.hidden_size}", f"{100 * width.difference:+.1f} % {what}".replace("-", "−")
-
-
-def _bytes(value: float) -> str:
-    power = 0
-    while value >= 999.5 and power < len(_BYTE_PREFIXES) - 1:
-        value, power = value / 1000, power + 1
-    digits = f"{value:.0f}" if power == 0 or value >= 99.95 else f"{value:.1f}"
-    return f"{digits}{NARROW_SPACE}{_BYTE_PREFIXES[power]}B"
-
-
-def _hours(value: float) -> str:
-    for unit, size in (("h", 1.0), ("min", 1 / 60)):
-        if value >= size:
-            return f"{value / size:,.1f}{NARROW_SPACE}{unit}"
-    return f"{3600 * value:,.1f}{NARROW_SPACE}s"
