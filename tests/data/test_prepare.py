@@ -110,8 +110,8 @@ def test_a_sample_of_a_larger_corpus(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_refusal_leaves_nothing_in_the_way_of_a_retry(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
     output = tmp_path / "data"
-    with pytest.raises(CocomixError, match="less than one window of 100000"):
-        prepare(config(tiny, output, context_length=100_000, stream=stream))
+    with pytest.raises(CocomixError, match="less than one window of 50000"):
+        prepare(config(tiny, output, context_length=50_000, stream=stream))
     assert not output.exists()
     assert prepare(config(tiny, output, stream=stream)).facts["context_length"] == 16
 
