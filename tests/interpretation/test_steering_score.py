@@ -202,7 +202,7 @@ def test_names_are_escaped_and_concepts_can_be_chosen(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "zero"}, "mode 'zero' has no strength to choose"),
+        ({"mode": "zero"}, "mode is 'zero'; what has a strength to try is one of toward, set"),
         ({"concepts": (3,)}, "two or more different concepts"),
         ({"concepts": (3, 3)}, "two or more different concepts"),
         ({"concepts": (3, 99)}, "concept 99 does not exist"),
