@@ -76,8 +76,7 @@ def main() -> None:
 
 
 def summarized(seconds: list[float]) -> dict[str, float]:
-    ranked = {"fastest": min(seconds), "median": statistics.median(seconds), "slowest": max(seconds)}
-    return {name: round(value, 3) for name, value in ranked.items()}
+    return {"median": round(statistics.median(seconds), 3), "slowest": round(max(seconds), 3)}
 
 
 def open_once(site: Path) -> dict[str, float]:
