@@ -2,11 +2,11 @@
 
     python -m benchmarks.recipes --work runs/recipes --output benchmarks/results/recipes.json
 
-Text is the standard library's, enough of it that no window is seen twice. The teacher is a plain decoder of the students' blocks
-that saw twice their tokens; its dictionary reads the middle of it. All runs of a seed share data order, schedule and, where they have
-the same width, the backbone's initial weights. Every stage is recognised when it is finished and continued when it is not, and
-the table is written after every run: rows that are missing are shown as such. `--only NAME` runs some rows, `--tokens N` makes
-all of them shorter, for a try.
+Text is the standard library's, enough of it that no student sees a window twice. The teacher is a plain decoder of the
+students' blocks that was trained on twice their tokens; its dictionary reads the middle of it. All runs of a seed share data
+order, schedule and, where they have the same width, the backbone's initial weights. Every stage is recognised when it is
+finished and continued when it is not, and the table is written after every run: rows that are missing are shown as such.
+`--only NAME` runs some rows, `--tokens N` makes all of them shorter, for a try.
 """
 
 from __future__ import annotations

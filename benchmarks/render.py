@@ -224,16 +224,16 @@ def recipes(result: dict[str, Any]) -> str:
     made_with = (
         "Nothing has run yet."
         if teacher is None
-        else f"The teacher saw {format_count(teacher['train_tokens'])} tokens and is at {teacher['validation_loss']:.3f} nats "
-        f"on the validation sample of the curves; its dictionary of 1,024 latents has FVU {teacher['sae']['fvu']:.3f}."
+        else f"The teacher saw {format_count(teacher['train_tokens'])} tokens and is at {teacher['validation_loss']:.3f} "
+        f"nats on the curves' validation sample; its dictionary of 1,024 latents has FVU {teacher['sae']['fvu']:.3f}."
     )
     machine = result["machine"]
     threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     return "\n\n".join(
         [
             "## Every recipe at small size",
-            f"`gpt2-{result['size']}-*` ([recipes](recipes.md)), {format_count(result['num_tokens'])} tokens each, one teacher, "
-            f"one dictionary, labels of both kinds. {made_with}",
+            f"`gpt2-{result['size']}-*` ([recipes](recipes.md)), {format_count(result['num_tokens'])} tokens each, one "
+            f"teacher, one dictionary, labels of both kinds. {made_with}",
             _table(head, rows),
             "Losses are of the whole validation split, those on the way of the curves' sample of it (the runs' curves are in "
             "`benchmarks/results/recipes.json`). Runs of a seed share data and schedule; one seed tells differences of some "

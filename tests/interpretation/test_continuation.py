@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
 
-from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset, TrainConfig, train
+from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset
 from cocomix.concepts.extraction import load_extractor
-from cocomix.interpretation.continuation import most_steerable, strongest_activations
-from cocomix.modeling.loading import load_causal_lm
-from tests.conftest import STUDENT, Tiny
+from cocomix.interpretation.continuation import STRENGTH, most_steerable
+from cocomix.interpretation.directions import concept_directions
+from tests.conftest import Tiny
 
 
-def test_a_steered_continuation_names_concept_and_strength(tiny: Tiny, tmp_path: Path) -> None:
-    concept = dataclasses.replace(STUDENT, mixer="concept")
-    train(TrainConfig(data=tiny.data, output=tmp_path, labels=tiny.concepts, student=concept, num_tokens=4096))
-    model, data = load_causal_lm(tmp_path), TokenDataset(tiny.data, "validation")
-    assert isinstance(model, CoCoMixForCausalLM)
+def test_a_steered_continuation_names_concept_and_strength(tiny: Tiny, student: Path) -> None:
+    model, data = CoCoMixForCausalLM.from_pretrained(student).eval(), TokenDataset(tiny.data, "validation")
+    with torch.no_grad():
+        model.mixer.head_bias[3] = -1e6
     extractor = load_extractor(tiny.teacher, tiny.sae, AttributionConfig())
-    usual = strongest_activations(model, data, 8)
-    active = usual.topk(3).indices.tolist()
-    steered = most_steerable(
-        model, extractor.teacher, extractor.sae, data, active, num_prompt_tokens=6, num_new_tokens=8, max_windows=8
-    )
+    known = concept_directions(model, data, 8).any(-1)
+    candidates = [int(concept) for concept in known.nonzero()[:4]]
+    sizes = {"num_prompt_tokens": 6, "num_new_tokens": 8, "max_windows": 8}
+    steered = most_steerable(model, extractor.teacher, extractor.sae, data, candidates, **sizes)
     assert steered is not None
-    assert steered.concept in active
-    assert steered.strength == 2 * float(usual[steered.concept])
-    never = [int(concept) for concept in (usual == -torch.inf).nonzero()]
-    assert most_steerable(model, extractor.teacher, extractor.sae, data, never, max_windows=8) is None
+    assert steered.concept in candidates
+    assert steered.strength == STRENGTH
+    assert steered.prompt + steered.original != steered.prompt + steered.steered
+    assert steered.steered_activation >= steered.original_activation
+    assert most_steerable(model, extractor.teacher, extractor.sae, data, [3], **sizes) is None

@@ -139,9 +139,7 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
             inspect(given)
     monkeypatch.setattr(module, "_compute", None)
     inspect(given)
-    assert (
-        artifacts.read(given.output, KIND).files.keys() == artifacts.read(inspection, KIND).files.keys()
-    )
+    assert artifacts.read(given.output, KIND).files.keys() == artifacts.read(inspection, KIND).files.keys()
     with pytest.raises(CocomixError, match=r"other settings \(num_contexts"):
         inspect(dataclasses.replace(given, num_contexts=2))
 

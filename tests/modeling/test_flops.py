@@ -11,7 +11,6 @@ from cocomix.planning.recipes import find_recipe
 from cocomix.planning.widths import meta_model
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
 
-
 #: Every family with the published mixing, every mixing with one family, and mixing alone.
 CASES = [
     *((family, "concept", "interleave", 0.1) for family in FAMILIES),

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.planning.memory import Precision, device_memory, saved_bytes
+from cocomix.planning.memory import Precision, _Ledger, device_memory, peak_bytes, saved_bytes
 from cocomix.planning.recipes import Draft, find_recipe
 from cocomix.planning.sizes import SIZES
 from cocomix.training.students import build_student
@@ -40,44 +35,23 @@ def test_tensors_without_numbers_keep_what_real_ones_keep(variant: str, precisio
     assert all(block >= given > 0 for block, given in zip(real.blocks, real.inputs, strict=True))
 
 
-class _Peak(TorchDispatchMode):
-    """The most bytes that tensors made under it held at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, tuple | list) else (found,):
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return found
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.alive:
-            return
-        self.alive.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-
 @pytest.mark.parametrize("variant", ["ntp", "cocomix"])
-def test_the_peak_of_a_real_step_is_near_the_plans(variant: str) -> None:
-    student, B = model(variant), SIZE.batch_size
-    ids = torch.zeros(B, T, dtype=torch.long)
-    concepts = torch.zeros(B, T, 4, dtype=torch.long) if variant == "cocomix" else None
-    with _Peak() as peak:
-        student(input_ids=ids, labels=ids, concept_labels=concepts).loss.backward()
-    planned = device_memory(draft(variant), SIZE, SIZE.num_concepts, 1, B, teacher=0)
-    ratio = peak.most / (planned.activations + planned.logits)
-    print(f"{variant}: real peak over planned {ratio:.3f}")
-    # The first gradients of weights, and the operands of single operations, come on top.
-    assert 0.98 < ratio < 1.04
+def test_the_peak_without_numbers_is_the_peak_of_a_real_step(variant: str) -> None:
+    num_labels, B = 4 if variant == "cocomix" else 0, SIZE.batch_size
+    real = peak_bytes(model(variant), B, T, "float32", num_labels)
+    memory = device_memory(draft(variant), SIZE, SIZE.num_concepts, 1, B, teacher=0)
+    ratio = real / (memory.activations + memory.temporaries)
+    print(f"{variant}: real peak over planned {ratio:.4f}")
+    # Operations that are one kernel in reality may be several without numbers, and the reverse.
+    assert ratio == pytest.approx(1, abs=0.01)
+
+
+def test_the_peak_is_that_of_the_tensors_alive() -> None:
+    """Against what the process holds, as a tensor of known size shows."""
+    with _Ledger() as ledger:
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            torch.zeros(2000)  # freed each time
+        view = kept[10:].view(-1)
+    assert ledger.most_without([]) == 4 * 3000
+    assert ledger.most_without([view]) == 4 * 2000

@@ -21,8 +21,9 @@ from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.concepts.label_sources import identify_sae
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.interpretation.activations import NUM_STRONGEST, concept_activations
+from cocomix.interpretation.activations import concept_activations
 from cocomix.interpretation.continuations import Continuing
+from cocomix.interpretation.directions import NUM_STRONGEST, concept_directions
 from cocomix.interpretation.reading import TextReader, most_used_latents
 from cocomix.interpretation.steering_figures import draw_figures
 from cocomix.interpretation.steering_report import headline, markdown, summarize_strengths
@@ -37,11 +38,11 @@ RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
 
 #: What to try by default: multiples of the usual activation for `set` and `add`, factors for the others.
 STRENGTHS = {
-    "toward": (0.25, 0.5, 0.75, 1.0),
-    "set": (1.0, 2.0, 3.0, 4.0),
-    "add": (0.5, 1.0, 2.0, 3.0),
-    "scale": (2.0, 3.0, 4.0, 6.0),
-    "scale_logits": (2.0, 3.0, 4.0, 6.0),
+    "toward": (0.15, 0.25, 0.35, 0.5),
+    "set": (0.5, 1.0, 2.0, 4.0),
+    "add": (0.5, 1.0, 2.0, 4.0),
+    "scale": (2.0, 3.0, 5.0, 10.0),
+    "scale_logits": (2.0, 3.0, 5.0, 10.0),
 }
 
 
@@ -71,7 +72,7 @@ class SteerEvalConfig:
     """Size of the sample, without --concepts: those most often among the four strongest of a token."""
     num_prompts: int = 64
     """Half of them choose the strengths, half score."""
-    num_prompt_tokens: int = 32
+    num_prompt_tokens: int = 16
     num_new_tokens: int = 32
     """Tokens of each continuation."""
     temperature: float = 1.0
@@ -134,7 +135,10 @@ def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> Non
     if C != L:
         raise CocomixError(f"{config.model} has {C} concepts, but {config.sae} has {L} latents: they can't be the same")
     prompts = _prompts(config, model, validation)
-    notes = ConceptNotes(C, read_notes(config.model, C).names, concept_activations(model, train, config.num_windows))
+    statistics = concept_activations(model, train, config.num_windows)
+    directions = concept_directions(model, train, config.num_windows, description="directions toward concepts")
+    names = read_notes(config.model, C).names
+    notes = ConceptNotes(C, names, dataclasses.replace(statistics, directions=directions))
     concepts = [notes.resolve(concept) for concept in config.concepts]
     if not concepts:
         used = most_used_latents(extractor.teacher, extractor.sae, train, NUM_STRONGEST, config.num_windows)

@@ -17,7 +17,7 @@ _WHAT_HAPPENS = {
     "add": "raised by {strength:.3g}{times}",
     "zero": "removed where it is active",
     "scale_logits": "logit multiplied by {strength:.3g} before the strongest concepts are chosen",
-    "toward": "the mixture is shifted by {strength:.3g} times what it is like right before it",
+    "toward": "steered toward at strength {strength:.3g}",
 }
 
 

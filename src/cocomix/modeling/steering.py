@@ -209,8 +209,9 @@ def steer(
         mode: `scale` multiplies the value of the concept where it is active; `set` and `add` replace or raise it, and make it
             active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the concept's logit
             before the strongest concepts are chosen, so that it can enter or leave them (the paper's way). These five say
-            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture by so many
-            times the difference between the mixture right before the concept and the mean one.
+            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture in the
+            direction that does so at the least change of the model's predictions. There a strength s changes the next-token
+            distribution by about s^2 / 2 nats a token, so that 0.3 is a touch and 1 is much; a negative one steers away.
         positions: which tokens are edited. None: all; `prompt` or `generated`: those that `generate` was given, or made; a
             `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from positions
             [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.

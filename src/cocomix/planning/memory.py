@@ -2,13 +2,15 @@
 
 Activations are counted, not estimated: a forward pass of the run's own modules on tensors without numbers, noting every
 tensor that autograd keeps for the backward. Attention keeps queries, keys, values, its result and one number a row, as the
-fused kernels do. A backward begins with two tensors as large as the vocabulary's logits, its largest temporaries.
+fused kernels do. Then the backward is run too, for the most that its temporaries add, gradients of weights aside.
 
 Weights, gradients and AdamW's two moments are float32, as the engine has them, whatever the precision of the products.
 """
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
@@ -61,13 +65,67 @@ def saved_bytes(
         precision: of the products.
         num_labels: A, concepts a token that the concept loss learns; 0: none.
     """
+    with _counting(model) as saved:
+        _forward(model, num_windows, context_length, precision, num_labels)
+    return saved
+
+
+def peak_bytes(
+    model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
+) -> int:
+    """The most that a forward and backward pass hold at one time beside weights and their gradients; as `saved_bytes`."""
+    with _Ledger() as ledger:
+        _forward(model, num_windows, context_length, precision, num_labels).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    most: int = ledger.most_without(gradients)
+    model.zero_grad(set_to_none=True)
+    return most
+
+
+def _forward(
+    model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
+) -> Tensor:
+    """The loss of some windows."""
     ids = torch.zeros(num_windows, context_length, dtype=torch.long)
     concepts = torch.zeros(*ids.shape, num_labels, dtype=torch.long) if num_labels else None
     device = next(model.parameters()).device.type
-    with _counting(model) as saved, torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-        output = model(input_ids=ids, labels=ids, concept_labels=concepts)
-    del output
-    return saved
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss: Tensor = model(input_ids=ids, labels=ids, concept_labels=concepts).loss
+    return loss
+
+
+class _Ledger(TorchDispatchMode):
+    """When storages came and went."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._events: list[tuple[int, int]] = []
+        """Number of a storage, and bytes: above 0 when it came, below when it went."""
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self._alive:
+            number = self._alive[place] = len(self._events)
+            self._events.append((number, size))
+            weakref.finalize(storage, self._forget, place, number, size)
+
+    def _forget(self, place: int, number: int, size: int) -> None:
+        self._alive.pop(place, None)
+        self._events.append((number, -size))
+
+    def most_without(self, tensors: list[Tensor]) -> int:
+        """The largest sum of bytes, not counting the storages of some tensors that are still there."""
+        left_out = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors}
+        sizes = [size for number, size in self._events if number not in left_out]
+        return max(itertools.accumulate(sizes), default=0)
 
 
 @contextmanager
@@ -127,8 +185,8 @@ class Memory:
     """Kept between forward and backward of one pass."""
     activations_with_checkpointing: float
     """The same, had it been switched on."""
-    logits: float
-    """The gradient of the vocabulary's logits and of their logarithms, and what distillation holds beside them."""
+    temporaries: float
+    """The most that a backward adds to them, gradients of weights aside; and what distillation holds."""
     teacher: float
     """Its weights, and its dictionary's, where it runs along."""
     is_checkpointed: bool
@@ -137,7 +195,15 @@ class Memory:
     @property
     def total(self) -> float:
         activations = self.activations_with_checkpointing if self.is_checkpointed else self.activations
-        parts = (self.weights, self.gathered, self.gradients, self.exchange, self.moments, self.logits, self.teacher)
+        parts = (
+            self.weights,
+            self.gathered,
+            self.gradients,
+            self.exchange,
+            self.moments,
+            self.temporaries,
+            self.teacher,
+        )
         return sum(parts) + activations
 
 
@@ -160,12 +226,10 @@ def device_memory(
     )
     with FakeTensorMode():
         model = build_student(config, text, num_concepts).train()
-        # Both are linear in the windows; what is left at none are copies of the weights.
-        one, two = (saved_bytes(model, count, T, precision, num_labels) for count in (1, 2))
+        # Linear in the windows; what is left at none are copies of the weights.
+        once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
+        temporaries = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
         groups = _group_sizes(model)
-    activations, checkpointed = (
-        num_windows * (getattr(two, name) - getattr(one, name)) for name in ("total", "checkpointed")
-    )
     num_parameters = sum(groups)
     is_sharded = config.parallel.strategy == "fsdp" and num_devices > 1
     share = num_parameters / num_devices if is_sharded else num_parameters
@@ -177,19 +241,19 @@ def device_memory(
         gathered = product_bytes * (root + 2 * max(others))
         exchange = product_bytes * max(groups)
     else:
-        gathered = max(0, 2 * one.total - two.total)
+        gathered = max(0, 2 * once.total - twice.total)
         exchange = FLOAT32_BYTES * num_parameters if num_devices > 1 else 0.0
-    logits = FLOAT32_BYTES * text.vocab_size * T * num_windows
+    if config.distillation.weight:  # log-probabilities of teacher and student
+        temporaries += 2 * FLOAT32_BYTES * text.vocab_size * T * num_windows
     return Memory(
         weights=FLOAT32_BYTES * share,
         gathered=gathered,
         gradients=FLOAT32_BYTES * (num_parameters if accumulates else share),
         exchange=exchange,
         moments=2 * FLOAT32_BYTES * share,
-        activations=activations,
-        activations_with_checkpointing=checkpointed,
-        # Distillation holds log-probabilities of teacher and student too.
-        logits=logits * (4 if config.distillation.weight else 2),
+        activations=twice.total - once.total,
+        activations_with_checkpointing=twice.checkpointed - once.checkpointed,
+        temporaries=max(0, temporaries),
         teacher=teacher,
         is_checkpointed=config.parallel.activation_checkpointing,
     )

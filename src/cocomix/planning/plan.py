@@ -54,7 +54,8 @@ class PlanConfig(TrainConfig):
     devices: int = 1
     """How many."""
     device: str = "h100"
-    """Of which kind: h100, a100, l40s, mi300x, rtx-4090 and others; or cpu, or any name, with --peak-tflops and --memory-gb."""
+    """Of which kind: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
+    --memory-gb."""
     strategy: Literal["ddp", "fsdp"] | None = None
     """How the model is spread over them; by default parallel.strategy."""
     utilisation: float = 0.4

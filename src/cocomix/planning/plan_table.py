@@ -68,7 +68,7 @@ def _memory(plan: Plan) -> str:
         ("optimizer", memory.moments, "AdamW, two moments in float32"),
         ("activations", memory.activations, windows),
         ("activations, checkpointed", memory.activations_with_checkpointing, "every block recomputed in the backward"),
-        ("gradient of the logits", memory.logits, "float32, at the start of a backward"),
+        ("temporaries", memory.temporaries, "the most of a backward"),
         ("teacher", memory.teacher, "float32"),
     )
     counted = "activations, checkpointed" if memory.is_checkpointed else "activations"

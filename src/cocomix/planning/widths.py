@@ -5,6 +5,8 @@ Models are built on the meta device, which holds shapes and no numbers.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -67,17 +69,19 @@ def _equal_width(config: TrainConfig, text: TextShape, cost: Callable[[CoCoMixFo
     target, student = cost(meta_model(config, text)), config.student
     step = _step(student)
 
+    @functools.cache
     def at(num_steps: int) -> Width:
         plain = replace(student, hidden_size=num_steps * step, mixer="none")
         return Width(num_steps * step, cost(meta_model(replace(config, student=plain), text)), target)
 
-    low, high = 1, max(1, student.hidden_size // step)
-    while at(high).value < target:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if at(middle).value < target else (low, middle)
-    return min(at(low), at(high), key=lambda width: abs(width.difference))
+    # Costs grow about as the square of the width: near there already, walk to the first width that is enough.
+    guess = max(1, student.hidden_size // step)
+    count = max(1, round(guess * math.sqrt(target / at(guess).value)))
+    while at(count).value < target:
+        count += 1
+    while count > 1 and at(count - 1).value >= target:
+        count -= 1
+    return min(at(max(1, count - 1)), at(count), key=lambda width: abs(width.difference))
 
 
 def _step(student: StudentConfig) -> int:
