@@ -51,6 +51,9 @@ STRENGTHS = {
     "scale_logits": (2.0, 3.0, 5.0, 10.0),
 }
 
+#: With fewer, half of them are too few for a sign-flip test to find anything at 5 %, however clear (2^-5 < 0.05).
+MIN_PROMPTS = 10
+
 
 @dataclass(frozen=True)
 class SteerEvalConfig:
@@ -97,7 +100,7 @@ class SteerEvalConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(4, self, "num_prompts")
+        require_at_least(MIN_PROMPTS, self, "num_prompts")
         require_at_least(2, self, "num_concepts")
         require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows", "batch_size")
         if self.mode not in STRENGTHS:

@@ -271,7 +271,7 @@ class _Resolver:
             concept = (self.notes if isinstance(key, str) else self.bare).resolve(key)
             if concept in found:
                 raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
-            found[concept] = finite(strength, concept) * (self._usual(concept) if in_units else 1.0)
+            found[concept] = finite(finite(strength, concept) * (self._usual(concept) if in_units else 1.0), concept)
         return found
 
     def directions(self, rows: Sequence[Mapping[int, float]]) -> Tensor:
