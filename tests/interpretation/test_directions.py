@@ -8,6 +8,7 @@ import torch
 from cocomix import CocomixError, TokenDataset
 from cocomix.interpretation import directions as module
 from cocomix.interpretation.directions import NUM_STRONGEST, RIDGE, concept_directions
+from cocomix.modeling.concept_notes import read_notes
 from cocomix.modeling.edits import ConceptEdit, concept_edits
 from tests.conftest import Tiny
 from tests.interpretation.test_activations import reader_of
@@ -63,3 +64,10 @@ def test_models_without_mixed_concepts_are_refused(tiny: Tiny) -> None:
     for model in (helpers.student(mixer="pause"), helpers.student(mixing="none")):
         with pytest.raises(CocomixError, match="directions need a model whose concepts are mixed"):
             concept_directions(model, TokenDataset(tiny.data, "validation"))
+
+
+def test_inspect_measures_them_beside_the_model(inspection: Path) -> None:
+    statistics = read_notes(inspection.parent / "cocomix", 32).statistics
+    assert statistics is not None
+    assert statistics.directions is not None
+    assert bool(statistics.directions.any())

@@ -79,7 +79,7 @@ def test_every_mode_is_explained(folder: Path, tmp_path: Path, capsys: pytest.Ca
         ("scale", "multiplied by 2 where it is active, usually at "),
         ("scale_logits", "logit multiplied by 2 before the strongest concepts are chosen, usually at "),
         ("zero", "removed where it is active, usually at "),
-        ("toward", "steered toward at strength 2, usually at "),
+        ("toward", "steered toward, which changes the next token's distribution by about 2 nats; active on "),
     ):
         code, _, said = run(capsys, *words, "--steer", "5=2", "--mode", mode)
         assert code == 0

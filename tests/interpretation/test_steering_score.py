@@ -155,7 +155,7 @@ def test_every_prompt_gets_every_edit(tiny: Tiny, student: Path) -> None:
 
 SMALL: dict[str, Any] = {
     "num_concepts": 4,
-    "num_prompts": 8,
+    "num_prompts": 10,
     "num_prompt_tokens": 6,
     "num_new_tokens": 6,
     "num_windows": 32,
@@ -202,13 +202,13 @@ def test_names_are_escaped_and_concepts_can_be_chosen(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "zero"}, "mode 'zero' has no strength to choose"),
+        ({"mode": "zero"}, "mode is 'zero'; what has a strength to try is one of toward, set"),
         ({"concepts": (3,)}, "two or more different concepts"),
         ({"concepts": (3, 3)}, "two or more different concepts"),
         ({"concepts": (3, 99)}, "concept 99 does not exist"),
         ({"num_prompts": 10_000}, "validation windows"),
         ({"num_new_tokens": 11}, "the model's context is 16"),
-        ({"num_prompts": 2}, "it must be at least 4"),
+        ({"num_prompts": 2}, "it must be at least 10"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -43,7 +43,7 @@ def test_the_peak_without_numbers_is_the_peak_of_a_real_step(variant: str) -> No
     ratio = real / (memory.activations + memory.temporaries)
     print(f"{variant}: real peak over planned {ratio:.4f}")
     # Operations that are one kernel in reality may be several without numbers, and the reverse.
-    assert ratio == pytest.approx(1, abs=0.01)
+    assert ratio == pytest.approx(1, abs=0.1)
 
 
 def test_the_peak_is_that_of_the_tensors_alive() -> None:

@@ -34,7 +34,7 @@ from cocomix.interpretation.effects import direct_effects, measured_effects, nea
 from cocomix.interpretation.model_wide import model_wide
 from cocomix.interpretation.occurrences import find_occurrences
 from cocomix.interpretation.site import write_site
-from cocomix.modeling.concept_notes import add_names, read_notes, write_statistics
+from cocomix.modeling.concept_notes import NAMES_NAME, add_names, read_notes, write_statistics
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -251,7 +251,10 @@ def _current_names(config: InspectConfig) -> list[str]:
     C = len(made)
     folder = config.model if os.access(config.model, os.W_OK) else config.output
     names = add_names(folder, dict(enumerate(made)), C)
-    statistics = read_notes(config.output, C).statistics
-    if statistics is not None:
-        write_statistics(folder, statistics)
+    num_kept = sum(names[concept] != name for concept, name in enumerate(made))
+    if num_kept:
+        say(f"{num_kept:,} names in {folder / NAMES_NAME} are kept; delete it, and run this again, for those made here")
+    statistics, known = read_notes(config.output, C).statistics, read_notes(folder, C).statistics
+    if statistics is not None and (known is None or known.num_tokens <= statistics.num_tokens):
+        write_statistics(folder, statistics)  # what more text says stays
     return [names[concept] for concept in range(C)]

@@ -8,8 +8,8 @@ import torch
 
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset
 from cocomix.concepts.extraction import load_extractor
-from cocomix.interpretation.continuation import STRENGTH, most_steerable
 from cocomix.interpretation.directions import concept_directions
+from cocomix.interpretation.most_steerable import STRENGTH, most_steerable
 from tests.conftest import Tiny
 
 
