@@ -24,6 +24,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 FAMILIES_PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 FAMILIES_START, FAMILIES_END = "<!-- families -->", "<!-- end of families -->"
 DATA_PAGE = Path(__file__).parent.parent / "docs" / "data.md"
+STEERING_PAGE = Path(__file__).parent.parent / "docs" / "steering.md"
+STEERING_START, STEERING_END = "<!-- steering -->", "<!-- end of steering -->"
 PREPARE_START, PREPARE_END = "<!-- prepare -->", "<!-- end of prepare -->"
 
 VARIANT_NOTES = {
@@ -44,12 +46,61 @@ def main() -> None:
     _fill(README, START, readme_block(), END)
     _fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
     _fill(DATA_PAGE, PREPARE_START, prepare_block(), PREPARE_END)
+    _fill(STEERING_PAGE, STEERING_START, steering_block(), STEERING_END)
 
 
 def _fill(page: Path, start: str, block: str, end: str) -> None:
     """Put a block between its two marks."""
     before, _, after = page.read_text(encoding="utf-8").partition(start)
     page.write_text(before + start + block + end + after.partition(end)[2], encoding="utf-8")
+
+
+def steering_block() -> str:
+    """The score of each mode, and what each strength of the best one does."""
+    found = read_json(RESULTS / "steering.json")
+    rows = []
+    for mode, seeds in found["modes"].items():
+        for seed, score in seeds.items():
+            # Over the strengths, all prompts: the largest median.
+            best = max(score["strengths"], key=lambda row: row["own_ratio"][1])
+            rows.append(
+                f"| `{mode}` | {seed} | **{score['share_rising']:.0%}** | {score['share_rising_by_others']:.0%} | "
+                f"{best['own_ratio'][1]:.2f} | {best['other_ratio'][1]:.2f} | {best['strength']:g} |"
+            )
+    best_mode = next(iter(found["modes"]))
+    score = next(iter(found["modes"][best_mode].values()))
+    effects = [
+        f"| {row['strength']:g} | {row['own_ratio'][1]:.2f} ({row['own_ratio'][0]:.2f} to {row['own_ratio'][2]:.2f}) | "
+        f"{row['other_ratio'][1]:.2f} | {row['share_rising']:.0%} | {row['fluency_cost'][1]:+.2f} "
+        f"({row['fluency_cost'][0]:+.2f} to {row['fluency_cost'][2]:+.2f}) | {row['repetition']:.1%} |"
+        for row in score["strengths"]
+    ]
+    return "\n".join(
+        [
+            "",
+            "",
+            f"The demo's default model, {score['num_concepts']} concepts, cost at most {score['max_fluency_cost']:g} nats a "
+            "token:",
+            "",
+            "| mode | seed | concepts that rise | by a random other | median of steered / unsteered activation, at best "
+            "| of other concepts | at strength |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`{best_mode}` by strength, first seed, all prompts; medians over concepts, quartiles in brackets. Without "
+            f"steering the teacher's loss is {score['unsteered']['teacher_loss']:.2f} nats a token, and "
+            f"{score['unsteered']['repetition']:.1%} of the runs of four tokens repeat:",
+            "",
+            "| strength | activation, steered / unsteered | other concepts' | rise significantly | cost, nats a token "
+            "| repetition |",
+            "|---|---|---|---|---|---|",
+            *effects,
+            "",
+            f"`{found['command']}`",
+            "",
+            "",
+        ]
+    )
 
 
 def families_block() -> str:

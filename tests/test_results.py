@@ -10,9 +10,13 @@ from benchmarks.render import (
     PREPARE_START,
     README,
     START,
+    STEERING_END,
+    STEERING_PAGE,
+    STEERING_START,
     page,
     prepare_block,
     readme_block,
+    steering_block,
 )
 
 
@@ -20,3 +24,4 @@ def test_the_page_is_what_the_stored_results_give() -> None:
     assert PAGE.read_text(encoding="utf-8") == page()
     assert START + readme_block() + END in README.read_text(encoding="utf-8")
     assert PREPARE_START + prepare_block() + PREPARE_END in DATA_PAGE.read_text(encoding="utf-8")
+    assert STEERING_START + steering_block() + STEERING_END in STEERING_PAGE.read_text(encoding="utf-8")

@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     from cocomix.evaluation.probes import run_probes as run_probes
     from cocomix.interpretation.cards import CardReader as CardReader
     from cocomix.interpretation.cards import ConceptCard as ConceptCard
+    from cocomix.interpretation.generation import GenerateConfig as GenerateConfig
+    from cocomix.interpretation.generation import generate as generate
     from cocomix.interpretation.inspection import InspectConfig as InspectConfig
     from cocomix.interpretation.inspection import inspect as inspect
+    from cocomix.interpretation.steer_eval import SteerEvalConfig as SteerEvalConfig
+    from cocomix.interpretation.steer_eval import steer_eval as steer_eval
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
@@ -90,7 +94,10 @@ _OWNERS = {
     "TrainSaeConfig": "concepts.sae_training",
     "compare": "comparison.command",
     "distill_targets": "concepts.distillation_targets",
+    "GenerateConfig": "interpretation.generation",
+    "SteerEvalConfig": "interpretation.steer_eval",
     "evaluate": "evaluation.command",
+    "generate": "interpretation.generation",
     "extract": "concepts.extraction",
     "load_causal_lm": "modeling.loading",
     "make_plan": "planning.plan",
@@ -101,6 +108,7 @@ _OWNERS = {
     "run_demo": "demo.pipeline",
     "run_probes": "evaluation.probes",
     "steer": "modeling.steering",
+    "steer_eval": "interpretation.steer_eval",
     "stream_concepts": "data.streaming",
     "train": "training.loop",
     "train_sae": "concepts.sae_training",

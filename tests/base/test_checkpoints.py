@@ -38,7 +38,7 @@ def test_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncate", "flip", "no tensors", "no meta", "half meta", "other meta", "half written"]
+    "damage", ["truncate", "flip", "no tensors", "no meta", "half meta", "other meta", "no checksums", "half written"]
 )
 def test_a_damaged_checkpoint_costs_only_its_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
@@ -62,6 +62,8 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
         meta.write_text(meta.read_text()[:10])
     elif damage == "other meta":
         meta.write_text("[]")
+    elif damage == "no checksums":
+        meta.write_text('{"sha256": {}}')
     else:
         newest.rename(checkpoints.folder / ".step-000000002.partial")
     latest = checkpoints.latest()
@@ -71,6 +73,17 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
     assert (f"{newest} is damaged; trying the checkpoint before it" in capsys.readouterr().err) == newest.exists()
     checkpoints.save(2, {"x": torch.ones(1)}, {})
     assert read(checkpoints.latest()) == [1.0]
+
+
+def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        Checkpoints(tmp_path, keep=3).save(step, {"x": torch.ones(1)}, {})
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (8, 12):
+        (checkpoints.folder / f"step-{step:09d}" / META).unlink()
+    checkpoints.latest()
+    checkpoints.save(6, {"x": torch.full((1,), 6.0)}, {})
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000000006"]
 
 
 def test_nothing_is_pickled_and_odd_tensors_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

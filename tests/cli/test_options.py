@@ -87,6 +87,7 @@ def test_a_file_that_is_wrong_is_one_sentence(text: str, message: str, tmp_path:
         (["--learning-rat", "1"], r"^unrecognized options: --learning-rat, 1; perhaps --optimizer.learning-rate, "),
         (["stray"], r"^unrecognized options: stray; see cocomix train --help$"),
         (["--batch-size", "a"], r"^--batch-size: invalid literal for int\(\) with base 10: 'a'; see"),
+        (["--num-tokens", "many"], r"^--num-tokens is 'many'; expected a number such as 64M"),
         (["--batch-size"], r"^missing value for argument '--batch-size'"),
         (["--student.mixer", "x"], r"^invalid choice 'x' for argument '--student.mixer'"),
         (["--recipe"], r"^missing value for argument '--recipe'"),
@@ -99,6 +100,11 @@ def test_a_file_that_is_wrong_is_one_sentence(text: str, message: str, tmp_path:
 def test_words_that_are_wrong_are_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(CocomixError, match=message):
         parse_train(*words)
+
+
+@pytest.mark.parametrize("words", [["--num-tokens", "4M"], ["--num-tokens=4M"], ["--num_tokens", "4_000_000"]])
+def test_counts_of_tokens_as_people_write_them(words: list[str]) -> None:
+    assert parse_train("--data", "d", "--output", "o", *words).num_tokens == 4_000_000
 
 
 def test_what_is_missing_is_named_and_the_exit_code_is_that_of_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,8 +86,7 @@ def card(concept: int, before: str, token: str, after: str) -> dict[str, Any]:
 def steering() -> dict[str, Any]:
     return {
         "concept": 17,
-        "strength": 8.31,
-        "strength_factor": 2.0,
+        "strength": 1.0,
         "prompt": "def read(path):\n    return",
         "original": " path.read()\n",
         "steered": " self.close()\n\n<b>bold</b>",

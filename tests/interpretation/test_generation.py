@@ -12,24 +12,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cocomix import CocomixError, CoCoMixForCausalLM, TokenDataset, TrainConfig, steer, train
+from cocomix import CocomixError, CoCoMixForCausalLM, TokenDataset, steer
 from cocomix.cli.main import main
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.interpretation.activations import concept_activations
 from cocomix.interpretation.generation import GenerateConfig
 from cocomix.modeling.concept_notes import write_names, write_statistics
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import Tiny
 
 
 @pytest.fixture(scope="module")
-def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student with named concepts and statistics."""
-    path = tmp_path_factory.mktemp("student")
-    settings = dataclasses.replace(STUDENT, mixer="concept")
-    train(TrainConfig(data=tiny.data, output=path, labels=tiny.concepts, student=settings, num_tokens=4096))
-    model = CoCoMixForCausalLM.from_pretrained(path).eval()
+def folder(tiny: Tiny, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with named concepts, statistics and directions."""
+    path = Path(shutil.copytree(student, tmp_path_factory.mktemp("generation") / "student"))
+    model, data = CoCoMixForCausalLM.from_pretrained(path).eval(), TokenDataset(tiny.data)
     write_names(path, {5: "imports", 6: "a = b"}, model.config.num_concepts)
-    write_statistics(path, concept_activations(model, TokenDataset(tiny.data), 64))
+    statistics = concept_activations(model, data, 64)
+    write_statistics(path, dataclasses.replace(statistics, directions=torch.ones(model.config.num_concepts, 16)))
     return path
 
 
@@ -80,6 +79,7 @@ def test_every_mode_is_explained(folder: Path, tmp_path: Path, capsys: pytest.Ca
         ("scale", "multiplied by 2 where it is active, usually at "),
         ("scale_logits", "logit multiplied by 2 before the strongest concepts are chosen, usually at "),
         ("zero", "removed where it is active, usually at "),
+        ("toward", "steered toward, which changes the next token's distribution by about 2 nats; active on "),
     ):
         code, _, said = run(capsys, *words, "--steer", "5=2", "--mode", mode)
         assert code == 0

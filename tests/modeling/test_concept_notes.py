@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cocomix import CocomixError, load_causal_lm
 from cocomix.base import artifacts
 from cocomix.modeling.concept_notes import (
+    DIRECTIONS_NAME,
     NAMES_NAME,
     STATISTICS_NAME,
     ActivationStatistics,
@@ -30,7 +33,7 @@ NAMES = {7: "import statements", 3: "docstrings", 11: "Docstrings", 20: "string 
 
 def statistics() -> ActivationStatistics:
     columns = {name: torch.rand(NUM_CONCEPTS) + 0.5 for name in ("share", "mean", "std", "largest", "usual")}
-    return ActivationStatistics(1000, **columns)
+    return ActivationStatistics(1000, **columns, directions=torch.randn(NUM_CONCEPTS, 16))
 
 
 def test_notes_are_found_from_the_model_alone_and_follow_the_files(tmp_path: Path) -> None:
@@ -46,6 +49,7 @@ def test_notes_are_found_from_the_model_alone_and_follow_the_files(tmp_path: Pat
     assert found.statistics is not None
     assert found.statistics.num_tokens == 1000
     assert torch.equal(found.statistics.usual, written.usual)
+    assert torch.equal(found.statistics.directions, written.directions)
     assert notes_of(model) is found
     (tmp_path / NAMES_NAME).write_text('{"2": "edited"}')
     os.utime(tmp_path / NAMES_NAME, ns=(1, 1))
@@ -125,3 +129,20 @@ def test_damaged_statistics_are_one_sentence(tmp_path: Path, change: dict[str, A
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CocomixError, match="does not hold the statistics of 24 concepts"):
         read_notes(tmp_path, NUM_CONCEPTS)
+
+
+@pytest.mark.parametrize("content", [b"", torch.zeros(3)])
+def test_damaged_directions_are_one_sentence(tmp_path: Path, content: Any) -> None:
+    write_statistics(tmp_path, statistics())
+    path = tmp_path / DIRECTIONS_NAME
+    path.write_bytes(content) if isinstance(content, bytes) else save_file({"directions": content}, path)
+    with pytest.raises(CocomixError, match="run `cocomix inspect` again"):
+        read_notes(tmp_path, NUM_CONCEPTS)
+
+
+def test_statistics_without_directions_take_old_ones_away(tmp_path: Path) -> None:
+    write_statistics(tmp_path, statistics())
+    write_statistics(tmp_path, dataclasses.replace(statistics(), directions=None))
+    found = read_notes(tmp_path, NUM_CONCEPTS).statistics
+    assert found is not None
+    assert found.directions is None

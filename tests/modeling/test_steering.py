@@ -17,7 +17,7 @@ from tests.modeling.helpers import NUM_CONCEPTS, student, tokens
 from tests.reference.steering import steered_mixture
 
 B, T = 3, 7
-MODES = ("scale", "set", "add", "zero", "scale_logits")
+MODES = ("scale", "set", "add", "zero", "scale_logits")  # and `toward`, which acts on vectors
 
 
 def dense(output: Any) -> torch.Tensor:
@@ -235,6 +235,62 @@ def test_positions_by_a_function_see_absolute_positions_through_a_cache() -> Non
     with steer(model, {4: 20.0}, positions=rule):
         found = dense(model(input_ids=ids))
     torch.testing.assert_close(found, steered_mixture(z, 5, [("set", [{4: 20.0}] * 2)], mask), atol=1e-4, rtol=1e-4)
+
+
+def notes_with_directions() -> ConceptNotes:
+    columns = {name: torch.rand(NUM_CONCEPTS) + 0.5 for name in ("share", "mean", "std", "largest", "usual")}
+    directions = torch.randn(NUM_CONCEPTS, 16)
+    directions[20] = 0
+    return ConceptNotes(NUM_CONCEPTS, {4: "imports"}, ActivationStatistics(100, **columns, directions=directions))
+
+
+class _Shift(Zero):
+    """Adds to the vectors of each token."""
+
+    def __init__(self, shifts: torch.Tensor) -> None:
+        self.shifts = shifts
+
+    def edit_active(self, indices: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return indices, values
+
+    def edit_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors + self.shifts
+
+
+@torch.no_grad()
+def test_toward_shifts_the_mixture_of_each_row(model: CoCoMixForCausalLM) -> None:
+    ids, notes = tokens(B, T), notes_with_directions()
+    assert notes.statistics is not None
+    assert notes.statistics.directions is not None
+    rows: list[dict[Any, float]] = [{"imports": 2.0, 1: -1.0}, {}, {7: 0.5}]
+    shifts = torch.zeros(B, T, 16)
+    for row, strengths in enumerate([{4: 2.0, 1: -1.0}, {}, {7: 0.5}]):
+        for concept, strength in strengths.items():
+            shifts[row, 2:5] += strength * notes.statistics.directions[concept]
+    with concept_edits(model, _Shift(shifts)):
+        expected = model(input_ids=ids)
+    with steer(model, rows, mode="toward", positions=slice(2, 5), unit="usual", notes=notes):
+        found = model(input_ids=ids)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    plain = model(input_ids=ids)
+    assert torch.equal(found.logits[1], plain.logits[1])
+    assert torch.equal(found.concept_values, plain.concept_values)
+    cached = generation(ids)
+    with steer(model, rows, mode="toward", positions="generated", notes=notes):
+        assert torch.equal(model.generate(ids, **cached), model.generate(ids, **cached | {"use_cache": False}))
+
+
+def test_toward_needs_directions(model: CoCoMixForCausalLM) -> None:
+    with (
+        pytest.raises(CocomixError, match=r"directions toward this model's concepts were not measured yet"),
+        steer(model, {1: 1.0}, mode="toward"),
+    ):
+        pass
+    with (
+        pytest.raises(CocomixError, match=r"there is no direction toward concept 20: it was never among the strongest"),
+        steer(model, {20: 1.0}, mode="toward", notes=notes_with_directions()),
+    ):
+        pass
 
 
 def test_gradients_pass_through_edits(model: CoCoMixForCausalLM) -> None:

@@ -129,12 +129,45 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
         ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
         ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"concept_loss_weight": math.nan}, "concept_loss_weight is nan; it must be at least 0"),
+        ({"concept_loss_weight": math.inf}, "concept_loss_weight is inf; it must be finite"),
+        (
+            {"teacher": Path("/nowhere"), "distillation": DistillationConfig(weight=1.0)},
+            "teacher /nowhere does not exist",
+        ),
         ({"num_windows": 10**6}, "only [0-9]+ windows are labelled"),
     ],
 )
 def test_contradictions(tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(CocomixError, match=message):
         train(config(tiny, tmp_path, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -1.0}, "optimizer.learning_rate is -1.0; it must be above 0 and finite"),
+        ({"learning_rate": math.nan}, "optimizer.learning_rate is nan"),
+        ({"max_gradient_norm": 0.0}, "optimizer.max_gradient_norm is 0.0; it must be above 0"),
+        ({"warmup_fraction": 7.0}, "optimizer.warmup_fraction is 7.0; it must lie between 0 and 1"),
+        ({"beta1": 2.0}, "optimizer.beta1 is 2.0; it must be at least 0 and below 1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
+    ],
+)
+def test_optimizers_that_cannot_be(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(CocomixError, match=message):
+        OptimizerConfig(**settings)
+
+
+def test_metrics_that_were_cut_are_not_padded(tiny: Tiny, tmp_path: Path) -> None:
+    with in_step(12, terminate), pytest.raises(Stopped):
+        train(config(tiny, tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(
+        CocomixError, match=r"metrics.jsonl has 0 bytes, and had [0-9]+ when the checkpoint was written"
+    ):
+        train(config(tiny, tmp_path))
 
 
 def test_head_size() -> None:

@@ -110,3 +110,9 @@ def test_checkpoints_kept(tiny: Tiny, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
         f"step-{step:09d}" for step in (9, 12, 15)
     ]
+
+
+def test_a_pass_may_be_cut_otherwise_after_a_stop(tiny: Tiny, tmp_path: Path) -> None:
+    with in_step(5, kill), pytest.raises(KilledError):
+        train(config(tiny, tmp_path))
+    assert train(config(tiny, tmp_path, micro_batch_size=2)).facts["num_steps"] == 20

@@ -57,10 +57,10 @@ class Manifest:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is either the old one or the whole new one, whatever interrupts."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -123,6 +123,8 @@ def begin(
         output.mkdir(parents=True, exist_ok=True)
     except NotADirectoryError:
         raise CocomixError(f"{output} can't be made: something above it is a file, not a folder") from None
+    except OSError as error:
+        raise CocomixError(f"{output} can't be made: {error.strerror}") from None
     _settings_of(output, kind)  # refuses a folder that is not ours before anything is left in it
     with (output / LOCK_NAME).open("w") as lock:
         try:

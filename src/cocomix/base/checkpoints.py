@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cocomix.base.artifacts import read_json, sha256_of_file, write_json
+from cocomix.base.artifacts import fingerprint_of_json, read_json, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks
@@ -73,6 +73,7 @@ class Checkpoints:
         self.folder = output / FOLDER
         self.keep = keep
         self.ranks = ranks or Ranks()
+        self._damaged: set[Path] = set()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Write the state after `step` steps; all ranks together.
@@ -80,10 +81,14 @@ class Checkpoints:
         Raises:
             CocomixError: it can't be written; what was there before is still there.
         """
-        write_state(self.folder / f"step-{step:09d}", tensors, {**meta, "step": step}, self.ranks)
+        saved = self.folder / f"step-{step:09d}"
+        write_state(saved, tensors, {**meta, "step": step}, self.ranks)
         if self.ranks.is_first:
-            for old in self._steps()[: -self.keep]:
+            damaged = self._damaged - {saved}
+            whole = [folder for folder in self._steps() if folder not in damaged]
+            for old in (*damaged, *whole[: -self.keep]):
                 shutil.rmtree(old, ignore_errors=True)
+            self._damaged.clear()
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, the same one on every rank; None if there is none."""
@@ -93,6 +98,7 @@ class Checkpoints:
                 return Checkpoint(folder, meta, self.ranks)
             if self.ranks.is_first:
                 say(f"{folder} is damaged; trying the checkpoint before it")
+                self._damaged.add(folder)
         return None
 
     def clear(self) -> None:
@@ -199,7 +205,7 @@ def _make_empty(folder: Path) -> None:
 
 def _complete(partial: Path, folder: Path, meta: Mapping[str, Any]) -> None:
     """Metadata last, then the name by which it counts."""
-    write_json(partial / META, meta)
+    write_json(partial / META, {**meta, "fingerprint": fingerprint_of_json(meta)})
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -210,7 +216,10 @@ def _meta_of(folder: Path) -> dict[str, Any] | None:
         meta = read_json(folder / META)
     except (OSError, CocomixError):
         return None
-    return meta if isinstance(meta, dict) and isinstance(meta.get("sha256"), dict) else None
+    if not isinstance(meta, dict):
+        return None
+    fingerprint = meta.pop("fingerprint", None)
+    return meta if fingerprint == fingerprint_of_json(meta) else None
 
 
 def _cause_of(error: OSError | CheckpointException) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 
 class CocomixError(ValueError):
     """Input or state a user can mend: one sentence says what was wrong, where, and what to do."""
 
 
 def require_at_least(minimum: int, config: object, *names: str) -> None:
-    """Raise a `CocomixError` for the first of a configuration's numbers below a minimum; None is left alone."""
+    """Raise a `CocomixError` for the first of a configuration's numbers that is below a minimum or no finite number at all.
+
+    None is left alone.
+    """
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise CocomixError(f"{name} is {value}; it must be at least {minimum}")
+        if value is not None and not minimum <= value < math.inf:
+            bound = "finite" if value == math.inf else f"at least {minimum}"
+            raise CocomixError(f"{name} is {value}; it must be {bound}")
 
 
 def reason_of(error: Exception) -> str:

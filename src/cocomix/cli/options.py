@@ -11,7 +11,7 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ import tyro
 
 from cocomix.base.errors import CocomixError
 from cocomix.planning.drafts import apply_yaml, fields_of, read_yaml
+from cocomix.planning.numbers import parse_count
 
 _RECIPE_HELP = "Start from this recipe; `cocomix recipes` lists them. Other options change it."
 _FILE_HELP = (
@@ -34,6 +35,7 @@ def parse(config_class: type[Any], prog: str, description: str, words: Sequence[
         CocomixError: a name, a value or the whole is wrong.
         SystemExit: help was asked for and given.
     """
+    words = [*_with_whole_counts(words)]
     takes_recipe, takes_file = _takes_recipe(config_class), _takes_file(config_class)
     fields: dict[str, Any] = {}
     recipe = None
@@ -57,6 +59,29 @@ def parse(config_class: type[Any], prog: str, description: str, words: Sequence[
 
         return finish_draft(fields, recipe)
     return config_class(**fields)
+
+
+def _with_whole_counts(words: Sequence[str]) -> Iterator[str]:
+    """The words with `--num-tokens 4M`, and every other count of tokens, in digits."""
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if option and not word.startswith("--"):
+            yield _in_digits(word, option)
+        elif equals and _is_count(name):
+            yield f"{name}={_in_digits(value, name)}"
+        else:
+            yield word
+        option = word if _is_count(word) else ""
+
+
+def _is_count(option: str) -> bool:
+    return re.fullmatch(r"--[\w.-]*tokens", option) is not None
+
+
+def _in_digits(value: str, option: str) -> str:
+    """Plain numbers are left to `tyro`, with what is out of range."""
+    return value if re.fullmatch(r"[+-]?\d+", value) else str(parse_count(value, option))
 
 
 def _takes_recipe(config_class: type[Any]) -> bool:

@@ -10,7 +10,7 @@ from cocomix.base import artifacts
 from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.interpretation.continuation import most_steerable
+from cocomix.interpretation.most_steerable import most_steerable
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 

@@ -35,11 +35,23 @@ class Continuing:
     batch_size: int = 256
     """Rows in a batch at most, but at least one edit of all prompts."""
 
-    def sampling(self) -> dict[str, Any]:
-        """Arguments of `generate` of transformers."""
-        if not self.temperature:
-            return {"do_sample": False}
-        return {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
+
+def sampling_options(temperature: float, top_k: int | None = None, top_p: float | None = None) -> dict[str, Any]:
+    """Arguments of `generate` of transformers, all written out: no generation_config.json beside the weights decides.
+
+    Args:
+        temperature: 0: always the likeliest token.
+        top_k: sample from so many of the likeliest tokens; None: from all.
+        top_p: sample from the likeliest tokens that have this share of the probability; None: from all.
+    """
+    if not temperature:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": temperature,
+        "top_k": top_k or 0,
+        "top_p": 1.0 if top_p is None else top_p,
+    }
 
 
 @torch.no_grad()
@@ -64,10 +76,9 @@ def continue_all(
     """
     P = len(prompts)
     size = max(1, how.batch_size // P)
-    settings = {"max_new_tokens": how.num_new_tokens, "min_new_tokens": how.num_new_tokens, **how.sampling()}
-    with ProgressLine(
-        description or "", len(edits) * P * how.num_new_tokens, shown=description is not None
-    ) as progress:
+    length = how.num_new_tokens
+    settings = {"max_new_tokens": length, "min_new_tokens": length, **sampling_options(how.temperature)}
+    with ProgressLine(description or "", len(edits) * P * length, shown=description is not None) as progress:
         for start in range(0, len(edits), size):
             part = edits[start : start + size]
             rows = prompts.repeat(len(part), 1)
@@ -77,4 +88,4 @@ def continue_all(
                     rows, attention_mask=torch.ones_like(rows), pad_token_id=how.pad_token_id, **settings
                 )
             yield ids.unflatten(0, (len(part), P))
-            progress.advance(len(part) * P * how.num_new_tokens)
+            progress.advance(len(part) * P * length)

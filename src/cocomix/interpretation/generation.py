@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import say
 from cocomix.data.tokenizer import load_tokenizer
+from cocomix.interpretation.continuations import sampling_options
 from cocomix.interpretation.strengths import explain_strengths, parse_strengths
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -73,18 +74,6 @@ class GenerateConfig:
         if self.compare and not self.steer:
             raise CocomixError("--compare shows what steering changes; give --steer")
 
-    def sampling(self) -> dict[str, Any]:
-        """Arguments of `generate` of transformers."""
-        if not self.temperature:
-            return {"do_sample": False}
-        # Written out, so that no generation_config.json beside the weights decides.
-        return {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_k": self.top_k or 0,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
-        }
-
 
 def generate(config: GenerateConfig) -> str | dict[str, Any]:
     """Continue the prompt; returns what is to be printed, which is nothing if it was printed while it was made."""
@@ -103,15 +92,14 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     runs: dict[str, dict[str, float]] = {"original": {}} if config.compare else {}
     runs["steered" if strengths else "continuation"] = strengths
     streams = sys.stdout.isatty() and not config.json
+    sampling = sampling_options(config.temperature, config.top_k, config.top_p)
     texts = {}
     for title, edits in runs.items():
         if streams and config.compare:
             print(f"--- {title}")
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
         with steer(model, edits, config.mode, unit=config.unit) if edits else contextlib.nullcontext():
-            ids = continue_tokens(
-                model, tokenizer, prompt, num_new, seed=config.seed, streamer=streamer, **config.sampling()
-            )
+            ids = continue_tokens(model, tokenizer, prompt, num_new, seed=config.seed, streamer=streamer, **sampling)
         texts[title] = str(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
     if config.json:
         lengths = {"num_prompt_tokens": prompt.shape[1], "max_new_tokens": num_new}

@@ -29,11 +29,12 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes
 from cocomix.interpretation.card_making import Findings, make_cards
 from cocomix.interpretation.cards import CARDS_NAME, KIND, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
+from cocomix.interpretation.directions import concept_directions
 from cocomix.interpretation.effects import direct_effects, measured_effects, nearest_concepts
 from cocomix.interpretation.model_wide import model_wide
 from cocomix.interpretation.occurrences import find_occurrences
 from cocomix.interpretation.site import write_site
-from cocomix.modeling.concept_notes import add_names, read_notes, write_statistics
+from cocomix.modeling.concept_notes import NAMES_NAME, add_names, read_notes, write_statistics
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -41,6 +42,8 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 # Shapes: C concepts.
 
 WINDOWS_PER_READ = 512
+#: Enough for the directions of concepts that are used; they need a backward pass.
+MAX_DIRECTION_WINDOWS = 512
 #: Names are made from more contexts than are shown, and of equal texts one is left.
 KEPT_PER_CONTEXT = 2
 
@@ -179,7 +182,12 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         summary["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
         summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
     artifacts.write_json(config.output / SUMMARY_NAME, summary)
-    write_statistics(config.output, findings.occurrences.activations)
+    statistics = findings.occurrences.activations
+    if model.config.mixing != "none":
+        num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
+        directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
+        statistics = dataclasses.replace(statistics, directions=directions)
+    write_statistics(config.output, statistics)
     say("writing the cards")
     write_cards(config.output, make_cards(findings, inputs.dataset, config.num_contexts))
 
@@ -243,7 +251,10 @@ def _current_names(config: InspectConfig) -> list[str]:
     C = len(made)
     folder = config.model if os.access(config.model, os.W_OK) else config.output
     names = add_names(folder, dict(enumerate(made)), C)
-    statistics = read_notes(config.output, C).statistics
-    if statistics is not None:
-        write_statistics(folder, statistics)
+    num_kept = sum(names[concept] != name for concept, name in enumerate(made))
+    if num_kept:
+        say(f"{num_kept:,} names in {folder / NAMES_NAME} are kept; delete it, and run this again, for those made here")
+    statistics, known = read_notes(config.output, C).statistics, read_notes(folder, C).statistics
+    if statistics is not None and (known is None or known.num_tokens <= statistics.num_tokens):
+        write_statistics(folder, statistics)  # what more text says stays
     return [names[concept] for concept in range(C)]

@@ -8,7 +8,7 @@ DIR/rise.png        how much more active concepts are, by strength; DIR/cost.png
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,38 @@ from cocomix.concepts.attribution import AttributionConfig
 from cocomix.concepts.extraction import load_extractor
 from cocomix.concepts.label_sources import identify_sae
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.interpretation.activations import NUM_STRONGEST, concept_activations
+from cocomix.interpretation.activations import concept_activations
 from cocomix.interpretation.continuations import Continuing
+from cocomix.interpretation.directions import NUM_STRONGEST, concept_directions
 from cocomix.interpretation.reading import TextReader, most_used_latents
 from cocomix.interpretation.steering_figures import draw_figures
 from cocomix.interpretation.steering_report import headline, markdown, summarize_strengths
-from cocomix.interpretation.steering_score import ConceptScore, measure_steering, random_others, score_steering
+from cocomix.interpretation.steering_score import (
+    ConceptScore,
+    Measurements,
+    measure_steering,
+    random_others,
+    score_steering,
+)
 from cocomix.modeling.concept_notes import ConceptNotes, read_notes
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.modeling.steering import MODES, SteerMode
+from cocomix.modeling.steering import SteerMode
 
 KIND = "steering-score"
 RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
 
 #: What to try by default: multiples of the usual activation for `set` and `add`, factors for the others.
 STRENGTHS = {
-    "toward": (0.25, 0.5, 0.75, 1.0),
-    "set": (1.0, 2.0, 3.0, 4.0),
-    "add": (0.5, 1.0, 2.0, 3.0),
-    "scale": (2.0, 3.0, 4.0, 6.0),
-    "scale_logits": (2.0, 3.0, 4.0, 6.0),
+    "toward": (0.15, 0.25, 0.35, 0.5),
+    "set": (0.5, 1.0, 2.0, 4.0),
+    "add": (0.5, 1.0, 2.0, 4.0),
+    "scale": (2.0, 3.0, 5.0, 10.0),
+    "scale_logits": (2.0, 3.0, 5.0, 10.0),
 }
+
+#: With fewer, half of them are too few for a sign-flip test to find anything at 5 %, however clear (2^-5 < 0.05).
+MIN_PROMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class SteerEvalConfig:
     """Size of the sample, without --concepts: those most often among the four strongest of a token."""
     num_prompts: int = 64
     """Half of them choose the strengths, half score."""
-    num_prompt_tokens: int = 32
+    num_prompt_tokens: int = 16
     num_new_tokens: int = 32
     """Tokens of each continuation."""
     temperature: float = 1.0
@@ -90,11 +100,11 @@ class SteerEvalConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(4, self, "num_prompts")
+        require_at_least(MIN_PROMPTS, self, "num_prompts")
         require_at_least(2, self, "num_concepts")
         require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows", "batch_size")
-        if self.mode == "zero":
-            raise CocomixError("mode 'zero' has no strength to choose; score another mode")
+        if self.mode not in STRENGTHS:
+            raise CocomixError(f"mode is {self.mode!r}; what has a strength to try is one of {', '.join(STRENGTHS)}")
         if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
             raise CocomixError("--concepts takes two or more different concepts: each is compared with another")
 
@@ -122,23 +132,56 @@ def steer_eval(config: SteerEvalConfig) -> str:
 
 
 def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> None:
+    measured, concepts, names = _measure(config, settings["strengths"], layer)
+    scores = {
+        name: score_steering(measured, concepts, steered, config.max_fluency_cost, seed=config.seed)
+        for name, steered in (
+            ("concepts", list(range(len(concepts)))),
+            ("others", random_others(len(concepts), config.seed)),
+        )
+    }
+    result = {
+        "mode": config.mode,
+        "max_fluency_cost": config.max_fluency_cost,
+        "num_concepts": len(concepts),
+        "share_rising": _share_rising(scores["concepts"]),
+        "share_rising_by_others": _share_rising(scores["others"]),
+        "unsteered": {
+            "teacher_loss": float(measured.unsteered_losses.mean()),
+            "repetition": float(measured.unsteered_repetition.mean()),
+        },
+        "strengths": summarize_strengths(measured, config.max_fluency_cost),
+        "names": {str(concept): names[concept] for concept in concepts if concept in names},
+        **{name: [dataclasses.asdict(score) for score in found] for name, found in scores.items()},
+    }
+    artifacts.write_json(config.output / RESULT_NAME, result)
+    (config.output / TABLE_NAME).write_text(markdown(result), encoding="utf-8")
+    for drawing in draw_figures(result):
+        (config.output / f"{drawing.name}.png").write_bytes(drawing.png)
+
+
+def _measure(
+    config: SteerEvalConfig, strengths: Sequence[float], layer: int
+) -> tuple[Measurements, list[int], Mapping[int, str]]:
+    """Measurements, the concepts of the sample, and the names of concepts."""
     model = _student(config)
     extractor = load_extractor(config.teacher, config.sae, AttributionConfig(), layer)
+    teacher, sae = extractor.teacher, extractor.sae
     train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
-    for path, vocab_size in (
-        (config.model, model.config.vocab_size),
-        (config.teacher, extractor.teacher.model.config.vocab_size),
-    ):
-        validation.check_model(path, vocab_size)
-    C, L = model.config.num_concepts, extractor.sae.config.num_latents
+    validation.check_model(config.model, model.config.vocab_size)
+    validation.check_model(config.teacher, teacher.model.config.vocab_size)
+    C, L = model.config.num_concepts, sae.config.num_latents
     if C != L:
         raise CocomixError(f"{config.model} has {C} concepts, but {config.sae} has {L} latents: they can't be the same")
     prompts = _prompts(config, model, validation)
-    notes = ConceptNotes(C, read_notes(config.model, C).names, concept_activations(model, train, config.num_windows))
-    concepts = [notes.resolve(concept) for concept in config.concepts]
+    for concept in config.concepts:
+        ConceptNotes(C).resolve(concept)
+    concepts = list(config.concepts)
     if not concepts:
-        used = most_used_latents(extractor.teacher, extractor.sae, train, NUM_STRONGEST, config.num_windows)
-        concepts = used[: config.num_concepts]
+        concepts = most_used_latents(teacher, sae, train, NUM_STRONGEST, config.num_windows)[: config.num_concepts]
+    statistics = concept_activations(model, train, config.num_windows)
+    directions = concept_directions(model, train, config.num_windows, description="directions toward concepts")
+    names = read_notes(config.model, C).names
     how = Continuing(
         num_new_tokens=config.num_new_tokens,
         pad_token_id=validation.eos_token_id,
@@ -146,37 +189,14 @@ def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> Non
         mode=config.mode,
         positions=None if config.steer_prompt else slice(config.num_prompt_tokens - 1, None),
         unit="usual",
-        notes=notes,
+        notes=ConceptNotes(C, names, dataclasses.replace(statistics, directions=directions)),
         batch_size=config.batch_size,
     )
-    reader = TextReader(extractor.teacher, extractor.sae, concepts)
-    measured = measure_steering(model, reader, prompts, concepts, settings["strengths"], how, seed=config.seed)
-
-    scores = {}
-    for name, steered in (
-        ("own", list(range(len(concepts)))),
-        ("other", random_others(len(concepts), config.seed)),
-    ):
-        scores[name] = score_steering(measured, concepts, steered, config.max_fluency_cost, seed=config.seed)
-    result = {
-        "mode": config.mode,
-        "max_fluency_cost": config.max_fluency_cost,
-        "num_concepts": len(concepts),
-        "share_rising": _share_rising(scores["own"]),
-        "share_rising_by_others": _share_rising(scores["other"]),
-        "unsteered": {
-            "teacher_loss": float(measured.unsteered_losses.mean()),
-            "repetition": float(measured.unsteered_repetition.mean()),
-        },
-        "strengths": summarize_strengths(measured, config.max_fluency_cost),
-        "names": {str(concept): notes.names[concept] for concept in concepts if concept in notes.names},
-        "concepts": [dataclasses.asdict(score) for score in scores["own"]],
-        "others": [dataclasses.asdict(score) for score in scores["other"]],
-    }
-    artifacts.write_json(config.output / RESULT_NAME, result)
-    (config.output / TABLE_NAME).write_text(markdown(result), encoding="utf-8")
-    for drawing in draw_figures(result):
-        (config.output / f"{drawing.name}.png").write_bytes(drawing.png)
+    # A concept that the model never predicts has no direction: it is in the sample, and does not rise.
+    unknown = [concept for concept in concepts if config.mode == "toward" and not bool(directions[concept].any())]
+    reader = TextReader(teacher, sae, concepts)
+    measured = measure_steering(model, reader, prompts, concepts, strengths, how, left_alone=unknown, seed=config.seed)
+    return measured, concepts, names
 
 
 def _student(config: SteerEvalConfig) -> CoCoMixForCausalLM:
@@ -185,8 +205,6 @@ def _student(config: SteerEvalConfig) -> CoCoMixForCausalLM:
         raise CocomixError(
             f"{config.model} has no concepts to steer; steer-eval needs a model whose concepts are mixed in"
         )
-    if config.mode not in MODES:
-        raise CocomixError(f"mode is {config.mode!r}; it must be one of {', '.join(STRENGTHS)}")
     return model
 
 

@@ -12,7 +12,7 @@ concepts (Benjamini and Hochberg 1995), as the score is a share of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,7 @@ def measure_steering(
     strengths: Sequence[float],
     how: Continuing,
     *,
+    left_alone: Collection[int] = (),
     seed: int = 0,
 ) -> Measurements:
     """Steer each concept at each strength on each prompt, and read all of them.
@@ -91,10 +92,11 @@ def measure_steering(
         concepts: the sample.
         strengths: of every one.
         how: prompts are continued.
+        left_alone: concepts of the sample that can't be steered this way; their texts are unsteered ones.
         seed: of sampling.
     """
     N, S, T = len(concepts), len(strengths), prompts.shape[1]
-    edits = [{concept: strength} for concept in concepts for strength in strengths]
+    edits = [{} if concept in left_alone else {concept: strength} for concept in concepts for strength in strengths]
     found = continue_all(model, prompts, edits, how, seed=seed, description="steering")
     readings = [reader.read(ids, T) for ids in found]
     unsteered = torch.cat(list(continue_all(model, prompts, [{}] * NUM_UNSTEERED, how, seed=seed)))

@@ -9,16 +9,20 @@ from torch import nn
 
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.concept_notes import ActivationStatistics, ConceptNotes, notes_of
-from cocomix.modeling.steering import MODES, raw_strengths
+from cocomix.modeling.steering import raw_strengths
 
 _WHAT_HAPPENS = {
     "scale": "multiplied by {strength:.3g} where it is active",
-    "set": "set to {strength:.3g}{times}",
-    "add": "raised by {strength:.3g}{times}",
+    "set": "set to {strength:.3g}",
+    "add": "raised by {strength:.3g}",
     "zero": "removed where it is active",
     "scale_logits": "logit multiplied by {strength:.3g} before the strongest concepts are chosen",
-    "toward": "the mixture is shifted by {strength:.3g} times what it is like right before it",
+    "toward": "steered toward, which changes the next token's distribution by about {nats:.2g} nats",
 }
+#: Behind it, where statistics are known.
+_IN_UNITS = " = {times:.3g} times its usual activation of {usual:.3g}"
+_COMPARED = {"set": _IN_UNITS, "add": _IN_UNITS, "toward": ""}
+_COMPARED_BY_DEFAULT = ", usually at {mean:.3g}"
 
 
 def parse_strengths(words: Iterable[str], mode: str) -> dict[str, float]:
@@ -59,12 +63,10 @@ def explain_strengths(
 
 
 def _meaning(concept: int, strength: float, mode: str, statistics: ActivationStatistics | None) -> str:
+    said = _WHAT_HAPPENS[mode].format(strength=strength, nats=strength**2 / 2)
     if statistics is None:
-        said = _WHAT_HAPPENS[mode].format(strength=strength, times="")
         return f"{said}; what is usual for it was not measured yet (`cocomix inspect` does)"
-    usual, share = float(statistics.usual[concept]), float(statistics.share[concept])
-    times = f" = {strength / usual:.3g} times its usual activation of {usual:.3g}"
-    said = _WHAT_HAPPENS[mode].format(strength=strength, times=times)
-    if MODES[mode].is_factor:
-        said += f", usually at {float(statistics.mean[concept]):.3g}"
-    return f"{said}; active on {share:.1%} of tokens"
+    usual = float(statistics.usual[concept])
+    numbers = {"times": strength / usual, "usual": usual, "mean": float(statistics.mean[concept])}
+    compared = _COMPARED.get(mode, _COMPARED_BY_DEFAULT).format(**numbers)
+    return f"{said}{compared}; active on {float(statistics.share[concept]):.1%} of tokens"

@@ -2,7 +2,7 @@
 
 DIR/concept_names.json               {"7": "import statements", ...}: the one file to edit by hand
 DIR/concept_statistics.json          how often and how strongly each concept is active, measured on text
-DIR/concept_directions.safetensors   what the mixture is like right before each concept, measured on the same text
+DIR/concept_directions.safetensors   in which to shift the mixture so that a concept comes about
 
 `cocomix inspect` writes them, and never over a name that is there. They are no part of the model, whose manifest and
 fingerprint stay what they were. So names and units work with nothing but the model: `notes_of` finds the folder it came from.
@@ -53,8 +53,8 @@ class ActivationStatistics:
     """The unit that strengths are measured in: the mean size |value| where the concept is active, so that it is positive even
     where values are negative. A concept that was never active takes the median of the others."""
     directions: Float[Tensor, "C D"] | None = None
-    """For steering toward a concept: the mean of W_compress @ TopK(z) at tokens right before those where the concept is among
-    the strongest, less its mean over all tokens; 0 for a concept that never was. None: not measured."""
+    """In which to shift W_compress @ TopK(z) to steer toward each concept (`interpretation/directions.py`); 0 for a concept
+    that was never among a token's strongest. None: not measured."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.concept_notes import ConceptNotes, notes_of
 from cocomix.modeling.edits import ConceptEdit, Places, concept_edits
+from cocomix.modeling.position_rules import position_rule
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
 
@@ -209,8 +210,9 @@ def steer(
         mode: `scale` multiplies the value of the concept where it is active; `set` and `add` replace or raise it, and make it
             active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the concept's logit
             before the strongest concepts are chosen, so that it can enter or leave them (the paper's way). These five say
-            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture by so many
-            times the difference between the mixture right before the concept and the mean one.
+            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture in the
+            direction that does so at the least change of the model's predictions. There a strength s changes the next-token
+            distribution by about s^2 / 2 nats a token, so that 0.3 is a touch and 1 is much; a negative one steers away.
         positions: which tokens are edited. None: all; `prompt` or `generated`: those that `generate` was given, or made; a
             `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from positions
             [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.
@@ -269,7 +271,7 @@ class _Resolver:
             concept = (self.notes if isinstance(key, str) else self.bare).resolve(key)
             if concept in found:
                 raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
-            found[concept] = finite(strength, concept) * (self._usual(concept) if in_units else 1.0)
+            found[concept] = finite(finite(strength, concept) * (self._usual(concept) if in_units else 1.0), concept)
         return found
 
     def directions(self, rows: Sequence[Mapping[int, float]]) -> Tensor:
@@ -306,42 +308,6 @@ def finite(strength: Any, concept: int) -> float:
     if not is_number or not math.isfinite(strength) or abs(strength) > torch.finfo(torch.float32).max:
         raise CocomixError(f"the strength of concept {concept} is {strength!r}; it must be a finite number")
     return float(strength)
-
-
-def position_rule(positions: Any) -> Callable[[Places], Tensor]:
-    """What says of each token whether it is edited: a mask [#B, T]; see `steer` for what `positions` can be."""
-    if positions is None:
-        return lambda places: torch.ones_like(places.positions, dtype=torch.bool)
-    if isinstance(positions, str) and positions in _NAMED_RULES:
-        return _NAMED_RULES[positions]
-    if isinstance(positions, slice | range):
-        start, stop, step = positions.start or 0, positions.stop, positions.step or 1
-        if start < 0 or (stop is not None and stop < 0) or step < 1:
-            raise CocomixError(f"positions is {positions!r}; count from the start of a row: its end is not known yet")
-        return lambda places: _in_range(places.positions, start, stop, step)
-    if callable(positions):
-        return lambda places: _checked_mask(positions(places.positions), places.positions)
-    raise CocomixError(
-        f"positions is {positions!r}; it must be None, 'prompt', 'generated', a slice or range, or a function of positions"
-    )
-
-
-_NAMED_RULES: dict[str, Callable[[Places], Tensor]] = {
-    "prompt": lambda places: places.is_prompt.unsqueeze(0),
-    "generated": lambda places: ~places.is_prompt.unsqueeze(0),
-}
-
-
-def _in_range(positions: Tensor, start: int, stop: int | None, step: int) -> Tensor:
-    found = (positions >= start) & ((positions - start) % step == 0)
-    return found if stop is None else found & (positions < stop)
-
-
-def _checked_mask(mask: Any, positions: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != positions.shape:
-        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise CocomixError(f"positions gave {found}; expected a mask (bool) of shape {tuple(positions.shape)}")
-    return mask
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from cocomix.base.errors import CocomixError
 
 VIEWS = ("steer", "curves")
 AXES = ("tokens", "flops", "seconds")
-MODES = ("add", "set", "scale")
+MODES = ("add", "set", "scale", "toward")
 MAX_TOKENS = 512
 MAX_TEMPERATURE = 5.0
 

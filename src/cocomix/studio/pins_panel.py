@@ -21,6 +21,7 @@ MODE_HELP = {
     "add": "Add the strength to its activation, everywhere",
     "set": "Set its activation to the strength, everywhere",
     "scale": "Multiply its activation by the strength, where it is active",
+    "toward": "Bring it about in what follows: 0.3 is a touch, 1 is much",
 }
 
 

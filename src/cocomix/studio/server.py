@@ -32,7 +32,7 @@ LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
 # NiceGUI compiles its templates in the browser and hands over scripts in the page.
 CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; connect-src 'self' ws://127.0.0.1:* ws://localhost:*; "
+    "img-src 'self' data:; font-src 'self' data:; connect-src 'self' ws://127.0.0.1:* ws://localhost:* ws://[::1]:*; "
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SWITCH_SECONDS = 0.0005
@@ -104,7 +104,7 @@ def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
         return {"running_continuations": workers.num_running}
 
     app.add_middleware(OwnPagesOnly)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK), www_redirect=False)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK.values()), www_redirect=False)
     app.on_startup(lambda: say(f"the studio is at http://{LOOPBACK[host]}:{port} (Ctrl+C stops it)"))
     app.on_shutdown(workers.close)
     with _interruptible():

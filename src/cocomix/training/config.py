@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,18 @@ class OptimizerConfig:
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "weight_decay")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise CocomixError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0 and finite")
+        for name in ("min_learning_rate_ratio", "warmup_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CocomixError(f"optimizer.{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise CocomixError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
 
 @dataclass(frozen=True)
 class DistillationConfig:
@@ -80,8 +93,8 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight")
-        if not self.temperature > 0:
-            raise CocomixError(f"distillation.temperature is {self.temperature}; it must be above 0")
+        if not 0 < self.temperature < math.inf:
+            raise CocomixError(f"distillation.temperature is {self.temperature}; it must be above 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
-    """Tokens to train on, rounded up to whole steps."""
+    """Tokens to train on, rounded up to whole steps; on the command line 4M and the like are understood."""
     batch_size: int = 8
     """Windows in a step."""
     micro_batch_size: int | None = None
@@ -169,11 +182,12 @@ class TrainConfig:
     keep: int = 2
     """Checkpoints kept, the newest."""
     trackers: tuple[Tracker, ...] = ()
-    """Also show the metrics in these, as far as they are installed (extra `track`)."""
+    """Also show the metrics in these, which must be installed (extra `track`)."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
+        require_at_least(0, self, "concept_loss_weight", "seed")
         require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_concepts", "num_evaluations")
         require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps", "keep")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):

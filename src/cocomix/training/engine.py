@@ -6,6 +6,7 @@ Gradients are summed over the ranks, never averaged: the loss is divided by the 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -58,7 +59,9 @@ class Engine:
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What `TrainedStudent.forward` returns for this rank's part of the batch."""
-        with self._autocast():
+        with self._autocast(), warnings.catch_warnings():
+            # Concept positions are a view of the mixer's output; nothing changes it in place, which torch warns about.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             sums: dict[str, Tensor] = self._forward(batch)
         return sums
 

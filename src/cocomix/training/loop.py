@@ -38,12 +38,14 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
         _check_shares(config, ranks)
+        options = dataclasses.asdict(config)
         if config.teacher is not None:
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
+            if config.teacher is not None and not config.teacher.exists():
+                raise CocomixError(f"teacher {config.teacher} does not exist; give a folder, a GGUF file or a Hub name")
         data = TokenDataset(config.data, "train")
         batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
         settings = _settings_of(config, batches)
-        options = dataclasses.asdict(config)
         begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options)
         finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
@@ -69,7 +71,7 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
 def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
     settings = dataclasses.asdict(config)
-    for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "trackers"):
+    for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers"):
         del settings[name]
     for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
         del settings[name]

@@ -34,9 +34,18 @@ class MetricsFile:
     Args:
         output: folder of the run.
         num_bytes: cut a former file back to this length.
+
+    Raises:
+        CocomixError: the former file is shorter.
     """
 
     def __init__(self, output: Path, num_bytes: int = 0) -> None:
+        found = (output / NAME).stat().st_size if (output / NAME).exists() else 0
+        if found < num_bytes:
+            raise CocomixError(
+                f"{output / NAME} has {found} bytes, and had {num_bytes} when the checkpoint was written: put it back, or "
+                f"delete {output} to start over"
+            )
         self._file = (output / NAME).open("ab")
         self._file.truncate(num_bytes)
         self._file.seek(0, os.SEEK_END)  # truncating leaves the position behind the new end

@@ -370,6 +370,10 @@ function recall() {
   byId("direction").textContent = parts.get("up") ? "↑" : "↓";
 }
 
+function asked() {
+  return ["search", "sort"].map((id) => byId(id).value).join("\n") + byId("direction").textContent;
+}
+
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const inList = !byId("list").hidden;
@@ -417,7 +421,15 @@ function start() {
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   byId("rows").addEventListener("scroll", drawRows, { passive: true });
   window.addEventListener("resize", drawRows);
-  window.addEventListener("hashchange", show);
+  window.addEventListener("hashchange", () => {
+    const former = asked();
+    if (location.hash.startsWith("#/?")) recall(); // an address that was pasted or chosen
+    if (asked() !== former) {
+      byId("list").hidden = false;
+      find();
+    }
+    show();
+  });
   document.addEventListener("keydown", onKey);
   byId("list").hidden = /^#\/(concept|model)/.test(location.hash);
   find();

@@ -1,0 +1,50 @@
+"""Which tokens an edit acts on: a rule gives a mask for each forward pass, whatever part of a row the pass is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cocomix.base.errors import CocomixError
+from cocomix.modeling.edits import Places
+
+# Shapes: B batch, T tokens.
+
+
+def position_rule(positions: Any) -> Callable[[Places], Tensor]:
+    """What says of each token whether it is edited: a mask [#B, T]; see `steer` for what `positions` can be."""
+    if positions is None:
+        return lambda places: torch.ones_like(places.positions, dtype=torch.bool)
+    if isinstance(positions, str) and positions in _NAMED_RULES:
+        return _NAMED_RULES[positions]
+    if isinstance(positions, slice | range):
+        start, stop, step = positions.start or 0, positions.stop, positions.step or 1
+        if start < 0 or (stop is not None and stop < 0) or step < 1:
+            raise CocomixError(f"positions is {positions!r}; count from the start of a row: its end is not known yet")
+        return lambda places: _in_range(places.positions, start, stop, step)
+    if callable(positions):
+        return lambda places: _checked_mask(positions(places.positions), places.positions)
+    raise CocomixError(
+        f"positions is {positions!r}; it must be None, 'prompt', 'generated', a slice or range, or a function of positions"
+    )
+
+
+_NAMED_RULES: dict[str, Callable[[Places], Tensor]] = {
+    "prompt": lambda places: places.is_prompt.unsqueeze(0),
+    "generated": lambda places: ~places.is_prompt.unsqueeze(0),
+}
+
+
+def _in_range(positions: Tensor, start: int, stop: int | None, step: int) -> Tensor:
+    found = (positions >= start) & ((positions - start) % step == 0)
+    return found if stop is None else found & (positions < stop)
+
+
+def _checked_mask(mask: Any, positions: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != positions.shape:
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise CocomixError(f"positions gave {found}; expected a mask (bool) of shape {tuple(positions.shape)}")
+    return mask
