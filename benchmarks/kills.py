@@ -10,6 +10,7 @@ Weights and metrics are compared.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import subprocess
@@ -22,8 +23,9 @@ from cocomix.base.artifacts import sha256_of_file, write_json
 from cocomix.training.metrics import read_metrics
 
 TIMES = frozenset({"train_seconds", "tokens_per_second"})
-#: Of the undisturbed run's training: the longest that an attempt may go on after its first step, so that none finishes.
-LONGEST_ADVANCE = 1 / 25
+STEPS_PER_LINE = 10
+#: More than an attempt among the steps gets ahead, however late this process sees a line.
+MAX_ADVANCE_STEPS = 60
 
 
 def main() -> None:
@@ -46,14 +48,14 @@ def main() -> None:
     started = time.monotonic()
     whole, killed = work / "undisturbed", work / "killed"
     subprocess.run([*train, str(whole)], check=True)
-    train_seconds = read_metrics(whole)[-1]["train_seconds"]
-    start_seconds = time.monotonic() - started - train_seconds
+    last = read_metrics(whole)[-1]
+    start_seconds = time.monotonic() - started - last["train_seconds"]
     rng = random.Random(arguments.seed)
     kills = []
     for number in range(arguments.kills):
-        starts = number % 4 == 0
-        longest = start_seconds if starts else LONGEST_ADVANCE * train_seconds
-        kills.append(kill([*train, str(killed)], killed, rng.uniform(0.0, longest), after_a_line=not starts))
+        is_near_the_end = newest_checkpoint(killed) + MAX_ADVANCE_STEPS > last["step"]
+        longest = start_seconds if number % 4 == 0 or is_near_the_end else None
+        kills.append(kill([*train, str(killed)], killed, rng.random(), longest))
     subprocess.run([*train, str(killed)], check=True)
 
     weights_equal = sha256_of_file(whole / "model.safetensors") == sha256_of_file(killed / "model.safetensors")
@@ -64,7 +66,7 @@ def main() -> None:
             "command": "python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json",
             "kills": kills,
             "num_kills": sum(kill["was_running"] for kill in kills),
-            "num_steps": read_metrics(whole)[-1]["step"],
+            "num_steps": last["step"],
             "weights_equal": weights_equal,
             "metrics_equal": metrics_equal,
         },
@@ -73,28 +75,53 @@ def main() -> None:
         sys.exit("the runs differ")
 
 
-def kill(words: list[str], output: Path, delay_seconds: float, *, after_a_line: bool) -> dict[str, Any]:
-    """Start the run, kill it after a while, counted from its start or its first new line of metrics; say what it left."""
-    metrics = output / "metrics.jsonl"
+def kill(words: list[str], output: Path, moment: float, longest_seconds: float | None) -> dict[str, Any]:
+    """Start the run and kill it; says what it left.
+
+    Args:
+        words: the command.
+        output: its folder.
+        moment: in [0, 1): of `longest_seconds` from its start; without them, of the time between two lines of its metrics,
+            after its second one, so that the machine's load does not count.
+        longest_seconds: how long the start may take.
+    """
+    started_ns, before = time.time_ns(), newest_checkpoint(output)
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    while after_a_line and process.poll() is None:
-        if metrics.exists() and metrics.stat().st_size and metrics.stat().st_mtime_ns > before:
-            break
-        time.sleep(0.01)
-    time.sleep(delay_seconds)
+    if longest_seconds is None:
+        times = []
+        for line in (1, 2):
+            while process.poll() is None and last_step(output, started_ns) < before + line * STEPS_PER_LINE:
+                time.sleep(0.005)
+            times.append(time.monotonic())
+        longest_seconds = times[1] - times[0]
+        where = "among its steps"
+    else:
+        where = "at its start"
+    time.sleep(moment * longest_seconds)
     was_running = process.poll() is None
     process.kill()
     process.wait()
-    left = sorted(path.name for path in output.glob("checkpoints/*"))
-    steps = [int(name.removeprefix("step-")) for name in left if name.startswith("step-")]
     return {
-        "delay_seconds": round(delay_seconds, 3),
-        "after_a_line": after_a_line,
+        "where": where,
         "was_running": was_running,
-        "newest_checkpoint": max(steps, default=0),
-        "half_written": any(name.endswith(".partial") for name in left),
+        "last_step": last_step(output, 0),
+        "newest_checkpoint": newest_checkpoint(output),
+        "half_written": any(output.glob("checkpoints/.*.partial")),
     }
+
+
+def newest_checkpoint(output: Path) -> int:
+    """Its step; 0 if there is none."""
+    return max((int(path.name.removeprefix("step-")) for path in output.glob("checkpoints/step-*")), default=0)
+
+
+def last_step(output: Path, since_ns: int) -> int:
+    """Of the metrics, if they were written to since then; else 0."""
+    metrics = output / "metrics.jsonl"
+    if not metrics.exists() or metrics.stat().st_mtime_ns < since_ns:
+        return 0
+    lines = metrics.read_text().splitlines()
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def untimed(run: Path) -> list[dict[str, float]]:

@@ -60,7 +60,7 @@ def test_shards_are_shares() -> None:
     # While a step has more passes to come, every rank holds its gradients whole.
     accumulating = device_memory(sharded, size, 512, 2, 1, teacher=0)
     assert accumulating.gradients == ddp.gradients
-    assert accumulating.activations == ddp.activations / 4
+    assert accumulating.activations == pytest.approx(ddp.activations / 4, rel=1e-3)  # positions are shared by windows
 
 
 def test_the_teacher_is_apart_and_runs_along_where_it_must() -> None:
