@@ -67,7 +67,7 @@ def steering_block() -> str:
                 f"| `{mode}` | {seed} | **{score['share_rising']:.0%}** | {score['share_rising_by_others']:.0%} | "
                 f"{best['own_ratio'][1]:.2f} | {best['other_ratio'][1]:.2f} | {best['strength']:g} |"
             )
-    best_mode = next(iter(found["modes"]))
+    best_mode = "toward"  # stored results are sorted by name
     score = next(iter(found["modes"][best_mode].values()))
     effects = [
         f"| {row['strength']:g} | {row['own_ratio'][1]:.2f} ({row['own_ratio'][0]:.2f} to {row['own_ratio'][2]:.2f}) | "
