@@ -152,7 +152,7 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
-    """Tokens to train on, rounded up to whole steps; on the command line 4M and the like are understood."""
+    """Tokens to train on, rounded up to whole steps."""
     batch_size: int = 8
     """Windows in a step."""
     micro_batch_size: int | None = None
