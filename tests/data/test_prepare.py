@@ -133,3 +133,21 @@ def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
         config(tiny, tmp_path, seed=-3)
     with pytest.raises(CocomixError, match="must lie between 0 and 1"):
         config(tiny, tmp_path, validation_fraction=1.5)
+
+
+def test_validation_text_is_the_validation_split_whole(tiny: Tiny, tmp_path: Path) -> None:
+    held_out = write_corpus(tmp_path / "held_out.jsonl", num_documents=3, seed=7)
+    manifest = prepare(config(tiny, tmp_path / "data", validation_text=(held_out,)))
+    alone = prepare(config(tiny, tmp_path / "alone", validation_fraction=0.2))
+    assert manifest.facts["splits"]["validation"]["num_documents"] == 3
+    counts = [alone.facts["splits"][split]["num_documents"] for split in ("train", "validation")]
+    assert manifest.facts["splits"]["train"]["num_documents"] == sum(counts)
+    assert manifest.fingerprint != alone.fingerprint
+
+
+def test_validation_text_that_is_trained_on_too_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match="60 documents of --validation-text are in the training text too"):
+        prepare(config(tiny, tmp_path / "data", validation_text=(tiny.corpus,)))
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(CocomixError, match="do not go together"):
+        config(tiny, tmp_path, validation_text=(tiny.corpus,), stream=True)

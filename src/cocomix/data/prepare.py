@@ -47,6 +47,8 @@ class PrepareConfig:
     """Folder of the token dataset."""
     text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
+    validation_text: tuple[Path, ...] | None = None
+    """Files or folders that are the validation split, whole, in place of a share of the text; not with --stream."""
     dataset: str | None = None
     """In place of text: a dataset of the Hugging Face Hub, or a folder or file that `datasets` reads."""
     dataset_config: str | None = None
@@ -89,6 +91,8 @@ class PrepareConfig:
             raise CocomixError(f"max_tokens is {self.max_tokens}, less than one window of {self.context_length}")
         if self.dataset is not None and self.text is not None:
             raise CocomixError("--text and --dataset are both given; choose one source of text")
+        if self.validation_text is not None and self.stream:
+            raise CocomixError("--validation-text and --stream do not go together; a stream holds out a share of its own")
         if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
             raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
         if not 0.0 < self.validation_fraction < 1.0:
@@ -100,6 +104,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     source = _source_of(config)
     tokenizer = _given_tokenizer(config.tokenizer)
     documents: list[Document] = []
+    held_out: list[Document] | None = None
     facts: dict[str, Any] = {"context_length": config.context_length, "isolate_documents": config.isolate_documents}
     if config.stream:
         text = artifacts.fingerprint_of_json({"source": source.fingerprint(), "max_bytes": config.max_bytes})
@@ -107,7 +112,11 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
         documents, facts["num_duplicates"] = _documents_of(source, drop_duplicates=config.drop_duplicates)
         documents = _sample(documents, config.max_bytes, config.seed)
         text = fingerprint_of_documents(documents)
+        if config.validation_text is not None:
+            held_out = _held_out(config, documents)
     settings = _settings_of(config, text, tokenizer)
+    if held_out is not None:
+        settings |= {"validation_text": fingerprint_of_documents(held_out), "validation_fraction": None}
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset is there already")
@@ -117,7 +126,8 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
             if config.stream:
                 facts |= write_stream(config, source, tokenizer, settings)
             else:
-                facts |= _write(config, documents, tokenizer)
+                splits = _split(documents, config.validation_fraction) if held_out is None else (documents, held_out)
+                facts |= _write(config, *splits, tokenizer)
         except CocomixError:  # nothing half-written stays in the way of a retry with other settings
             for name in (TOKENIZER_FOLDER, *SPLITS):
                 shutil.rmtree(config.output / name, ignore_errors=True)
@@ -179,11 +189,25 @@ def _documents_of(source: Source, *, drop_duplicates: bool) -> tuple[list[Docume
     return documents if len(documents) >= MIN_DOCUMENTS else _cut_into_pieces(documents), num_duplicates
 
 
+def _held_out(config: PrepareConfig, training: Sequence[Document]) -> list[Document]:
+    """The documents of `validation_text`, shuffled; a document that is also trained on would not be held out."""
+    assert config.validation_text is not None
+    documents = list(Files(config.validation_text, config.text_field).documents())
+    if not documents:
+        raise CocomixError(f"no text in {', '.join(map(str, config.validation_text))}: every document is empty")
+    shared = {document.text for document in documents} & {document.text for document in training}
+    if shared:
+        raise CocomixError(f"{len(shared):,} documents of --validation-text are in the training text too; remove them there")
+    return _sample(documents, None, config.seed)
+
+
 def _write(
-    config: PrepareConfig, documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast | None
+    config: PrepareConfig,
+    training: Sequence[Document],
+    validation: Sequence[Document],
+    tokenizer: PreTrainedTokenizerFast | None,
 ) -> dict[str, Any]:
     """Write tokenizer and shards; returns the facts about them."""
-    training, validation = _split(documents, config.validation_fraction)
     if tokenizer is None:
         say(f"training a tokenizer of {config.vocab_size:,} tokens")
         sample = head_of(training, MAX_TOKENIZER_BYTES)

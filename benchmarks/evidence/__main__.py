@@ -1,0 +1,84 @@
+"""The command line: run a table or a cell, then write the page."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence import __doc__ as description
+from benchmarks.evidence.cells import Cell, parse_cell
+from benchmarks.evidence.corpora import Places
+from benchmarks.evidence.run import TIMES, run
+from benchmarks.evidence.tables import TABLES
+from cocomix.base.artifacts import write_json
+from cocomix.base.errors import CocomixError
+from cocomix.base.host import tune_process
+from cocomix.base.progress import say
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evidence",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", choices=list(TABLES), help="run the cells of a table that have no result yet")
+    parser.add_argument("--cell", help="run one: CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
+    parser.add_argument("--only", nargs="*", metavar="PART", help="of a table the cells whose names hold one of these")
+    parser.add_argument("--again", action="store_true", help="run a cell that has a result, and compare")
+    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
+    parser.add_argument("--english", type=Path, help="folder with train.parquet and validation.parquet")
+    parser.add_argument("--task-data", type=Path, help="folder with the files of LAMBADA and BLiMP")
+    arguments = parser.parse_args()
+    tune_process()
+    places = Places(arguments.work, arguments.english, arguments.task_data)
+    try:
+        if arguments.cell:
+            return run_cell(parse_cell(arguments.cell), places, again=arguments.again)
+        if arguments.table:
+            return run_table(arguments, TABLES[arguments.table]())
+    except CocomixError as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+def run_cell(cell: Cell, places: Places, *, again: bool) -> int:
+    """Run one, and write or compare its file."""
+    stored = cell.result()
+    if stored is not None and not again:
+        say(f"{cell.name} has its result already; --again runs it again and compares")
+        return 0
+    result = run(cell, places)
+    if stored is None:
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cell.file, result)
+        say(f"{cell.name}: {result['validation_loss']:.4f}")
+        return 0
+    different = [name for name in result if name not in TIMES and result[name] != stored.get(name)]
+    say(f"{cell.name}: " + (f"differs in {', '.join(different)}" if different else "equal to its stored result"))
+    return 1 if different else 0
+
+
+def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
+    """Each cell in a process of its own, so that one that fails leaves the others alone."""
+    failed = []
+    for cell in dict.fromkeys(cell.key for cell in cells):
+        if cell.file.exists() or (arguments.only and not any(part in cell.name for part in arguments.only)):
+            continue
+        words: list[Any] = [sys.executable, "-m", "benchmarks.evidence", "--cell", cell.name, "--work", arguments.work]
+        for name in ("english", "task_data"):
+            if getattr(arguments, name) is not None:
+                words += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
+        if subprocess.run(list(map(str, words))).returncode:
+            failed.append(cell.name)
+    for name in failed:
+        say(f"failed: {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What students learn from: a dataset, a teacher on it, its dictionary, and labels. Each is made when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import cocomix
+from benchmarks.evidence.corpora import Places, prepare_config
+from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeConfig, extract, prepare, train, train_sae
+from cocomix.base.artifacts import fingerprint_of_json
+from cocomix.concepts.controls import DERIVED_CONTROLS
+from cocomix.planning.sizes import SIZES, Size
+
+#: What the demo's dictionaries take: an eighth of the width's latents at a time, and a million tokens.
+NUM_ACTIVE_LATENTS = 16
+SAE_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher as a share of its students.
+
+    Args:
+        what: for people.
+        shape: of the decoder; None: the size's own teacher, which has its students' shape.
+        layer: 0-based block after which its dictionary reads; None: the size's.
+        tokens: it is trained on, as a multiple of the students'.
+        num_active_latents: of its dictionary.
+    """
+
+    what: str
+    shape: StudentConfig | None
+    layer: int | None
+    tokens: float
+    num_active_latents: int = NUM_ACTIVE_LATENTS
+
+
+TEACHERS = {
+    "weak": TeacherSpec(
+        "half the width and half the blocks of its students, half their tokens",
+        StudentConfig(family="gpt2", hidden_size=64, num_layers=2, num_heads=2),
+        0,
+        0.5,
+    ),
+    "strong": TeacherSpec("the shape of its students, twice their tokens", None, None, 2.0),
+}
+
+
+class Inputs:
+    """Folders of one corpus, teacher and size.
+
+    Args:
+        places: on this machine.
+        corpus: name.
+        teacher: name; `none` for students that have no use for one.
+        size: name.
+    """
+
+    def __init__(self, places: Places, corpus: str, teacher: str, size: str) -> None:
+        self.places, self.corpus, self.size = places, corpus, SIZES[size]
+        self.spec = TEACHERS.get(teacher)
+        self.folder = places.work / corpus / f"{teacher}-{size}"
+
+    @cached_property
+    def data(self) -> Path:
+        config = prepare_config(self.corpus, self.size, self.places)
+        prepare(config)
+        return config.output
+
+    @cached_property
+    def teacher(self) -> Path:
+        spec, size = self.spec, self.size
+        assert spec is not None
+        output = self.folder / "teacher"
+        config = cocomix.recipe(
+            f"gpt2-{size.name}-ntp",
+            data=self.data,
+            output=output,
+            student=spec.shape or size.teacher,
+            num_tokens=round(spec.tokens * size.num_tokens),
+        )
+        train(config)
+        return output
+
+    def sae(self, num_latents: int | None = None) -> Path:
+        """A dictionary of the teacher.
+
+        Args:
+            num_latents: C; None: the size's.
+        """
+        assert self.spec is not None
+        C = num_latents or self.size.num_concepts
+        output = self.folder / f"sae-{C}"
+        train_sae(
+            TrainSaeConfig(
+                teacher=self.teacher,
+                data=self.data,
+                output=output,
+                layer=self.size.teacher_layer if self.spec.layer is None else self.spec.layer,
+                num_latents=C,
+                k=self.spec.num_active_latents,
+                num_tokens=min(SAE_TOKENS, self.size.num_tokens),
+                num_counted_tokens=0,
+            )
+        )
+        return output
+
+    def labels(self, attribution: AttributionConfig, num_windows: int, num_latents: int | None = None) -> Path:
+        """A concept dataset of the first windows; made for as many as the largest run of a table needs."""
+        sae = self.sae(num_latents)
+        named = fingerprint_of_json({"attribution": vars(attribution), "windows": num_windows})[:12]
+        output = self.folder / f"labels-{sae.name}-{named}"
+        if attribution.control in DERIVED_CONTROLS:
+            source = {"labels": self.labels(replace(attribution, control="none", seed=0), num_windows, num_latents)}
+        else:
+            source = {"teacher": self.teacher, "sae": sae}
+        extract(
+            ExtractConfig(
+                data=self.data, output=output, attribution=attribution, num_windows=num_windows, **source
+            )
+        )
+        return output
+
+
+def windows_of(num_tokens: int, size: Size) -> int:
+    """Training windows that a run of so many tokens sees, each once."""
+    return -(-num_tokens // size.context_length)

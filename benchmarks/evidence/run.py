@@ -1,0 +1,117 @@
+"""One cell, from nothing to its file."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.corpora import TASKS, Places
+from benchmarks.evidence.inputs import Inputs, windows_of
+from benchmarks.evidence.variants import VARIANTS
+from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
+from cocomix.base.artifacts import sha256_of_file
+from cocomix.planning.drafts import fields_of
+from cocomix.planning.sizes import SIZES
+from cocomix.training.metrics import read_metrics
+
+FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
+CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
+#: Behind each probe: evenly spaced validation windows.
+PROBE_WINDOWS = 384
+#: Items of each benchmark (of each paradigm of BLiMP).
+TASK_ITEMS = {"lambada": 2500, "blimp": 200}
+#: What a rerun on the same machine does not give again.
+TIMES = ("train_seconds", "curve", "versions")
+
+
+def run(cell: Cell, places: Places) -> dict[str, Any]:
+    """Train and evaluate a cell, continuing what was begun; returns its result."""
+    key = cell.key
+    inputs = Inputs(places, key.corpus, key.teacher, key.size)
+    config = train_config(key, inputs)
+    manifest = train(config)
+    evaluation = config.output.with_name(config.output.name + "-evaluation")
+    result: dict[str, Any] = {
+        "command": key.command,
+        "inputs": {name: value for name, value in manifest.settings.items() if name in ("data", "labels", "teacher")},
+        **{name: manifest.facts[name] for name in FACTS},
+        **evaluate(EvalConfig(model=config.output, data=config.data, output=evaluation)),
+        "curve": {"columns": list(CURVE), "rows": curve_of(config)},
+        "weights": sha256_of_file(config.output / "model.safetensors"),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    if config.student.mixer == "concept":
+        result["probes"] = probes_of(key, config, inputs)
+    if places.task_data is not None and TASKS[key.corpus]:
+        result["tasks"] = tasks_of(config, places)
+    return result
+
+
+def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
+    """The student's run: its variant with everything that was open."""
+    variant, size = VARIANTS[cell.variant], SIZES[cell.size]
+    draft = variant.draft(cell.size)
+    num_windows = windows_of(cell.num_tokens, size)
+    given: dict[str, Any] = {"attribution": AttributionConfig()}
+    if variant.needs_labels(cell.size):
+        most = max(num_windows, windows_of(size.num_tokens, size))
+        given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
+    if draft.distillation.weight or draft.hidden_regression.weight:
+        given["teacher"] = inputs.teacher
+    if draft.student.mixer != "concept":
+        given["num_concepts"] = None
+    whole = replace(
+        draft,
+        data=inputs.data,
+        output=inputs.folder / f"{cell.variant}-{cell.tokens}-{cell.seed}",
+        num_tokens=cell.num_tokens,
+        num_windows=num_windows,
+        seed=cell.seed,
+        **given,
+    )
+    return TrainConfig(**fields_of(whole))
+
+
+def curve_of(config: TrainConfig) -> list[list[float]]:
+    return [[line[name] for name in CURVE] for line in read_metrics(config.output) if "validation_loss" in line]
+
+
+def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """Loss changes under the causal probes; the teacher's own labels only where they are no control."""
+    variant, oracle = VARIANTS[cell.variant], {}
+    attribution = variant.draft(cell.size).attribution
+    if config.labels is not None and attribution.control == "none":
+        oracle = {"teacher": inputs.teacher, "sae": inputs.sae(variant.num_latents), "attribution": attribution}
+    found = evaluate(
+        EvalConfig(
+            model=config.output,
+            data=config.data,
+            output=config.output.with_name(config.output.name + "-probes"),
+            probes=True,
+            max_windows=PROBE_WINDOWS,
+            **oracle,
+        )
+    )
+    return dict(found["probes"])
+
+
+def tasks_of(config: TrainConfig, places: Places) -> dict[str, Any]:
+    """Scores on the corpus's benchmarks."""
+    scores: dict[str, Any] = {}
+    for name, limit in TASK_ITEMS.items():
+        output = config.output.with_name(f"{config.output.name}-{name}")
+        scores |= evaluate(
+            EvalConfig(
+                model=config.output, data=None, output=output, tasks=(name,), task_data=places.task_data, limit=limit
+            )
+        )["tasks"]
+    return scores

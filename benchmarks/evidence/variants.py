@@ -1,0 +1,100 @@
+"""What is trained: each variant is a recipe and what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cocomix import AttributionConfig
+from cocomix.planning.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, find_recipe
+from cocomix.training.config import DistillationConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    Args:
+        what: for people.
+        recipe: the variant of the size's recipes that it starts from.
+        student: changes of the student.
+        attribution: how labels are chosen; None: as the recipe says.
+        changes: other fields of the training run.
+        at_width_of_student: take CoCoMix's width, where the recipe takes the baselines'.
+        num_latents: C of the dictionary; None: the size's.
+    """
+
+    what: str
+    recipe: str
+    student: Mapping[str, Any] = field(default_factory=dict)
+    attribution: AttributionConfig | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    at_width_of_student: bool = False
+    num_latents: int | None = None
+
+    def draft(self, size: str) -> Draft:
+        """The training run at a size, with dataset, labels and teacher open."""
+        recipe = find_recipe(f"gpt2-{size}-{self.recipe}")
+        draft = recipe.draft()
+        student = dict(self.student)
+        if self.at_width_of_student:
+            student["hidden_size"] = recipe.size.hidden_size
+        changes = dict(self.changes)
+        if self.attribution is not None:
+            changes["attribution"] = self.attribution
+        return replace(draft, student=replace(draft.student, **student), **changes)
+
+    def needs_labels(self, size: str) -> bool:
+        draft = self.draft(size)
+        return draft.student.mixer == "concept" and draft.concept_loss_weight > 0
+
+    def needs_teacher(self, size: str) -> bool:
+        """For labels or along with the training."""
+        draft = self.draft(size)
+        return bool(self.needs_labels(size) or draft.distillation.weight or draft.hidden_regression.weight)
+
+
+def _labels(**changes: Any) -> AttributionConfig:
+    return replace(ACTIVATION_LABELS, **changes)
+
+
+def _paper(**changes: Any) -> AttributionConfig:
+    return replace(PAPER_LABELS, **changes)
+
+
+def _adding(what: str, attribution: AttributionConfig = ACTIVATION_LABELS, **changes: Any) -> Variant:
+    """Concepts added to the hidden state, labels by activation unless said otherwise."""
+    student = {name: changes.pop(name) for name in ("insert_layer", "num_active_concepts", "mixing") if name in changes}
+    return Variant(what, "add", student=student, attribution=attribution, changes=changes)
+
+
+#: What `cocomix as we recommend` is at the moment; the log says how it came about.
+RECOMMENDED = _adding("CoCoMix as we recommend")
+
+VARIANTS: dict[str, Variant] = {
+    # The main table.
+    "ntp": Variant("next-token prediction, of CoCoMix's width", "ntp", at_width_of_student=True),
+    "ntp-equal-parameters": Variant("next-token prediction, at CoCoMix's active parameters", "ntp"),
+    "ntp-equal-flops": Variant("next-token prediction, at published CoCoMix's training FLOPs a token", "ntp-equal-flops"),
+    "pause": Variant("a pause vector in place of every concept vector", "pause"),
+    "published": Variant("CoCoMix as published", "cocomix"),
+    "recommended": RECOMMENDED,
+    **{
+        f"kd-{weight:g}": Variant(
+            f"distillation, weight {weight:g}",
+            "kd",
+            changes={"distillation": DistillationConfig(weight=weight)},
+            at_width_of_student=True,
+        )
+        for weight in (0.1, 0.3, 1.0, 3.0)
+    },
+    # Levers, one at a time.
+    "add": _adding("added, activation labels, weight 0.1"),
+    "add-attribution": _adding("added, the paper's labels", PAPER_LABELS),
+    **{
+        f"add-lambda-{weight:g}": _adding(f"added, weight {weight:g}", concept_loss_weight=weight)
+        for weight in (0.3, 1.0, 3.0)
+    },
+    "add-16-labels": _adding("added, all 16 active latents are labels", _labels(num_labels=16)),
+}
