@@ -5,8 +5,8 @@
 Text is the standard library's, enough of it that no student sees a window twice. The teacher is a plain decoder of the
 students' blocks that was trained on twice their tokens; its dictionary reads the middle of it. All runs of a seed share data
 order, schedule and, where they have the same width, the backbone's initial weights. Every stage is recognised when it is
-finished and continued when it is not, and the table is written after every run: rows that are missing are shown as such.
-`--only NAME` runs some rows, `--tokens N` makes all of them shorter, for a try.
+finished and continued when it is not, and the table is written after every run: rows that are missing are shown as such, and
+stored ones stay, so that they may come from several machines. `--only NAME` runs some rows, `--tokens N` makes all of them shorter, for a try.
 """
 
 from __future__ import annotations
@@ -189,8 +189,11 @@ def evaluation(run: Path) -> Path:
 
 
 def write_result(output: Path, inputs: Inputs, command: str) -> None:
-    """The table of all runs that are finished in the work folder."""
-    runs: dict[str, dict[str, Any]] = {}
+    """The table of all runs that are finished in the work folder, and of those that the stored one has beside them."""
+    stored = read_json(output) if output.exists() else {}
+    if stored.get("num_tokens") != inputs.num_tokens:
+        stored = {}
+    runs: dict[str, dict[str, Any]] = {name: dict(seeds) for name, seeds in stored.get("runs", {}).items()}
     for name in VARIANTS:
         recipe = find_recipe(f"gpt2-{SIZE.name}-{name}")
         for path in sorted(inputs.work.glob(f"{recipe.name}-[0-9]*-evaluation/evaluation.json")):
@@ -209,7 +212,7 @@ def write_result(output: Path, inputs: Inputs, command: str) -> None:
             },
             "num_tokens": inputs.num_tokens,
             "size": SIZE.name,
-            "teacher": teacher_row(inputs.work),
+            "teacher": teacher_row(inputs.work) or stored.get("teacher"),
             "runs": runs,
         },
     )

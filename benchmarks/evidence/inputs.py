@@ -39,10 +39,10 @@ class TeacherSpec:
 
 TEACHERS = {
     "weak": TeacherSpec(
-        "half the width and half the blocks of its students, half their tokens",
-        StudentConfig(family="gpt2", hidden_size=64, num_layers=2, num_heads=2),
-        0,
-        0.5,
+        "three quarters of its students' width, blocks and tokens",
+        StudentConfig(family="gpt2", hidden_size=96, num_layers=3, num_heads=3),
+        1,
+        0.75,
     ),
     "strong": TeacherSpec("the shape of its students, twice their tokens", None, None, 2.0),
 }

@@ -65,8 +65,10 @@ def test_the_next_token_without_and_with_an_edit(model: StudioModel) -> None:
     with steer(model.model, {3: 8.0}, "add"):  # four usual activations of 2
         after = model.model(input_ids=ids).logits[0, -1].softmax(-1)
     assert not torch.equal(before, after)
-    assert tokens[0].before in before.tolist()
-    assert max(max(token.before, token.after) for token in tokens) == float(torch.maximum(before, after).max())
+    # Passes of other threads may add in another order: float32's rounding, not more.
+    assert float((before - tokens[0].before).abs().min()) < 1e-6
+    likeliest = max(max(token.before, token.after) for token in tokens)
+    assert likeliest == pytest.approx(float(torch.maximum(before, after).max()), rel=1e-5)
     assert all(token.before == token.after for token in model.next_tokens(PROMPT, {}, "add"))
     assert model.next_tokens("", {}, "add") == []
 
