@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.evidence import __doc__ as description
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
+from benchmarks.evidence.page import write_page
 from benchmarks.evidence.run import TIMES, run
 from benchmarks.evidence.tables import TABLES
 from cocomix.base.artifacts import write_json
@@ -29,6 +30,9 @@ def main() -> int:
     parser.add_argument("--cell", help="run one: CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
     parser.add_argument("--only", nargs="*", metavar="PART", help="of a table the cells whose names hold one of these")
     parser.add_argument("--again", action="store_true", help="run a cell that has a result, and compare")
+    parser.add_argument(
+        "--page", action="store_true", help="write docs/evidence.md and its figures from what is stored"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
     parser.add_argument("--english", type=Path, help="folder with train.parquet and validation.parquet")
     parser.add_argument("--task-data", type=Path, help="folder with the files of LAMBADA and BLiMP")
@@ -39,10 +43,14 @@ def main() -> int:
         if arguments.cell:
             return run_cell(parse_cell(arguments.cell), places, again=arguments.again)
         if arguments.table:
-            return run_table(arguments, TABLES[arguments.table]())
+            failed = run_table(arguments, TABLES[arguments.table]())
+            write_page()
+            return failed
     except CocomixError as error:
         say(f"error: {error}")
         return 1
+    if arguments.page:
+        write_page()
     return 0
 
 

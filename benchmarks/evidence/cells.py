@@ -41,7 +41,9 @@ class Cell:
     @property
     def key(self) -> Cell:
         """The cell whose run this is: without a teacher it is the same run in every comparison."""
-        return self if VARIANTS[self.variant].needs_teacher(self.size) else Cell(self.corpus, "none", *astuple(self)[2:])
+        return (
+            self if VARIANTS[self.variant].needs_teacher(self.size) else Cell(self.corpus, "none", *astuple(self)[2:])
+        )
 
     @property
     def file(self) -> Path:
@@ -69,7 +71,10 @@ def parse_cell(name: str) -> Cell:
         raise CocomixError(f"--cell {name!r}: expected CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
     corpus, teacher, size, variant, tokens, seed = parts
     for word, known in (
-        (corpus, CORPORA), (teacher, (*TEACHERS, "none")), (size, tuple(SIZES)), (variant, tuple(VARIANTS)),
+        (corpus, CORPORA),
+        (teacher, (*TEACHERS, "none")),
+        (size, tuple(SIZES)),
+        (variant, tuple(VARIANTS)),
     ):
         if word not in known:
             raise CocomixError(f"--cell {name!r}: {word!r} is none of {', '.join(known)}")

@@ -117,9 +117,7 @@ class Inputs:
         else:
             source = {"teacher": self.teacher, "sae": sae}
         extract(
-            ExtractConfig(
-                data=self.data, output=output, attribution=attribution, num_windows=num_windows, **source
-            )
+            ExtractConfig(data=self.data, output=output, attribution=attribution, num_windows=num_windows, **source)
         )
         return output
 

@@ -14,7 +14,7 @@ from benchmarks.evidence.corpora import TASKS, Places
 from benchmarks.evidence.inputs import Inputs, windows_of
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
-from cocomix.base.artifacts import sha256_of_file
+from cocomix.base.artifacts import read_json, sha256_of_file
 from cocomix.planning.drafts import fields_of
 from cocomix.planning.sizes import SIZES
 from cocomix.training.metrics import read_metrics
@@ -51,6 +51,8 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     }
     if config.student.mixer == "concept":
         result["probes"] = probes_of(key, config, inputs)
+    if key.teacher != "none":
+        result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
     if places.task_data is not None and TASKS[key.corpus]:
         result["tasks"] = tasks_of(config, places)
     return result
@@ -83,6 +85,14 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
 
 def curve_of(config: TrainConfig) -> list[list[float]]:
     return [[line[name] for name in CURVE] for line in read_metrics(config.output) if "validation_loss" in line]
+
+
+def teacher_facts(inputs: Inputs, num_latents: int | None) -> dict[str, Any]:
+    """Loss of the teacher on the whole validation split, and how well its dictionary fits."""
+    output = inputs.folder / "teacher-evaluation"
+    loss = evaluate(EvalConfig(model=inputs.teacher, data=inputs.data, output=output))["validation_loss"]
+    quality = read_json(inputs.sae(num_latents) / "manifest.json")["facts"]["quality"]
+    return {"teacher_loss": loss, "sae_fvu": quality["fvu"], "sae_loss_recovered": quality["loss_recovered"]}
 
 
 def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]:

@@ -76,7 +76,9 @@ VARIANTS: dict[str, Variant] = {
     # The main table.
     "ntp": Variant("next-token prediction, of CoCoMix's width", "ntp", at_width_of_student=True),
     "ntp-equal-parameters": Variant("next-token prediction, at CoCoMix's active parameters", "ntp"),
-    "ntp-equal-flops": Variant("next-token prediction, at published CoCoMix's training FLOPs a token", "ntp-equal-flops"),
+    "ntp-equal-flops": Variant(
+        "next-token prediction, at published CoCoMix's training FLOPs a token", "ntp-equal-flops"
+    ),
     "pause": Variant("a pause vector in place of every concept vector", "pause"),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
@@ -96,5 +98,13 @@ VARIANTS: dict[str, Variant] = {
         f"add-lambda-{weight:g}": _adding(f"added, weight {weight:g}", concept_loss_weight=weight)
         for weight in (0.3, 1.0, 3.0)
     },
+    "recommended-kd": replace(
+        RECOMMENDED,
+        what="the same with distillation, weight 1",
+        changes={**RECOMMENDED.changes, "distillation": DistillationConfig(weight=1.0)},
+    ),
+    "mix-only": Variant("mixed by adding, without labels", "mix-only", student={"mixing": "add"}),
+    "loss-only": Variant("concepts predicted, nothing mixed", "loss-only", attribution=ACTIVATION_LABELS),
+    "add-1-label": _adding("added, one label a token", _labels(num_labels=1)),
     "add-16-labels": _adding("added, all 16 active latents are labels", _labels(num_labels=16)),
 }

@@ -1,0 +1,43 @@
+"""Figures of the page."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.evidence.statistics import results_of
+from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
+from cocomix.base.formats import format_count
+
+#: Rows whose curves are drawn, with what they are called.
+DRAWN = {"ntp": "NTP", "kd-1": "distillation", "published": "published", "recommended": "recommended"}
+
+
+def curves(corpus: str, teacher: str) -> Drawing | None:
+    """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
+    found = {name: results_of(corpus, teacher, name) for name in DRAWN}
+    found = {name: results for name, results in found.items() if results}
+    seeds = set.intersection(*(set(results) for results in found.values())) if found else set()
+    if len(found) < 2 or not seeds:
+        return None
+    figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
+    for color, (name, results) in zip(SERIES, found.items(), strict=False):
+        rows = [results[seed]["curve"]["rows"] for seed in sorted(seeds)]
+        tokens = [row[0] for row in rows[0]]
+        losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
+        axes.plot(tokens, losses, color=color, linewidth=1.6)
+        axes.annotate(
+            DRAWN[name],
+            (tokens[-1], losses[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=8.5,
+            va="center",
+        )
+    low = min(results[seed]["validation_loss"] for results in found.values() for seed in seeds)
+    axes.set_ylim(low - 0.15, low + 1.6)
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
+    axes.set_xlabel("training tokens")
+    axes.set_title("validation loss, nats a token", loc="left", fontsize=8.5, color=MUTED)
+    alt = f"Validation loss against training tokens, corpus {corpus}, {teacher} teacher"
+    return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)

@@ -1,0 +1,94 @@
+"""From cells to the numbers of a row: means over seeds, paired differences and their intervals, what reaching NTP took."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.evidence.cells import Cell, stored_cells
+from benchmarks.evidence.tables import SIZE, TOKENS
+from cocomix.comparison.intervals import bootstrap_interval
+
+Results = Mapping[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one comparison, over the seeds that were run."""
+
+    variant: str
+    results: Results
+    """By seed, of whole length."""
+    differences: list[float]
+    """To NTP's loss of the same seed, nats a token."""
+
+    @property
+    def losses(self) -> list[float]:
+        return [result["validation_loss"] for result in self.results.values()]
+
+    @property
+    def mean_difference(self) -> float | None:
+        return statistics.fmean(self.differences) if self.differences else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Paired bootstrap over seeds, 95 %; None of fewer than three."""
+        return bootstrap_interval(self.differences)
+
+    def mean(self, name: str) -> float | None:
+        """Of a number that all results have."""
+        values = [result[name] for result in self.results.values()]
+        return statistics.fmean(values) if values else None
+
+
+def results_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) -> dict[int, dict[str, Any]]:
+    """Stored results by seed."""
+    found = {}
+    for seed in range(10):
+        result = Cell(corpus, teacher, SIZE, variant, tokens, seed).result()
+        if result is not None:
+            found[seed] = result
+    return found
+
+
+def row_of(corpus: str, teacher: str, variant: str) -> Row:
+    results = results_of(corpus, teacher, variant)
+    ntp = results_of(corpus, teacher, "ntp")
+    differences = [results[seed]["validation_loss"] - ntp[seed]["validation_loss"] for seed in results if seed in ntp]
+    return Row(variant, results, differences)
+
+
+def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[float]:
+    """For each seed, what reaching NTP's final loss takes, as a share of what NTP's run took.
+
+    Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss is taken
+    to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or all lie below it, are left out.
+
+    Args:
+        corpus: of the comparison.
+        teacher: of the comparison.
+        variant: what is compared.
+        axis: `train_tokens`, `train_flops` or `train_seconds`.
+    """
+    lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
+    shares = []
+    for seed, ntp in results_of(corpus, teacher, "ntp").items():
+        runs = [results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths]
+        points = sorted((run[axis], run["validation_loss"]) for run in runs if run is not None)
+        amount = _amount_at(points, ntp["validation_loss"])
+        if amount is not None:
+            shares.append(amount / ntp[axis])
+    return shares
+
+
+def _amount_at(points: Sequence[tuple[float, float]], loss: float) -> float | None:
+    """Where a falling line through the points first is at a loss."""
+    for (less, higher), (more, lower) in itertools.pairwise(points):
+        if lower <= loss <= higher:
+            share = (higher - loss) / (higher - lower)
+            return math.exp(math.log(less) + share * (math.log(more) - math.log(less)))
+    return None
