@@ -6,7 +6,8 @@ Text is the standard library's, enough of it that no student sees a window twice
 students' blocks that was trained on twice their tokens; its dictionary reads the middle of it. All runs of a seed share data
 order, schedule and, where they have the same width, the backbone's initial weights. Every stage is recognised when it is
 finished and continued when it is not, and the table is written after every run: rows that are missing are shown as such, and
-stored ones stay, so that they may come from several machines. `--only NAME` runs some rows, `--tokens N` makes all of them shorter, for a try.
+stored ones stay, so that they may come from several machines. `--only NAME` runs some rows, `--tokens N` makes all of them
+shorter, for a try.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What students learn from: a dataset, a teacher on it, its dictionary, and labels. Each is made when it is first asked for."""
+"""What students learn from: a dataset, a teacher on it, its dictionary, and labels, each made when it is first asked for."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.statistics import Row, results_of, row_of, shares_to_match
 from benchmarks.evidence.tables import ABLATION_COMPARISON, ABLATIONS, COMPARISONS, MAIN, SEEDS, SIZE, TOKENS
 from benchmarks.evidence.variants import VARIANTS
-from cocomix.base.artifacts import read_json
-from cocomix.base.formats import format_flops, format_signed
+from cocomix.base.formats import format_signed
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"

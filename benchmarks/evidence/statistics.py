@@ -65,8 +65,9 @@ def row_of(corpus: str, teacher: str, variant: str) -> Row:
 def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[float]:
     """For each seed, what reaching NTP's final loss takes, as a share of what NTP's run took.
 
-    Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss is taken
-    to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or all lie below it, are left out.
+    Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
+    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or all lie below it, are
+    left out.
 
     Args:
         corpus: of the comparison.
