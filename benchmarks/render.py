@@ -415,7 +415,7 @@ def kills(result: dict[str, Any]) -> str:
     outcome = "equal" if result["weights_equal"] and result["metrics_equal"] else "not equal"
     return "\n\n".join(
         [
-            "## Killed twenty times",
+            f"## Killed {result['num_kills']} times",
             f"A CoCoMix run of {result['num_steps']:,} steps with accumulation, killed with SIGKILL {result['num_kills']} "
             "times at random moments of its process, and started again with the same command: to the bit, its weights are "
             f"{outcome} to those of an undisturbed run, and so are its metrics, times aside. The newest checkpoint after "
