@@ -4,7 +4,7 @@
 
 A smoke demo makes data and labels. One CoCoMix run on them goes undisturbed; another is killed and started again, every
 fourth time while it starts (imports, checks, reading its checkpoint), else among its steps, validations and checkpoints.
-Weights and metrics are compared.
+Weights and metrics are compared. Every kill has to find the run unfinished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.artifacts import sha256_of_file, write_json
+from cocomix.base.artifacts import MANIFEST_NAME, sha256_of_file, write_json
 from cocomix.training.metrics import read_metrics
 
 TIMES = frozenset({"train_seconds", "tokens_per_second"})
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the demo and the two runs, emptied first")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--num-tokens", type=int, default=300_000)
+    parser.add_argument("--num-tokens", type=int, default=400_000)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
     work: Path = arguments.work
@@ -56,6 +56,8 @@ def main() -> None:
         is_near_the_end = newest_checkpoint(killed) + MAX_ADVANCE_STEPS > last["step"]
         longest = start_seconds if number % 4 == 0 or is_near_the_end else None
         kills.append(kill([*train, str(killed)], killed, rng.random(), longest))
+        if (killed / MANIFEST_NAME).exists():
+            sys.exit(f"the run was finished before kill {number + 1}: give it more --num-tokens")
     subprocess.run([*train, str(killed)], check=True)
 
     weights_equal = sha256_of_file(whole / "model.safetensors") == sha256_of_file(killed / "model.safetensors")
@@ -65,7 +67,7 @@ def main() -> None:
         {
             "command": "python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json",
             "kills": kills,
-            "num_kills": sum(kill["was_running"] for kill in kills),
+            "num_kills": len(kills),
             "num_steps": last["step"],
             "weights_equal": weights_equal,
             "metrics_equal": metrics_equal,
@@ -83,7 +85,7 @@ def kill(words: list[str], output: Path, moment: float, longest_seconds: float |
         output: its folder.
         moment: in [0, 1): of `longest_seconds` from its start; without them, of the time between two lines of its metrics,
             after its second one, so that the machine's load does not count.
-        longest_seconds: how long the start may take.
+        longest_seconds: how long the start may take; once the run writes to its metrics, it is over.
     """
     started_ns, before = time.time_ns(), newest_checkpoint(output)
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -95,15 +97,16 @@ def kill(words: list[str], output: Path, moment: float, longest_seconds: float |
             times.append(time.monotonic())
         longest_seconds = times[1] - times[0]
         where = "among its steps"
+        time.sleep(moment * longest_seconds)
     else:
+        deadline = time.monotonic() + moment * longest_seconds
+        while time.monotonic() < deadline and not last_step(output, started_ns):
+            time.sleep(0.005)
         where = "at its start"
-    time.sleep(moment * longest_seconds)
-    was_running = process.poll() is None
     process.kill()
     process.wait()
     return {
         "where": where,
-        "was_running": was_running,
         "last_step": last_step(output, 0),
         "newest_checkpoint": newest_checkpoint(output),
         "half_written": any(output.glob("checkpoints/.*.partial")),

@@ -1,5 +1,6 @@
 """`docs/results.md`, and the results in the README, from the stored results: no figure there is typed by hand. The table of
-`docs/families.md`, from the code. What `docs/data.md` says of speed and memory.
+`docs/families.md`, from the code. What `docs/data.md` says of speed and memory, and `docs/studio.md` and
+`docs/inspecting.md` of speed.
 
 python -m benchmarks.render
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from benchmarks import speed_blocks
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
 from cocomix.modeling.backbones import supported_families
@@ -47,6 +49,9 @@ def main() -> None:
     _fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
     _fill(DATA_PAGE, PREPARE_START, prepare_block(), PREPARE_END)
     _fill(STEERING_PAGE, STEERING_START, steering_block(), STEERING_END)
+    studio, site = speed_blocks.studio_block(), speed_blocks.site_block()
+    _fill(speed_blocks.STUDIO_PAGE, speed_blocks.STUDIO_START, studio, speed_blocks.STUDIO_END)
+    _fill(speed_blocks.INSPECTING_PAGE, speed_blocks.SITE_START, site, speed_blocks.SITE_END)
 
 
 def _fill(page: Path, start: str, block: str, end: str) -> None:
@@ -415,7 +420,7 @@ def kills(result: dict[str, Any]) -> str:
     outcome = "equal" if result["weights_equal"] and result["metrics_equal"] else "not equal"
     return "\n\n".join(
         [
-            "## Killed twenty times",
+            f"## Killed {result['num_kills']} times",
             f"A CoCoMix run of {result['num_steps']:,} steps with accumulation, killed with SIGKILL {result['num_kills']} "
             "times at random moments of its process, and started again with the same command: to the bit, its weights are "
             f"{outcome} to those of an undisturbed run, and so are its metrics, times aside. The newest checkpoint after "

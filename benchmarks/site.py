@@ -64,6 +64,8 @@ def main() -> None:
     write_json(
         arguments.output,
         {
+            "command": "python -m benchmarks.site --work runs/site --output benchmarks/results/site.json",
+            "num_cpus": os.cpu_count(),
             "num_concepts": NUM_CONCEPTS,
             "num_contexts": 8 * len(SOURCES),
             "megabytes": round(sum(data) / 1e6, 1),

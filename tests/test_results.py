@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import speed_blocks
 from benchmarks.render import (
     DATA_PAGE,
     END,
@@ -25,3 +26,7 @@ def test_the_page_is_what_the_stored_results_give() -> None:
     assert START + readme_block() + END in README.read_text(encoding="utf-8")
     assert PREPARE_START + prepare_block() + PREPARE_END in DATA_PAGE.read_text(encoding="utf-8")
     assert STEERING_START + steering_block() + STEERING_END in STEERING_PAGE.read_text(encoding="utf-8")
+    latency = speed_blocks.STUDIO_START + speed_blocks.studio_block() + speed_blocks.STUDIO_END
+    assert latency in speed_blocks.STUDIO_PAGE.read_text(encoding="utf-8")
+    site = speed_blocks.SITE_START + speed_blocks.site_block() + speed_blocks.SITE_END
+    assert site in speed_blocks.INSPECTING_PAGE.read_text(encoding="utf-8")

@@ -73,6 +73,20 @@ def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys
     assert capsys.readouterr().out.strip() == output
 
 
+def test_a_reader_that_has_read_enough_is_no_failure() -> None:
+    code = (
+        "from cocomix.cli import main as cli; import sys; cli._call = lambda *_: 'word ' * 100_000; "
+        "sys.exit(cli.main(['recipes']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(4) == b"word"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data", "x", "--output", "y", "--learning-rat", "1"])

@@ -42,7 +42,7 @@ def test_the_command_line_is_over_the_file_and_the_file_over_the_recipe(tmp_path
 
 def test_values_of_every_kind(tmp_path: Path) -> None:
     text = "optimizer: {learning_rate: 3e-4, weight_decay: 0}\ntrackers: [wandb]\nlabels: null\nteacher: t\n"
-    text += "parallel: {compile: yes}\nmicro_batch_size: 4\nstudent: {mixer: none}\n"
+    text += "distillation: {weight: 1}\nparallel: {compile: yes}\nmicro_batch_size: 4\nstudent: {mixer: none}\n"
     config = parse_train("--config", write(tmp_path, text))
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-4, 0.0)
     assert (config.trackers, config.labels, config.teacher) == (("wandb",), None, Path("t"))

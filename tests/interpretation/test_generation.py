@@ -89,6 +89,10 @@ def test_every_mode_is_explained(folder: Path, tmp_path: Path, capsys: pytest.Ca
     code, _, said = run(capsys, "--model", tmp_path / "bare", "--prompt", "def", "--steer", "5=2")
     assert code == 0
     assert said == "5: set to 2; what is usual for it was not measured yet (`cocomix inspect` does)"
+    toward = ["--prompt", "def", "--steer", "5=2", "--mode", "toward"]
+    code, _, said = run(capsys, "--model", tmp_path / "bare", *toward)
+    assert code == 1
+    assert said.startswith("error: the directions toward this model's concepts were not measured yet")
 
 
 def test_plain_decoders_continue_too(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

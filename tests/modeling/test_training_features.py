@@ -169,6 +169,35 @@ def test_what_transformers_takes_for_granted() -> None:
     assert len(model(input_ids=ids).hidden_states) == 4
 
 
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padded_parts_of_a_batch_add_up_to_it(padding_side: str) -> None:
+    """Sums over the counts of the whole: four passes of unequal lengths are one of all rows."""
+    model, ids, concepts = student().train(), tokens(8), concept_labels(8)
+    lengths = torch.tensor([[9], [4], [7], [2], [9], [3], [5], [8]])
+    columns = torch.arange(9)
+    mask = (columns < lengths) if padding_side == "right" else (columns >= 9 - lengths)
+    inputs = {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.masked_fill(~mask, -100)}
+    inputs["concept_labels"] = concepts.masked_fill(~mask.unsqueeze(-1), -100)
+
+    def gradients(rows_in_a_pass: int) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        passes = [
+            model(**{k: v[i : i + rows_in_a_pass] for k, v in inputs.items()}) for i in range(0, 8, rows_in_a_pass)
+        ]
+        lm_count, concept_count = (sum(getattr(o, name) for o in passes) for name in ("lm_count", "concept_count"))
+        assert int(lm_count) == int((inputs["labels"][:, 1:] != -100).sum())
+        assert int(concept_count) == int((inputs["concept_labels"] != -100).all(-1).sum())
+        for output in passes:
+            (output.lm_loss_sum / lm_count + 0.1 * output.concept_loss_sum / concept_count).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, parts = gradients(8), gradients(2)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        # Only the order of float32 sums differs.
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_trainer_takes_the_same_step_however_the_batch_is_cut(accumulation: int, tmp_path: Any) -> None:
     """transformers.Trainer, with the loss that the model returns."""

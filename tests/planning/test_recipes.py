@@ -101,10 +101,10 @@ def test_flops_over_ntp_are_the_papers(size: str, causal: float, full: float, mo
 
 def test_overrides_reach_the_configuration(tmp_path: Path) -> None:
     student = StudentConfig(family="llama", hidden_size=32)
-    config = cocomix.recipe("gpt2-tiny-ntp", data="d", output=tmp_path, num_tokens=5, student=student, teacher="t")
+    config = cocomix.recipe("gpt2-tiny-kd", data="d", output=tmp_path, num_tokens=5, student=student, teacher="t")
     assert (config.num_tokens, config.student, config.teacher) == (5, student, Path("t"))
     assert type(config) is cocomix.TrainConfig
-    assert config.optimizer == VARIANTS["ntp"](SIZES["tiny"]).optimizer
+    assert config.optimizer == VARIANTS["kd"](SIZES["tiny"]).optimizer
 
 
 def test_labels_on_the_fly_are_the_recipes() -> None:

@@ -70,7 +70,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     tokenizer.save_pretrained(made.model)
     write_names(made.model, NAMES, NUM_CONCEPTS)
     ones = torch.ones(NUM_CONCEPTS)
-    write_statistics(made.model, ActivationStatistics(1000, 0.2 * ones, 2 * ones, ones, 5 * ones, 2 * ones))
+    directions = torch.randn(NUM_CONCEPTS, 48)
+    directions[5] = 0
+    write_statistics(made.model, ActivationStatistics(1000, 0.2 * ones, 2 * ones, ones, 5 * ones, 2 * ones, directions))
     for name, last in (("cocomix", 3.25), ("ntp", 3.5)):
         write_metrics(root / name, last)
     fingerprint = artifacts.fingerprint_of_path(made.model)

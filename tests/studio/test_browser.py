@@ -178,6 +178,26 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     expect(again.locator(".pin-row")).to_have_count(0)
 
 
+def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(link(address, prompt=PROMPT, pins="3", tokens="4"))
+    page.get_by_role("button", name="toward").click()
+    field = page.get_by_label("Strength of import statements as a number")
+    # Here a strength of 1 is much, so the slider goes less far.
+    page.get_by_role("slider", name="Strength of import statements").press("Home")
+    expect(field).to_have_value("-2")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements →−2")
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    page = new_page(link(address, prompt=PROMPT, pins="5:1", mode="toward"))
+    refusal = "there is no direction toward concept 5 (string formatting)"
+    expect(page.locator(".writing .problem")).to_contain_text(refusal)
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".writing .problem").first).to_contain_text(refusal)
+    expect(page.locator(".writing .problem")).to_have_count(2)
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    expect(page.locator(".continuations")).to_be_hidden()
+
+
 def test_text_of_models_names_and_cards_stays_text(address: str, new_page: Callable[..., Any]) -> None:
     page = new_page(link(address, prompt=ATTACK, pins="7:2,3"))
     expect(page.locator(".pin-row")).to_have_count(2)

@@ -9,7 +9,9 @@ import torch
 
 from cocomix import CocomixError, steer
 from cocomix.studio.generation import Continuation, Plan, Step, Workers
+from cocomix.studio.links import MODES
 from cocomix.studio.model import StudioModel
+from cocomix.studio.writing_panel import _SIGNS, _Side, _written
 from tests.studio.conftest import CONTEXT_LENGTH
 
 PROMPT = "<b>def</b> read(self"
@@ -30,6 +32,15 @@ def test_both_are_what_generate_gives(model: StudioModel) -> None:
     with steer(model.model, {3: 6.0}, "set"):
         assert steered == model.model.generate(prompt, **options)[0, len(ids) :].tolist()
     assert original != steered
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_has_a_title(model: StudioModel, mode: str) -> None:
+    steps = [Step(1, 2), None]
+    plan = Plan(model.encode(PROMPT), {3: -0.5}, mode, 1)
+    sides = _Side(model, "original"), _Side(model, "steered")
+    _, steered = _written(sides, steps, Continuation(model, plan), PROMPT, is_running=False)
+    assert f"Steered: import statements {_SIGNS[mode]}−0.5".replace("+−", "−") in steered
 
 
 def test_without_edits_both_are_equal_and_draws_are_repeatable(model: StudioModel) -> None:

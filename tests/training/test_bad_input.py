@@ -128,6 +128,10 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
         ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
         ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
+        (
+            {"teacher": Path("x")},
+            r"nothing learns from it: set distillation\.weight or hidden_regression\.weight, or give",
+        ),
         ({"num_tokens": 0}, "num_tokens is 0"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"concept_loss_weight": math.nan}, "concept_loss_weight is nan; it must be at least 0"),

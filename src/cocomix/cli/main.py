@@ -24,6 +24,7 @@ from cocomix.base.stopping import Stopped
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,17 @@ def _run(name: str, words: Sequence[str]) -> int:
             return EXIT_ERROR
         raise
     if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
-        print(result)
+        return _print(result)
+    return 0
+
+
+def _print(result: str) -> int:
+    """Print a result; returns the exit code."""
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:  # `cocomix recipes | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush, at its end
+        return EXIT_BROKEN_PIPE
     return 0
 
 

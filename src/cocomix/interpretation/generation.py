@@ -82,7 +82,10 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     model = load_causal_lm(path)
     if strengths and not isinstance(model, CoCoMixForCausalLM):
         raise CocomixError(f"{config.model} is a plain decoder, which has no concepts; leave out --steer")
-    meanings = explain_strengths(model, strengths, config.mode, config.unit) if strengths else []
+    meanings: list[str] = []
+    if strengths:
+        with steer(model, strengths, config.mode, unit=config.unit):  # what can't be is refused before anything is said
+            meanings = explain_strengths(model, strengths, config.mode, config.unit)
     for meaning in meanings:
         say(meaning)
     tokenizer = load_tokenizer(path)

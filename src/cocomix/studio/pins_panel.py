@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
@@ -14,8 +15,18 @@ from cocomix.studio.rendering import render
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
-SLIDER_END = 10.0
-SLIDER_STEP = 0.25
+
+@dataclass(frozen=True)
+class _Range:
+    """From minus `end` to `end`, in steps."""
+
+    end: float
+    step: float
+
+
+_RANGE = _Range(10.0, 0.25)
+#: In mode `toward` a strength of 1 is much.
+_RANGES = {"toward": _Range(2.0, 0.05)}
 
 MODE_HELP = {
     "add": "Add the strength to its activation, everywhere",
@@ -50,10 +61,12 @@ class PinsPanel:
         for concept in [concept for concept in self._rows if concept not in pins or model.name != self._model_name]:
             self._rows.pop(concept).remove()
         self._model_name = model.name
+        slider_range = _RANGES.get(self._page.state.mode, _RANGE)
         for concept in pins:
             if concept not in self._rows:
                 with self._list:
                     self._rows[concept] = _Row(self._page, concept, model.name_of(concept))
+            self._rows[concept].set_range(slider_range)
             self._rows[concept].show(pins[concept])
         self._note.content = render("pins_note", has_pins=bool(pins), unit=model.unit, mode=self._page.state.mode)
 
@@ -69,11 +82,12 @@ class _Row:
     def __init__(self, page: StudioPage, concept: int, name: str) -> None:
         self._page, self._concept = page, concept
         self._shown: float | None = None
+        self._range = _RANGE
         with ui.element("div").classes("pin-row") as self._row:
             ui.html(render("pin_head", concept=concept, name=name), sanitize=False)
             with ui.element("div").classes("pin-body"):
                 self._slider = ui.element("input").props(
-                    f"type=range min={-SLIDER_END} max={SLIDER_END} step={SLIDER_STEP} value=0"
+                    f"type=range min={-_RANGE.end} max={_RANGE.end} step={_RANGE.step} value=0"
                 )
                 self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
             self._problem = ui.html("", sanitize=False).props("role=alert")
@@ -84,6 +98,15 @@ class _Row:
         keep = f"mounted_app.elements[{self._slider.id}].props.value = event.target.value"
         self._slider.on("input", self._slid, js_handler=f"(event) => {{ {keep}; emit(Number(event.target.value)); }}")
         self._field.on("change", self._typed)
+
+    def set_range(self, slider_range: _Range) -> None:
+        """How far the slider goes; the strength stays."""
+        if slider_range != self._range:
+            self._range = slider_range
+            bounds = {"min": -slider_range.end, "max": slider_range.end, "step": slider_range.step}
+            for name, value in bounds.items():
+                self._slider.props[name] = value
+            self._move_slider(self._shown)
 
     def show(self, strength: float | None) -> None:
         """Show a strength that was set elsewhere."""
@@ -112,7 +135,7 @@ class _Row:
         self._move_slider(strength)
 
     def _move_slider(self, strength: float | None) -> None:
-        self._slider.props["value"] = max(-SLIDER_END, min(SLIDER_END, strength or 0.0))
+        self._slider.props["value"] = max(-self._range.end, min(self._range.end, strength or 0.0))
 
     def _take(self, strength: float | None) -> None:
         self._problem.content = ""

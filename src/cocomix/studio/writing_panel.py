@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SHOWN_EVERY_SECONDS = 0.1
 _MARK = Markup("<mark>{}</mark>")
+#: Before the strength of an edit, by its mode.
+_SIGNS = {"add": "+", "set": "=", "scale": "×", "toward": "→"}
 
 
 class WritingPanel:
@@ -69,9 +71,15 @@ class WritingPanel:
             return
         edits = page.edits
         try:
-            tokens = await page.off_loop(model.next_tokens, page.state.prompt, edits, page.state.mode)
+            await page.off_loop(model.encode, page.state.prompt)
         except CocomixError:  # said beside the prompt
-            tokens = []
+            self._next.content = ""
+            return
+        try:
+            tokens = await page.off_loop(model.next_tokens, page.state.prompt, edits, page.state.mode)
+        except CocomixError as error:  # these edits can't be made
+            self._next.content = render("problem", problem=f"{error}.")
+            return
         largest = max((max(token.before, token.after) for token in tokens), default=1.0)
         self._next.content = render("next_tokens", tokens=tokens, largest=largest, is_steered=bool(edits))
 
@@ -100,6 +108,9 @@ class WritingPanel:
         self._both.set_visibility(True)
         try:
             await self._stream(model, continuation, state.prompt)
+        except CocomixError as error:  # these edits can't be made
+            self._both.set_visibility(False)
+            self._problem.content = render("problem", problem=f"{error}.")
         finally:
             self._continuation = None
             if not page.client.is_deleted:
@@ -192,6 +203,6 @@ def _marked(texts: Sequence[Markup], marked: Sequence[bool]) -> Markup:
 def _steered_title(model: StudioModel, plan: Plan) -> str:
     if not plan.strengths:
         return "Steered: pin a concept and give it a strength"
-    sign = {"add": "+", "set": "=", "scale": "×"}[plan.mode]
+    sign = _SIGNS[plan.mode]
     edits = (f"{model.name_of(concept)} {sign}{strength:g}" for concept, strength in plan.strengths.items())
     return "Steered: " + ", ".join(edits).replace("+-", "−").replace("-", "−")

@@ -196,6 +196,12 @@ class TrainConfig:
             raise CocomixError("distillation.weight is set but no teacher; give --teacher, or --distillation.targets")
         if self.hidden_regression.weight and self.teacher is None:
             raise CocomixError("hidden_regression.weight is set but no teacher; give --teacher")
+        learns_from_teacher = self.sae is not None or self.distillation.weight or self.hidden_regression.weight
+        if self.teacher is not None and not learns_from_teacher:
+            raise CocomixError(
+                "teacher is given but nothing learns from it: set distillation.weight or hidden_regression.weight, or give "
+                "--sae"
+            )
         if self.sae is not None and (self.teacher is None or self.labels is not None):
             raise CocomixError("labels on the fly need --teacher and --sae, and leave no use for --labels")
         if self.sae is None and (self.layer is not None or self.attribution != AttributionConfig()):

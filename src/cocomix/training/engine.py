@@ -51,11 +51,14 @@ class Engine:
             student.to(device)
         if ranks.size > 1 and not self.is_sharded:
             has_unused = student.model.mixer is not None and student.model.config.mixing == "none"
-            self._forward = DistributedDataParallel(
-                student,
-                broadcast_buffers=False,  # they are constants
-                find_unused_parameters=has_unused,
-            )
+            with warnings.catch_warnings():
+                # torch 2.13 has another name for it, which earlier ones do not know.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                self._forward = DistributedDataParallel(
+                    student,
+                    broadcast_buffers=False,  # they are constants
+                    find_unused_parameters=has_unused,
+                )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What `TrainedStudent.forward` returns for this rank's part of the batch."""
