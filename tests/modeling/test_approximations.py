@@ -35,6 +35,7 @@ def test_positions_are_those_of_a_row_written_out(stride: int, num_past: int) ->
     span, new = layout.span(torch.tensor(num_past), T), row[layout.num_positions(num_past) :]
     assert [(int(t) + num_past, bool(c)) for t, c in zip(span.token, span.is_concept, strict=True)] == new
     indices = torch.arange(len(new))
+    assert span.num_tokens == T
     last = [max(i for i, (token, _) in enumerate(new) if token == num_past + t) for t in range(T)]
     assert indices[span.read].tolist() == last
     assert sorted(last + indices[span.unread].tolist()) == indices.tolist()

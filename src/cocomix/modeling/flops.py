@@ -66,7 +66,8 @@ def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count)
         keys = mean_keys(num_positions, window, layout, unread)
     attention = 2 * 2 * _attention_width(model.backbone) * keys
     projections = 2 * 2 * model.config.hidden_size * key_width(model.backbone)
-    return (_linear_flops(adapter, last, last + 1) - projections + attention) * num_unread / context_length
+    skipped = _linear_flops(adapter, last, last + 1) - projections + attention
+    return float(skipped * num_unread / context_length)
 
 
 def _concept_flops(model: CoCoMixForCausalLM, count: Count) -> float:

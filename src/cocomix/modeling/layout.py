@@ -78,7 +78,9 @@ class Layout:
 
     def span(self, num_past: int | Tensor, num_tokens: int, device: torch.device | None = None) -> Span:
         """The positions of `num_tokens` new tokens behind `num_past` ones; not for tokens alone."""
-        phase = 0 if self.stride == 1 else int(num_past) % self.stride  # the position of the first one, of its period
+        # Where every token has a concept all periods are alike, and a static cache's length need not leave its device.
+        num_past = 0 if self.stride == 1 else int(num_past)
+        phase = num_past % self.stride
         positions = torch.arange(phase, self.num_positions(phase + num_tokens), device=device)
         return Span(self, num_past, phase, self.token_of(positions) - phase, self.is_concept(positions))
 
@@ -88,8 +90,8 @@ class Span:
     """The positions of one forward pass above an interleaving mixer."""
 
     layout: Layout
-    num_past: int | Tensor
-    """Tokens before it."""
+    num_past: int
+    """Tokens before it; 0 where every token has a concept."""
     phase: int
     """How many of them lie behind the last concept."""
     token: Int64[Tensor, " S"]

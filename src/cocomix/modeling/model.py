@@ -345,6 +345,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if cache is not None and layout.stride:
             adopt_cache(cache, self.config.backbone_config, insert, layout)
         hidden = adapter.embed(inputs_embeds, position_ids)
+        # Before any block runs: a static cache counts on in the same tensor.
+        span = layout.span(num_past, hidden.shape[1], hidden.device) if layout.stride else None
         if states is not None:
             states.append(hidden)
         hidden = adapter.run_blocks(
@@ -360,7 +362,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if self.mixer is None:
             return hidden, None
         mixed = self.mixer(hidden, concept_labels, edits)
-        if not layout.stride:
+        if span is None:
             hidden = adapter.run_blocks(
                 mixed.hidden,
                 insert,
@@ -372,7 +374,6 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
                 collected=states,
             )
             return hidden, mixed
-        span = layout.span(num_past, hidden.shape[1], hidden.device)
         hidden = adapter.run_blocks(
             span.kept(mixed.hidden),
             insert,
