@@ -156,7 +156,7 @@ def test_the_strongest_of_groups(num_concepts: int, num_groups: int) -> None:
             {"concept_stride": 0},
             "concept_stride is 0; it must be a whole number of at least 1",
         ),
-        ("concept", "interleave", {"concept_window": 2.5}, "concept_window is 2.5"),
+        ("concept", "interleave", {"concept_window": 0}, "concept_window is 0"),
         ("concept", "interleave", {"concept_groups": 4}, "it must be a whole number of at least 5"),
         ("concept", "interleave", {"concept_groups": 25}, "there are only 24 concepts"),
         ("concept", "add", {"concept_stride": 2}, "settings of an interleaving mixer"),

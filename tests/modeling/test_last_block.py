@@ -53,6 +53,9 @@ def test_logits_and_gradients_equal_those_of_the_whole_block(
     family: str, mixing: str, insert_layer: int, whole: Any
 ) -> None:
     model, T = student(family, mixing=mixing, insert_layer=insert_layer).double().train(), 7
+    tolerance = TOLERANCE
+    if family == "gemma2":  # its softmax is in float32, where what a mask adds in float64 is infinite
+        model, tolerance = model.float(), {"rtol": 1e-4, "atol": 1e-5}
     ids = tokens(2, T)
     padding, packed = torch.ones_like(ids), torch.cat([torch.arange(3), torch.arange(4)]).expand(2, -1)
     padding[0, :2] = 0
@@ -60,7 +63,7 @@ def test_logits_and_gradients_equal_those_of_the_whole_block(
     seen = rows_of_the_last_mlp(model)
     for more in ({}, {"attention_mask": padding}, {"position_ids": packed}):
         skipped, expected = step(model, **given, **more), whole(lambda more=more: step(model, **given, **more))
-        torch.testing.assert_close(skipped, expected, **TOLERANCE)
+        torch.testing.assert_close(skipped, expected, **tolerance)
     assert seen == 3 * [T, 2 * T]
 
 
@@ -111,15 +114,17 @@ def test_checkpointed_blocks_skip_too(family: str) -> None:
     seen = rows_of_the_last_mlp(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert all(torch.equal(*pair) for pair in zip(step(model, **given), plain, strict=True))
+    assert set(seen) == {9}
+    seen.clear()
     # Re-entrant checkpoints follow no tensor inside of other arguments: the whole block runs.
     model.gradient_checkpointing_enable({"use_reentrant": True})
-    output = model(**given)
-    output.loss.backward()
-    torch.testing.assert_close(model.mixer.head_weight.grad, plain[-5], rtol=1e-4, atol=1e-6)
+    model(**given).loss.backward()
+    for parameter, expected in zip(model.parameters(), plain[2:], strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
     # With a cache, which a recomputed block would extend twice, likewise.
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model(input_ids=ids, use_cache=True)
-    assert seen == [9, 9, 18, 18, 18]
+    assert set(seen) == {18}
     assert "_can_checkpoint_with_cache" not in vars(model.adapter.blocks[-1])
 
 
