@@ -7,6 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.modeling import flops
+from cocomix.modeling.backbones import DecoderAdapter
+from cocomix.modeling.layout import Layout
 from cocomix.planning.recipes import find_recipe
 from cocomix.planning.widths import meta_model
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
@@ -17,15 +19,19 @@ CASES = [
     *(("gpt2", mixer, mixing, 0.1) for mixer, mixing in MIXERS),
     *(("llama", "concept", mixing, 0.0) for mixing in ("interleave", "add", "none")),
 ]
+APPROXIMATE = [{"concept_stride": 2}, {"concept_stride": 3}, {"concept_window": 2}, {"concept_groups": 8}]
 
 
-@pytest.mark.parametrize(("family", "mixer", "mixing", "weight"), CASES)
+@pytest.mark.parametrize(
+    ("family", "mixer", "mixing", "weight", "more"),
+    [*((*case, {}) for case in CASES), *(("gemma2", "concept", "interleave", 0.1, more) for more in APPROXIMATE)],
+)
 def test_the_count_equals_torchs_counter_on_the_meta_device(
-    family: str, mixer: str, mixing: str, weight: float
+    family: str, mixer: str, mixing: str, weight: float, more: dict[str, int]
 ) -> None:
     T = 8
     with torch.device("meta"):
-        model = student(family, mixer, mixing, concept_loss_weight=weight).train()
+        model = student(family, mixer, mixing, concept_loss_weight=weight, **more).train()
         ids = tokens(1, T)
         concepts = torch.zeros(1, T, 4, dtype=torch.long) if mixer == "concept" and weight else None
     with FlopCounterMode(display=False) as counter:
@@ -59,8 +65,31 @@ def test_the_algorithmic_count_is_the_counters_but_for_the_mask(
     assert ours == counted - recomputed + 3 * compress
 
 
-@pytest.mark.parametrize(("window", "rate"), [(None, 1), (4, 1), (4, 2), (100, 1)])
-def test_mean_keys_are_those_a_mask_leaves(window: int | None, rate: int) -> None:
-    T = 9
-    visible = [min(t + 1, rate * window if window else T) for t in range(T)]
-    assert flops.mean_keys(T, window, rate) == pytest.approx(sum(visible) / T)
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("layout", [Layout(), Layout(1), Layout(3), Layout(1, 2), Layout(2, 3)])
+def test_mean_keys_are_those_a_mask_leaves(window: int | None, layout: Layout) -> None:
+    S = layout.num_positions(9)
+    width = S if window is None else layout.num_positions(window)
+    visible = []
+    for query in range(S):
+        keys = range(max(0, query - width + 1), query + 1)
+        if layout.concept_window is None:
+            visible.append(len(keys))
+        else:
+            token = layout.token_of(query)
+            visible.append(
+                sum(not layout.is_concept(k) or token - layout.token_of(k) < layout.concept_window for k in keys)
+            )
+    assert flops.mean_keys(S, window, layout) == pytest.approx(sum(visible) / S)
+    assert flops.mean_keys(S, window, layout, slice(1, None, 2)) == pytest.approx(
+        sum(visible[1::2]) / len(visible[1::2])
+    )
+
+
+def test_an_adapter_that_skips_nothing_is_counted_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, T = student("llama"), 8
+    skipping = flops.forward_flops_per_token(model, T, "counter")
+    monkeypatch.setattr(DecoderAdapter, "can_skip", lambda *_: False)
+    whole = flops.forward_flops_per_token(model, T, "counter")
+    # Queries, output and the gated MLP of 3 matrices, and attention over 2T keys, for one of two positions.
+    assert whole - skipping == 2 * (2 * 16 * 16 + 3 * 16 * 32) + 2 * 2 * 16 * 2 * T

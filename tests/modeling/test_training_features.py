@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError
 from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.layout import Layout
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
@@ -88,7 +89,7 @@ def test_flash_attention_is_refused_where_it_would_be_wrong(family: str) -> None
         model(input_ids=ids, position_ids=packed)
     if "sliding_attention" in {model.adapter.layer_type(index) for index in (1, 2)}:
         with pytest.raises(CocomixError, match="no doubled sliding window"):
-            model.adapter.run_blocks(torch.zeros(1, 4, 16), 1, 3, position_ids=tokens(1, 4), positions_per_token=2)
+            model.adapter.run_blocks(torch.zeros(1, 4, 16), 1, 3, position_ids=tokens(1, 4), layout=Layout(1))
 
 
 class TestAutocast:

@@ -81,19 +81,24 @@ def test_baseline_widths_are_the_nearest_of_equal_parameters(size: Size) -> None
 def test_equal_flops_widths_are_near(size: Size) -> None:
     found = equal_flops_width(VARIANTS["cocomix"](size), size)
     assert found.hidden_size == VARIANTS["ntp-equal-flops"](size).student.hidden_size
-    assert abs(found.difference) < 0.015
+    assert abs(found.difference) < 0.017
 
 
-@pytest.mark.parametrize(("size", "causal", "full"), [("69m", 1.29, 1.36), ("386m", 1.73, 1.82), ("1b", 1.76, 1.81)])
-def test_flops_over_ntp_are_the_papers(size: str, causal: float, full: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "causal", "full", "here"),
+    [("69m", 1.29, 1.36, 1.24), ("386m", 1.73, 1.82, 1.70), ("1b", 1.76, 1.81, 1.73)],
+)
+def test_flops_over_ntp_are_the_papers(
+    size: str, causal: float, full: float, here: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [meta_model(find_recipe(f"gpt2-{size}-{variant}").draft(), SIZES[size]) for variant in ("cocomix", "ntp")]
 
     def ratio() -> float:
         ours, plain = (flops.training_flops_per_token(model, 1024) for model in models)
         return round(ours / plain, 2)
 
-    for name in ("_skipped_flops", "_unused_query_flops"):  # what our last block leaves out counts here
-        monkeypatch.setattr(flops, name, lambda *_: 0.0, raising=False)
+    assert ratio() == here
+    monkeypatch.setattr(flops, "_skipped_flops", lambda *_: 0.0)  # as published, the last block runs everywhere
     assert ratio() == causal
     monkeypatch.setattr(flops, "mean_keys", lambda num_positions, *_: num_positions)
     assert ratio() == full

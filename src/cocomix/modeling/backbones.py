@@ -9,22 +9,25 @@ A new family is a subclass that names its parts, given to `register_adapter`.
 from __future__ import annotations
 
 import abc
-import copy
+import functools
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.pytorch_utils import Conv1D
 
 from cocomix.base.errors import CocomixError
-from cocomix.modeling.cache import SpanCache
+from cocomix.modeling.last_block import KeysAndValues, SharedKeys, can_skip, shared_keys_kept
+from cocomix.modeling.layout import Layout, Span
+from cocomix.modeling.masks import SLIDING, MaskInputs, make_mask
 
-# Shapes: B batch, T tokens, S positions in a span of blocks (T below a mixer, T or 2T above), D width, V vocabulary.
-
-SLIDING = "sliding_attention"
+# Shapes: B batch, T tokens, S positions in a span of blocks (T below a mixer, T to 2T above), D width, V vocabulary,
+# H heads of keys, E width of a head.
 
 
 class DecoderAdapter(abc.ABC):
@@ -95,6 +98,25 @@ class DecoderAdapter(abc.ABC):
         types = {self.layer_type(index) for index in range(self.num_blocks)}
         return {layer_type: int(self.config.sliding_window) if layer_type == SLIDING else None for layer_type in types}
 
+    def keys_and_values(
+        self, block: nn.Module, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]
+    ) -> KeysAndValues:
+        """What a block's attention gets of a residual stream: keys, rotated if they are, and values, both [B, H, S, E].
+
+        An adapter that says it lets the last block skip the positions where nothing is read.
+
+        Args:
+            block: which.
+            hidden: the residual stream before it.
+            arguments: of the block, as `block_arguments` gives them.
+        """
+        raise NotImplementedError
+
+    @property
+    def knows_keys(self) -> bool:
+        """Whether the adapter says how keys and values are made."""
+        return type(self).keys_and_values is not DecoderAdapter.keys_and_values
+
     def run_blocks(
         self,
         hidden: Float[Tensor, "B S D"],
@@ -105,9 +127,10 @@ class DecoderAdapter(abc.ABC):
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         packed_positions: Int64[Tensor, "#B S"] | None = None,
         cache: Cache | None = None,
-        positions_per_token: int = 1,
+        layout: Layout = Layout(),  # noqa: B008 (it is frozen)
+        read: Span | None = None,
         collected: list[Tensor] | None = None,
-    ) -> Float[Tensor, "B S D"]:
+    ) -> Float[Tensor, "B _ D"]:
         """Run blocks `start` to `stop - 1`.
 
         Args:
@@ -121,25 +144,28 @@ class DecoderAdapter(abc.ABC):
             packed_positions: positions of the span itself, counted from 0 in each packed document, which then sees
                 only itself; None: one document. Not with a cache or a mask.
             cache: keys and values of earlier positions, extended in place.
-            positions_per_token: 2 above an interleaving mixer, where windows are twice as wide.
+            layout: of the span's positions.
+            read: give the result where the next token is read only, and skip elsewhere what it does not depend on;
+                None: everywhere.
             collected: takes the residual stream after each block.
         """
-        if start == stop:
-            return hidden
-        # One mask and one rotary embedding for each type of block in the span. layer_idx: below and above the mixer
-        # the cache holds different numbers of keys.
-        masks: dict[str, Any] = {}
+        # One mask and one rotary embedding for each type of block in the span.
+        masks: dict[str, Any] = dict(attention_mask) if isinstance(attention_mask, Mapping) else {}
         arguments: dict[str, dict[str, Any]] = {}
+        given = None if isinstance(attention_mask, Mapping) else attention_mask
+        inputs = MaskInputs(given, packed_positions, cache, layout)
         for index in range(start, stop):
-            layer_type = self.layer_type(index)
+            block, layer_type = self.blocks[index], self.layer_type(index)
+            if index == stop - 1 and read is not None and self.can_skip(block, cache):
+                mask = masks.get(layer_type)
+                if mask is None:
+                    mask = make_mask(self.config, layer_type, index, hidden, inputs, is_explicit=True)
+                return self._run_read(block, layer_type, hidden, position_ids, mask, cache, read)
             if layer_type not in masks:
-                masks[layer_type] = self._mask(
-                    layer_type, index, hidden, attention_mask, packed_positions, cache, positions_per_token
-                )
+                masks[layer_type] = make_mask(self.config, layer_type, index, hidden, inputs, is_explicit=False)
+            if layer_type not in arguments:
                 arguments[layer_type] = self.block_arguments(hidden, position_ids, layer_type)
-        for index in range(start, stop):
-            layer_type = self.layer_type(index)
-            hidden = self.blocks[index](
+            hidden = block(
                 hidden,
                 attention_mask=masks[layer_type],
                 # Only flash attention reads these, to tell packed documents apart.
@@ -149,43 +175,33 @@ class DecoderAdapter(abc.ABC):
             )
             if collected is not None:
                 collected.append(hidden)
-        return hidden
+        return hidden if read is None else hidden[:, read.read]
 
-    def _mask(
+    def can_skip(self, block: nn.Module, cache: Cache | None) -> bool:
+        """Whether a block can run on the positions that are read only."""
+        return self.knows_keys and can_skip(block, str(self.config._attn_implementation), cache)
+
+    def _run_read(
         self,
+        block: nn.Module,
         layer_type: str,
-        index: int,
         hidden: Tensor,
-        attention_mask: Tensor | Mapping[str, Tensor] | None,
-        packed_positions: Tensor | None,
+        position_ids: Tensor,
+        mask: Tensor,
         cache: Cache | None,
-        positions_per_token: int,
-    ) -> Any:
-        """In the form of the attention implementation: a tensor, a block mask, or None where none is needed."""
-        if isinstance(attention_mask, Mapping):
-            return attention_mask[layer_type]
-        config, make_mask = self.config, create_causal_mask
-        uses_flash = str(config._attn_implementation).startswith("flash")
-        if uses_flash and packed_positions is not None and hidden.shape[0] > 1:
-            raise CocomixError("flash attention keeps packed documents apart in a batch of one window only")
-        if layer_type == SLIDING:
-            make_mask = create_sliding_window_causal_mask
-            if positions_per_token > 1:
-                if uses_flash:  # it takes its window from the block, not from a mask
-                    raise CocomixError(
-                        "flash attention has no doubled sliding window above an interleaving mixer; load the model with "
-                        "attn_implementation 'sdpa' or 'flex_attention'"
-                    )
-                config = copy.copy(config)
-                config.sliding_window = positions_per_token * config.sliding_window
-        return make_mask(
-            config=config,
-            inputs_embeds=hidden,
-            attention_mask=attention_mask,
-            past_key_values=None if cache is None else SpanCache(cache, positions_per_token),
-            position_ids=packed_positions,
-            layer_idx=index,
+        span: Span,
+    ) -> Tensor:
+        """One block where the next token is read, with the keys and values of all positions."""
+        read, unread = (
+            (hidden[:, part], self.block_arguments(hidden[:, part], position_ids[:, part], layer_type))
+            for part in (span.read, span.unread)
         )
+        shared = SharedKeys(*unread, functools.partial(self.keys_and_values, block), span, cache)
+        with shared_keys_kept(block):
+            result: Tensor = block(
+                read[0], attention_mask=mask[:, :, span.read], **{self.cache_argument: shared}, **read[1]
+            )
+        return result
 
     def logits(self, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S V"]:
         """Final norm and output head."""
@@ -211,6 +227,15 @@ class GPT2Adapter(DecoderAdapter):
     def block_arguments(self, hidden: Tensor, position_ids: Tensor, layer_type: str) -> dict[str, Any]:
         return {}
 
+    def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
+        attention, normed, D = block.attn, block.ln_1(hidden), hidden.shape[-1]
+        fused = attention.c_attn
+        # Queries, keys and values are columns of one matrix: leave the queries out where it is a plain one.
+        is_plain = type(fused) is Conv1D
+        both = F.linear(normed, fused.weight[:, D:].t(), fused.bias[D:]) if is_plain else fused(normed)[..., D:]
+        keys, values = both.unflatten(-1, (2, -1, attention.head_dim)).permute(2, 0, 3, 1, 4)
+        return keys, values
+
 
 class GPTNeoXAdapter(DecoderAdapter):
     """GPT-NeoX: parallel attention and MLP, rotary positions on a part of each head."""
@@ -225,6 +250,20 @@ class GPTNeoXAdapter(DecoderAdapter):
     ) -> Float[Tensor, "B T D"]:
         return cast(Tensor, self.decoder.emb_dropout(inputs_embeds))
 
+    def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
+        attention, normed = block.attention, block.input_layernorm(hidden)
+        fused, E = attention.query_key_value, attention.head_size
+        if type(fused) is nn.Linear:  # each head's query, key and value are rows of one matrix: leave the queries out
+            weight, bias = (
+                part if part is None else part.unflatten(0, (-1, 3, E))[:, 1:].flatten(0, 2)
+                for part in (fused.weight, fused.bias)
+            )
+            both = F.linear(normed, weight, bias).unflatten(-1, (-1, 2, E))
+        else:
+            both = fused(normed).unflatten(-1, (-1, 3, E))[..., 1:, :]
+        keys, values = both.permute(3, 0, 2, 1, 4)
+        return _rotated(attention, keys, arguments), values
+
 
 class LlamaAdapter(DecoderAdapter):
     """Llama and the families that share its parts; each block says whether it sees a window."""
@@ -237,8 +276,27 @@ class LlamaAdapter(DecoderAdapter):
         "olmo2": "OLMo 2",
     }
 
+    def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
+        attention = block.self_attn
+        # OLMo 2 has no norm here, but one of all keys of a token; Qwen3 and Gemma 3 have one of each head's.
+        normed = block.input_layernorm(hidden) if hasattr(block, "input_layernorm") else hidden
+        keys, values = attention.k_proj(normed), attention.v_proj(normed)
+        norm, heads = getattr(attention, "k_norm", None), (-1, attention.head_dim)
+        if norm is not None and norm.weight.shape[-1] == keys.shape[-1]:
+            keys, norm = norm(keys), None
+        keys = keys.unflatten(-1, heads)
+        if norm is not None:
+            keys = norm(keys)
+        return _rotated(attention, keys.transpose(1, 2), arguments), values.unflatten(-1, heads).transpose(1, 2)
 
-class Gemma2Adapter(DecoderAdapter):
+
+def _rotated(attention: nn.Module, keys: Float[Tensor, "B H S E"], arguments: dict[str, Any]) -> Tensor:
+    """Keys as the family's own function rotates them; it does queries as well, of which there are none here."""
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    return cast(Tensor, rotate(keys[:, :0], keys, *arguments["position_embeddings"])[1])
+
+
+class Gemma2Adapter(LlamaAdapter):
     """Gemma 2: alternating windows, scaled embeddings, capped logits."""
 
     families: ClassVar = {"gemma2": "Gemma 2"}

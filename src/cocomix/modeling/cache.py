@@ -1,8 +1,8 @@
-"""Two-rate caches: T keys below an interleaving mixer, 2T above, whatever cache the caller brought.
+"""Two-rate caches: T keys below an interleaving mixer, more above, whatever cache the caller brought.
 
 Any cache of transformers is a list of layers, one a block. Before its first use, `adopt_cache` wraps the layers above the
-mixer, so that the cache speaks of tokens to the outside (`get_seq_length`, `crop`) and holds twice as many positions
-inside. Masks are made in positions: `SpanCache` shows them the cache that way.
+mixer, so that the cache speaks of tokens to the outside (`get_seq_length`, `crop`) and holds their positions and those of
+their concepts inside. Masks are made in positions: `SpanCache` shows them the cache that way.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from transformers.cache_utils import (
 )
 
 from cocomix.base.errors import CocomixError
+from cocomix.modeling.layout import Layout
 
 
 class ManyPositionsLayer(CacheLayerMixin):
-    """A cache layer that holds several positions a token and counts tokens.
+    """A cache layer that holds the positions of tokens and concepts and counts tokens.
 
     Args:
         layer: holds the positions.
-        positions_per_token: how many positions make a token.
+        layout: of tokens and concepts.
     """
 
-    def __init__(self, layer: CacheLayerMixin, positions_per_token: int) -> None:
+    def __init__(self, layer: CacheLayerMixin, layout: Layout) -> None:
         # The base class would shadow the state of the layer inside with its own.
         self.layer = layer
-        self.positions_per_token = positions_per_token
+        self.layout = layout
         for name in ("is_compileable", "is_croppable", "is_sliding", "supports_early_init"):
             setattr(self, name, getattr(layer, name))
 
@@ -55,16 +56,19 @@ class ManyPositionsLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int | Tensor:
         """Tokens seen; a static layer keeps the number on its device."""
-        return cast("int | Tensor", self.layer.get_seq_length() // self.positions_per_token)
+        return cast("int | Tensor", self.layout.num_tokens(self.layer.get_seq_length()))
 
     def get_max_length(self) -> int:
         """Tokens that fit; -1 where there is no limit."""
         length: int = self.layer.get_max_length()
-        return length if length < 0 else length // self.positions_per_token
+        return length if length < 0 else int(self.layout.num_tokens(length))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens; like its siblings, it takes their number as a negative one."""
-        self.layer.crop(self.positions_per_token * tokens_to_remove)
+        count = self.layout.num_positions
+        # Where every token has a concept the length doesn't matter, and may stay on its device.
+        num_tokens = 0 if self.layout.stride == 1 else self.get_seq_length()
+        self.layer.crop(int(count(num_tokens + tokens_to_remove) - count(num_tokens)))
 
     def activate_past_recording(self) -> None:
         if hasattr(self.layer, "activate_past_recording"):
@@ -83,14 +87,14 @@ class ManyPositionsLayer(CacheLayerMixin):
         self.layer.reorder_cache(beam_idx)
 
 
-def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, positions_per_token: int) -> None:
-    """Make an empty cache hold `positions_per_token` positions a token from layer `first_layer` on; adopted ones stay.
+def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, layout: Layout) -> None:
+    """Make an empty cache hold the positions of a layout from layer `first_layer` on; adopted ones stay.
 
     Args:
         cache: of any kind.
         config: the backbone's.
         first_layer: first block above the mixer.
-        positions_per_token: how many positions a token has there.
+        layout: of the positions there.
 
     Raises:
         CocomixError: the cache was filled by another model.
@@ -104,20 +108,21 @@ def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, positi
             continue
         if layer.get_seq_length() > 0:
             raise CocomixError(
-                "past_key_values was filled by another model: above the mixer it would hold one key a token instead of "
-                f"{positions_per_token}; start from an empty cache"
+                "past_key_values was filled by another model: above the mixer it would hold no keys of concepts; "
+                "start from an empty cache"
             )
-        cache.layers[index] = ManyPositionsLayer(_larger(layer, positions_per_token), positions_per_token)
+        cache.layers[index] = ManyPositionsLayer(_larger(layer, layout), layout)
 
 
-def _larger(layer: CacheLayerMixin, factor: int) -> CacheLayerMixin:
-    """An empty layer of the same kind with room, or a window, for `factor` times the positions."""
+def _larger(layer: CacheLayerMixin, layout: Layout) -> CacheLayerMixin:
+    """An empty layer of the same kind with room, or a window, for the positions of as many tokens."""
     if isinstance(layer, StaticSlidingWindowLayer):  # its room is the window, or the cache's length if that is smaller
-        return StaticSlidingWindowLayer(factor * layer.max_cache_len, factor * layer.max_cache_len)
+        room = layout.num_positions(layer.max_cache_len)
+        return StaticSlidingWindowLayer(room, room)
     if isinstance(layer, StaticLayer):
-        return type(layer)(max_cache_len=factor * layer.max_cache_len)
+        return type(layer)(max_cache_len=layout.num_positions(layer.max_cache_len))
     if isinstance(layer, DynamicSlidingWindowLayer):
-        larger = DynamicSlidingWindowLayer(sliding_window=factor * layer.sliding_window)
+        larger = DynamicSlidingWindowLayer(sliding_window=layout.num_positions(layer.sliding_window))
         larger.record_past = layer.record_past
         return larger
     return layer
@@ -128,19 +133,19 @@ class SpanCache:
 
     Args:
         cache: the real one.
-        positions_per_token: of the span.
+        layout: of the span's positions.
     """
 
-    def __init__(self, cache: Cache, positions_per_token: int) -> None:
+    def __init__(self, cache: Cache, layout: Layout) -> None:
         self.cache = cache
-        self.positions_per_token = positions_per_token
+        self.layout = layout
 
     @property
     def is_compileable(self) -> bool:
         return bool(self.cache.is_compileable)
 
     def get_query_offset(self, layer_idx: int) -> int | Tensor:
-        return cast("int | Tensor", self.cache.get_seq_length(layer_idx) * self.positions_per_token)
+        return cast("int | Tensor", self.layout.num_positions(self.cache.get_seq_length(layer_idx)))
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         num_keys, offset = self.cache.get_mask_sizes(query_length, layer_idx)

@@ -37,12 +37,36 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (x @ weight.t()).float().add_(bias)
 
 
+def strongest(z: Float[Tensor, "N C"], num_active: int, num_groups: int | None = None) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row and their concepts, largest first.
+
+    Args:
+        z: logits.
+        num_active: how many.
+        num_groups: choose among the best of each of so many groups only, concepts c, c + num_groups, ...: a pass over the
+            logits instead of a sort; None: among all.
+    """
+    if num_groups is None:
+        values, indices = z.topk(num_active, dim=-1)
+        return values, indices
+    grouped = F.pad(z, (0, -z.shape[-1] % num_groups), value=-torch.inf).unflatten(-1, (-1, num_groups))
+    best, members = grouped.max(1)  # (n, groups)
+    values, groups = best.topk(num_active, dim=-1)
+    return values, members.gather(-1, groups) * num_groups + groups
+
+
 class _ConceptHead(torch.autograd.Function):
     """Top-k logits and per-row concept loss of a linear head."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None, num_active: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor | None,
+        num_active: int,
+        num_groups: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         N = x.shape[0]
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -52,7 +76,7 @@ class _ConceptHead(torch.autograd.Function):
         log_partition = x.new_zeros(N, dtype=dtype)
         for part in _chunks(N, weight.shape[0]):
             z = _logits(x[part], weight, bias)  # (n, C)
-            values[part], indices[part] = z.topk(num_active, dim=-1)
+            values[part], indices[part] = strongest(z, num_active, num_groups)
             if labels is not None:
                 log_partition[part] = z.logsumexp(-1)
                 # mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k]
@@ -85,7 +109,7 @@ class _ConceptHead(torch.autograd.Function):
                 torch.addmm(grad_weight, grad_z.t(), x[part], out=grad_weight)  # a form that torch's counter sees
             else:
                 grad_weight.add_(grad_z.t() @ x[part])
-        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None
+        return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None
 
 
 def predict_concepts(
@@ -94,6 +118,7 @@ def predict_concepts(
     bias: Float[Tensor, " C"],
     num_active: int,
     labels: Int64[Tensor, "N A"] | None = None,
+    num_groups: int | None = None,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, " N"]]:
     """The `num_active` largest concept logits of each row, and each row's concept loss.
 
@@ -105,6 +130,7 @@ def predict_concepts(
         bias: of the head.
         num_active: K_mix.
         labels: concepts of each row, each in [0, C); None: losses are zero and not computed.
+        num_groups: of `strongest`, at least `num_active`; None: the exact choice.
 
     Returns:
         values and indices of the active concepts, largest first (raw logits, which can be negative), and losses; values
@@ -112,12 +138,12 @@ def predict_concepts(
     """
     device = x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active)  # type: ignore[no-untyped-call]
+        values, indices, losses = _ConceptHead.apply(x, weight, bias, labels, num_active, num_groups)  # type: ignore[no-untyped-call]
         return values, indices, losses
     # Cast outside, so that the function and its backward, which runs without autocast, compute the same logits.
     dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return predict_concepts(x.to(dtype), weight.to(dtype), bias, num_active, labels)
+        return predict_concepts(x.to(dtype), weight.to(dtype), bias, num_active, labels, num_groups)
 
 
 def compress_concepts(

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cocomix.base.errors import CocomixError
+from cocomix.modeling.layout import Layout
+from cocomix.modeling.mixing import MIXINGS
 
 MixerName = Literal["concept", "pause", "none"]
 MixingName = Literal["interleave", "interleave_residual", "add", "none"]
@@ -60,6 +62,12 @@ class CoCoMixConfig(PreTrainedConfig):
         num_active_concepts: K_mix, concepts kept in the mixture.
         concept_loss_weight: lambda, weight of the concept loss in `loss`.
         initializer_range: standard deviation of the mixer's initial weights.
+        concept_stride: with interleaving, tokens for each concept position; above 1 an approximation, where the next token is
+            read at the token itself if no concept stands behind it.
+        concept_window: with interleaving, how many tokens see the keys of a concept, its own the first; None: all later
+            ones, as published.
+        concept_groups: the active concepts are the strongest of so many groups, of each of which only the best can be
+            one; None: the strongest of all, as published.
 
     Raises:
         CocomixError: a name is unknown or a number is out of range.
@@ -92,6 +100,9 @@ class CoCoMixConfig(PreTrainedConfig):
         num_active_concepts: int = 32,
         concept_loss_weight: float = 0.1,
         initializer_range: float = 0.02,
+        concept_stride: int = 1,
+        concept_window: int | None = None,
+        concept_groups: int | None = None,
         **kwargs: Any,
     ) -> None:
         backbone = _backbone(backbone_config)
@@ -104,6 +115,9 @@ class CoCoMixConfig(PreTrainedConfig):
         self.num_active_concepts = num_active_concepts
         self.concept_loss_weight = concept_loss_weight
         self.initializer_range = initializer_range
+        self.concept_stride = concept_stride
+        self.concept_window = concept_window
+        self.concept_groups = concept_groups
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(name, getattr(backbone, name, None))
         # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
@@ -137,6 +151,11 @@ class CoCoMixConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         return int(self.backbone_config.max_position_embeddings)
 
+    @property
+    def layout(self) -> Layout:
+        """Of the positions above the mixer."""
+        return MIXINGS[self.mixing].layout(self.concept_stride, self.concept_window)
+
     def validate(self) -> None:
         """Check names, types and numbers; also done when a model is built, for settings that were changed since."""
         for name in ("insert_layer", "num_concepts", "num_active_concepts"):
@@ -152,6 +171,7 @@ class CoCoMixConfig(PreTrainedConfig):
                 raise CocomixError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
                 )
+        self._validate_approximations()
         if self.mixer == "none":
             return
         if not 0 <= self.insert_layer < self.num_hidden_layers:
@@ -166,6 +186,28 @@ class CoCoMixConfig(PreTrainedConfig):
                 f"num_active_concepts is {self.num_active_concepts}; it must lie between 1 and num_concepts "
                 f"({self.num_concepts})"
             )
+
+    def _validate_approximations(self) -> None:
+        for name, lowest in (
+            ("concept_stride", 1),
+            ("concept_window", 1),
+            ("concept_groups", self.num_active_concepts),
+        ):
+            value = getattr(self, name)
+            if value is None and name != "concept_stride":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+                raise CocomixError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+        interleaves = self.mixer != "none" and MIXINGS[self.mixing].interleaves
+        if not interleaves and (self.concept_stride != 1 or self.concept_window is not None):
+            raise CocomixError("concept_stride and concept_window are settings of an interleaving mixer")
+        if self.concept_groups is not None:
+            if self.mixer != "concept":
+                raise CocomixError(f"concept_groups is set, but the mixer is {self.mixer!r}")
+            if self.concept_groups > self.num_concepts:
+                raise CocomixError(
+                    f"concept_groups is {self.concept_groups}; there are only {self.num_concepts} concepts to group"
+                )
 
 
 def _backbone(given: Any) -> PreTrainedConfig:

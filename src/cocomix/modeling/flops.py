@@ -2,7 +2,8 @@
 
 `algorithmic`: what the method asks for. Every matrix product of the blocks, attention over the keys that a causal mask
 leaves (half of a square), the output head, the concept head and the K_mix gathered rows of the compression. A backward
-costs twice its forward; nothing recomputed counts.
+costs twice its forward; nothing recomputed counts. With interleaving the last block counts where the next token is read, and
+elsewhere its keys and values alone: what the model does in training, unless hidden states are asked for.
 
 `counter`: what `torch.utils.flop_counter.FlopCounterMode` sees of the real modules on the meta device, which the closed
 formula here equals. Attention computes all of a square; the concept head's backward recomputes its logits, or goes through
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for
+from cocomix.modeling.layout import Layout
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
@@ -33,9 +36,11 @@ def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, coun
     adapter, mixer = model.adapter, model.mixer
     if mixer is None:
         return span_flops_per_token(adapter, 0, adapter.num_blocks, context_length, count=count) + head_flops(adapter)
-    insert, rate = model.config.insert_layer, mixer.mixing.positions_per_token
+    insert, layout = model.config.insert_layer, model.layout
+    num_positions: int = layout.num_positions(context_length)
+    upper = span_flops_per_token(adapter, insert, adapter.num_blocks, num_positions, layout, count)
     flops = span_flops_per_token(adapter, 0, insert, context_length, count=count)
-    flops += rate * span_flops_per_token(adapter, insert, adapter.num_blocks, rate * context_length, rate, count)
+    flops += upper * num_positions / context_length - _skipped_flops(model, context_length, count)
     return flops + _concept_flops(model, count) + head_flops(adapter)
 
 
@@ -44,6 +49,25 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, cou
     forward = forward_flops_per_token(model, context_length, count)
     concepts = _concept_flops(model, count)
     return (1 + BACKWARD_OVER_FORWARD) * (forward - concepts) + concepts + _concept_backward_flops(model, count)
+
+
+def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
+    """What the last block leaves out where nothing is read: all of it but keys and values."""
+    adapter, layout, last = model.adapter, model.layout, model.adapter.num_blocks - 1
+    if not layout.stride or not adapter.can_skip(adapter.blocks[last], None):
+        return 0.0
+    num_positions: int = layout.num_positions(context_length)
+    num_unread = context_length // layout.stride
+    if not num_unread:
+        return 0.0
+    keys = float(num_positions)
+    if count == "algorithmic":
+        window, unread = adapter.sliding_windows()[adapter.layer_type(last)], layout.span(0, context_length).unread
+        keys = mean_keys(num_positions, window, layout, unread)
+    attention = 2 * 2 * _attention_width(model.backbone) * keys
+    projections = 2 * 2 * model.config.hidden_size * key_width(model.backbone)
+    skipped = _linear_flops(adapter, last, last + 1) - projections + attention
+    return float(skipped * num_unread / context_length)
 
 
 def _concept_flops(model: CoCoMixForCausalLM, count: Count) -> float:
@@ -73,17 +97,21 @@ def span_flops_per_token(
     start: int,
     stop: int,
     num_positions: int,
-    positions_per_token: int = 1,
+    layout: Layout = Layout(),  # noqa: B008 (it is frozen)
     count: Count = "algorithmic",
 ) -> float:
     """Forward FLOPs of blocks `start` to `stop - 1`, a position, in sequences of `num_positions`."""
-    linear = sum(
-        2 * module.weight.numel()
+    attention = attention_flops_per_token(adapter, start, stop, num_positions, layout, count)
+    return _linear_flops(adapter, start, stop) + attention
+
+
+def _linear_flops(adapter: DecoderAdapter, start: int, stop: int) -> float:
+    return sum(
+        2.0 * module.weight.numel()
         for block in adapter.blocks[start:stop]
         for module in block.modules()
         if isinstance(module, nn.Linear | Conv1D)
     )
-    return linear + attention_flops_per_token(adapter, start, stop, num_positions, positions_per_token, count)
 
 
 def attention_flops_per_token(
@@ -91,24 +119,35 @@ def attention_flops_per_token(
     start: int,
     stop: int,
     num_positions: int,
-    positions_per_token: int = 1,
+    layout: Layout = Layout(),  # noqa: B008 (it is frozen)
     count: Count = "algorithmic",
 ) -> float:
     """The part of it that is attention: scores, then values, over the mean number of keys, or over all of them."""
     if count == "counter":
         return 2.0 * 2 * _attention_width(adapter.model) * num_positions * (stop - start)
     windows = adapter.sliding_windows()
-    keys = sum(
-        mean_keys(num_positions, windows[adapter.layer_type(index)], positions_per_token)
-        for index in range(start, stop)
-    )
+    keys = sum(mean_keys(num_positions, windows[adapter.layer_type(index)], layout) for index in range(start, stop))
     return 2 * 2 * _attention_width(adapter.model) * keys
 
 
-def mean_keys(num_positions: int, window: int | None, positions_per_token: int) -> float:
-    """Keys that a position attends to, on average: all up to itself, or as many as its window holds."""
-    width = num_positions if window is None else min(window * positions_per_token, num_positions)
-    return width - width * (width - 1) / (2 * num_positions)
+def mean_keys(num_positions: int, window: int | None, layout: Layout, part: slice = slice(None)) -> float:
+    """Keys that a position attends to, on average: all up to itself that windows of tokens and of concepts leave.
+
+    Args:
+        num_positions: of a sequence.
+        window: tokens that a block sees; None: all.
+        layout: of the positions.
+        part: the positions that are meant.
+    """
+    positions = np.arange(num_positions)[part]
+    width = num_positions if window is None else min(layout.num_positions(window), num_positions)
+    first = np.maximum(positions + 1 - width, 0)
+    keys = positions + 1 - first
+    if layout.concept_window is not None:
+        # Concepts up to the newest one out of sight, less those that lie before the block's own window.
+        hidden = np.maximum(layout.token_of(positions) - layout.concept_window + 1, 0) // layout.stride
+        keys = keys - np.maximum(hidden - first // (layout.stride + 1), 0)
+    return float(keys.mean())
 
 
 def head_flops(adapter: DecoderAdapter) -> float:
@@ -124,5 +163,15 @@ def causal_lm_flops_per_token(model: PreTrainedModel, context_length: int, count
 
 def _attention_width(model: PreTrainedModel) -> int:
     config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_attention_heads * head_size)
+    return int(config.num_attention_heads * _head_size(model))
+
+
+def key_width(model: PreTrainedModel) -> int:
+    """Numbers in the keys, and in the values, of one position in one block."""
+    config = model.config
+    return int((getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_size(model))
+
+
+def _head_size(model: PreTrainedModel) -> int:
+    config = model.config
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

@@ -85,6 +85,7 @@ class ConceptMixer(Mixer):
         super().__init__(config)
         C, D = config.num_concepts, config.hidden_size
         self.num_active_concepts = config.num_active_concepts
+        self.num_groups = config.concept_groups
         self.head_weight = nn.Parameter(torch.empty(C, D))
         self.head_bias = nn.Parameter(torch.empty(C))
         self.compress_weight = nn.Parameter(torch.empty(C, D))  # transposed: row c is what concept c adds
@@ -146,15 +147,17 @@ class ConceptMixer(Mixer):
         edited = [concepts for edit in edits if (concepts := edit.logit_concepts()) is not None]
         num_edited = sum(concepts.shape[1] for concepts in edited)
         # An edited concept can leave the active ones, and the next strongest then takes its place.
-        num_predicted = min(self.num_active_concepts + num_edited, len(self.head_bias))
+        num_predicted = min(self.num_active_concepts + num_edited, self.num_groups or len(self.head_bias))
         loss_sum = count = None
         if concept_labels is None:
-            values, indices, _ = predict_concepts(x, self.head_weight, self.head_bias, num_predicted)
+            values, indices, _ = predict_concepts(
+                x, self.head_weight, self.head_bias, num_predicted, num_groups=self.num_groups
+            )
         else:
             labels = concept_labels.reshape(B * T, -1)
             valid = (labels != IGNORED_LABEL).all(-1)
             values, indices, losses = predict_concepts(
-                x, self.head_weight, self.head_bias, num_predicted, labels.clamp(min=0)
+                x, self.head_weight, self.head_bias, num_predicted, labels.clamp(min=0), self.num_groups
             )
             loss_sum, count = (losses * valid).sum(), valid.sum()
 

@@ -2,7 +2,8 @@
 
 The backbone stays a whole Hugging Face model inside, so its weights, tying and saving are its own. With no mixer its
 logits come out bit for bit. With interleaving, blocks below the mixer see T positions and blocks above 2T; a cache
-therefore holds T keys below and 2T above (`modeling/cache.py`), and masks and positions follow (`Mixing`).
+therefore holds T keys below and 2T above (`modeling/cache.py`), and masks and positions follow (`Layout`). The last block
+runs where the next token is read (`modeling/last_block.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, edits_at, generating
 from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
+from cocomix.modeling.layout import Layout
 from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
@@ -203,6 +205,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     def adapter(self) -> DecoderAdapter:
         return adapter_for(self.backbone)
 
+    @property
+    def layout(self) -> Layout:
+        """Of the positions above the mixer."""
+        return Layout() if self.mixer is None else self.config.layout
+
     def get_input_embeddings(self) -> nn.Module:
         return cast(nn.Module, self.backbone.get_input_embeddings())
 
@@ -287,6 +294,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             packed_positions,
             attention_mask,
             past_key_values,
+            num_past,
             concept_labels,
             edits,
             states,
@@ -325,6 +333,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         packed_positions: Tensor | None,
         attention_mask: Tensor | None,
         cache: Cache | None,
+        num_past: int | Tensor,
         concept_labels: Tensor | None,
         edits: tuple[ConceptEdit, ...],
         states: list[Tensor] | None,
@@ -332,10 +341,12 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Hidden states [B, T, D] that predict the next token, and what the mixer said."""
         adapter, L = self.adapter, self.adapter.num_blocks
         insert = L if self.mixer is None else self.config.insert_layer
-        rate = 1 if self.mixer is None else self.mixer.mixing.positions_per_token
-        if cache is not None and rate > 1:
-            adopt_cache(cache, self.config.backbone_config, insert, rate)
+        layout = self.layout
+        if cache is not None and layout.stride:
+            adopt_cache(cache, self.config.backbone_config, insert, layout)
         hidden = adapter.embed(inputs_embeds, position_ids)
+        # Before any block runs: a static cache counts on in the same tensor.
+        span = layout.span(num_past, hidden.shape[1], hidden.device) if layout.stride else None
         if states is not None:
             states.append(hidden)
         hidden = adapter.run_blocks(
@@ -350,20 +361,32 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         )
         if self.mixer is None:
             return hidden, None
-        mixing = self.mixer.mixing
         mixed = self.mixer(hidden, concept_labels, edits)
+        if span is None:
+            hidden = adapter.run_blocks(
+                mixed.hidden,
+                insert,
+                L,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                packed_positions=packed_positions,
+                cache=cache,
+                collected=states,
+            )
+            return hidden, mixed
         hidden = adapter.run_blocks(
-            mixed.hidden,
+            span.kept(mixed.hidden),
             insert,
             L,
-            position_ids=mixing.positions(position_ids, self.config.position_mode),
-            attention_mask=mixing.attention_mask(attention_mask),
-            packed_positions=mixing.packed_positions(packed_positions),
+            position_ids=span.positions(position_ids, self.config.position_mode),
+            attention_mask=layout.attention_mask(attention_mask),
+            packed_positions=span.packed_positions(packed_positions),
             cache=cache,
-            positions_per_token=rate,
+            layout=layout,
+            read=span if states is None else None,
             collected=states,
         )
-        return mixing.read(hidden), mixed
+        return hidden if states is None else hidden[:, span.read], mixed
 
 
 def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:

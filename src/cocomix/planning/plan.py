@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cocomix.base.devices import DeviceSpec, known_devices
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.modeling.flops import forward_flops_per_token, training_flops_per_token
+from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.planning.costs import TeacherCost, regression_head_flops, teacher_cost
 from cocomix.planning.drafts import fields_of, nearest
@@ -272,15 +272,11 @@ def make_plan(config: PlanConfig) -> Plan:
 
 def kv_cache_bytes(model: CoCoMixForCausalLM, precision: str) -> int:
     """Bytes that a token leaves in the cache: a key and a value in each block, for each position it has there."""
-    config = model.config.backbone_config
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     num_blocks = model.adapter.num_blocks
-    positions = num_blocks
-    if model.mixer is not None:
-        rate = model.mixer.mixing.positions_per_token
-        positions = model.config.insert_layer + rate * (num_blocks - model.config.insert_layer)
-    return 2 * int(num_heads * head_size) * positions * (BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES)
+    insert = num_blocks if model.mixer is None else model.config.insert_layer
+    positions = insert + model.layout.positions_per_token * (num_blocks - insert)
+    num_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
+    return round(2 * key_width(model.backbone) * positions * num_bytes)
 
 
 def peak_flops(device: DeviceSpec, precision: str) -> float:

@@ -14,6 +14,9 @@ Schedule = Literal["constant", "linear", "cosine"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Family = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
 
+#: Settings of a student that make the method cheaper and are off as published, with what they are then.
+APPROXIMATIONS: dict[str, int | None] = {"concept_stride": 1, "concept_window": None, "concept_groups": None}
+
 
 @dataclass(frozen=True)
 class StudentConfig:
@@ -37,9 +40,16 @@ class StudentConfig:
     """Rotary positions of a token and its concept: both t, or 2t and 2t + 1."""
     num_active_concepts: int = 32
     """K_mix, concepts kept in the mixture."""
+    concept_stride: int = 1
+    """Tokens for each interleaved concept position; above 1 an approximation that costs less."""
+    concept_window: int | None = None
+    """Tokens that see the keys of an interleaved concept; by default all later ones."""
+    concept_groups: int | None = None
+    """Choose the active concepts among the best of so many groups of concepts; by default among all."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_active_concepts")
+        require_at_least(1, self, *APPROXIMATIONS)
         if self.hidden_size % (2 * self.num_heads) and self.family != "gpt2":
             raise CocomixError(
                 f"hidden_size {self.hidden_size} is not divisible by twice num_heads {self.num_heads} (rotary positions)"

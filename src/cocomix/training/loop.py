@@ -15,7 +15,7 @@ from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.loading import local_model
 from cocomix.training.batches import Batches, distillation_targets
-from cocomix.training.config import TrainConfig
+from cocomix.training.config import APPROXIMATIONS, TrainConfig
 from cocomix.training.labels import concept_labels
 from cocomix.training.objectives import regression_layer
 from cocomix.training.run import Run
@@ -81,6 +81,9 @@ def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     settings["precision"] = settings.pop("parallel")["precision"]
     if config.student.mixer == "none":  # what says how to insert is of no account
         for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
+            del settings["student"][name]
+    for name, exact in APPROXIMATIONS.items():  # a run without them is what it was before there were any
+        if getattr(config.student, name) == exact:
             del settings["student"][name]
     settings["num_windows"] = config.num_windows or batches.num_windows
     if settings["num_windows"] > batches.num_windows:

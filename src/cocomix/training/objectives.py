@@ -22,6 +22,7 @@ from cocomix.concepts.teacher import Teacher, load_teacher
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import BACKWARD_OVER_FORWARD, causal_lm_flops_per_token, span_flops_per_token
+from cocomix.modeling.layout import Layout
 from cocomix.modeling.mixers import STD_EPSILON
 from cocomix.modeling.mixing import MIXINGS
 from cocomix.modeling.model import CoCoMixOutput
@@ -204,9 +205,10 @@ class HiddenRegression(Objective):
         *,
         seed: int = 0,
         schedule: Schedule = "constant",
+        layout: Layout = Layout(1),  # noqa: B008 (it is frozen)
     ) -> None:
         super().__init__(weight, schedule)
-        self.teacher, self.layer = teacher, layer
+        self.teacher, self.layer, self.layout = teacher, layer, layout
         self.frozen = (teacher.model,)
         self.head = nn.utils.skip_init(nn.Linear, hidden_size, int(teacher.model.config.hidden_size))
         # A stream of its own: torch's of the same seed would repeat numbers of the student's embedding.
@@ -223,7 +225,7 @@ class HiddenRegression(Objective):
         target = normalized(self.teacher.residual(**batch.windows.inputs()).float())
         hidden = output.hidden_states[self.layer + 1]
         if hidden.shape[1] != target.shape[1]:
-            hidden = MIXINGS["interleave"].read(hidden)
+            hidden = hidden[:, self.layout.span(0, target.shape[1], hidden.device).read]
         predicted = self.head(normalized(hidden.float()))
         return F.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
 
@@ -267,6 +269,7 @@ def build_objectives(config: TrainConfig, data: TokenDataset, labels: ConceptLab
                 config.student.hidden_size,
                 seed=config.seed,
                 schedule=regression.schedule,
+                layout=MIXINGS[config.student.mixing].layout(config.student.concept_stride),
             )
         )
     return objectives

@@ -65,6 +65,9 @@ def build_student(config: TrainConfig, data: TextShape, num_concepts: int | None
         num_concepts=num_concepts or student.num_active_concepts,
         num_active_concepts=student.num_active_concepts,
         concept_loss_weight=config.concept_loss_weight,
+        concept_stride=student.concept_stride,
+        concept_window=student.concept_window,
+        concept_groups=student.concept_groups,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -1,0 +1,94 @@
+"""The last block, where only some positions are read: the others give it their keys and values, and nothing else.
+
+With interleaving the next token is read at the concept positions, so the token positions' queries, attention and MLP in the
+last block would feed nothing. The block therefore runs on the positions that are read. What it takes for its cache is a
+`SharedKeys`, which adds the keys and values of the others, computed by the block's own norm and projections, before
+attention sees them. That happens inside the block's forward, so whatever gathers, casts, recomputes or compiles a block
+treats these keys as it does the block's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers import Cache
+
+from cocomix.modeling.layout import Span
+
+# Shapes: B batch, S positions, R of them unread, D width, H heads of keys, E width of a head.
+
+KeysAndValues = tuple[Float[Tensor, "B H R E"], Float[Tensor, "B H R E"]]
+
+#: Attention whose mask is a tensor, of which rows can be taken.
+_MASKED_BY_TENSORS = ("eager", "sdpa")
+
+
+@dataclass
+class SharedKeys:
+    """Looks like a cache to a block: what attention gets are keys and values of all positions."""
+
+    unread: Float[Tensor, "B R D"]
+    """The residual stream where nothing is read."""
+    arguments: dict[str, Any]
+    """Of the block, for these positions."""
+    keys_and_values: Callable[[Tensor, dict[str, Any]], KeysAndValues]
+    span: Span
+    cache: Cache | None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, E], from those of the positions that are read; with a cache, earlier ones too."""
+        more_keys, more_values = self.keys_and_values(self.unread, self.arguments)
+        keys, values = self._merged(keys, more_keys), self._merged(values, more_values)
+        if self.cache is None:
+            return keys, values
+        keys, values = self.cache.update(keys, values, layer_idx, *more, **named)
+        return keys, values
+
+    def _merged(self, read: Tensor, unread: Tensor) -> Tensor:
+        B, H, num_read, E = read.shape
+        merged = read.new_empty(B, H, num_read + unread.shape[2], E)
+        merged[:, :, self.span.read] = read
+        merged[:, :, self.span.unread] = unread
+        return merged
+
+
+# Under FSDP a block's inputs are found, cast and followed in the backward by walking through such containers.
+pytree.register_pytree_node(
+    SharedKeys,
+    lambda shared: ([shared.unread, shared.arguments], (shared.keys_and_values, shared.span, shared.cache)),
+    lambda children, context: SharedKeys(*children, *context),
+)
+
+
+def can_skip(block: nn.Module, attention: str, cache: Cache | None) -> bool:
+    """Whether a block can run on some positions only, under this attention and the block's own checkpointing."""
+    if attention not in _MASKED_BY_TENSORS:
+        return False
+    if not _is_checkpointed(block):
+        return True
+    # Checkpointing would update a cache twice, and its older form follows no tensor inside of other arguments.
+    options = getattr(block._gradient_checkpointing_func, "keywords", {})
+    return cache is None and options.get("use_reentrant") is False
+
+
+@contextmanager
+def shared_keys_kept(block: nn.Module) -> Iterator[None]:
+    """Within, a checkpointed block keeps what it is given for a cache; it would drop it otherwise."""
+    if not _is_checkpointed(block):
+        yield
+        return
+    block._can_checkpoint_with_cache = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del block._can_checkpoint_with_cache
+
+
+def _is_checkpointed(block: nn.Module) -> bool:
+    return bool(getattr(block, "gradient_checkpointing", False)) and block.training

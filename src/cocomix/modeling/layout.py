@@ -1,0 +1,137 @@
+"""Which positions the blocks above a mixer see, and which of them predict the next token.
+
+Interleaving puts a concept position right behind every `stride`-th token, counted from the start of the row; positions are
+numbered through. Below the mixer, and above one that adds no positions, there are tokens alone. The formulas hold for
+numbers and for tensors, so that a static cache's length may stay on its device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from cocomix.base.errors import CocomixError
+
+# Shapes: B batch, T tokens of one forward pass, S their positions, D width.
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How tokens and concepts stand in a span of blocks.
+
+    Args:
+        stride: tokens for each concept position; 0: no concept positions.
+        concept_window: the keys of a concept are seen by so many tokens, its own the first; None: by all later ones.
+    """
+
+    stride: int = 0
+    concept_window: int | None = None
+
+    def num_positions(self, num_tokens: Any) -> Any:
+        """Positions of a row's first tokens."""
+        return num_tokens + num_tokens // self.stride if self.stride else num_tokens
+
+    def num_tokens(self, num_positions: Any) -> Any:
+        """Tokens that have these first positions of a row."""
+        return num_positions - num_positions // (self.stride + 1) if self.stride else num_positions
+
+    @property
+    def positions_per_token(self) -> float:
+        """On average, in a long row."""
+        return 1 + 1 / self.stride if self.stride else 1.0
+
+    def is_concept(self, position: Any) -> Any:
+        """Whether positions of a row are concepts'; not for tokens alone."""
+        return position % (self.stride + 1) == self.stride
+
+    def token_of(self, position: Any) -> Any:
+        """The token that positions of a row belong to; not for tokens alone."""
+        return self.num_tokens(position + 1) - 1
+
+    def is_seen(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
+        """Whether the concept window lets a position be seen from a later one: a mask function of `transformers`."""
+        distance = self.token_of(query) - self.token_of(key)
+        return ~self.is_concept(key) | (distance < self.concept_window)
+
+    def attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        """The padding mask of positions, from that of tokens: [B, keys] -> [B, positions].
+
+        Raises:
+            CocomixError: the mask has another shape, or rows start with padding and not every token has a concept.
+        """
+        if attention_mask is None or not self.stride:
+            return attention_mask
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+            raise CocomixError("an interleaved model takes attention masks of shape [batch, keys] only")
+        if self.stride > 1 and not bool(attention_mask[:, 0].all()):
+            raise CocomixError(
+                f"a model with concept_stride {self.stride} takes no left-padded batches: concepts stand behind every "
+                f"{self.stride}th token from the start of a row, so run rows of different lengths one by one or pad them "
+                "on the right"
+            )
+        positions = torch.arange(self.num_positions(attention_mask.shape[1]), device=attention_mask.device)
+        return attention_mask[:, self.token_of(positions)]
+
+    def span(self, num_past: int | Tensor, num_tokens: int, device: torch.device | None = None) -> Span:
+        """The positions of `num_tokens` new tokens behind `num_past` ones; not for tokens alone."""
+        # Where every token has a concept all periods are alike, and a static cache's length need not leave its device.
+        num_past = 0 if self.stride == 1 else int(num_past)
+        phase = num_past % self.stride
+        positions = torch.arange(phase, self.num_positions(phase + num_tokens), device=device)
+        return Span(self, num_past, phase, self.token_of(positions) - phase, self.is_concept(positions))
+
+
+@dataclass(frozen=True)
+class Span:
+    """The positions of one forward pass above an interleaving mixer."""
+
+    layout: Layout
+    num_past: int
+    """Tokens before it; 0 where every token has a concept."""
+    phase: int
+    """How many of them lie behind the last concept."""
+    token: Int64[Tensor, " S"]
+    """The new token that each position belongs to, counted from 0."""
+    is_concept: Bool[Tensor, " S"]
+
+    @property
+    def read(self) -> slice | Tensor:
+        """The positions that predict the next token, in order: of each token the last one."""
+        stride = self.layout.stride
+        if stride == 1:
+            return slice(1, None, 2)
+        tokens = torch.arange(self.phase + 1, self.phase + 1 + self.num_tokens, device=self.token.device)
+        read: Tensor = self.layout.num_positions(tokens) - 1 - self.phase
+        return read
+
+    @property
+    def unread(self) -> slice:
+        """The other positions: of the tokens with a concept behind them."""
+        return slice(self.layout.stride - 1 - self.phase, None, self.layout.stride + 1)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.layout.num_tokens(self.phase + len(self.token)) - self.phase  # type: ignore[no-any-return]
+
+    def kept(self, interleaved: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
+        """Of a concept behind every token, those that are there."""
+        if self.layout.stride == 1:
+            return interleaved
+        return interleaved.index_select(1, 2 * self.token + self.is_concept)
+
+    def positions(self, position_ids: Int64[Tensor, "#B T"], mode: str) -> Int64[Tensor, "#B S"]:
+        """Rotary positions: those of the tokens (`shared`), or counted through from where theirs are 0 (`sequential`)."""
+        if mode == "shared":
+            return position_ids[:, self.token]
+        columns = torch.arange(position_ids.shape[1], device=position_ids.device) + self.num_past
+        first, count = columns - position_ids, self.layout.num_positions
+        positions: Tensor = (count(columns) - count(first))[:, self.token] + self.is_concept
+        return positions
+
+    def packed_positions(self, position_ids: Int64[Tensor, "#B T"] | None) -> Int64[Tensor, "#B S"] | None:
+        """Positions of the span itself, which start over where those of the tokens do."""
+        return None if position_ids is None else self.positions(position_ids, "sequential")

@@ -1,0 +1,79 @@
+"""Attention masks of a span of blocks, made by `transformers` for each type of block."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from cocomix.base.errors import CocomixError
+from cocomix.modeling.cache import SpanCache
+from cocomix.modeling.layout import Layout
+
+# Shapes: B batch, S positions in a span of blocks.
+
+SLIDING = "sliding_attention"
+
+
+@dataclass(frozen=True)
+class MaskInputs:
+    """What the masks of one span are made of; see `DecoderAdapter.run_blocks`."""
+
+    attention_mask: Tensor | None
+    packed_positions: Tensor | None
+    cache: Cache | None
+    layout: Layout
+
+
+def make_mask(
+    config: PreTrainedConfig, layer_type: str, index: int, hidden: Tensor, inputs: MaskInputs, *, is_explicit: bool
+) -> Any:
+    """In the form of the attention implementation: a tensor, a block mask, or None where none is needed.
+
+    Args:
+        config: the backbone's.
+        layer_type: of the block.
+        index: of the block: below and above a mixer a cache holds different numbers of keys.
+        hidden: the residual stream [B, S, D].
+        inputs: of the span.
+        is_explicit: never None, for whoever wants some rows only.
+
+    Raises:
+        CocomixError: flash attention, which takes most of this from elsewhere, would be wrong.
+    """
+    layout, make, more = inputs.layout, create_causal_mask, {}
+    if str(config._attn_implementation).startswith("flash"):
+        _check_flash(layer_type, hidden, inputs)
+    if layer_type == SLIDING:
+        make = create_sliding_window_causal_mask
+        if layout.stride:
+            config = copy.copy(config)
+            config.sliding_window = layout.num_positions(config.sliding_window)
+    if layout.concept_window is not None:
+        more["and_mask_function"] = layout.is_seen
+    return make(
+        config=config,
+        inputs_embeds=hidden,
+        attention_mask=inputs.attention_mask,
+        past_key_values=None if inputs.cache is None else SpanCache(inputs.cache, layout),
+        position_ids=inputs.packed_positions,
+        layer_idx=index,
+        allow_is_causal_skip=not is_explicit,
+        **more,
+    )
+
+
+def _check_flash(layer_type: str, hidden: Tensor, inputs: MaskInputs) -> None:
+    if inputs.packed_positions is not None and hidden.shape[0] > 1:
+        raise CocomixError("flash attention keeps packed documents apart in a batch of one window only")
+    if inputs.layout.concept_window is not None:
+        raise CocomixError("flash attention has no concept_window; load the model with attn_implementation 'sdpa'")
+    if layer_type == SLIDING and inputs.layout.stride:  # it takes its window from the block, not from a mask
+        raise CocomixError(
+            "flash attention has no doubled sliding window above an interleaving mixer; load the model with "
+            "attn_implementation 'sdpa' or 'flex_attention'"
+        )
