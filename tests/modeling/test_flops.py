@@ -34,10 +34,11 @@ def test_the_count_equals_torchs_counter_on_the_meta_device(
         model = student(family, mixer, mixing, concept_loss_weight=weight, **more).train()
         ids = tokens(1, T)
         concepts = torch.zeros(1, T, 4, dtype=torch.long) if mixer == "concept" and weight else None
-    with FlopCounterMode(display=False) as counter:
-        loss = model(input_ids=ids, labels=ids, concept_labels=concepts).loss
-        assert flops.forward_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
-        loss.backward()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, labels=ids, concept_labels=concepts)
+    assert flops.forward_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:  # heads with a loss do much of their backward on the way forward
+        model(input_ids=ids, labels=ids, concept_labels=concepts).loss.backward()
     assert flops.training_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
 
 
@@ -59,10 +60,8 @@ def test_the_algorithmic_count_is_the_counters_but_for_the_mask(
     monkeypatch.setattr(flops, "mean_keys", lambda num_positions, *_: num_positions)
     compress = 2 * 5 * 16 if mixer == "concept" else 0
     assert flops.forward_flops_per_token(model, T) == flops.forward_flops_per_token(model, T, "counter") + compress
-    # The backward of the concept head recomputes its logits.
-    recomputed = 2 * model.config.num_concepts * 16 if mixer == "concept" else 0
     ours, counted = (flops.training_flops_per_token(model, T, count) for count in ("algorithmic", "counter"))
-    assert ours == counted - recomputed + 3 * compress
+    assert ours == counted + 3 * compress
 
 
 @pytest.mark.parametrize("window", [None, 4, 100])

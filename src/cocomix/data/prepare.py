@@ -92,7 +92,9 @@ class PrepareConfig:
         if self.dataset is not None and self.text is not None:
             raise CocomixError("--text and --dataset are both given; choose one source of text")
         if self.validation_text is not None and self.stream:
-            raise CocomixError("--validation-text and --stream do not go together; a stream holds out a share of its own")
+            raise CocomixError(
+                "--validation-text and --stream do not go together; a stream holds out a share of its own"
+            )
         if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
             raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
         if not 0.0 < self.validation_fraction < 1.0:
@@ -197,7 +199,9 @@ def _held_out(config: PrepareConfig, training: Sequence[Document]) -> list[Docum
         raise CocomixError(f"no text in {', '.join(map(str, config.validation_text))}: every document is empty")
     shared = {document.text for document in documents} & {document.text for document in training}
     if shared:
-        raise CocomixError(f"{len(shared):,} documents of --validation-text are in the training text too; remove them there")
+        raise CocomixError(
+            f"{len(shared):,} documents of --validation-text are in the training text too; remove them there"
+        )
     return _sample(documents, None, config.seed)
 
 

@@ -13,9 +13,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.modeling.concept_head import CHUNK_ELEMENTS
 from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
+
+#: Elements of one chunk's logits: 64 MB in float32.
+CHUNK_ELEMENTS = 2**24
 
 # Shapes: B windows, T tokens, N labelled tokens, n of a chunk, D width, C concepts, K active concepts, A labels a token.
 

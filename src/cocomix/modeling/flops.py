@@ -6,8 +6,8 @@ costs twice its forward; nothing recomputed counts. With interleaving the last b
 elsewhere its keys and values alone: what the model does in training, unless hidden states are asked for.
 
 `counter`: what `torch.utils.flop_counter.FlopCounterMode` sees of the real modules on the meta device, which the closed
-formula here equals. Attention computes all of a square; the concept head's backward recomputes its logits, or goes through
-K_mix rows where there is no concept loss; gathered rows are no products.
+formula here equals. Attention computes all of a square; gathered rows are no products, the K_mix rows through which the
+concept head's values are learned among them. Nothing is recomputed.
 
 Neither counts norms, activations, softmax, top-k and embedding look-ups.
 """
@@ -89,7 +89,7 @@ def _concept_backward_flops(model: CoCoMixForCausalLM, count: Count) -> float:
         return 0.0
     if count == "algorithmic":
         return BACKWARD_OVER_FORWARD * float(2 * (C if has_loss else K) * D + 2 * K * D)
-    return 2.0 * (BACKWARD_OVER_FORWARD + has_loss) * C * D
+    return BACKWARD_OVER_FORWARD * 2 * C * D * has_loss
 
 
 def span_flops_per_token(

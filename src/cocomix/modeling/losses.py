@@ -1,10 +1,17 @@
-"""The next-token loss, token by token."""
+"""The next-token loss: token by token, or summed, from logits or from the hidden states without keeping any logits."""
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.modeling.backbones import DecoderAdapter
+from cocomix.modeling.linear_head import linear_head
 
 
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
@@ -12,3 +19,44 @@ def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "
     V = logits.shape[-1]
     losses = F.cross_entropy(logits[:, :-1].reshape(-1, V), input_ids[:, 1:].reshape(-1), reduction="none")
     return losses.view(len(input_ids), -1)
+
+
+def loss_of_logits(logits: Float[Tensor, "B T V"], labels: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """The sum of -log p(labels_{t+1} | x_{<=t}), in nats, over the labels that are not `IGNORED_LABEL`."""
+    return F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32)),
+        labels[:, 1:].reshape(-1),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+
+
+def has_plain_head(adapter: DecoderAdapter) -> bool:
+    """Whether a decoder's logits are a linear layer behind its final norm and nothing else."""
+    is_usual = type(adapter).logits is DecoderAdapter.logits
+    return is_usual and type(adapter.model.get_output_embeddings()) is nn.Linear
+
+
+def loss_of_hidden(
+    adapter: DecoderAdapter, hidden: Float[Tensor, "B T D"], labels: Int64[Tensor, "B T"], logits_megabytes: int
+) -> Float[Tensor, ""]:
+    """`loss_of_logits` of the logits of a plain head, computed chunk by chunk.
+
+    Args:
+        adapter: of a decoder with a plain head.
+        hidden: residual stream behind the last block.
+        labels: `IGNORED_LABEL` where there are none.
+        logits_megabytes: of memory for a chunk's logits.
+    """
+    head = cast(nn.Linear, adapter.model.get_output_embeddings())
+    # The last position has no next token; with a weight of zero it may stay, and the rows need no copy.
+    targets = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED_LABEL)], 1).flatten()
+    _, _, loss = linear_head(
+        adapter.final_norm(hidden).flatten(0, 1),
+        head.weight,
+        head.bias,
+        labels=targets.clamp(min=0).unsqueeze(-1),
+        row_weights=(targets != IGNORED_LABEL).float(),
+        logits_megabytes=logits_megabytes,
+    )
+    return loss

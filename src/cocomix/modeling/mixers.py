@@ -18,6 +18,7 @@ from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.concept_head import compress_concepts, predict_concepts
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit
+from cocomix.modeling.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.mixing import MIXINGS
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels a token.
@@ -86,6 +87,7 @@ class ConceptMixer(Mixer):
         C, D = config.num_concepts, config.hidden_size
         self.num_active_concepts = config.num_active_concepts
         self.num_groups = config.concept_groups
+        self.logits_megabytes = LOGITS_MEGABYTES  # of a chunk; see CoCoMixForCausalLM.limit_logits
         self.head_weight = nn.Parameter(torch.empty(C, D))
         self.head_bias = nn.Parameter(torch.empty(C))
         self.compress_weight = nn.Parameter(torch.empty(C, D))  # transposed: row c is what concept c adds
@@ -148,18 +150,23 @@ class ConceptMixer(Mixer):
         num_edited = sum(concepts.shape[1] for concepts in edited)
         # An edited concept can leave the active ones, and the next strongest then takes its place.
         num_predicted = min(self.num_active_concepts + num_edited, self.num_groups or len(self.head_bias))
-        loss_sum = count = None
-        if concept_labels is None:
-            values, indices, _ = predict_concepts(
-                x, self.head_weight, self.head_bias, num_predicted, num_groups=self.num_groups
-            )
-        else:
-            labels = concept_labels.reshape(B * T, -1)
-            valid = (labels != IGNORED_LABEL).all(-1)
-            values, indices, losses = predict_concepts(
-                x, self.head_weight, self.head_bias, num_predicted, labels.clamp(min=0), self.num_groups
-            )
-            loss_sum, count = (losses * valid).sum(), valid.sum()
+        loss_sum = count = labels = row_weights = None
+        if concept_labels is not None:
+            given = concept_labels.reshape(B * T, -1)
+            valid = (given != IGNORED_LABEL).all(-1)
+            labels, row_weights, count = given.clamp(min=0), valid.float(), valid.sum()
+        values, indices, loss = predict_concepts(
+            x,
+            self.head_weight,
+            self.head_bias,
+            num_predicted,
+            labels,
+            row_weights,
+            self.num_groups,
+            self.logits_megabytes,
+        )
+        if labels is not None:
+            loss_sum = loss
 
         indices, values = indices.view(B, T, -1), values.view(B, T, -1)
         if edited:

@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,6 +36,8 @@ from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, edits_at, generating
 from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
 from cocomix.modeling.layout import Layout
+from cocomix.modeling.linear_head import LOGITS_MEGABYTES
+from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
 from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
@@ -104,6 +105,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
         self.backbone = backbone
         self.mixer = mixer_for(config)
+        self.limit_logits(LOGITS_MEGABYTES)
         adapter_for(backbone)  # refuses an unsupported family before anything runs
         self.post_init()
 
@@ -195,6 +197,18 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """
         for block in self.adapter.blocks:
             block.compile(**options)
+
+    def limit_logits(self, megabytes: int) -> None:
+        """Bound the memory of logits that nobody wants to see: over concepts, and in training over the vocabulary.
+
+        Args:
+            megabytes: of 2**20 bytes, of one chunk of rows; at least one row is computed at a time.
+        """
+        if megabytes < 1:
+            raise CocomixError(f"logits of {megabytes} MB can't be computed; the least is 1")
+        self.logits_megabytes = megabytes
+        if isinstance(self.mixer, ConceptMixer):
+            self.mixer.logits_megabytes = megabytes
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
@@ -300,21 +314,21 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             states,
         )
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
-        logits = adapter.logits(hidden if labels is not None else _kept(hidden, logits_to_keep))
+        # A head of another kind, or logits that are capped behind it, want all logits also for the loss.
+        logits = None
+        if wants_logits or not has_plain_head(adapter):
+            logits = adapter.logits(hidden if labels is not None else _kept(hidden, logits_to_keep))
         output = CoCoMixOutput(
             logits=logits if wants_logits else None,
             past_key_values=past_key_values,
             hidden_states=None if states is None else tuple(states),
         )
         if labels is not None:
-            targets = labels[:, 1:].reshape(-1)
-            output.lm_count = (targets != IGNORED_LABEL).sum()
-            output.lm_loss_sum = F.cross_entropy(
-                logits[:, :-1].reshape(-1, logits.shape[-1]).float(),
-                targets,
-                ignore_index=IGNORED_LABEL,
-                reduction="sum",
-            )
+            output.lm_count = (labels[:, 1:] != IGNORED_LABEL).sum()
+            if logits is None:
+                output.lm_loss_sum = loss_of_hidden(adapter, hidden, labels, self.logits_megabytes)
+            else:
+                output.lm_loss_sum = loss_of_logits(logits, labels)
             output.lm_loss = output.lm_loss_sum / output.lm_count.clamp(min=1)
             output.loss = output.lm_loss
         if mixed is not None:

@@ -226,6 +226,7 @@ def device_memory(
     )
     with FakeTensorMode():
         model = build_student(config, text, num_concepts).train()
+        model.limit_logits(config.parallel.logits_megabytes)
         # Linear in the windows; what is left at none are copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
         temporaries = peak_bytes(model, num_windows, T, precision, num_labels) - once.total

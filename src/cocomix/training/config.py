@@ -137,6 +137,8 @@ class ParallelConfig:
     """Recompute each block's activations in the backward instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
+    logits_megabytes: int = 64
+    """Memory of a chunk of logits that nothing else wants, over concepts or vocabulary; it changes rounding only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train: `auto` is CUDA where there is any."""
 

@@ -40,6 +40,7 @@ class Engine:
         for objective in student.objectives:
             for module in objective.frozen:
                 module.to(device)
+        student.model.limit_logits(config.logits_megabytes)
         if config.activation_checkpointing:
             _checkpoint_activations(student.model)
         if config.compile:
