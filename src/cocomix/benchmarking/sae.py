@@ -1,4 +1,4 @@
-"""Training of an autoencoder on given activations: against a dense formulation, and against `eai-sparsify` if it is installed.
+"""Training of an autoencoder on given activations: against a dense formulation, and against eai-sparsify if installed.
 
 All take the same updates on the same activations, with the same width, number of latents, k and optimizer (Adam). sparsify's
 update is that of its trainer with `optimizer="adam"`, without its reading of a model and without its logging.
