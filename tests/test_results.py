@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import bench_page
 from benchmarks.render import (
     DATA_PAGE,
     END,
@@ -25,3 +26,7 @@ def test_the_page_is_what_the_stored_results_give() -> None:
     assert START + readme_block() + END in README.read_text(encoding="utf-8")
     assert PREPARE_START + prepare_block() + PREPARE_END in DATA_PAGE.read_text(encoding="utf-8")
     assert STEERING_START + steering_block() + STEERING_END in STEERING_PAGE.read_text(encoding="utf-8")
+    assert bench_page.START + bench_page.block() + bench_page.END in bench_page.PAGE.read_text(encoding="utf-8")
+    assert bench_page.SHORT_START + bench_page.short_block() + bench_page.SHORT_END in README.read_text(
+        encoding="utf-8"
+    )

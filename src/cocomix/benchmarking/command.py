@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 
 from cocomix.base.artifacts import recorded_versions, write_json
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import require_at_least
 from cocomix.base.progress import say
 from cocomix.benchmarking import startup
 from cocomix.benchmarking.report import Section
@@ -42,12 +42,9 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "threads", "repetitions")
-        for name, allowed in (("case", CaseName), ("size", SizeName)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(allowed):
-                raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(get_args(allowed))}")
 
 
+@runtime_checkable
 class Case(Protocol):
     """What a case's module offers."""
 
@@ -108,7 +105,7 @@ def heading(result: dict[str, Any]) -> str:
     """Where and with what a result was measured."""
     machine, versions = result["machine"], result["versions"]
     threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    libraries = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
     return (
         f"Measured on {result['date']} on {machine['cores']} cores of {machine['processor']}, {threads} of torch: "
         f"{libraries}. "

@@ -84,7 +84,6 @@ def measure(shape: ExtractShape) -> dict[str, Any]:
     times = interleaved(contestants, shape.repetitions)
     names = ("fast", "dense")
     num_tokens = shape.batch * shape.context
-    has_two_cores = len(os.sched_getaffinity(0)) > 1
     return {
         "shape": asdict(shape),
         "attribution": asdict(ATTRIBUTION),
@@ -93,7 +92,7 @@ def measure(shape: ExtractShape) -> dict[str, Any]:
         "tokens_per_second": {name: num_tokens / spread_of(values).median for name, values in times.items()},
         "dense_over_fast": asdict(paired_ratio(times, "dense", "fast")),
         "peak_bytes": dict(zip(names, peak_bytes("extract", [(name, shape) for name in names]), strict=True)),
-        "ranks": _ranks(_RANKS[shape == SIZES["smoke"]]) if has_two_cores else None,
+        "ranks": _ranks(_RANKS[shape == SIZES["smoke"]]) if num_usable_cores() > 1 else None,
     }
 
 
@@ -106,6 +105,11 @@ def work(variant: str, shape: ExtractShape) -> Work:
         return 0
 
     return run
+
+
+def num_usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranks(shape: RanksShape) -> dict[str, Any]:

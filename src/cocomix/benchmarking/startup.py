@@ -16,12 +16,12 @@ _CODE = {
     "import cocomix": "import cocomix",
     "cocomix --help": "from cocomix.cli.main import main; main(['--help'])",
 }
-_NAMES = ("the interpreter alone", *_CODE)
+NAMES = ("the interpreter alone", *_CODE)
 
 
 def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
     """CPU seconds of whole processes, the interpreter's own start included; a first round is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in _NAMES}
+    taken: dict[str, list[float]] = {name: [] for name in NAMES}
     for repetition in range(repetitions + 1):
         for name, values in taken.items():
             before = os.times()
@@ -36,5 +36,5 @@ def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> Section:
     """A row for each command."""
-    rows = [[f"`{name}`" if name in _CODE else name, seconds(result["cpu_seconds"][name])] for name in _NAMES]
+    rows = [[f"`{name}`" if name in _CODE else name, seconds(result["cpu_seconds"][name])] for name in NAMES]
     return Section("Start-up", "Processor time of a whole process.", ["", "time"], rows)
