@@ -1,6 +1,6 @@
 """`docs/results.md`, and the results in the README, from the stored results: no figure there is typed by hand. The table of
-`docs/families.md`, from the code. What `docs/data.md` says of speed and memory, and `docs/studio.md` and
-`docs/inspecting.md` of speed.
+`docs/families.md`, from the code. What `docs/data.md` says of speed and memory, `docs/studio.md` and `docs/inspecting.md` of
+speed, and `docs/benchmarks.md`.
 
 python -m benchmarks.render
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from benchmarks import speed_blocks
+from benchmarks import bench_page, speed_blocks
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
 from cocomix.modeling.backbones import supported_families
@@ -52,6 +52,8 @@ def main() -> None:
     studio, site = speed_blocks.studio_block(), speed_blocks.site_block()
     _fill(speed_blocks.STUDIO_PAGE, speed_blocks.STUDIO_START, studio, speed_blocks.STUDIO_END)
     _fill(speed_blocks.INSPECTING_PAGE, speed_blocks.SITE_START, site, speed_blocks.SITE_END)
+    _fill(bench_page.PAGE, bench_page.START, bench_page.block(), bench_page.END)
+    _fill(README, bench_page.SHORT_START, bench_page.short_block(), bench_page.SHORT_END)
 
 
 def _fill(page: Path, start: str, block: str, end: str) -> None:
@@ -185,7 +187,6 @@ def page() -> str:
         variants(read_json(RESULTS / "variants.json")),
         recipes(read_json(RESULTS / "recipes.json")),
         autoencoders(read_json(RESULTS / "sae.json")),
-        extraction(read_json(RESULTS / "extraction.json")),
         upcycling(read_json(RESULTS / "upcycling.json")),
         kills(read_json(RESULTS / "kills.json")),
         demo_kills(read_json(RESULTS / "demo_kills.json")),
@@ -360,35 +361,6 @@ def autoencoders(result: dict[str, Any]) -> str:
             f"Times are wall clock with {'one thread' if threads == 1 else f'{threads} threads'}, on a machine that was "
             "busy with other work.",
             _command(result),
-        ]
-    )
-
-
-def extraction(result: dict[str, Any]) -> str:
-    shape, seconds, machine = result["shape"], result["seconds"], result["machine"]
-    base = result["peak_bytes"]["none"]
-    rows = [
-        f"| {label} | {seconds[name]:.2f} | {result['tokens_per_second'][name]:.0f} | "
-        f"{(result['peak_bytes'][name] - base) / 1e6:,.0f} MB |"
-        for name, label in (("ours", "`ConceptExtractor`"), ("dense", "dense formulation"))
-    ]
-    return "\n".join(
-        [
-            "## Extraction",
-            "",
-            f"`{result['command']}`",
-            "",
-            f"Labels as the paper's code chooses them, of {shape['batch']} windows of {shape['context']} tokens: a decoder "
-            f"of {shape['num_blocks']} blocks, width {shape['width']} and {shape['vocab_size']:,} tokens, a dictionary of "
-            f"{shape['num_latents']:,} latents after block {shape['layer']}, random weights, {machine['threads']} thread. "
-            "The dense formulation runs a full backward with parameter gradients, a dense attribution and a dense top-k. "
-            f"Both in turn in one process; the median of {len(result['ratios'])} paired ratios is "
-            f"**{result['median_ratio']:.2f}** (from {min(result['ratios']):.2f} to {max(result['ratios']):.2f}). Peak "
-            f"memory is of a process of its own, beyond the {base / 1e9:.2f} GB of one that only builds the models.",
-            "",
-            "| | seconds | tokens a second | memory |",
-            "|---|---|---|---|",
-            *rows,
         ]
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import speed_blocks
+from benchmarks import bench_page, speed_blocks
 from benchmarks.render import (
     DATA_PAGE,
     END,
@@ -30,3 +30,7 @@ def test_the_page_is_what_the_stored_results_give() -> None:
     assert latency in speed_blocks.STUDIO_PAGE.read_text(encoding="utf-8")
     site = speed_blocks.SITE_START + speed_blocks.site_block() + speed_blocks.SITE_END
     assert site in speed_blocks.INSPECTING_PAGE.read_text(encoding="utf-8")
+    assert bench_page.START + bench_page.block() + bench_page.END in bench_page.PAGE.read_text(encoding="utf-8")
+    assert bench_page.SHORT_START + bench_page.short_block() + bench_page.SHORT_END in README.read_text(
+        encoding="utf-8"
+    )

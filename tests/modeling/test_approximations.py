@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from cocomix import CocomixError
-from cocomix.modeling.concept_head import strongest
 from cocomix.modeling.layout import Layout
+from cocomix.modeling.linear_head import largest_of_groups
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, student, tokens
 
@@ -139,7 +139,7 @@ def test_packed_documents_do_not_see_each_other(more: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("num_concepts", "num_groups"), [(24, 6), (23, 7), (23, 23), (5, 5)])
 def test_the_strongest_of_groups(num_concepts: int, num_groups: int) -> None:
     z, K = torch.randn(4, num_concepts), 5
-    values, indices = strongest(z, K, num_groups)
+    values, indices = largest_of_groups(z, K, num_groups)
     for row in range(4):
         best = [max(range(g, num_concepts, num_groups), key=lambda c: float(z[row, c])) for g in range(num_groups)]
         expected = sorted(best, key=lambda c: -float(z[row, c]))[:K]

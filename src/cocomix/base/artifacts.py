@@ -182,7 +182,7 @@ def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Colle
         "fingerprint": fingerprint_of_json(
             {**header, "files": {name: files[name] for name in files if name not in timed}}
         ),
-        "versions": _versions(),
+        "versions": recorded_versions(),
     }
     write_json(output / MANIFEST_NAME, manifest)
     return _as_manifest(output, manifest)
@@ -321,7 +321,8 @@ def _clear(output: Path) -> None:
     (output / SETTINGS_NAME).unlink()
 
 
-def _versions() -> dict[str, str]:
+def recorded_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that work depends on."""
     versions = {"python": platform.python_version()}
     for name in _RECORDED_LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

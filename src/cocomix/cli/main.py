@@ -55,6 +55,9 @@ COMMANDS = {
         "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
     ),
     "plan": Command("what a run costs before it starts", "planning.plan_table", "show_plan", "PlanConfig"),
+    "bench": Command(
+        "what things cost here, against dense references and plain NTP", "benchmarking.command", "bench", "BenchConfig"
+    ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),

@@ -6,8 +6,8 @@ where e = x - x_hat, without a gradient, and e_hat is the best that the k_aux mo
 learn what the living ones leave over, until they are alive again. Decoder rows stay at unit norm; the decoder's bias starts
 at the geometric median of the data.
 
-An update holds z = W_enc (x - b_dec) + b_enc, [N, C], and its gradient: at 1,024 tokens and C = 131,072 each is 0.5 GB, and
-fewer tokens an update make them smaller. Nothing larger is held.
+An update holds z = W_enc (x - b_dec) + b_enc, [N, C]: at 1,024 tokens and C = 131,072 it is 0.5 GB, and fewer tokens an
+update make it smaller. Its gradient is never formed (`sae_gradient.py`), and nothing larger is held.
 """
 
 from __future__ import annotations
@@ -21,10 +21,32 @@ from torch.nn import functional as F
 
 from cocomix.base.checkpoints import Checkpoint, restore_state, state_of
 from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.concepts.sae_gradient import chosen_pre_activations
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
 
 AUXILIARY_LOSS_WEIGHT = 1 / 32
+
+
+class Encoded:
+    """Pre-activations of some tokens.
+
+    Args:
+        sae: the dictionary.
+        x: what its encoder reads, [N, D].
+    """
+
+    def __init__(self, sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> None:
+        self.sae, self.x = sae, x
+        with torch.no_grad():
+            self.z = F.linear(x, sae.encoder_weight, sae.encoder_bias)  # (N, C)
+
+    def best(self, num_latents: int, among: Bool[Tensor, " C"] | None = None) -> tuple[Tensor, Tensor]:
+        """Values, with gradients, and indices of the largest of a token: of all latents, or among some."""
+        z = self.z if among is None else self.z.masked_fill(~among, -torch.inf)
+        indices = z.topk(num_latents, dim=-1).indices
+        sae = self.sae
+        return chosen_pre_activations(self.z, indices, self.x, sae.encoder_weight, sae.encoder_bias), indices
 
 
 @dataclass(frozen=True)
@@ -98,14 +120,14 @@ class SaeTrainer:
         """FVU, auxiliary loss and L0 of some tokens, which also count as heard or silent."""
         sae = self.sae
         x, _, _ = sae.normalize(h)
-        z = F.linear(x - sae.decoder_bias, sae.encoder_weight, sae.encoder_bias)  # (N, C)
-        values, indices = z.topk(self.k, dim=-1)
+        encoded = Encoded(sae, x - sae.decoder_bias)
+        values, indices = encoded.best(self.k)
         error = x - sae.sum_rows(indices, values.relu()) - sae.decoder_bias
         fvu = error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
         active = values > 0
         self.tokens_since_active += len(h)
         self.tokens_since_active[indices[active]] = 0
-        auxiliary = auxiliary_loss(sae, z, error, self._dead(), self.num_auxiliary_latents)
+        auxiliary = auxiliary_loss(sae, encoded, error, self._dead(), self.num_auxiliary_latents)
         return fvu, auxiliary, active.sum(-1).float().mean()
 
     @torch.no_grad()
@@ -118,7 +140,7 @@ class SaeTrainer:
 
 def auxiliary_loss(
     sae: SparseAutoencoder,
-    z: Float[Tensor, "N C"],
+    encoded: Encoded,
     error: Float[Tensor, "N D"],
     dead: Bool[Tensor, " C"],
     num_latents: int,
@@ -127,16 +149,16 @@ def auxiliary_loss(
 
     Args:
         sae: whose decoder rows the dead latents use.
-        z: pre-activations of all latents.
+        encoded: the tokens.
         error: x - x_hat; no gradient reaches it.
         dead: which latents are dead.
         num_latents: k_aux, or as many as are dead.
     """
     num_latents = min(num_latents, int(dead.sum()))
     if num_latents == 0:
-        return z.new_zeros(())
+        return error.new_zeros(())
     error = error.detach()
-    values, indices = z.masked_fill(~dead, -torch.inf).topk(num_latents, dim=-1)
+    values, indices = encoded.best(num_latents, dead)
     left = error - sae.sum_rows(indices, values.relu())
     return left.pow(2).sum() / (error - error.mean(0)).pow(2).sum()
 

@@ -1,0 +1,165 @@
+"""What `cocomix bench` measured, for `docs/benchmarks.md` and the README: all figures come from `results/bench.json`.
+
+cocomix bench --json benchmarks/results/bench.json && python -m benchmarks.render
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cocomix.base.artifacts import read_json
+from cocomix.benchmarking.command import heading, sections
+
+RESULT = Path(__file__).parent / "results" / "bench.json"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+START, END = "<!-- bench -->", "<!-- end of bench -->"
+SHORT_START, SHORT_END = "<!-- bench in short -->", "<!-- end of bench in short -->"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that is aimed at.
+
+    Args:
+        what: in words.
+        wanted: the bound.
+        is_least: whether the bound is a least value or a most.
+        find: the measured value in a result's cases and start-up; None: not measured.
+    """
+
+    what: str
+    wanted: float
+    is_least: bool
+    find: Callable[[dict[str, Any]], float | None]
+
+    def row(self, parts: dict[str, Any]) -> str:
+        found = self.find(parts)
+        wanted = f"{'at least' if self.is_least else 'at most'} {self.wanted:g}"
+        if found is None:
+            return f"| {self.what} | {wanted} | not measured | |"
+        is_met = found >= self.wanted if self.is_least else found <= self.wanted
+        return f"| {self.what} | {wanted} | {found:.2f} | {'yes' if is_met else 'no'} |"
+
+
+def _head_share(parts: dict[str, Any]) -> float | None:
+    if "head" not in parts:
+        return None
+    peaks = [row["peak_bytes"] for row in parts["head"]["rows"] if "dense" in row["peak_bytes"]]
+    return max(peak["fast"] / peak["dense"] for peak in peaks)
+
+
+def _value(*names: str) -> Callable[[dict[str, Any]], float | None]:
+    """What stands below these names; None where it was not measured."""
+
+    def find(parts: dict[str, Any]) -> float | None:
+        found: Any = parts
+        for name in names:
+            found = None if found is None else found.get(name)
+        return None if found is None else float(found)
+
+    return find
+
+
+TARGETS = (
+    Target(
+        "training: tokens a second over the dense reference's",
+        1.7,
+        True,
+        _value("train", "dense_over_fast", "median"),
+    ),
+    Target(
+        "training: time over NTP's, over the FLOP ratio of dense reference and NTP",
+        1.15,
+        False,
+        _value("train", "time_ratio_over_flop_ratio"),
+    ),
+    Target("concept head and compression: largest share of the dense reference's memory", 0.25, False, _head_share),
+    Target(
+        "extraction: tokens a second over the dense formulation's",
+        1.7,
+        True,
+        _value("extract", "dense_over_fast", "median"),
+    ),
+    Target("extraction: two processes over one", 1.7, True, _value("extract", "ranks", "one_over_two", "median")),
+    Target(
+        "generation: slowest length over the fastest",
+        1.5,
+        False,
+        _value("generate", "slowest_over_fastest_length"),
+    ),
+    Target(
+        "generation: time without a cache over time with one",
+        10,
+        True,
+        _value("generate", "uncached_over_cached", "median"),
+    ),
+    Target("autoencoder: tokens a second over eai-sparsify's", 1, True, _value("sae", "sparsify_over_fast", "median")),
+    Target(
+        "start-up: seconds of processor time of `import cocomix`",
+        0.3,
+        False,
+        _value("startup", "cpu_seconds", "import cocomix", "median"),
+    ),
+    Target(
+        "start-up: seconds of processor time of `cocomix --help`",
+        0.5,
+        False,
+        _value("startup", "cpu_seconds", "cocomix --help", "median"),
+    ),
+)
+
+
+def block() -> str:
+    """The measured part of the page."""
+    result = read_json(RESULT)
+    parts = result["cases"] | ({"startup": result["startup"]} if "startup" in result else {})
+    return "\n\n".join(
+        [
+            "",
+            f"`{result['command']}`",
+            heading(result),
+            "## Aims",
+            "\n".join(["| | aim | found | met |", "|---|---|---|---|", *(target.row(parts) for target in TARGETS)]),
+            *([_growth(parts["head"])] if "head" in parts else []),
+            *(section.as_markdown() for section in sections(result)),
+            "",
+        ]
+    )
+
+
+def _growth(head: dict[str, Any]) -> str:
+    """How the head's memory goes with concepts times tokens."""
+    first, last = (pick(head["rows"], key=lambda row: row["num_concepts"] * row["num_tokens"]) for pick in (min, max))
+    work = last["num_concepts"] * last["num_tokens"] / (first["num_concepts"] * first["num_tokens"])
+    memory = last["peak_bytes"]["fast"] / first["peak_bytes"]["fast"]
+    return (
+        f"The memory of the concept head and compression does not go with concepts times tokens: of {work:.0f} times as much "
+        f"it takes {memory:.2f} times as much memory."
+    )
+
+
+def short_block() -> str:
+    """What the README says."""
+    cases = read_json(RESULT)["cases"]
+    said = [say(cases[name]) for name, say in (("train", _training), ("generate", _generation)) if name in cases]
+    return f"\n{' '.join(said)} [All of it](docs/benchmarks.md); `cocomix bench` measures your machine.\n"
+
+
+def _training(train: dict[str, Any]) -> str:
+    shape = train["shape"]
+    return (
+        f"One training step of the paper's smallest model (width {shape['width']}, {shape['num_blocks']} blocks, "
+        f"{shape['num_concepts']:,} concepts) is {train['dense_over_fast']['median']:.2f} times as fast as the paper's dense "
+        f"formulation of it, and takes {train['fast_over_ntp']['median']:.2f} times NTP's time at "
+        f"{train['flop_ratio']:.2f} times its FLOPs."
+    )
+
+
+def _generation(generate: dict[str, Any]) -> str:
+    return (
+        f"With a cache, a token after {generate['shape']['uncached_length']} others comes "
+        f"{generate['uncached_over_cached']['median']:.0f} times as fast as without."
+    )

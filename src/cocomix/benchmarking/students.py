@@ -1,0 +1,43 @@
+"""The GPT-2-shaped students that cases are measured on, with random weights."""
+
+from __future__ import annotations
+
+from transformers import GPT2Config
+
+from cocomix.modeling.configuration import CoCoMixConfig
+
+
+def student_config(
+    *,
+    width: int,
+    num_blocks: int,
+    num_heads: int,
+    vocab_size: int,
+    num_positions: int,
+    mixer: str = "concept",
+    mixing: str = "interleave",
+    insert_layer: int = 0,
+    num_concepts: int = 1,
+    num_active: int = 1,
+) -> CoCoMixConfig:
+    """A student on a GPT-2 without dropout."""
+    backbone = GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=width,
+        n_layer=num_blocks,
+        n_head=num_heads,
+        n_positions=num_positions,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return CoCoMixConfig(
+        backbone_config=backbone,
+        mixer=mixer,
+        mixing=mixing,
+        insert_layer=insert_layer,
+        num_concepts=num_concepts,
+        num_active_concepts=num_active,
+    )

@@ -1,0 +1,49 @@
+"""Times that can be compared: contestants take turns in one process, so that whatever else the machine does meets all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some measured values."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Median and quartiles; of one value, that value."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def interleaved(contestants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each contestant's every repetition.
+
+    They run in turn, each round started by the next one; a first round is not counted.
+    """
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(repetitions + 1):
+        first = repetition % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            contestants[name]()
+            if repetition:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def paired_ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> Spread:
+    """Seconds of `over` divided by those of `under` in the same round."""
+    return spread_of([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])
