@@ -79,19 +79,20 @@ class DenseStudent(nn.Module):
         """The whole training loss of some windows: next token plus weighted concepts."""
         model, mixer = self.model, self.model.mixer
         assert mixer is not None
-        adapter, insert, rate = model.adapter, model.config.insert_layer, mixer.mixing.positions_per_token
+        adapter, insert, layout = model.adapter, model.config.insert_layer, model.layout
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         hidden = adapter.embed(adapter.token_embeddings(input_ids), positions)
         hidden = adapter.run_blocks(hidden, 0, insert, position_ids=positions)
         mixed = mixer(hidden, concept_labels)
-        hidden = adapter.run_blocks(
+        span = layout.span(0, input_ids.shape[1], input_ids.device)
+        hidden = adapter.run_blocks(  # without `read`: all positions through all blocks
             mixed.hidden,
             insert,
             adapter.num_blocks,
-            position_ids=mixer.mixing.positions(positions, model.config.position_mode),
-            positions_per_token=rate,
+            position_ids=span.positions(positions, model.config.position_mode),
+            layout=layout,
         )
-        logits = adapter.logits(mixer.mixing.read(hidden))  # (B, T, V)
+        logits = adapter.logits(hidden[:, span.read])  # (B, T, V)
         lm_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
         concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
         return DenseOutput(lm_loss + model.config.concept_loss_weight * concept_loss, mixed.concept_indices)

@@ -22,8 +22,8 @@ def predict_concepts(
     num_active: int,
     labels: Int64[Tensor, "N A"] | None = None,
     row_weights: Float[Tensor, " N"] | None = None,
-    num_groups: int | None = None,
     logits_megabytes: int = LOGITS_MEGABYTES,
+    num_groups: int | None = None,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The `num_active` largest concept logits of each row, and the concept loss, summed over the rows.
 
@@ -36,8 +36,8 @@ def predict_concepts(
         num_active: K_mix.
         labels: concepts of each row, each in [0, C); None: the loss is zero and not computed.
         row_weights: w, constants, zero at rows without labels; by default ones.
-        num_groups: at least `num_active`: choose among the best of so many groups only; None: the exact choice.
         logits_megabytes: of memory for a chunk's logits.
+        num_groups: at least `num_active`: choose among the best of so many groups only; None: the exact choice.
 
     Returns:
         values and indices of the active concepts, largest first (raw logits, which can be negative), and the loss; values

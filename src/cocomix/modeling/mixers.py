@@ -162,8 +162,8 @@ class ConceptMixer(Mixer):
             num_predicted,
             labels,
             row_weights,
-            self.num_groups,
             self.logits_megabytes,
+            self.num_groups,
         )
         if labels is not None:
             loss_sum = loss
