@@ -140,7 +140,7 @@ def largest_of_groups(
     return values, members.gather(-1, groups) * num_groups + groups
 
 
-def _largest(z: Tensor, num_largest: int, num_groups: int | None) -> tuple[Tensor, Tensor]:
+def _largest(z: Tensor, num_largest: int, num_groups: int | None = None) -> tuple[Tensor, Tensor]:
     """Values and indices of each row's largest logits, largest first.
 
     Looked for in the groups with the largest maxima: whatever lies in another group is below as many logits as are wanted.
