@@ -145,7 +145,8 @@ def short_block() -> str:
     """What the README says."""
     cases = read_json(RESULT)["cases"]
     said = [say(cases[name]) for name, say in (("train", _training), ("generate", _generation)) if name in cases]
-    return f"\n{' '.join(said)} [All of it](docs/benchmarks.md); `cocomix bench` measures your machine.\n"
+    said.append("[What things cost](docs/benchmarks.md); `cocomix bench` measures your machine.")
+    return f"\n{' '.join(said)}\n"
 
 
 def _training(train: dict[str, Any]) -> str:
