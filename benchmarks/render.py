@@ -191,6 +191,8 @@ def page() -> str:
         kills(read_json(RESULTS / "kills.json")),
         demo_kills(read_json(RESULTS / "demo_kills.json")),
     ]
+    if (RESULTS / "approximations.json").exists():
+        parts.append(approximations(read_json(RESULTS / "approximations.json")))
     return "\n\n".join(parts) + "\n"
 
 
@@ -411,6 +413,37 @@ def demo_kills(result: dict[str, Any]) -> str:
             f"The demo of size `{result['size']}`, killed with SIGKILL {result['num_kills']} times (in {stages}), and "
             f"started again with the same command: its summary is {outcome} to that of an undisturbed run, "
             "times aside.",
+            _command(result),
+        ]
+    )
+
+
+def approximations(result: dict[str, Any]) -> str:
+    rows = []
+    for name, row in result["rows"].items():
+        losses, changes, step = row["validation_loss"].values(), row["loss_change"].values(), row["step"]
+        timed = ["–", "–"]
+        if step is not None:
+            ratio = step["exact_over_this"]
+            timed = [f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"]
+            timed.append(f"{step['training_flops_over_exact']:.2f}")
+        rows.append(
+            [
+                name,
+                ", ".join(f"{loss:.3f}" for loss in losses) or "–",
+                ", ".join(map(_signed, changes)) or "–",
+                "–" if row["mean_loss_change"] is None else _signed(row["mean_loss_change"]),
+                *timed,
+            ]
+        )
+    head = ["student", "validation loss, by seed", "change", "mean change", "exact step ÷ this one's", "FLOPs ÷ exact"]
+    return "\n\n".join(
+        [
+            "## Approximations",
+            f"The student of `{result['recipe']}` on {result['num_tokens']:,} tokens, exact and with each "
+            "[approximation](model.md#approximations): equal data, order and initial weights in a seed. Times are processor "
+            "seconds of a training step, exact and approximate in turn in one process: the median of the paired ratios.",
+            _table(head, rows),
             _command(result),
         ]
     )
