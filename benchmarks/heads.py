@@ -2,9 +2,9 @@
 
     python -m benchmarks.heads --output benchmarks/results/heads.json
 
-The concept head has C = 32,768 concepts, of which 32 are active, and 4 labels a row; the vocabulary 50,257 or 2,048 tokens, and
-`plain` is `cross_entropy` of all its logits. All have width 512 and 1,024 rows, in float32. Variants run in turn in one process;
-CPU seconds, because other processes on the machine take time but none of these; medians.
+The concept head has C = 32,768 concepts, 32 of them active, and 4 labels a row; the vocabulary has 50,257 or 2,048 tokens.
+`plain` is `cross_entropy` of all logits. Width 512, 1,024 rows, float32. Variants run in turn in one process; CPU seconds,
+because other processes on the machine take time but none of these; medians.
 """
 
 from __future__ import annotations

@@ -13,9 +13,6 @@ import os
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _SPIN_COUNT = "2000"
 
-#: Environment variable of torch's: its blocks of 2 MB and more ask the kernel for huge pages. Set to 0, they don't.
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-
 
 def tune_process() -> None:
     """Set thread waiting and memory allocation; must run before torch is imported. Never fails.
@@ -24,7 +21,6 @@ def tune_process() -> None:
     a core wasted. glibc gives large blocks back to the kernel at every `free` and pays for them in page faults later.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
-    os.environ.setdefault(HUGE_PAGES, "1")
     try:
         libc = ctypes.CDLL(None)
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
