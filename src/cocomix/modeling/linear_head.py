@@ -26,11 +26,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-#: Megabytes (of 2**20 bytes) of a chunk's logits. Larger chunks multiply faster, smaller ones leave memory and caches alone;
-#: `benchmarks/results/head_chunks.json` has both.
+#: Megabytes (of 2**20 bytes) of a chunk's logits. At 32,768 and 50,257 classes this is enough to lose no time to smaller
+#: products on a CPU (`python -m benchmarks.heads`).
 LOGITS_MEGABYTES = 64
 
 _MEGABYTE = 2**20
+
+#: Of a chunk's memory, one in so many bytes is enough for the K rows a token that are gathered.
+_SHARE_OF_ROWS = 8
 
 #: Neighbouring logits that are compared as one before the largest are looked for.
 _GROUP = 64
@@ -111,7 +114,8 @@ class _Gradients:
             self.bias.index_add_(0, indices.flatten(), grad_values.flatten())
         if self.weight is None:
             return
-        size = max(1, head.chunk_bytes // (indices.shape[1] * head.x.shape[1] * head.dtype.itemsize))
+        row_bytes = indices.shape[1] * head.x.shape[1] * head.dtype.itemsize
+        size = max(1, head.chunk_bytes // (_SHARE_OF_ROWS * row_bytes))
         for some, factors, x in zip(
             indices.split(size), grad_values.split(size), head.x.to(head.dtype).split(size), strict=True
         ):
