@@ -7,15 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 import cocomix
 from cocomix import AttributionConfig, CocomixError, ExtractConfig, StudentConfig, extract, train
+from cocomix.base.artifacts import read_json
 from cocomix.modeling import flops
 from cocomix.planning import listing
 from cocomix.planning.listing import RecipesConfig, list_recipes
 from cocomix.planning.recipes import PAPER_LABELS, RECIPES, VARIANTS, find_recipe
 from cocomix.planning.sizes import SIZES, Size
 from cocomix.planning.widths import equal_flops_width, equal_parameters_width, meta_model, num_active_parameters
+from cocomix.training.config import APPROXIMATIONS
 from cocomix.training.metrics import read_metrics
 from tests.conftest import Tiny
 
@@ -52,6 +55,20 @@ def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path,
     assert ("concept_loss" in last) == (variant in ("cocomix", "add", "loss-only", "activation-labels"))
     assert ("distillation_loss" in last) == (variant == "kd")
     assert ("hidden_loss" in last) == (variant == "hidden-regression")
+
+
+@pytest.mark.parametrize("more", [{}, {"concept_stride": 2, "concept_window": 8}])
+def test_approximations_are_settings_of_a_run_where_they_are_on(
+    more: dict[str, int], tiny: Tiny, tmp_path: Path
+) -> None:
+    name, output = "gpt2-tiny-activation-labels", tmp_path / "run"
+    student = dataclasses.replace(find_recipe(name).draft().student, **more)
+    inputs = {"data": tiny.data, "labels": tiny.concepts, "output": output, "student": student}
+    train(cocomix.recipe(name, num_tokens=TEN_STEPS, num_evaluations=1, **inputs))
+    settings = read_json(output / "settings.json")["settings"]["student"]
+    assert {key: value for key, value in settings.items() if key in APPROXIMATIONS} == more
+    config = AutoConfig.from_pretrained(output)
+    assert {key: getattr(config, key) for key in APPROXIMATIONS} == APPROXIMATIONS | more
 
 
 @pytest.mark.parametrize(
