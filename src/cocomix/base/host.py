@@ -1,8 +1,7 @@
 """Settings of the process that make training on a CPU faster. Only the command line calls this; importing changes nothing.
 
-Measured on two cores with the demo's NTP student (width 128, 4 blocks, 8 windows of 128 a step), median of 50 steps: keeping
-freed memory gives 1.14 times the tokens a second (15,700 against 13,800). The spin count costs little on an idle
-machine, and beside one busy process it keeps up to 1.8 times the speed of threads that spin as long as they like.
+`python -m benchmarks.host` measures what keeping freed memory is worth, beside other allocators (docs/training.md). The spin
+count costs little on an idle machine and keeps the speed where another process is busy.
 """
 
 from __future__ import annotations
