@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, int]] = {
     "groups 64": {"concept_groups": 64},
 }
 SEEDS = (0, 1, 2)
-NUM_TOKENS = "512K"
+NUM_TOKENS = "256K"
 NUM_STEPS = 20
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/approximations.json"))
     parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS), metavar="NAME")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--tokens", default=NUM_TOKENS, help="of each student, such as 512K; the teacher has twice")
+    parser.add_argument("--tokens", default=NUM_TOKENS, help="of each student, such as 256K; the teacher has twice")
     arguments = parser.parse_args()
     tune_process()
     inputs = Inputs(arguments.work, parse_count(arguments.tokens, "--tokens"))
