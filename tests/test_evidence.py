@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.evidence import cells, page, statistics
+from benchmarks.evidence import cells as cells_module
+from benchmarks.evidence import page, statistics
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
 from benchmarks.evidence.inputs import Inputs
@@ -20,7 +21,7 @@ from cocomix import CocomixError
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cells, "RESULTS", tmp_path)
+    monkeypatch.setattr(cells_module, "RESULTS", tmp_path)
     return tmp_path
 
 
@@ -36,7 +37,7 @@ def test_names_and_files_lead_back_to_the_cell() -> None:
         assert parse_cell(cell.name) == cell
         cell.file.parent.mkdir(parents=True, exist_ok=True)
         cell.file.write_text("{}")
-    assert set(cells.stored_cells()) == {cell.key for table in TABLES.values() for cell in table()}
+    assert set(cells_module.stored_cells()) == {cell.key for table in TABLES.values() for cell in table()}
 
 
 def test_a_run_without_a_teacher_is_one_run_for_all_teachers() -> None:
@@ -88,7 +89,8 @@ def test_a_loss_that_is_not_reached_has_no_share() -> None:
 
 
 def test_every_variant_without_labels_is_a_whole_configuration(tmp_path: Path) -> None:
-    for cell in {cell for table in TABLES.values() for cell in table() if cell.key.teacher == "none"}:
+    cells = {cell.key for table in TABLES.values() for cell in table() if cell.seed == 0}
+    for cell in {cell for cell in cells if cell.teacher == "none"}:
         inputs = Inputs(Places(tmp_path), cell.corpus, "none", cell.size)
         inputs.__dict__["data"] = tmp_path
         config = train_config(cell, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -59,12 +58,6 @@ class Cell:
     def result(self) -> dict[str, Any] | None:
         """What was measured; None: not run yet."""
         return read_json(self.file) if self.file.exists() else None
-
-
-@functools.cache
-def _needs_teacher(variant: str, size: str) -> bool:
-    """Remembered: the width of some variants takes models to find."""
-    return VARIANTS[variant].needs_teacher(size)
 
 
 def parse_cell(name: str) -> Cell:

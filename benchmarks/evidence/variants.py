@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +12,7 @@ from cocomix.planning.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, fin
 from cocomix.training.config import DistillationConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
     """One row of a table.
 
@@ -33,8 +34,9 @@ class Variant:
     at_width_of_student: bool = False
     num_latents: int | None = None
 
+    @functools.cache  # noqa: B019 (variants are few, and live as long as the process)
     def draft(self, size: str) -> Draft:
-        """The training run at a size, with dataset, labels and teacher open."""
+        """The training run at a size, with dataset, labels and teacher open; the width of some takes models to find."""
         recipe = find_recipe(f"gpt2-{size}-{self.recipe}")
         draft = recipe.draft()
         student = dict(self.student)
