@@ -30,7 +30,7 @@ from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_fr
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, edits_at, generating
-from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
+from cocomix.modeling.inputs import check_mask, check_range, check_tokens, checked_labels
 from cocomix.modeling.layout import Layout
 from cocomix.modeling.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
@@ -228,7 +228,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = adapter.token_embeddings(cast(Tensor, input_ids))
         B, T = inputs_embeds.shape[:2]
-        check_labels(self.config, (B, T), labels, concept_labels)
+        labels, concept_labels = checked_labels(self.config, (B, T), labels, concept_labels)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
         if past_key_values is None:
