@@ -42,7 +42,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_processes")
 def test_all_cases_are_measured_written_and_shown(tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
+    file = tmp_path / "new" / "bench.json"
     text = bench(BenchConfig(size="smoke", repetitions=2, json=file))
     result = json.loads(file.read_text(encoding="utf-8"))
     assert set(result["cases"]) == set(CASES)
@@ -118,11 +118,13 @@ def test_other_concepts_on_every_batch_are_no_tie(monkeypatch: pytest.MonkeyPatc
         train.measure(train.SIZES["smoke"])
 
 
-def test_wrong_words_are_refused() -> None:
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--case", "other"])
     with pytest.raises(CocomixError, match="threads is 0"):
         BenchConfig(threads=0)
+    with pytest.raises(CocomixError, match="is a folder; --json takes the name of a file"):
+        bench(BenchConfig(json=tmp_path))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
