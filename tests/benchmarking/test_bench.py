@@ -194,8 +194,11 @@ class SparseCoder(torch.nn.Linear):
 
 
 def test_sparsify_is_compared_with_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "`pip install eai-sparsify`" in sae.describe(sae.measure(sae.SIZES["smoke"])).text
     (tmp_path / "sparsify.py").write_text(SPARSIFY, encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sparsify.py").write_text("another library", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    assert "`pip install eai-sparsify`" in sae.describe(sae.measure(sae.SIZES["smoke"])).text
     metadata = tmp_path / "eai_sparsify-1.2.3.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: eai-sparsify\nVersion: 1.2.3\n", encoding="utf-8")
