@@ -9,7 +9,6 @@ runs where the next token is read (`modeling/last_block.py`).
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any, cast
 
 from jaxtyping import Float, Int64
@@ -22,10 +21,8 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
@@ -35,6 +32,7 @@ from cocomix.modeling.layout import Layout
 from cocomix.modeling.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
 from cocomix.modeling.mixers import ConceptMixer, Dictionary, MixerOutput, mixer_for
+from cocomix.modeling.output import CoCoMixOutput
 from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
@@ -42,27 +40,6 @@ from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
 
 #: Arguments that transformers passes to any model.
 _PASSED_ON = frozenset(("cache_position", "token_type_ids"))
-
-
-@dataclass
-class CoCoMixOutput(ModelOutput):
-    """What a forward pass returns. Losses are means over valid targets; sums and counts stand beside them."""
-
-    loss: Float[Tensor, ""] | None = None
-    """lm_loss + concept_loss_weight * concept_loss, as far as labels were given."""
-    logits: Float[Tensor, "B T V"] | None = None
-    """None in training with labels, unless asked for."""
-    past_key_values: Cache | None = None
-    lm_loss: Float[Tensor, ""] | None = None
-    concept_loss: Float[Tensor, ""] | None = None
-    lm_loss_sum: Float[Tensor, ""] | None = None
-    lm_count: Int64[Tensor, ""] | None = None
-    concept_loss_sum: Float[Tensor, ""] | None = None
-    concept_count: Int64[Tensor, ""] | None = None
-    concept_indices: Int64[Tensor, "B T K"] | None = None
-    concept_values: Float[Tensor, "B T K"] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    """If asked for: the residual stream below the first block and after each, [B, T, D], above the mixer [B, S, D]."""
 
 
 class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
@@ -268,20 +245,14 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             hidden_states=None if states is None else tuple(states),
         )
         if labels is not None:
-            output.lm_count = (labels[:, 1:] != IGNORED_LABEL).sum()
-            if logits is None:
-                output.lm_loss_sum = loss_of_hidden(adapter, hidden, labels, self.logits_megabytes)
-            else:
-                output.lm_loss_sum = loss_of_logits(logits, labels)
-            output.lm_loss = output.lm_loss_sum / output.lm_count.clamp(min=1)
-            output.loss = output.lm_loss
+            loss_sum = (
+                loss_of_hidden(adapter, hidden, labels, self.logits_megabytes)
+                if logits is None
+                else loss_of_logits(logits, labels)
+            )
+            output.add_next_token_loss(loss_sum, labels)
         if mixed is not None:
-            output.concept_indices, output.concept_values = mixed.concept_indices, mixed.concept_values
-            if mixed.concept_loss_sum is not None and mixed.concept_count is not None:
-                output.concept_loss_sum, output.concept_count = mixed.concept_loss_sum, mixed.concept_count
-                output.concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
-                weighted = self.config.concept_loss_weight * output.concept_loss
-                output.loss = weighted if output.loss is None else output.loss + weighted
+            output.add_concepts(mixed, self.config.concept_loss_weight)
         return output.to_tuple() if return_dict is False else output
 
     def _run(
