@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
-    from cocomix.modeling.model import CoCoMixOutput as CoCoMixOutput
+    from cocomix.modeling.output import CoCoMixOutput as CoCoMixOutput
     from cocomix.modeling.steering import steer as steer
     from cocomix.planning.plan import PlanConfig as PlanConfig
     from cocomix.planning.plan import make_plan as make_plan

@@ -42,7 +42,7 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_processes")
 def test_all_cases_are_measured_written_and_shown(tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
+    file = tmp_path / "new" / "bench.json"
     text = bench(BenchConfig(size="smoke", repetitions=2, json=file))
     result = json.loads(file.read_text(encoding="utf-8"))
     assert set(result["cases"]) == set(CASES)
@@ -118,11 +118,13 @@ def test_other_concepts_on_every_batch_are_no_tie(monkeypatch: pytest.MonkeyPatc
         train.measure(train.SIZES["smoke"])
 
 
-def test_wrong_words_are_refused() -> None:
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--case", "other"])
     with pytest.raises(CocomixError, match="threads is 0"):
         BenchConfig(threads=0)
+    with pytest.raises(CocomixError, match="is a folder; --json takes the name of a file"):
+        bench(BenchConfig(json=tmp_path))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
@@ -192,8 +194,11 @@ class SparseCoder(torch.nn.Linear):
 
 
 def test_sparsify_is_compared_with_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "`pip install eai-sparsify`" in sae.describe(sae.measure(sae.SIZES["smoke"])).text
     (tmp_path / "sparsify.py").write_text(SPARSIFY, encoding="utf-8")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sparsify.py").write_text("another library", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "other")
+    assert "`pip install eai-sparsify`" in sae.describe(sae.measure(sae.SIZES["smoke"])).text
     metadata = tmp_path / "eai_sparsify-1.2.3.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: eai-sparsify\nVersion: 1.2.3\n", encoding="utf-8")

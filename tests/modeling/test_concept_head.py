@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from cocomix import CocomixError
 from cocomix.modeling import concept_head, linear_head
 from tests.reference.concepts import compress
 from tests.reference.concepts import concept_head as reference_head
@@ -103,6 +104,23 @@ def test_a_kept_graph_has_the_same_gradients_again() -> None:
     loss = concept_head.predict_concepts(x, weight, bias, 3, labels)[2]
     first, second = (torch.autograd.grad(loss, (x, weight, bias), retain_graph=True) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_second_derivatives_are_refused_also_where_the_upstream_gradient_is_a_constant() -> None:
+    (x, weight, bias, _), labels = inputs(7, 20, 2)
+    values, _, loss = concept_head.predict_concepts(x, weight, bias, 3, labels)
+    for result in (loss, values.sum()):
+        with pytest.raises(CocomixError, match="no second derivatives"):
+            torch.autograd.grad(result, x, create_graph=True)
+
+
+def test_no_rows_at_all() -> None:
+    (x, weight, bias, _), labels = inputs(0, 20, 2)
+    values, indices, loss = concept_head.predict_concepts(x, weight, bias, 3, labels)
+    assert values.shape == indices.shape == (0, 3)
+    assert loss == 0
+    for gradient in torch.autograd.grad(loss + values.sum(), (x, weight, bias)):
+        assert not gradient.any()
 
 
 def test_gradients_become_the_parameters_without_a_copy_and_only_where_wanted() -> None:

@@ -223,3 +223,7 @@ def test_a_cache_of_another_model_is_refused() -> None:
     cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(CocomixError, match="was filled by another model"):
         model(input_ids=ids[:, :1], past_key_values=cache)
+    for other in ({"insert_layer": 0}, {"insert_layer": 2}, {"concept_stride": 2}):
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        with pytest.raises(CocomixError, match="was filled by another model"):
+            student(**other)(input_ids=ids[:, :1], past_key_values=cache)

@@ -10,7 +10,7 @@ from cocomix import CocomixError
 from cocomix.modeling import linear_head
 from cocomix.modeling.losses import has_plain_head
 from cocomix.modeling.model import CoCoMixForCausalLM
-from tests.modeling.helpers import FAMILIES, VOCAB_SIZE, student, tokens
+from tests.modeling.helpers import FAMILIES, VOCAB_SIZE, concept_labels, student, tokens
 
 
 def loss_and_gradients(model: CoCoMixForCausalLM, *, return_logits: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -35,6 +35,15 @@ def test_chunked_loss_equals_that_of_all_logits(family: str, monkeypatch: pytest
     plain = loss_and_gradients(model, return_logits=True)
     # float64: only the order of summation differs; some backbones compute a norm in float32.
     torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_labels_of_shorter_integers(dtype: torch.dtype, is_training: bool) -> None:
+    model, ids = student().train(is_training), tokens(2, 9)
+    concepts = concept_labels(2, 9)
+    expected = model(input_ids=ids, labels=ids, concept_labels=concepts).loss
+    assert torch.equal(model(input_ids=ids, labels=ids.to(dtype), concept_labels=concepts.to(dtype)).loss, expected)
 
 
 def test_another_head_than_a_linear_layer_goes_the_plain_way() -> None:

@@ -106,7 +106,7 @@ class TestAutocast:
             cosine = torch.cosine_similarity(rounded[name].flatten(), exact[name].flatten(), dim=0)
             assert cosine > 0.95, name
 
-    def test_head_accumulates_in_float32_and_recomputes_what_it_saw(self) -> None:
+    def test_head_accumulates_in_float32(self) -> None:
         """The loss is that of the rounded operands in float32, and so is its gradient."""
         config = CoCoMixConfig(backbone_config("llama"), num_concepts=24, num_active_concepts=5)
         mixer = ConceptMixer(config)

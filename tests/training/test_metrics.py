@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from cocomix.modeling.model import CoCoMixOutput
+from cocomix.modeling.output import CoCoMixOutput
 from cocomix.training.metrics import ConceptMetrics, concept_counts
 from tests.reference import objectives as reference
 

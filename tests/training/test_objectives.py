@@ -14,7 +14,8 @@ from cocomix.concepts.distillation_targets import draw, stratified
 from cocomix.concepts.teacher import Teacher
 from cocomix.data.target_dataset import SampledTargets
 from cocomix.data.token_dataset import Windows
-from cocomix.modeling.model import CoCoMixForCausalLM, CoCoMixOutput
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.output import CoCoMixOutput
 from cocomix.training.batches import Batch
 from cocomix.training.objectives import (
     Concepts,

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
 import torch
 
 from cocomix.base.artifacts import recorded_versions, write_json
-from cocomix.base.errors import require_at_least
+from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import say
 from cocomix.benchmarking import startup
 from cocomix.benchmarking.report import Section
@@ -62,8 +62,13 @@ def bench(config: BenchConfig) -> str:
     """Measure, write the JSON file if one is asked for, and return the tables.
 
     Raises:
-        CocomixError: a fast path disagrees with its reference, or something can't be measured here; no file is written.
+        CocomixError: a fast path disagrees with its reference, or something can't be measured here; no file is written. Or
+            the file is a folder.
     """
+    if config.json is not None:  # before minutes of measuring
+        if config.json.is_dir():
+            raise CocomixError(f"{config.json} is a folder; --json takes the name of a file")
+        config.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
     names = get_args(CaseName) if config.case is None else (config.case,)
     result: dict[str, Any] = {

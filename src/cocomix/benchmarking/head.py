@@ -72,10 +72,10 @@ def measure(shape: HeadShape) -> dict[str, Any]:
 
 def _row(shape: HeadShape) -> dict[str, Any]:
     mixers = _mixers(shape)
-    hidden, labels, upstream = _inputs(shape, mixers["dense"])
-    results = {name: _results(mixer, hidden, labels, upstream) for name, mixer in mixers.items()}
+    clear = _without_ties(shape, mixers["dense"])
+    results = {name: _results(mixer, *clear) for name, mixer in mixers.items()}
     difference = require_agreement(results["fast"], results["dense"], TOLERANCE)
-    contestants = {name: _step(mixer, hidden, labels, upstream) for name, mixer in mixers.items()}
+    contestants = {name: _step(mixer, *_draw(shape)) for name, mixer in mixers.items()}
     times = interleaved(contestants, shape.repetitions)
     return _facts(shape) | {
         "largest_difference": difference,
@@ -130,8 +130,8 @@ def _draw(shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _inputs(shape: HeadShape, mixer: ConceptMixer) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, without tokens whose choice of concepts is a tie: there neither choice is wrong."""
+def _without_ties(shape: HeadShape, mixer: ConceptMixer) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, to compare results on, without tokens whose choice of concepts is a tie: there neither choice is wrong."""
     hidden, labels, upstream = _draw(shape)
     x, _, _ = mixer.normalize(hidden)
     z = torch.addmm(mixer.head_bias, x, mixer.head_weight.t())

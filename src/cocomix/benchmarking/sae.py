@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,8 +26,8 @@ from cocomix.concepts.sae_trainer import SaeTrainer
 LEARNING_RATE = 1e-4
 #: Float32 sums over tokens and latents in another order, relative to each gradient's largest element.
 TOLERANCE = 1e-4
-#: Module and distribution of the library that is compared with.
-SPARSIFY, DISTRIBUTION = "sparsify", "eai-sparsify"
+#: The library that is compared with; another one has a module of the same name, `sparsify`.
+DISTRIBUTION = "eai-sparsify"
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,9 @@ def measure(shape: SaeShape) -> dict[str, Any]:
         update()
     difference = require_agreement(_moments(trainer), _moments(reference), TOLERANCE)
     sparsify = None
-    if importlib.util.find_spec(SPARSIFY) is not None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         sparsify = importlib.metadata.version(DISTRIBUTION)
+    if sparsify is not None:
         contestants["sparsify"] = _sparsify_update(shape, h)
     times = interleaved(contestants, shape.repetitions)
     return {

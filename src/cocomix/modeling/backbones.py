@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.last_block import KeysAndValues, SharedKeys, can_skip, shared_keys_kept
 from cocomix.modeling.layout import Layout, Span
-from cocomix.modeling.masks import SLIDING, MaskInputs, make_mask
+from cocomix.modeling.masks import SLIDING, MaskInputs, check_attention, make_mask
 
 # Shapes: B batch, T tokens, S positions in a span of blocks (T below a mixer, T to 2T above), D width, V vocabulary,
 # H heads of keys, E width of a head.
@@ -154,6 +154,8 @@ class DecoderAdapter(abc.ABC):
         arguments: dict[str, dict[str, Any]] = {}
         given = None if isinstance(attention_mask, Mapping) else attention_mask
         inputs = MaskInputs(given, packed_positions, cache, layout)
+        # Before any block runs and fills the cache.
+        check_attention(self.config, {self.layer_type(index) for index in range(start, stop)}, len(hidden), inputs)
         for index in range(start, stop):
             block, layer_type = self.blocks[index], self.layer_type(index)
             if index == stop - 1 and read is not None and self.can_skip(block, cache):

@@ -97,21 +97,23 @@ def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, layout
         layout: of the positions there.
 
     Raises:
-        CocomixError: the cache was filled by another model.
+        CocomixError: the cache belongs to another model.
     """
     if not cache.layers:  # made without a configuration: its layers would come one by one
         cache.layers = DynamicCache(config=config).layers
         cache.layer_class_to_replicate = None
-    for index in range(first_layer, len(cache.layers)):
-        layer = cache.layers[index]
+    for index, layer in enumerate(cache.layers):
+        is_above = index >= first_layer
         if isinstance(layer, ManyPositionsLayer):
-            continue
-        if layer.get_seq_length() > 0:
+            is_foreign = not is_above or layer.layout.stride != layout.stride
+        else:
+            is_foreign = is_above and bool(layer.get_seq_length() > 0)
+        if is_foreign:
             raise CocomixError(
-                "past_key_values was filled by another model: above the mixer it would hold no keys of concepts; "
-                "start from an empty cache"
+                "past_key_values was filled by another model, with concepts elsewhere or without any; start from a new cache"
             )
-        cache.layers[index] = ManyPositionsLayer(_larger(layer, layout), layout)
+        if is_above and not isinstance(layer, ManyPositionsLayer):
+            cache.layers[index] = ManyPositionsLayer(_larger(layer, layout), layout)
 
 
 def _larger(layer: CacheLayerMixin, layout: Layout) -> CacheLayerMixin:

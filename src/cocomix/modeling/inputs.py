@@ -42,17 +42,18 @@ def check_mask(attention_mask: Tensor | None, batch_size: int, num_tokens: int) 
         )
 
 
-def check_labels(
+def checked_labels(
     config: CoCoMixConfig, shape: tuple[int, ...], labels: Tensor | None, concept_labels: Tensor | None
-) -> None:
-    """Labels of tokens and of concepts, for tokens of `shape` (B, T)."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Labels of tokens and of concepts as int64, whatever integers they were, for tokens of `shape` (B, T)."""
     if labels is not None:
         if tuple(labels.shape) != shape:
             raise CocomixError(f"labels has shape {tuple(labels.shape)}; the tokens have {shape}")
         _check_integer("labels", labels)
         check_range("labels", labels, config.vocab_size, "the vocabulary has ids")
+        labels = labels.long()
     if concept_labels is None:
-        return
+        return labels, None
     if config.mixer != "concept":
         raise CocomixError(f"concept_labels were given to a model with mixer {config.mixer!r}")
     if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape or not concept_labels.shape[2]:
@@ -61,6 +62,7 @@ def check_labels(
         )
     _check_integer("concept_labels", concept_labels)
     check_range("concept_labels", concept_labels, config.num_concepts, "the model has concepts")
+    return labels, concept_labels.long()
 
 
 def check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | None = IGNORED_LABEL) -> None:

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-#: Megabytes (of 2**20 bytes) of a chunk's logits. At 32,768 and 50,257 classes this is enough to lose no time to smaller
-#: products on a CPU (`python -m benchmarks.heads`).
+from cocomix.base.errors import CocomixError
+
+#: Megabytes (of 2**20 bytes) of a chunk's logits. At 50,257 classes 16 of them lose time to smaller products on a
+#: CPU, and 128 gain none (`python -m benchmarks.heads`).
 LOGITS_MEGABYTES = 64
 
 _MEGABYTE = 2**20
@@ -61,9 +62,9 @@ class _Head:
         """Rows, and their logits [n, C] in a buffer that the next rows use again."""
         N, C = len(self.x), len(self.weight)
         most = max(1, self.chunk_bytes // (C * self.dtype.itemsize))
-        size = -(
-            -N // max(1, -(-N // most))
-        )  # as few chunks as fit, of equal size: a small last one would multiply slowly
+        # As few chunks as fit, of equal size: a small last one would multiply slowly.
+        num_chunks = max(1, -(-N // most))
+        size = max(1, -(-N // num_chunks))
         buffer = self.x.new_empty(size, C, dtype=self.dtype)
         for start in range(0, N, size):
             rows = slice(start, min(start + size, N))
@@ -223,8 +224,13 @@ class _LinearHead(torch.autograd.Function):
         return values, indices, loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Gradients are recorded here with `create_graph` only. torch's `once_differentiable` would take them for constants
+        # where the upstream gradient is one, as a loss's own is, and second derivatives would be silently wrong.
+        if torch.is_grad_enabled():
+            raise CocomixError(
+                "concept head and chunked vocabulary loss have no second derivatives; take gradients without create_graph"
+            )
         grad_values, _, grad_loss = grads
         *tensors, indices = ctx.saved_tensors
         head = _Head(*tensors, *ctx.sizes)
@@ -275,6 +281,9 @@ def linear_head(
     Returns:
         values and indices of the largest logits, largest first, and the loss (zero without labels), in float32 at least.
         Values and loss are differentiable, once.
+
+    Raises:
+        CocomixError: in the backward, if second derivatives are asked for (`create_graph`).
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):

@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.hub import download
-from cocomix.modeling.model import check_loading_report
+from cocomix.modeling.pretrained import check_loading_report
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,8 @@ def make_mask(
         hidden: the residual stream [B, S, D].
         inputs: of the span.
         is_explicit: never None, for whoever wants some rows only.
-
-    Raises:
-        CocomixError: flash attention, which takes most of this from elsewhere, would be wrong.
     """
     layout, make, more = inputs.layout, create_causal_mask, {}
-    if str(config._attn_implementation).startswith("flash"):
-        _check_flash(layer_type, hidden, inputs)
     if layer_type == SLIDING:
         make = create_sliding_window_causal_mask
         if layout.stride:
@@ -67,12 +63,27 @@ def make_mask(
     )
 
 
-def _check_flash(layer_type: str, hidden: Tensor, inputs: MaskInputs) -> None:
-    if inputs.packed_positions is not None and hidden.shape[0] > 1:
+def check_attention(
+    config: PreTrainedConfig, layer_types: Collection[str], batch_size: int, inputs: MaskInputs
+) -> None:
+    """Refuse flash attention, which takes most of a mask from elsewhere, where it would be wrong.
+
+    Args:
+        config: the backbone's.
+        layer_types: of the blocks of the span.
+        batch_size: B.
+        inputs: of the span.
+
+    Raises:
+        CocomixError: it would be.
+    """
+    if not str(config._attn_implementation).startswith("flash"):
+        return
+    if inputs.packed_positions is not None and batch_size > 1:
         raise CocomixError("flash attention keeps packed documents apart in a batch of one window only")
     if inputs.layout.concept_window is not None:
         raise CocomixError("flash attention has no concept_window; load the model with attn_implementation 'sdpa'")
-    if layer_type == SLIDING and inputs.layout.stride:  # it takes its window from the block, not from a mask
+    if SLIDING in layer_types and inputs.layout.stride:  # it takes its window from the block, not from a mask
         raise CocomixError(
             "flash attention has no doubled sliding window above an interleaving mixer; load the model with "
             "attn_implementation 'sdpa' or 'flex_attention'"

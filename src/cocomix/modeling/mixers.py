@@ -189,6 +189,9 @@ class ConceptMixer(Mixer):
     ) -> tuple[Int64[Tensor, "B T K"], Float[Tensor, "B T K"]]:
         """The strongest concepts after edits of M concepts' logits, from the P strongest before.
 
+        Of a group of concepts (`concept_groups`; without, each concept is one) only the best can be active, and an edit can
+        make it another: so all members of the edited concepts' groups are looked at.
+
         Args:
             x: what the head sees.
             indices: the strongest concepts; K + M of them, or all.
@@ -196,29 +199,34 @@ class ConceptMixer(Mixer):
             concepts: edited ones, of each row; C for none.
             edits: of logits and others.
         """
-        C = len(self.head_bias)
-        rows = concepts.clamp(max=C - 1)
+        C, nothing = len(self.head_bias), -torch.inf
+        num_groups = self.num_groups or C
+        groups = concepts % num_groups
+        members = (groups.unsqueeze(-1) + torch.arange(0, C, num_groups, device=groups.device)).flatten(1)
+        rows = members.clamp(max=C - 1)
         before = (torch.einsum("btd,bmd->btm", x, self.head_weight[rows]) + self.head_bias[rows].unsqueeze(1)).to(
             values
         )
         after = before
         for edit in edits:
-            after = edit.edit_logits(concepts, after)
+            after = edit.edit_logits(members, after)
         # Only what was changed is replaced: elsewhere the head's own logits stay, to the bit.
-        is_changed = after != before
-        is_replaced = (indices.unsqueeze(-1) == concepts[:, None, None, :]) & is_changed.unsqueeze(2)
-        # Two edits of one concept give two equal candidates.
-        is_repeated = (concepts.unsqueeze(-1) == concepts.unsqueeze(1)).tril(-1).any(-1)
-        nothing = -torch.inf
+        is_changed = (after != before).unflatten(-1, (concepts.shape[1], -1)).any(-1)
+        is_replaced = ((indices % num_groups).unsqueeze(-1) == groups[:, None, None, :]) & is_changed.unsqueeze(2)
+        # Two edits of one group give two equal candidates.
+        is_repeated = (groups.unsqueeze(-1) == groups.unsqueeze(1)).tril(-1).any(-1)
+        best, member = (
+            after.masked_fill((members >= C).unsqueeze(1), nothing).unflatten(-1, (concepts.shape[1], -1)).max(-1)
+        )
         candidates = torch.cat(
             [
                 values.masked_fill(is_replaced.any(-1), nothing),
-                after.masked_fill(~is_changed | is_repeated.unsqueeze(1), nothing),
+                best.masked_fill(~is_changed | is_repeated.unsqueeze(1), nothing),
             ],
             -1,
         )
         chosen = candidates.topk(self.num_active_concepts, dim=-1)
-        names = torch.cat([indices, rows.unsqueeze(1).expand_as(after)], -1)
+        names = torch.cat([indices, groups.unsqueeze(1) + num_groups * member], -1)
         return names.gather(-1, chosen.indices), chosen.values
 
 

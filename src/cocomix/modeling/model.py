@@ -9,12 +9,8 @@ runs where the next token is read (`modeling/last_block.py`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import (
@@ -25,69 +21,25 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, ModelOutput
 
-from cocomix.base.artifacts import read_json
-from cocomix.base.errors import CocomixError, reason_of
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.edits import ConceptEdit, edits_at, generating
-from cocomix.modeling.inputs import check_labels, check_mask, check_range, check_tokens
+from cocomix.modeling.inputs import check_mask, check_range, check_tokens, checked_labels
 from cocomix.modeling.layout import Layout
 from cocomix.modeling.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
-from cocomix.modeling.mixers import ConceptMixer, Dictionary, Mixer, MixerOutput, mixer_for
+from cocomix.modeling.mixers import ConceptMixer, Dictionary, MixerOutput, mixer_for
+from cocomix.modeling.output import CoCoMixOutput
+from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
 
 
 #: Arguments that transformers passes to any model.
 _PASSED_ON = frozenset(("cache_position", "token_type_ids"))
-
-
-@dataclass
-class CoCoMixOutput(ModelOutput):
-    """What a forward pass returns. Losses are means over valid targets; sums and counts stand beside them."""
-
-    loss: Float[Tensor, ""] | None = None
-    """lm_loss + concept_loss_weight * concept_loss, as far as labels were given."""
-    logits: Float[Tensor, "B T V"] | None = None
-    """None in training with labels, unless asked for."""
-    past_key_values: Cache | None = None
-    lm_loss: Float[Tensor, ""] | None = None
-    concept_loss: Float[Tensor, ""] | None = None
-    lm_loss_sum: Float[Tensor, ""] | None = None
-    lm_count: Int64[Tensor, ""] | None = None
-    concept_loss_sum: Float[Tensor, ""] | None = None
-    concept_count: Int64[Tensor, ""] | None = None
-    concept_indices: Int64[Tensor, "B T K"] | None = None
-    concept_values: Float[Tensor, "B T K"] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    """If asked for: the residual stream below the first block and after each, [B, T, D], above the mixer [B, S, D]."""
-
-
-class CoCoMixPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know: configuration class, prefix, initial weights."""
-
-    config_class = CoCoMixConfig
-    base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True
-    #: The loss is a mean over the batch; `transformers.Trainer` divides by its accumulation steps.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        # The backbone initialises itself, from the same generator state whatever the mixer.
-        if isinstance(module, Mixer) and not any(
-            getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()
-        ):
-            module.reset_parameters(self.config.initializer_range)
 
 
 class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
@@ -148,37 +100,6 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             model.mixer.start_from_dictionary(sae)
         model.train(backbone.training)
         return model
-
-    @classmethod
-    def from_pretrained(cls, *arguments: Any, output_loading_info: bool = False, **options: Any) -> Any:
-        """Load a saved model; see `PreTrainedModel.from_pretrained`.
-
-        Raises:
-            CocomixError: no CoCoMix model can be read there, or tensors are missing, left over or of another shape (unless
-                `ignore_mismatched_sizes`).
-        """
-        source = str(arguments[0] if arguments else options.get("pretrained_model_name_or_path", "the checkpoint"))
-        # Weights are never unpickled, and a model with random weights in it never comes back silently.
-        if not options.setdefault("use_safetensors", True):
-            raise CocomixError("use_safetensors is off, but cocomix reads safetensors only")
-        other_shapes_too = options.pop("ignore_mismatched_sizes", False)
-        if (Path(source) / CONFIG_NAME).is_file():
-            found = read_json(Path(source) / CONFIG_NAME).get("model_type")
-            if found != CoCoMixConfig.model_type:
-                raise CocomixError(
-                    f"{source} holds a model of the family {found!r}; from_backbone makes a CoCoMix model of it"
-                )
-        try:
-            model, report = super().from_pretrained(
-                *arguments, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-        except CocomixError:
-            raise
-        except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
-            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason_of(error)}") from error
-        allowed = {"mismatched_keys": ()} if other_shapes_too else {}
-        check_loading_report(report | allowed, source)
-        return (model, report) if output_loading_info else model
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
         """Generate; see `GenerationMixin.generate`."""
@@ -284,7 +205,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = adapter.token_embeddings(cast(Tensor, input_ids))
         B, T = inputs_embeds.shape[:2]
-        check_labels(self.config, (B, T), labels, concept_labels)
+        labels, concept_labels = checked_labels(self.config, (B, T), labels, concept_labels)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.backbone_config)
         if past_key_values is None:
@@ -324,20 +245,14 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             hidden_states=None if states is None else tuple(states),
         )
         if labels is not None:
-            output.lm_count = (labels[:, 1:] != IGNORED_LABEL).sum()
-            if logits is None:
-                output.lm_loss_sum = loss_of_hidden(adapter, hidden, labels, self.logits_megabytes)
-            else:
-                output.lm_loss_sum = loss_of_logits(logits, labels)
-            output.lm_loss = output.lm_loss_sum / output.lm_count.clamp(min=1)
-            output.loss = output.lm_loss
+            loss_sum = (
+                loss_of_hidden(adapter, hidden, labels, self.logits_megabytes)
+                if logits is None
+                else loss_of_logits(logits, labels)
+            )
+            output.add_next_token_loss(loss_sum, labels)
         if mixed is not None:
-            output.concept_indices, output.concept_values = mixed.concept_indices, mixed.concept_values
-            if mixed.concept_loss_sum is not None and mixed.concept_count is not None:
-                output.concept_loss_sum, output.concept_count = mixed.concept_loss_sum, mixed.concept_count
-                output.concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
-                weighted = self.config.concept_loss_weight * output.concept_loss
-                output.loss = weighted if output.loss is None else output.loss + weighted
+            output.add_concepts(mixed, self.config.concept_loss_weight)
         return output.to_tuple() if return_dict is False else output
 
     def _run(
@@ -405,16 +320,6 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
 
 def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return hidden[:, logits_to_keep] if isinstance(logits_to_keep, Tensor) else hidden[:, -logits_to_keep:]
-
-
-def check_loading_report(report: Mapping[str, Any], source: str) -> None:
-    """Refuse a checkpoint that does not fit its configuration: the model would hold random weights, or lack some."""
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            names = ", ".join(sorted(key if isinstance(key, str) else key[0] for key in report[problem])[:3])
-            raise CocomixError(
-                f"the weights in {source} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
-            )
 
 
 AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig, exist_ok=True)

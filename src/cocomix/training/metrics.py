@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.modeling.model import CoCoMixOutput
+from cocomix.modeling.output import CoCoMixOutput
 
 # Shapes: B batch, T tokens, C concepts, K active concepts, A labels a token.
 

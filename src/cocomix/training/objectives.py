@@ -25,7 +25,7 @@ from cocomix.modeling.flops import BACKWARD_OVER_FORWARD, causal_lm_flops_per_to
 from cocomix.modeling.layout import Layout
 from cocomix.modeling.mixers import STD_EPSILON
 from cocomix.modeling.mixing import MIXINGS
-from cocomix.modeling.model import CoCoMixOutput
+from cocomix.modeling.output import CoCoMixOutput
 from cocomix.training.batches import Batch
 from cocomix.training.config import Schedule, TrainConfig
 from cocomix.training.labels import ConceptLabels
