@@ -1,11 +1,12 @@
-"""What `cocomix bench` measured, for `docs/benchmarks.md` and the README: all figures come from `results/bench.json`.
+"""What `cocomix bench` measured, for `docs/benchmarks.md` and the README: all figures come from the stored results.
 
 cocomix bench --json benchmarks/results/bench.json && python -m benchmarks.render
+cocomix bench --case train generate --threads 2 --json benchmarks/results/bench_two_threads.json
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from cocomix.base.artifacts import read_json
 from cocomix.benchmarking.command import heading, sections
 
-RESULT = Path(__file__).parent / "results" / "bench.json"
+RESULTS = Path(__file__).parent / "results"
+#: Every case with one thread, and what several threads may change.
+NAMES = ("bench.json", "bench_two_threads.json")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 START, END = "<!-- bench -->", "<!-- end of bench -->"
 SHORT_START, SHORT_END = "<!-- bench in short -->", "<!-- end of bench in short -->"
@@ -35,13 +38,17 @@ class Target:
     is_least: bool
     find: Callable[[dict[str, Any]], float | None]
 
-    def row(self, parts: dict[str, Any]) -> str:
-        found = self.find(parts)
+    def row(self, measured: Sequence[dict[str, Any]]) -> str:
+        """A line of the table: what each result says of it."""
         wanted = f"{'at least' if self.is_least else 'at most'} {self.wanted:g}"
+        return " | ".join([f"| {self.what}", wanted, *map(self._cell, measured)]) + " |"
+
+    def _cell(self, parts: dict[str, Any]) -> str:
+        found = self.find(parts)
         if found is None:
-            return f"| {self.what} | {wanted} | not measured | |"
+            return ""
         is_met = found >= self.wanted if self.is_least else found <= self.wanted
-        return f"| {self.what} | {wanted} | {found:.2f} | {'yes' if is_met else 'no'} |"
+        return f"{found:.2f}, {'met' if is_met else 'not met'}"
 
 
 def _head_share(parts: dict[str, Any]) -> float | None:
@@ -114,20 +121,44 @@ TARGETS = (
 
 def block() -> str:
     """The measured part of the page."""
-    result = read_json(RESULT)
-    parts = result["cases"] | ({"startup": result["startup"]} if "startup" in result else {})
+    results = _results()
+    measured = [_parts(result) for result in results]
+    heads = [_threads(result) for result in results]
     return "\n\n".join(
         [
             "",
-            f"`{result['command']}`",
-            heading(result),
             "## Aims",
-            "\n".join(["| | aim | found | met |", "|---|---|---|---|", *(target.row(parts) for target in TARGETS)]),
-            *([_growth(parts["head"])] if "head" in parts else []),
-            *(section.as_markdown() for section in sections(result)),
+            "\n".join(
+                [
+                    "| | aim | " + " | ".join(heads) + " |",
+                    "|---" * (2 + len(heads)) + "|",
+                    *(target.row(measured) for target in TARGETS),
+                ]
+            ),
+            _growth(measured[0]["head"]),
+            *(part for result, head in zip(results, heads, strict=True) for part in _section(result, head)),
             "",
         ]
     )
+
+
+def _section(result: dict[str, Any], head: str) -> list[str]:
+    """One file's figures."""
+    tables = [section.as_markdown().replace("## ", "### ", 1) for section in sections(result)]
+    return [f"## {head[0].upper()}{head[1:]}", f"`{result['command']}`", heading(result), *tables]
+
+
+def _results() -> list[dict[str, Any]]:
+    return [read_json(RESULTS / name) for name in NAMES if (RESULTS / name).exists()]
+
+
+def _parts(result: dict[str, Any]) -> dict[str, Any]:
+    return dict(result["cases"]) | ({"startup": result["startup"]} if "startup" in result else {})
+
+
+def _threads(result: dict[str, Any]) -> str:
+    count = result["machine"]["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
 
 
 def _growth(head: dict[str, Any]) -> str:
@@ -143,7 +174,7 @@ def _growth(head: dict[str, Any]) -> str:
 
 def short_block() -> str:
     """What the README says."""
-    cases = read_json(RESULT)["cases"]
+    cases = _results()[0]["cases"]
     said = [say(cases[name]) for name, say in (("train", _training), ("generate", _generation)) if name in cases]
     said.append("[What things cost](docs/benchmarks.md); `cocomix bench` measures your machine.")
     return f"\n{' '.join(said)}\n"

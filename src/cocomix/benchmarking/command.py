@@ -29,8 +29,8 @@ FORMAT_VERSION = 1
 class BenchConfig:
     """What to measure."""
 
-    case: CaseName | None = None
-    """One case; by default all of them, and the time of start-up."""
+    case: tuple[CaseName, ...] = ()
+    """Some of the cases; by default all of them, and the time of start-up."""
     size: SizeName = "default"
     """`default`: sizes of the paper's smallest model, some minutes a case. `smoke`: whether it runs at all."""
     threads: int = 1
@@ -70,7 +70,7 @@ def bench(config: BenchConfig) -> str:
             raise CocomixError(f"{config.json} is a folder; --json takes the name of a file")
         config.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
-    names = get_args(CaseName) if config.case is None else (config.case,)
+    names = config.case or get_args(CaseName)
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "command": _command(config),
@@ -87,7 +87,7 @@ def bench(config: BenchConfig) -> str:
         if config.repetitions is not None:
             shape = replace(shape, repetitions=config.repetitions)
         result["cases"][name] = case.measure(shape)
-    if config.case is None:
+    if not config.case:
         say("measuring start-up")
         result["startup"] = startup.measure()
     if config.json is not None:
@@ -139,5 +139,5 @@ def _command(config: BenchConfig) -> str:
     for name in ("case", "size", "threads", "repetitions", "json"):
         value = getattr(config, name)
         if value != getattr(BenchConfig, name):
-            words.append(f"--{name} {value}")
+            words.append(f"--{name} {' '.join(value) if isinstance(value, tuple) else value}")
     return " ".join(words)
