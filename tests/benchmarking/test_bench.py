@@ -57,7 +57,7 @@ def test_all_cases_are_measured_written_and_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_processes")
-def test_one_case_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_cases_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--case", "head", "generate", "--size", "smoke"]) == 0
     shown = capsys.readouterr().out
     assert "Generation" in shown
