@@ -94,6 +94,7 @@ def run(inputs: Inputs, name: str, seed: int) -> None:
         num_tokens=inputs.num_tokens,
         num_windows=inputs.num_windows,
         seed=seed,
+        num_evaluations=1,
     )
     train(config)
     evaluate(EvalConfig(model=output, data=inputs.data, output=evaluation(output), max_windows=NUM_WINDOWS))
