@@ -21,6 +21,8 @@ from cocomix.training.metrics import read_metrics
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
 CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
+#: Points of a curve.
+NUM_EVALUATIONS = 10
 #: Behind each probe: evenly spaced validation windows.
 PROBE_WINDOWS = 384
 #: Items of each benchmark (of each paradigm of BLiMP).
@@ -78,6 +80,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         num_tokens=cell.num_tokens,
         num_windows=num_windows,
         seed=cell.seed,
+        num_evaluations=NUM_EVALUATIONS,
         **given,
     )
     return TrainConfig(**fields_of(whole))
