@@ -296,9 +296,9 @@ def recipes(result: dict[str, Any]) -> str:
             _table(head, rows),
             "Losses are of the whole validation split, those on the way of the curves' sample of it (the runs' curves are in "
             "`benchmarks/results/recipes.json`). Runs of a seed share data and schedule; one seed tells differences of some "
-            f"hundredths of a nat from nothing. Seconds are of {threads} on a machine that was busy with other work. FLOPs are "
-            "of the code that made the run: interleaving rows ran the whole of the last block, which `ntp-equal-flops`, whose "
-            "width follows today's count, leaves out where nothing depends on it.",
+            f"hundredths of a nat from nothing. Seconds are of {threads} on a machine that was busy with other work. FLOPs "
+            "are of the code that made the run: interleaving rows ran the whole of the last block; `ntp-equal-flops`, whose "
+            "width follows today's count, was made after that block left out what nothing depends on.",
             _command(result),
         ]
     )
