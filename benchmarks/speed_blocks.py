@@ -38,7 +38,7 @@ def studio_block() -> str:
     return "\n".join(
         [
             "",
-            "Median answers in milliseconds, of the demo's model and of one of the paper's smallest size "
+            "Median answers in milliseconds, of the model of the demo named below and of one of the paper's smallest size "
             f"(`{result['command']}`). Other work went on: {load}. The last row has the browser's own work in it, "
             "which that slows down as much.",
             "",

@@ -49,7 +49,7 @@ def main() -> None:
     write_json(
         arguments.output,
         {
-            "command": "python -m benchmarks.studio_latency --demo runs/demo --output benchmarks/results/studio_latency.json",
+            "command": f"python -m benchmarks.studio_latency --demo {arguments.demo} --output {arguments.output}",
             "num_cpus": os.cpu_count(),
             "load_average_at_end": round(os.getloadavg()[0], 1),
             "models": models,
