@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import read_json
-from cocomix.benchmarking.command import heading, sections
+from cocomix.benchmarking.command import heading, sections, threads_of
 
 RESULTS = Path(__file__).parent / "results"
 #: Every case with one thread, and what several threads may change.
@@ -123,7 +123,7 @@ def block() -> str:
     """The measured part of the page."""
     results = _results()
     measured = [_parts(result) for result in results]
-    heads = [_threads(result) for result in results]
+    heads = [threads_of(result["machine"]) for result in results]
     return "\n\n".join(
         [
             "",
@@ -155,11 +155,6 @@ def _results() -> list[dict[str, Any]]:
 
 def _parts(result: dict[str, Any]) -> dict[str, Any]:
     return dict(result["cases"]) | ({"startup": result["startup"]} if "startup" in result else {})
-
-
-def _threads(result: dict[str, Any]) -> str:
-    count = result["machine"]["threads"]
-    return "one thread" if count == 1 else f"{count} threads"
 
 
 def _growth(head: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from benchmarks import bench_page, speed_blocks
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
+from cocomix.benchmarking.command import threads_of
 from cocomix.modeling.backbones import supported_families
 from cocomix.planning.recipes import VARIANTS, find_recipe
 
@@ -286,8 +287,7 @@ def recipes(result: dict[str, Any]) -> str:
         else f"The teacher saw {format_count(teacher['train_tokens'])} tokens and is at {teacher['validation_loss']:.3f} "
         f"nats on the curves' validation sample; its dictionary of 1,024 latents has FVU {teacher['sae']['fvu']:.3f}."
     )
-    machine = result["machine"]
-    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    threads = threads_of(result["machine"])
     return "\n\n".join(
         [
             "## Every recipe at small size",
@@ -349,7 +349,7 @@ def autoencoders(result: dict[str, Any]) -> str:
     head = ["latents", "FVU", "loss recovered", "loss added, nats", "dead", "L0", "training time"]
     row, targets = result["table"]["4096"], result["targets"]
     met = "meets" if row["meets_targets"] else "does not meet"
-    threads = result["machine"]["threads"]
+    threads = threads_of(result["machine"])
     return "\n\n".join(
         [
             "## Autoencoders",
@@ -362,7 +362,7 @@ def autoencoders(result: dict[str, Any]) -> str:
             f"least {100 * targets['loss_recovered']:.0f} %, dead at most {100 * targets['dead_share']:.0f} %). "
             "*Loss added* is what splicing the reconstruction in costs the teacher; *loss recovered* relates it to putting "
             f"the mean in at every token ({row['quality']['mean_ablated_loss']:.1f} nats), which flatters. "
-            f"Times are wall clock with {'one thread' if threads == 1 else f'{threads} threads'}, on a machine that was "
+            f"Times are wall clock with {threads}, on a machine that was "
             "busy with other work.",
             _command(result),
         ]

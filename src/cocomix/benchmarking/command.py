@@ -109,14 +109,18 @@ def sections(result: dict[str, Any]) -> list[Section]:
 def heading(result: dict[str, Any]) -> str:
     """Where and with what a result was measured."""
     machine, versions = result["machine"], result["versions"]
-    threads = "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
     libraries = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
     return (
-        f"Measured on {result['date']} on {machine['cores']} cores of {machine['processor']}, {threads} of torch: "
-        f"{libraries}. "
+        f"Measured on {result['date']} on {machine['cores']} cores of {machine['processor']}, "
+        f"{threads_of(machine)} of torch: {libraries}. "
         "Contestants take turns in one process; times are medians with quartiles in brackets, and ratios are medians of the "
         "ratios within each round."
     )
+
+
+def threads_of(machine: Mapping[str, Any]) -> str:
+    """How many threads torch had, in words."""
+    return "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def machine() -> dict[str, Any]:
