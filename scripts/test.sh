@@ -42,4 +42,5 @@ trap 'rm -rf "$work"' EXIT
     test -s "$work/demo/summary.json"
 )
 step "tests"
-"$bin/pytest" --cov --cov-report=term "$@"
+# A process a core, each with one thread; a file's tests stay together, and with them what they share.
+OMP_NUM_THREADS=1 "$bin/pytest" --numprocesses logical --dist loadfile --cov --cov-report=term "$@"

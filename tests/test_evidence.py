@@ -66,25 +66,25 @@ def test_what_is_no_cell_is_refused(name: str, message: str) -> None:
 @pytest.mark.usefixtures("results")
 def test_rows_pair_seeds_and_tokens_to_match_lie_between_whole_runs() -> None:
     for seed, loss in enumerate((4.0, 3.9, 3.8)):
-        store("ntp", "2M", seed, validation_loss=loss, train_tokens=2e6)
-        store("add", "1M", seed, validation_loss=loss + 0.1, train_tokens=1e6)
-        store("add", "2M", seed, validation_loss=loss - 0.1 - seed / 10, train_tokens=2e6)
+        store("ntp", "1M", seed, validation_loss=loss, train_tokens=1e6)
+        store("add", "500K", seed, validation_loss=loss + 0.1, train_tokens=5e5)
+        store("add", "1M", seed, validation_loss=loss - 0.1 - seed / 10, train_tokens=1e6)
     row = statistics.row_of("standard_library", "weak", "add")
     assert row.differences == pytest.approx([-0.1, -0.2, -0.3])
     assert row.mean_difference == pytest.approx(-0.2)
     assert row.interval is not None
     assert row.interval[0] < -0.2 < row.interval[1]
     shares = statistics.shares_to_match("standard_library", "weak", "add", "train_tokens")
-    # 0.1 above at 1M, 0.1 below at 2M: half-way in the logarithm.
+    # 0.1 above at 500K, 0.1 below at 1M: half-way in the logarithm.
     assert shares[0] == pytest.approx(math.sqrt(0.5))
     assert shares[1] < shares[0]
 
 
 @pytest.mark.usefixtures("results")
 def test_a_loss_that_is_not_reached_has_no_share() -> None:
-    store("ntp", "2M", 0, validation_loss=4.0, train_tokens=2e6)
-    store("add", "1M", 0, validation_loss=4.4, train_tokens=1e6)
-    store("add", "2M", 0, validation_loss=4.1, train_tokens=2e6)
+    store("ntp", "1M", 0, validation_loss=4.0, train_tokens=1e6)
+    store("add", "500K", 0, validation_loss=4.4, train_tokens=5e5)
+    store("add", "1M", 0, validation_loss=4.1, train_tokens=1e6)
     assert statistics.shares_to_match("standard_library", "weak", "add", "train_tokens") == []
 
 

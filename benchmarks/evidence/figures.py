@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+from benchmarks.evidence.scaling import fit, points, predicted
 from benchmarks.evidence.statistics import results_of
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
@@ -41,3 +45,30 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
     axes.set_title("validation loss, nats a token", loc="left", fontsize=8.5, color=MUTED)
     alt = f"Validation loss against training tokens, corpus {corpus}, {teacher} teacher"
     return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)
+
+
+def scaling_curves() -> Drawing | None:
+    """Loss against tokens of each shape, NTP's in one colour and the recommended variant's in another, over their fits."""
+    fits = {name: fit(name) for name in ("ntp", "recommended")}
+    figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
+    for color, (name, curve) in zip((SERIES[0], SERIES[3]), fits.items(), strict=True):
+        if curve is None:
+            return None
+        runs = points(name)
+        for shape in dict.fromkeys(run.shape for run in runs):
+            some = [run for run in runs if run.shape == shape]
+            tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
+            axes.plot(tokens, predicted(curve.best, some[0].parameters, tokens), color=color, linewidth=1.2)
+            axes.plot([r.tokens for r in some], [r.loss for r in some], "o", color=color, markersize=3.5)
+            place = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 8.5, "va": "center"}
+            label = f"{'NTP' if name == 'ntp' else 'recommended'} {shape}"
+            axes.annotate(label, (some[-1].tokens, some[-1].loss), color=color, **place)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({run.tokens for run in points("ntp")}))
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("training tokens, each run with its own whole schedule")
+    axes.set_title("validation loss, nats a token, and the fitted curves", loc="left", fontsize=8.5, color=MUTED)
+    return save(
+        figure, "evidence-scaling", "Validation loss of three shapes and three numbers of tokens, with fitted curves"
+    )

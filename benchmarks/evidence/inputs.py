@@ -26,25 +26,25 @@ class TeacherSpec:
         what: for people.
         shape: of the decoder; None: the size's own teacher, which has its students' shape.
         layer: 0-based block after which its dictionary reads; None: the size's.
-        tokens: it is trained on, as a multiple of the students'.
+        tokens: it is trained on.
         num_active_latents: of its dictionary.
     """
 
     what: str
     shape: StudentConfig | None
     layer: int | None
-    tokens: float
+    tokens: int
     num_active_latents: int = NUM_ACTIVE_LATENTS
 
 
 TEACHERS = {
     "weak": TeacherSpec(
-        "three quarters of its students' width, blocks and tokens",
+        "three quarters of its students' width, blocks and (longest run's) tokens",
         StudentConfig(family="gpt2", hidden_size=96, num_layers=3, num_heads=3),
         1,
-        0.75,
+        750_000,
     ),
-    "strong": TeacherSpec("the shape of its students, twice their tokens", None, None, 2.0),
+    "strong": TeacherSpec("the shape of its students, twice their tokens", None, None, 2_000_000),
 }
 
 
@@ -79,7 +79,7 @@ class Inputs:
             data=self.data,
             output=output,
             student=spec.shape or size.teacher,
-            num_tokens=round(spec.tokens * size.num_tokens),
+            num_tokens=spec.tokens,
         )
         train(config)
         return output

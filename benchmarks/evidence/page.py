@@ -5,17 +5,34 @@ python -m benchmarks.evidence --page
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.figures import curves
+from benchmarks.evidence.corpora import TASKS
+from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
+from benchmarks.evidence.scaling import INTERVAL, PAPER, Curve, fit, gain, points, token_share
 from benchmarks.evidence.statistics import Row, results_of, row_of, shares_to_match
-from benchmarks.evidence.tables import ABLATION_COMPARISON, ABLATIONS, COMPARISONS, MAIN, SEEDS, SIZE, TOKENS
+from benchmarks.evidence.tables import (
+    ABLATION_COMPARISON,
+    ABLATIONS,
+    COMPARISONS,
+    LEVERS,
+    MAIN,
+    RATES,
+    SEEDS,
+    SHORTER,
+    SIZE,
+    TABLES,
+    TOKENS,
+)
 from benchmarks.evidence.variants import VARIANTS
-from cocomix.base.formats import format_signed
+from cocomix.base.formats import format_count, format_signed
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
@@ -23,11 +40,15 @@ IMAGES = DOCS / "images"
 TEMPLATE = Path(__file__).with_name("page.md")
 CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
 NOT_RUN = "not run yet"
+#: Of what it takes to reach NTP's loss.
+AXES = ("train_tokens", "train_flops", "train_seconds")
+#: Benchmark, score, how it is written; and the columns' heads.
+TASK_SCORES = (("lambada", "perplexity", "{:,.0f}"), ("blimp", "acc", "{:.1%}"))
+TASK_HEADS = ["LAMBADA perplexity", "BLiMP accuracy"]
 
 
 def write_page() -> None:
-    for comparison in COMPARISONS:
-        drawing = curves(*comparison)
+    for drawing in (*(curves(*comparison) for comparison in COMPARISONS), scaling_curves()):
         if drawing is not None:
             (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
     PAGE.write_text(page(), encoding="utf-8")
@@ -36,7 +57,14 @@ def write_page() -> None:
 def page() -> str:
     """The template with its blocks filled in."""
     text = TEMPLATE.read_text(encoding="utf-8")
-    blocks = {"progress": progress(), "main": "\n".join(map(main_section, COMPARISONS)), "ablations": ablations()}
+    blocks = {
+        "progress": progress(),
+        "main": "\n".join(map(main_section, COMPARISONS)),
+        "ablations": ablations(),
+        "levers": lever_table(),
+        "rates": rate_table(),
+        "scaling": scaling_section(),
+    }
     for name, block in blocks.items():
         text = text.replace(f"<!-- {name} -->", block)
     return text
@@ -44,8 +72,6 @@ def page() -> str:
 
 def progress() -> str:
     """How much of the tables has been run."""
-    from benchmarks.evidence.tables import TABLES
-
     parts = []
     for name, cells in TABLES.items():
         keys = {cell.key for cell in cells()}
@@ -61,7 +87,8 @@ def main_section(comparison: tuple[str, str]) -> str:
     if not any(row.results for row in rows):
         return "\n".join([*lines, f"{NOT_RUN.capitalize()}.", "", command(comparison), ""])
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
-    head += ["tokens to NTP's loss", "FLOPs to it", "shuffled concepts"]
+    head += ["tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
+    head += TASK_HEADS if TASKS[corpus] else []
     body = [main_row(corpus, teacher, row) for row in rows]
     lines += [table(head, body), ""]
     drawing = curves(corpus, teacher)
@@ -82,7 +109,7 @@ def teacher_line(corpus: str, teacher: str) -> str:
 def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
     name = f"`{row.variant}`: {VARIANTS[row.variant].what}"
     if not row.results:
-        return [name, NOT_RUN, *[""] * 7]
+        return [name, NOT_RUN, *[""] * (8 + len(TASKS[corpus]))]
     ntp = results_of(corpus, teacher, "ntp")
     flops = row.mean("train_flops_per_token")
     base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
@@ -93,26 +120,108 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
         interval(row),
         f"{row.mean('bits_per_byte'):.3f}",
         "" if base is None or flops is None else f"{flops / base:.2f}",
-        *(shares(corpus, teacher, row.variant, axis) for axis in ("train_tokens", "train_flops")),
+        *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
         probe(row, "shuffle_batch"),
+        *(task_score(row, *score) for score in TASK_SCORES if score[0] in TASKS[corpus]),
     ]
 
 
 def ablations() -> str:
-    lines = []
+    parts = []
     for question, variants in ABLATIONS.items():
-        head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"]
-        body = []
-        for variant in variants:
-            row = row_of(*ABLATION_COMPARISON, variant)
-            name = f"`{variant}`: {VARIANTS[variant].what}"
-            if row.results:
-                difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
-                body.append([name, losses(row), difference, interval(row), probe(row, "shuffle_batch")])
-            else:
-                body.append([name, NOT_RUN, "", "", ""])
-        lines += [f"**{question}**", "", table(head, body), ""]
-    return "\n".join([*lines, "```\npython -m benchmarks.evidence --table ablations\n```"])
+        rows = [row_of(*ABLATION_COMPARISON, variant) for variant in variants]
+        parts += [f"**{question}**", "", short_table(rows), ""]
+    return "\n".join([*parts, table_command("ablations", "levers")])
+
+
+def lever_table() -> str:
+    """One seed at a part of the tokens."""
+    return "\n".join([short_table([row_of(*ABLATION_COMPARISON, name, SHORTER[0]) for name in LEVERS])])
+
+
+def rate_table() -> str:
+    """NTP at several learning rates, one seed."""
+    rows = [row_of(*ABLATION_COMPARISON, name) for name in RATES]
+    body = [
+        [VARIANTS[row.variant].what, f"{row.results[0]['validation_loss']:.3f}"] for row in rows if 0 in row.results
+    ]
+    return table(["run, seed 0", "loss"], body) if body else NOT_RUN.capitalize() + "."
+
+
+def short_table(rows: Sequence[Row]) -> str:
+    """Losses, differences and whether concepts are used."""
+    body = []
+    for row in rows:
+        cells = [f"`{row.variant}`: {VARIANTS[row.variant].what}", NOT_RUN, "", "", ""]
+        if row.results:
+            difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
+            cells[1:] = [losses(row), difference, interval(row), probe(row, "shuffle_batch")]
+        body.append(cells)
+    return table(["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"], body)
+
+
+def table_command(*names: str) -> str:
+    return "```\n" + "\n".join(f"python -m benchmarks.evidence --table {name}" for name in names) + "\n```"
+
+
+def scaling_section() -> str:
+    """Losses of all runs, the fits, and what they say elsewhere."""
+    found = {variant: {(p.shape, p.tokens): p.loss for p in points(variant)} for variant in ("ntp", "recommended")}
+    body = [
+        [
+            f"{shape}, {format_count(tokens)} tokens",
+            f"{loss:.3f}",
+            *_scaled(found["recommended"].get((shape, tokens)), loss),
+        ]
+        for (shape, tokens), loss in found["ntp"].items()
+    ]
+    if not body:
+        return f"{NOT_RUN.capitalize()}.\n\n{table_command('scaling')}"
+    parts = [table(["width x blocks, tokens", "NTP", "recommended", "difference"], body), ""]
+    fits = {name: fit(name) for name in found}
+    if all(fits.values()):
+        parts += [
+            table(["", "E", "A", "a", "B", "b", "residual, nats"], [fit_row(n, c) for n, c in fits.items() if c]),
+            "",
+        ]
+        drawing = scaling_curves()
+        if drawing is not None:
+            parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
+        head = ["extrapolated to", "difference, nats", "90 % interval", "perplexity, NTP = 1", "the paper's ratio"]
+        parts += [table([*head, "tokens to NTP's loss"], [paper_row(*item) for item in PAPER.items()]), ""]
+    return "\n".join([*parts, table_command("scaling")])
+
+
+def _scaled(loss: float | None, ntp: float) -> list[str]:
+    return [NOT_RUN, ""] if loss is None else [f"{loss:.3f}", format_signed(loss - ntp)]
+
+
+def fit_row(name: str, curve: Curve) -> list[str]:
+    """Best value, and the 90 % interval over resampled residuals."""
+    low, high = np.percentile(np.array(curve.resampled), INTERVAL, axis=0)
+    values = [f"{best:.2f} ({a:.2f} to {b:.2f})" for best, a, b in zip(curve.best, low, high, strict=True)]
+    return [f"`{name}`", *values, f"{curve.residual:.3f}"]
+
+
+def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
+    N, T, ntp, cocomix = facts
+    found, share = gain(N, T, "recommended"), token_share(N, T, "recommended")
+    assert found is not None
+    best, low, high = found
+    return [
+        f"{size}, {format_count(T)} tokens",
+        format_signed(best),
+        f"{format_signed(low)} to {format_signed(high)}",
+        f"{math.exp(best):.3f}",
+        f"{cocomix / ntp:.3f}",
+        "out of reach" if share is None else f"{share:.0%}",
+    ]
+
+
+def task_score(row: Row, benchmark: str, score: str, form: str) -> str:
+    """Mean over seeds."""
+    values = [result["tasks"][benchmark][score] for result in row.results.values() if "tasks" in result]
+    return form.format(statistics.fmean(values)) if values else ""
 
 
 def losses(row: Row) -> str:

@@ -12,21 +12,23 @@ import transformers
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places
 from benchmarks.evidence.inputs import Inputs, windows_of
+from benchmarks.evidence.tables import TOKENS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
 from cocomix.planning.drafts import fields_of
+from cocomix.planning.numbers import parse_count
 from cocomix.planning.sizes import SIZES
 from cocomix.training.metrics import read_metrics
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
 CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
 #: Points of a curve.
-NUM_EVALUATIONS = 10
-#: Behind each probe: evenly spaced validation windows.
-PROBE_WINDOWS = 384
+NUM_EVALUATIONS = 5
+#: Behind each point of a curve and each probe: evenly spaced validation windows. Losses are of the whole split.
+CURVE_WINDOWS = PROBE_WINDOWS = 128
 #: Items of each benchmark (of each paradigm of BLiMP).
-TASK_ITEMS = {"lambada": 2500, "blimp": 200}
+TASK_ITEMS = {"lambada": 1000, "blimp": 100}
 #: What a rerun on the same machine does not give again.
 TIMES = ("train_seconds", "curve", "versions")
 
@@ -51,7 +53,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
-    if config.student.mixer == "concept":
+    if config.student.mixer == "concept" and config.student.mixing != "none":
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
@@ -67,7 +69,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
-        most = max(num_windows, windows_of(size.num_tokens, size))
+        most = max(num_windows, windows_of(parse_count(TOKENS, "tokens"), size))
         given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
     if draft.distillation.weight or draft.hidden_regression.weight:
         given["teacher"] = inputs.teacher
@@ -81,6 +83,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         num_windows=num_windows,
         seed=cell.seed,
         num_evaluations=NUM_EVALUATIONS,
+        max_validation_windows=CURVE_WINDOWS,
         **given,
     )
     return TrainConfig(**fields_of(whole))

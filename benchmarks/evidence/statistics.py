@@ -55,9 +55,9 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) ->
     return found
 
 
-def row_of(corpus: str, teacher: str, variant: str) -> Row:
-    results = results_of(corpus, teacher, variant)
-    ntp = results_of(corpus, teacher, "ntp")
+def row_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) -> Row:
+    results = results_of(corpus, teacher, variant, tokens)
+    ntp = results_of(corpus, teacher, "ntp", tokens)
     differences = [results[seed]["validation_loss"] - ntp[seed]["validation_loss"] for seed in results if seed in ntp]
     return Row(variant, results, differences)
 

@@ -10,9 +10,9 @@ from benchmarks.evidence.inputs import TEACHERS
 
 SEEDS = (0, 1, 2)
 SIZE = "small"
-TOKENS = "2M"
+TOKENS = "1M"
 #: Whole runs of fewer tokens, to see how many reach NTP's final loss.
-SHORTER = ("1M", "1.4M")
+SHORTER = ("500K", "700K")
 DISTILLATION_WEIGHTS = (0.1, 0.3, 1.0, 3.0)
 
 #: The main table's rows, in order.
@@ -35,7 +35,26 @@ ABLATIONS: dict[str, Sequence[str]] = {
     "How much the labels weigh": ("mix-only", "add", "add-lambda-0.3", "add-lambda-1", "add-lambda-3"),
     "Labels a token": ("add-1-label", "add", "add-16-labels"),
 }
+#: NTP's learning rate, looked at with one seed before it was everyone's.
+RATES = ("ntp-rate-0.001", "ntp-rate-0.002", "ntp", "ntp-rate-0.006")
+#: Changes of the method, looked at with one seed and half the tokens before any of them is worth more.
+LEVERS = (
+    "ntp",
+    "add-lambda-1",
+    "kd-1",
+    "add",
+    "add-lambda-3",
+    "add-16-labels-lambda-1",
+    "add-insert-2-lambda-1",
+    "add-kd-1-lambda-1",
+    "loss-only-lambda-1",
+)
 ABLATION_COMPARISON = ("standard_library", "weak")
+
+SCALING_COMPARISON = ABLATION_COMPARISON
+#: Smallest first; the last is the size's own.
+SCALING_SHAPES = ("64x2", "96x3", "128x4")
+SCALING_TOKENS = ("250K", "500K", "1M")
 
 
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
@@ -67,12 +86,32 @@ def ablations() -> list[Cell]:
 
 def levers() -> list[Cell]:
     """One seed at half the tokens: which changes of the method are worth more runs."""
-    names = ("ntp", "add-lambda-1", "add-16-labels", "add", "add-lambda-3", "kd-1")
-    return [Cell(*ABLATION_COMPARISON, SIZE, name, "1M", 0) for name in names]
+    return [Cell(*ABLATION_COMPARISON, SIZE, name, SHORTER[0], 0) for name in LEVERS]
+
+
+def scaled(variant: str, shape: str) -> str:
+    """Name of a variant at a shape, WIDTHxBLOCKS; the size's own has no suffix."""
+    return variant if shape == SCALING_SHAPES[-1] else f"{variant}-{shape}"
+
+
+def scaling() -> list[Cell]:
+    """Three shapes, three numbers of tokens, one seed."""
+    return [
+        Cell(*SCALING_COMPARISON, SIZE, scaled(variant, shape), tokens, 0)
+        for tokens in SCALING_TOKENS
+        for shape in SCALING_SHAPES
+        for variant in ("ntp", "recommended")
+    ]
+
+
+def rates() -> list[Cell]:
+    return [Cell(*ABLATION_COMPARISON, SIZE, name, TOKENS, 0) for name in RATES]
 
 
 TABLES: dict[str, Callable[[], list[Cell]]] = {
     "main": lambda: [cell for comparison in COMPARISONS for cell in main(*comparison)],
     "ablations": ablations,
     "levers": levers,
+    "rates": rates,
+    "scaling": scaling,
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from cocomix import AttributionConfig
 from cocomix.planning.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, find_recipe
-from cocomix.training.config import DistillationConfig
+from cocomix.planning.sizes import SIZES
+from cocomix.training.config import DistillationConfig, OptimizerConfig, Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,14 @@ def _adding(what: str, attribution: AttributionConfig = ACTIVATION_LABELS, **cha
     return Variant(what, "add", student=student, attribution=attribution, changes=changes)
 
 
+def _with_distillation(variant: Variant, weight: float, schedule: Schedule = "constant") -> Variant:
+    changes = {**variant.changes, "distillation": DistillationConfig(weight=weight, schedule=schedule)}
+    what = f"{variant.what}, with distillation, weight {weight:g}{'' if schedule == 'constant' else f', {schedule}'}"
+    return replace(variant, what=what, changes=changes)
+
+
 #: What `cocomix as we recommend` is at the moment; the log says how it came about.
-RECOMMENDED = _adding("CoCoMix as we recommend")
+RECOMMENDED = Variant("CoCoMix as we recommend", "recommended")
 
 VARIANTS: dict[str, Variant] = {
     # The main table.
@@ -93,6 +100,21 @@ VARIANTS: dict[str, Variant] = {
         )
         for weight in (0.1, 0.3, 1.0, 3.0)
     },
+    "kd-1-cosine": Variant(
+        "distillation, weight 1, down to 0 in a cosine",
+        "kd",
+        changes={"distillation": DistillationConfig(weight=1.0, schedule="cosine")},
+        at_width_of_student=True,
+    ),
+    **{
+        f"ntp-rate-{rate:g}": Variant(
+            f"next-token prediction, learning rate {rate:g}",
+            "ntp",
+            changes={"optimizer": OptimizerConfig(learning_rate=rate, warmup_fraction=SIZES["small"].warmup_fraction)},
+            at_width_of_student=True,
+        )
+        for rate in (0.001, 0.002, 0.006)
+    },
     # Levers, one at a time.
     "add": _adding("added, activation labels, weight 0.1"),
     "add-attribution": _adding("added, the paper's labels", PAPER_LABELS),
@@ -100,13 +122,29 @@ VARIANTS: dict[str, Variant] = {
         f"add-lambda-{weight:g}": _adding(f"added, weight {weight:g}", concept_loss_weight=weight)
         for weight in (0.3, 1.0, 3.0)
     },
-    "recommended-kd": replace(
-        RECOMMENDED,
-        what="the same with distillation, weight 1",
-        changes={**RECOMMENDED.changes, "distillation": DistillationConfig(weight=1.0)},
-    ),
+    "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
     "mix-only": Variant("mixed by adding, without labels", "mix-only", student={"mixing": "add"}),
     "loss-only": Variant("concepts predicted, nothing mixed", "loss-only", attribution=ACTIVATION_LABELS),
+    "loss-only-lambda-1": Variant(
+        "the same, weight 1", "loss-only", attribution=ACTIVATION_LABELS, changes={"concept_loss_weight": 1.0}
+    ),
     "add-1-label": _adding("added, one label a token", _labels(num_labels=1)),
     "add-16-labels": _adding("added, all 16 active latents are labels", _labels(num_labels=16)),
+    "add-16-labels-lambda-1": _adding("the same, weight 1", _labels(num_labels=16), concept_loss_weight=1.0),
+    "add-insert-2-lambda-1": _adding("added before block 2, weight 1", insert_layer=2, concept_loss_weight=1.0),
+    "add-kd-1-lambda-1": _with_distillation(_adding("added, weight 1", concept_loss_weight=1.0), 1.0),
+}
+
+
+def _of_shape(variant: Variant, width: int, blocks: int) -> Variant:
+    """Heads are 32 wide, as everywhere."""
+    shape = {"hidden_size": width, "num_layers": blocks, "num_heads": width // 32}
+    what = f"{variant.what}, width {width}, {blocks} blocks"
+    return replace(variant, what=what, student={**variant.student, **shape}, at_width_of_student=False)
+
+
+VARIANTS |= {
+    f"{name}-{width}x{blocks}": _of_shape(VARIANTS[name], width, blocks)
+    for name in ("ntp", "recommended")
+    for width, blocks in ((64, 2), (96, 3))
 }

@@ -23,6 +23,8 @@ from cocomix.training.metrics import read_metrics
 from tests.conftest import Tiny
 
 TEN_STEPS = 10 * 8 * 16
+WITH_PAPER_LABELS = ("cocomix", "add", "loss-only")
+WITH_ACTIVATION_LABELS = ("activation-labels", "recommended")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,9 @@ def paper_labels(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path, paper_labels: Path) -> None:
     inputs: dict[str, Path] = {}
-    if variant in ("cocomix", "add", "loss-only"):
+    if variant in WITH_PAPER_LABELS:
         inputs = {"labels": paper_labels}
-    elif variant == "activation-labels":
+    elif variant in WITH_ACTIVATION_LABELS:
         inputs = {"teacher": tiny.teacher, "sae": tiny.sae}
     elif variant in ("kd", "hidden-regression"):
         inputs = {"teacher": tiny.teacher}
@@ -52,7 +54,7 @@ def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path,
     facts = train(config).facts
     assert facts["num_steps"] == 10
     last = [line for line in read_metrics(tmp_path / "run") if "lm_loss" in line][-1]
-    assert ("concept_loss" in last) == (variant in ("cocomix", "add", "loss-only", "activation-labels"))
+    assert ("concept_loss" in last) == (variant in WITH_PAPER_LABELS + WITH_ACTIVATION_LABELS)
     assert ("distillation_loss" in last) == (variant == "kd")
     assert ("hidden_loss" in last) == (variant == "hidden-regression")
 

@@ -103,6 +103,12 @@ def add(size: Size) -> Draft:
     return _student(cocomix(size), mixing="add")
 
 
+def recommended(size: Size) -> Draft:
+    """CoCoMix as we recommend: labels by activation value, concepts added, weight 1 that falls to 0 in a cosine."""
+    draft = replace(add(size), attribution=ACTIVATION_LABELS)
+    return replace(draft, concept_loss_weight=1.0, concept_loss_schedule="cosine")
+
+
 def loss_only(size: Size) -> Draft:
     """CoCoMix that predicts concepts and mixes nothing."""
     return _student(cocomix(size), mixing="none")
@@ -126,6 +132,7 @@ VARIANTS: dict[str, Callable[[Size], Draft]] = {
     "cocomix": cocomix,
     "pause": pause,
     "add": add,
+    "recommended": recommended,
     "loss-only": loss_only,
     "mix-only": mix_only,
     "activation-labels": activation_labels,
