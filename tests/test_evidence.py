@@ -76,8 +76,18 @@ def test_rows_pair_seeds_and_tokens_to_match_lie_between_whole_runs() -> None:
     assert row.interval[0] < -0.2 < row.interval[1]
     shares = statistics.shares_to_match("standard_library", "weak", "add", "train_tokens")
     # 0.1 above at 500K, 0.1 below at 1M: half-way in the logarithm.
-    assert shares[0] == pytest.approx(math.sqrt(0.5))
-    assert shares[1] < shares[0]
+    assert shares[0].value == pytest.approx(math.sqrt(0.5))
+    assert shares[1].value < shares[0].value
+    assert not any(share.is_bound for share in shares)
+
+
+@pytest.mark.usefixtures("results")
+def test_a_loss_that_the_shortest_run_reaches_has_a_bound() -> None:
+    store("ntp", "1M", 0, validation_loss=4.0, train_tokens=1e6)
+    store("add", "700K", 0, validation_loss=3.9, train_tokens=7e5)
+    assert statistics.shares_to_match("standard_library", "weak", "add", "train_tokens") == [
+        statistics.Share(0.7, is_bound=True)
+    ]
 
 
 @pytest.mark.usefixtures("results")

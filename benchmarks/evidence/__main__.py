@@ -12,7 +12,7 @@ from benchmarks.evidence import __doc__ as description
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
 from benchmarks.evidence.page import write_page
-from benchmarks.evidence.run import TIMES, run
+from benchmarks.evidence.run import TIMES, forget, run
 from benchmarks.evidence.tables import TABLES
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--table", choices=list(TABLES), help="run the cells of a table that have no result yet")
     parser.add_argument("--cell", help="run one: CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
     parser.add_argument("--only", nargs="*", metavar="PART", help="of a table the cells whose names hold one of these")
-    parser.add_argument("--again", action="store_true", help="run a cell that has a result, and compare")
+    parser.add_argument(
+        "--again", action="store_true", help="run a cell that has a result once more, from its first step, and compare"
+    )
     parser.add_argument(
         "--page", action="store_true", help="write docs/evidence.md and its figures from what is stored"
     )
@@ -60,6 +62,8 @@ def run_cell(cell: Cell, places: Places, *, again: bool) -> int:
     if stored is not None and not again:
         say(f"{cell.name} has its result already; --again runs it again and compares")
         return 0
+    if again:
+        forget(cell, places)
     result = run(cell, places)
     if stored is None:
         cell.file.parent.mkdir(parents=True, exist_ok=True)

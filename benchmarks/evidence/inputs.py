@@ -44,7 +44,7 @@ TEACHERS = {
         1,
         750_000,
     ),
-    "strong": TeacherSpec("the shape of its students, twice their tokens", None, None, 2_000_000),
+    "strong": TeacherSpec("the shape of its students, four times their tokens", None, None, 2_000_000),
 }
 
 
@@ -59,7 +59,7 @@ class Inputs:
     """
 
     def __init__(self, places: Places, corpus: str, teacher: str, size: str) -> None:
-        self.places, self.corpus, self.size = places, corpus, SIZES[size]
+        self.places, self.corpus, self.teacher_name, self.size = places, corpus, teacher, SIZES[size]
         self.spec = TEACHERS.get(teacher)
         self.folder = places.work / corpus / f"{teacher}-{size}"
 

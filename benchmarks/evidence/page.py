@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
@@ -20,13 +21,12 @@ from benchmarks.evidence.scaling import INTERVAL, PAPER, Curve, fit, gain, point
 from benchmarks.evidence.statistics import Row, results_of, row_of, shares_to_match
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
+    ABLATION_TOKENS,
     ABLATIONS,
     COMPARISONS,
-    LEVERS,
     MAIN,
     RATES,
     SEEDS,
-    SHORTER,
     SIZE,
     TABLES,
     TOKENS,
@@ -37,8 +37,9 @@ from cocomix.base.formats import format_count, format_signed
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
 IMAGES = DOCS / "images"
+README = DOCS.parent / "README.md"
+SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
-CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
 NOT_RUN = "not run yet"
 #: Of what it takes to reach NTP's loss.
 AXES = ("train_tokens", "train_flops", "train_seconds")
@@ -52,6 +53,8 @@ def write_page() -> None:
         if drawing is not None:
             (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
     PAGE.write_text(page(), encoding="utf-8")
+    before, _, after = README.read_text(encoding="utf-8").partition(SHORT_START)
+    README.write_text(before + SHORT_START + in_short() + SHORT_END + after.partition(SHORT_END)[2], encoding="utf-8")
 
 
 def page() -> str:
@@ -61,7 +64,6 @@ def page() -> str:
         "progress": progress(),
         "main": "\n".join(map(main_section, COMPARISONS)),
         "ablations": ablations(),
-        "levers": lever_table(),
         "rates": rate_table(),
         "scaling": scaling_section(),
     }
@@ -89,11 +91,13 @@ def main_section(comparison: tuple[str, str]) -> str:
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
     head += ["tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
     head += TASK_HEADS if TASKS[corpus] else []
-    body = [main_row(corpus, teacher, row) for row in rows]
-    lines += [table(head, body), ""]
+    body = [main_row(corpus, teacher, row) for row in rows if row.results]
+    lines += [table(head, body), "", *missing(rows)]
     drawing = curves(corpus, teacher)
     if drawing is not None:
         lines += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
+    said = answers(corpus, teacher)
+    lines += [*(f"- {sentence}" for sentence in said), ""] if said else []
     return "\n".join([*lines, command(comparison), ""])
 
 
@@ -107,14 +111,11 @@ def teacher_line(corpus: str, teacher: str) -> str:
 
 
 def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
-    name = f"`{row.variant}`: {VARIANTS[row.variant].what}"
-    if not row.results:
-        return [name, NOT_RUN, *[""] * (8 + len(TASKS[corpus]))]
     ntp = results_of(corpus, teacher, "ntp")
     flops = row.mean("train_flops_per_token")
     base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
     return [
-        name,
+        f"`{row.variant}`: {VARIANTS[row.variant].what}",
         losses(row),
         "" if row.mean_difference is None else format_signed(row.mean_difference),
         interval(row),
@@ -129,14 +130,9 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
 def ablations() -> str:
     parts = []
     for question, variants in ABLATIONS.items():
-        rows = [row_of(*ABLATION_COMPARISON, variant) for variant in variants]
+        rows = [row_of(*ABLATION_COMPARISON, variant, ABLATION_TOKENS) for variant in variants]
         parts += [f"**{question}**", "", short_table(rows), ""]
-    return "\n".join([*parts, table_command("ablations", "levers")])
-
-
-def lever_table() -> str:
-    """One seed at a part of the tokens."""
-    return "\n".join([short_table([row_of(*ABLATION_COMPARISON, name, SHORTER[0]) for name in LEVERS])])
+    return "\n".join([*parts, table_command("ablations")])
 
 
 def rate_table() -> str:
@@ -152,12 +148,18 @@ def short_table(rows: Sequence[Row]) -> str:
     """Losses, differences and whether concepts are used."""
     body = []
     for row in rows:
-        cells = [f"`{row.variant}`: {VARIANTS[row.variant].what}", NOT_RUN, "", "", ""]
         if row.results:
             difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
-            cells[1:] = [losses(row), difference, interval(row), probe(row, "shuffle_batch")]
-        body.append(cells)
-    return table(["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"], body)
+            name = f"`{row.variant}`: {VARIANTS[row.variant].what}"
+            body.append([name, losses(row), difference, interval(row), probe(row, "shuffle_batch")])
+    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"]
+    return "\n".join([*([table(head, body), ""] if body else []), *missing(rows)]).rstrip()
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """A line on rows without a result."""
+    names = [f"`{row.variant}`" for row in rows if not row.results]
+    return [f"{NOT_RUN.capitalize()}: {', '.join(names)}.", ""] if names else []
 
 
 def table_command(*names: str) -> str:
@@ -235,7 +237,7 @@ def interval(row: Row) -> str:
 
 def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
     found = shares_to_match(corpus, teacher, variant, axis)
-    return ", ".join(f"{share:.0%}" for share in found)
+    return ", ".join(f"{'under ' if share.is_bound else ''}{share.value:.0%}" for share in found)
 
 
 def probe(row: Row, name: str) -> str:
@@ -253,7 +255,7 @@ def command(comparison: tuple[str, str]) -> str:
     """How to run, continue or repeat a section's cells."""
     corpus, teacher = comparison
     places = " --english DIR --task-data DIR" if corpus == "english" else ""
-    cell = Cell(corpus, teacher, SIZE, "recommended", TOKENS, SEEDS[0])
+    cell = Cell(corpus, teacher, SIZE, "recommended", TOKENS[teacher], SEEDS[0])
     return (
         f"```\npython -m benchmarks.evidence --table main --only {corpus}/{teacher}/ {corpus}/none/{places}\n"
         f"{cell.command} --again   # one cell again, compared with its file; any other by its name\n```"

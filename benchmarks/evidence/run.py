@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -57,9 +58,18 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
-    if places.task_data is not None and TASKS[key.corpus]:
+    if places.task_data is not None and TASKS[key.corpus] and key.tokens in TOKENS.values():
         result["tasks"] = tasks_of(config, places)
     return result
+
+
+def forget(cell: Cell, places: Places) -> None:
+    """Remove what a cell's run and its evaluations left in the work folder; what it learned from stays."""
+    key = cell.key
+    stem = f"{key.variant}-{key.tokens}-{key.seed}"
+    folder = Inputs(places, key.corpus, key.teacher, key.size).folder
+    for path in (folder / stem, *folder.glob(f"{stem}-*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
@@ -69,7 +79,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
-        most = max(num_windows, windows_of(parse_count(TOKENS, "tokens"), size))
+        most = max(num_windows, windows_of(parse_count(TOKENS[inputs.teacher_name], "tokens"), size))
         given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
     if draft.distillation.weight or draft.hidden_regression.weight:
         given["teacher"] = inputs.teacher

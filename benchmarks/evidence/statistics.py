@@ -45,9 +45,9 @@ class Row:
         return statistics.fmean(values) if values else None
 
 
-def results_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) -> dict[int, dict[str, Any]]:
-    """Stored results by seed."""
-    found = {}
+def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> dict[int, dict[str, Any]]:
+    """Stored results by seed; of the comparison's own length unless another is named."""
+    found, tokens = {}, tokens or TOKENS[teacher]
     for seed in range(10):
         result = Cell(corpus, teacher, SIZE, variant, tokens, seed).result()
         if result is not None:
@@ -55,19 +55,27 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) ->
     return found
 
 
-def row_of(corpus: str, teacher: str, variant: str, tokens: str = TOKENS) -> Row:
+def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> Row:
     results = results_of(corpus, teacher, variant, tokens)
     ntp = results_of(corpus, teacher, "ntp", tokens)
     differences = [results[seed]["validation_loss"] - ntp[seed]["validation_loss"] for seed in results if seed in ntp]
     return Row(variant, results, differences)
 
 
-def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[float]:
-    """For each seed, what reaching NTP's final loss takes, as a share of what NTP's run took.
+@dataclass(frozen=True)
+class Share:
+    """What reaching NTP's final loss takes, as a share of what NTP's run took."""
+
+    value: float
+    is_bound: bool = False
+    """The shortest run reaches it already: less would do."""
+
+
+def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[Share]:
+    """For each seed, what reaching NTP's final loss takes.
 
     Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
-    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or all lie below it, are
-    left out.
+    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss are left out.
 
     Args:
         corpus: of the comparison.
@@ -80,9 +88,10 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     for seed, ntp in results_of(corpus, teacher, "ntp").items():
         runs = [results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths]
         points = sorted((run[axis], run["validation_loss"]) for run in runs if run is not None)
-        amount = _amount_at(points, ntp["validation_loss"])
-        if amount is not None:
-            shares.append(amount / ntp[axis])
+        if points and points[0][1] < ntp["validation_loss"]:
+            shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
+        elif (amount := _amount_at(points, ntp["validation_loss"])) is not None:
+            shares.append(Share(amount / ntp[axis]))
     return shares
 
 
@@ -92,4 +101,4 @@ def _amount_at(points: Sequence[tuple[float, float]], loss: float) -> float | No
         if lower <= loss <= higher:
             share = (higher - loss) / (higher - lower)
             return math.exp(math.log(less) + share * (math.log(more) - math.log(less)))
-    return None
+    return points[0][0] if len(points) == 1 and points[0][1] == loss else None

@@ -10,10 +10,10 @@ from benchmarks.evidence.inputs import TEACHERS
 
 SEEDS = (0, 1, 2)
 SIZE = "small"
-TOKENS = "1M"
+#: Of a student, by its teacher: weaker than the students at their end, or trained on four times their tokens.
+TOKENS = {"weak": "1M", "strong": "500K"}
 #: Whole runs of fewer tokens, to see how many reach NTP's final loss.
-SHORTER = ("500K", "700K")
-DISTILLATION_WEIGHTS = (0.1, 0.3, 1.0, 3.0)
+SHORTER = {"weak": ("500K", "700K"), "strong": ("250K", "350K")}
 
 #: The main table's rows, in order.
 MAIN = (
@@ -21,35 +21,43 @@ MAIN = (
     "ntp-equal-parameters",
     "ntp-equal-flops",
     "pause",
-    *(f"kd-{weight:g}" for weight in DISTILLATION_WEIGHTS),
+    "kd-1-cosine",
     "published",
     "recommended",
     "recommended-kd",
 )
 #: Those that also run with fewer tokens.
-WITH_SHORTER_RUNS = ("published", "recommended", "recommended-kd")
+WITH_SHORTER_RUNS = ("recommended", "recommended-kd")
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
-#: Rows of the ablations, by what they ask, all on one corpus and teacher.
+#: Rows of the ablations, by what they ask, all on one corpus and teacher and with one number of tokens.
 ABLATIONS: dict[str, Sequence[str]] = {
-    "How much the labels weigh": ("mix-only", "add", "add-lambda-0.3", "add-lambda-1", "add-lambda-3"),
-    "Labels a token": ("add-1-label", "add", "add-16-labels"),
+    "Components": ("mix-only", "loss-only-lambda-1", "add-lambda-1"),
+    "Mixing": ("interleave-lambda-1", "interleave-residual-lambda-1", "add-lambda-1"),
+    "Weight of the labels, and its schedule": (
+        "add",
+        "add-lambda-0.3",
+        "add-lambda-1",
+        "add-lambda-3",
+        "recommended",
+    ),
+    "Which labels": (
+        "add-lambda-1",
+        "add-attribution-lambda-1",
+        "add-random-lambda-1",
+        "add-shuffled-lambda-1",
+        "add-frequency-lambda-1",
+    ),
+    "Labels a token (K_attr)": ("add-1-label-lambda-1", "add-lambda-1", "add-16-labels-lambda-1"),
+    "Concepts in the mixture (K_mix)": ("add-mix-8-lambda-1", "add-lambda-1", "add-mix-128-lambda-1"),
+    "Insertion before block": ("add-lambda-1", "add-insert-2-lambda-1", "add-insert-3-lambda-1"),
+    "Latents of the dictionary": ("add-256-latents-lambda-1", "add-lambda-1", "add-4096-latents-lambda-1"),
+    "Distillation, and concepts with it": ("kd-0.3", "kd-1", "kd-3", "add-kd-1-lambda-1"),
 }
+ABLATION_COMPARISON = ("standard_library", "weak")
+ABLATION_TOKENS = "500K"
 #: NTP's learning rate, looked at with one seed before it was everyone's.
 RATES = ("ntp-rate-0.001", "ntp-rate-0.002", "ntp", "ntp-rate-0.006")
-#: Changes of the method, looked at with one seed and half the tokens before any of them is worth more.
-LEVERS = (
-    "ntp",
-    "add-lambda-1",
-    "kd-1",
-    "add",
-    "add-lambda-3",
-    "add-16-labels-lambda-1",
-    "add-insert-2-lambda-1",
-    "add-kd-1-lambda-1",
-    "loss-only-lambda-1",
-)
-ABLATION_COMPARISON = ("standard_library", "weak")
 
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
@@ -60,7 +68,7 @@ SCALING_TOKENS = ("250K", "500K", "1M")
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
     """Of whole length, seed by seed, so that a table that was left half-way has all its rows first."""
     variants = list(variants)
-    return [Cell(corpus, teacher, SIZE, variant, TOKENS, seed) for seed in seeds for variant in variants]
+    return [Cell(corpus, teacher, SIZE, variant, TOKENS[teacher], seed) for seed in seeds for variant in variants]
 
 
 def main(corpus: str, teacher: str) -> list[Cell]:
@@ -69,24 +77,14 @@ def main(corpus: str, teacher: str) -> list[Cell]:
         Cell(corpus, teacher, SIZE, variant, tokens, seed)
         for seed in SEEDS
         for variant in WITH_SHORTER_RUNS
-        for tokens in SHORTER
+        for tokens in SHORTER[teacher]
     ]
-    # The weight of distillation is swept once, on the first seed.
-    kept = [cell for cell in cells_of(corpus, teacher, MAIN) if cell.seed == 0 or cell.variant not in _swept()]
-    return kept + shorter
-
-
-def _swept() -> set[str]:
-    return {f"kd-{weight:g}" for weight in DISTILLATION_WEIGHTS} - {"kd-0.1", "kd-1"}
+    return cells_of(corpus, teacher, MAIN) + shorter
 
 
 def ablations() -> list[Cell]:
-    return cells_of(*ABLATION_COMPARISON, dict.fromkeys(name for rows in ABLATIONS.values() for name in rows))
-
-
-def levers() -> list[Cell]:
-    """One seed at half the tokens: which changes of the method are worth more runs."""
-    return [Cell(*ABLATION_COMPARISON, SIZE, name, SHORTER[0], 0) for name in LEVERS]
+    names = dict.fromkeys(("ntp", *(name for rows in ABLATIONS.values() for name in rows)))
+    return [Cell(*ABLATION_COMPARISON, SIZE, name, ABLATION_TOKENS, seed) for seed in SEEDS for name in names]
 
 
 def scaled(variant: str, shape: str) -> str:
@@ -105,13 +103,12 @@ def scaling() -> list[Cell]:
 
 
 def rates() -> list[Cell]:
-    return [Cell(*ABLATION_COMPARISON, SIZE, name, TOKENS, 0) for name in RATES]
+    return cells_of(*ABLATION_COMPARISON, RATES, seeds=(0,))
 
 
 TABLES: dict[str, Callable[[], list[Cell]]] = {
     "main": lambda: [cell for comparison in COMPARISONS for cell in main(*comparison)],
     "ablations": ablations,
-    "levers": levers,
     "rates": rates,
     "scaling": scaling,
 }

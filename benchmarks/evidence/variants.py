@@ -62,14 +62,15 @@ def _labels(**changes: Any) -> AttributionConfig:
     return replace(ACTIVATION_LABELS, **changes)
 
 
-def _paper(**changes: Any) -> AttributionConfig:
-    return replace(PAPER_LABELS, **changes)
-
-
 def _adding(what: str, attribution: AttributionConfig = ACTIVATION_LABELS, **changes: Any) -> Variant:
     """Concepts added to the hidden state, labels by activation unless said otherwise."""
     student = {name: changes.pop(name) for name in ("insert_layer", "num_active_concepts", "mixing") if name in changes}
     return Variant(what, "add", student=student, attribution=attribution, changes=changes)
+
+
+def _weight_1(what: str, attribution: AttributionConfig = ACTIVATION_LABELS, **changes: Any) -> Variant:
+    """The base of the ablations, with one thing changed."""
+    return _adding(what, attribution, concept_loss_weight=1.0, **changes)
 
 
 def _with_distillation(variant: Variant, weight: float, schedule: Schedule = "constant") -> Variant:
@@ -115,24 +116,52 @@ VARIANTS: dict[str, Variant] = {
         )
         for rate in (0.001, 0.002, 0.006)
     },
-    # Levers, one at a time.
+    "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
+    # Ablations.
     "add": _adding("added, activation labels, weight 0.1"),
-    "add-attribution": _adding("added, the paper's labels", PAPER_LABELS),
     **{
         f"add-lambda-{weight:g}": _adding(f"added, weight {weight:g}", concept_loss_weight=weight)
         for weight in (0.3, 1.0, 3.0)
     },
-    "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
     "mix-only": Variant("mixed by adding, without labels", "mix-only", student={"mixing": "add"}),
-    "loss-only": Variant("concepts predicted, nothing mixed", "loss-only", attribution=ACTIVATION_LABELS),
     "loss-only-lambda-1": Variant(
-        "the same, weight 1", "loss-only", attribution=ACTIVATION_LABELS, changes={"concept_loss_weight": 1.0}
+        "concepts predicted with weight 1, nothing mixed",
+        "loss-only",
+        attribution=ACTIVATION_LABELS,
+        changes={"concept_loss_weight": 1.0},
     ),
-    "add-1-label": _adding("added, one label a token", _labels(num_labels=1)),
-    "add-16-labels": _adding("added, all 16 active latents are labels", _labels(num_labels=16)),
-    "add-16-labels-lambda-1": _adding("the same, weight 1", _labels(num_labels=16), concept_loss_weight=1.0),
-    "add-insert-2-lambda-1": _adding("added before block 2, weight 1", insert_layer=2, concept_loss_weight=1.0),
-    "add-kd-1-lambda-1": _with_distillation(_adding("added, weight 1", concept_loss_weight=1.0), 1.0),
+    "interleave-lambda-1": _weight_1("interleaved, as published", mixing="interleave"),
+    "interleave-residual-lambda-1": _weight_1(
+        "interleaved, started from the token's hidden state", mixing="interleave_residual"
+    ),
+    "add-attribution-lambda-1": _weight_1("labels by the paper's attribution", PAPER_LABELS),
+    **{
+        f"add-{control}-lambda-1": _weight_1(f"control: {what}", _labels(control=control))
+        for control, what in (
+            ("random", "labels of a random dictionary"),
+            ("shuffled", "true labels, permuted within each window"),
+            ("frequency", "labels drawn from the true ones' histogram"),
+        )
+    },
+    **{
+        f"add-{number}-label{'s' * (number > 1)}-lambda-1": _weight_1(
+            f"labels a token: {number}", _labels(num_labels=number)
+        )
+        for number in (1, 16)
+    },
+    **{
+        f"add-mix-{number}-lambda-1": _weight_1(f"concepts in the mixture: {number}", num_active_concepts=number)
+        for number in (8, 128)
+    },
+    **{
+        f"add-insert-{block}-lambda-1": _weight_1(f"inserted before block {block}", insert_layer=block)
+        for block in (2, 3)
+    },
+    **{
+        f"add-{number}-latents-lambda-1": replace(_weight_1(f"{number} latents"), num_latents=number)
+        for number in (256, 4096)
+    },
+    "add-kd-1-lambda-1": _with_distillation(_weight_1("added, weight 1"), 1.0),
 }
 
 

@@ -1,0 +1,88 @@
+"""What the tables say, in sentences made from the stored results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.evidence.statistics import Row, row_of, shares_to_match
+from benchmarks.evidence.tables import TOKENS
+from cocomix.base.formats import format_signed
+
+#: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
+WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
+AMOUNTS = {"train_tokens": "tokens", "train_flops": "training FLOPs"}
+CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
+KD = "kd-1-cosine"
+
+
+def answers(corpus: str, teacher: str) -> list[str]:
+    """Sentences about one corpus and teacher; none before the recommended variant has run."""
+    rows = {name: row_of(corpus, teacher, name) for name in (KD, "published", "recommended", "recommended-kd")}
+    if not rows["recommended"].differences:
+        return []
+    found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
+    if rows["recommended-kd"].differences:
+        found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
+    for one, other in (("recommended", KD), ("recommended-kd", KD), ("recommended", "published")):
+        differences = paired(rows[one], rows[other])
+        if differences:
+            found.append(f"`{one}` is at {listed(differences)} nats of `{other}` ({verdict(differences)}).")
+    found.append(usage(rows["recommended"]))
+    return found
+
+
+def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
+    """Loss at equal tokens, and what reaching NTP's loss takes."""
+    said = f"{listed(row.differences)} nats of NTP ({verdict(row.differences)})"
+    text = f"After {TOKENS[teacher]} tokens `{variant}` is at {said}"
+    parts = []
+    for axis, words in AMOUNTS.items():
+        shares = shares_to_match(corpus, teacher, variant, axis)
+        if shares:
+            listed_shares = ", ".join(f"{'under ' if s.is_bound else ''}{s.value:.0%}" for s in shares)
+            met = sum(s.value <= WANTED[axis] for s in shares)
+            aim = f"{WANTED[axis]:.0%} or less was aimed at, and reached on {met} of {len(shares)}"
+            parts.append(f"{listed_shares} of its {words} ({aim})")
+    return text + (f". It reaches NTP's final loss with {' and '.join(parts)}." if parts else ".")
+
+
+def usage(row: Row) -> str:
+    """Whether the concept stream matters."""
+    costs = [result["probes"]["shuffle_batch"]["loss_delta"] for result in row.results.values()]
+    errors = [result["probes"]["shuffle_batch"]["standard_error"] for result in row.results.values()]
+    written = ", ".join(f"{format_signed(c)} ± {1.96 * e:.3f}" for c, e in zip(costs, errors, strict=True))
+    return f"Giving each sequence another's concept stream costs `recommended` {written} nats (95 % intervals over windows)."
+
+
+def paired(one: Row, other: Row) -> list[float]:
+    """Loss differences of the seeds that both have."""
+    return [
+        result["validation_loss"] - other.results[seed]["validation_loss"]
+        for seed, result in one.results.items()
+        if seed in other.results
+    ]
+
+
+def listed(values: Sequence[float]) -> str:
+    return ", ".join(map(format_signed, values))
+
+
+def verdict(differences: Sequence[float]) -> str:
+    """What the sign says, and of how many seeds."""
+    number = f"{len(differences)} seed{'s' * (len(differences) > 1)}"
+    if len(differences) > 1:
+        number = f"mean {format_signed(statistics.fmean(differences))}, {number}"
+    if all(value < 0 for value in differences):
+        return f"{number}, ahead on each"
+    return f"{number}, {'behind on each' if all(value > 0 for value in differences) else 'no clear order'}"
+
+
+def in_short() -> str:
+    """For the README: the comparisons that have been run, against NTP."""
+    parts = []
+    for corpus, name in CORPUS_NAMES.items():
+        row = row_of(corpus, "weak", "recommended")
+        if row.differences:
+            parts.append(f"On {name}: {against_ntp(corpus, 'weak', 'recommended', row)}")
+    return "\n" + " ".join(parts) + "\n"
