@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.evidence import answers, page, scaling, statistics
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence import page, statistics
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
 from benchmarks.evidence.inputs import Inputs
-from benchmarks.evidence.run import train_config
-from benchmarks.evidence.tables import TABLES
+from benchmarks.evidence.run import forget, train_config
+from benchmarks.evidence.tables import SCALING_SHAPES, SCALING_TOKENS, TABLES, scaled
 
 from cocomix import CocomixError
 
@@ -98,6 +98,59 @@ def test_a_loss_that_is_not_reached_has_no_share() -> None:
     assert statistics.shares_to_match("standard_library", "weak", "add", "train_tokens") == []
 
 
+@pytest.mark.usefixtures("results")
+def test_sentences_say_what_the_results_say() -> None:
+    shuffled = {"shuffle_batch": {"loss_delta": 1.5, "standard_error": 0.1}}
+    for seed, loss in enumerate((4.0, 3.9)):
+        store("ntp", "1M", seed, validation_loss=loss, train_tokens=1e6, train_flops=6e12)
+        store("kd-1-cosine", "1M", seed, validation_loss=loss - (0.3 if seed else 0.1))
+        for tokens, gain in (("700K", 0.05), ("1M", 0.2)):
+            amounts = {"train_tokens": float(tokens.replace("K", "e3").replace("M", "e6")), "train_flops": 5.5e12}
+            store("recommended", tokens, seed, validation_loss=loss - gain, probes=shuffled, **amounts)
+    against_ntp, against_kd, usage = answers.answers("standard_library", "weak")
+    assert "differs from NTP by −0.200, −0.200 nats (mean −0.200, 2 seeds, ahead on each)" in against_ntp
+    assert "under 70%, under 70% of its tokens (70% or less was aimed at, and reached on 2 of 2)" in against_ntp
+    assert against_ntp.endswith("under 92%, under 92% of its training FLOPs.")  # whether 80% would do is open
+    assert "`recommended` differs from `kd-1-cosine` by −0.100, +0.100 nats" in against_kd
+    assert "no clear order" in against_kd
+    assert "+1.500 ± 0.196" in usage
+    assert answers.answers("english", "weak") == []
+
+
+@pytest.mark.usefixtures("results")
+def test_the_scaling_fit_finds_the_curve_that_the_runs_lie_on() -> None:
+    true = (2.0, 0.4, 0.5, 1.2, 0.6)
+    scaling.fit.cache_clear()
+    for shape, parameters in zip(SCALING_SHAPES, (2e5, 5e5, 1e6), strict=True):
+        for tokens in SCALING_TOKENS:
+            amount = float(tokens.replace("K", "e3").replace("M", "e6"))
+            for name, change in (("ntp", 0.0), ("recommended", -0.1)):
+                loss = float(scaling.predicted(true, parameters, amount)) + change
+                facts = {"validation_loss": loss, "train_tokens": amount, "num_parameters": parameters}
+                store(scaled(name, shape), tokens, 0, **facts)
+    found = scaling.fit("ntp")
+    assert found is not None
+    assert found.residual < 1e-3
+    assert scaling.predicted(found.best, 2e6, 2e6) == pytest.approx(scaling.predicted(true, 2e6, 2e6), abs=0.01)
+    gained = scaling.gain(1e6, 1e6, "recommended")
+    assert gained is not None
+    assert gained[0] == pytest.approx(-0.1, abs=0.01)
+    assert scaling.token_share(1e6, 1e6, "recommended") < 1
+    scaling.fit.cache_clear()
+
+
+@pytest.mark.usefixtures("results")
+def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
+    places = Places(tmp_path / "work")
+    cell = Cell("standard_library", "weak", "small", "add", "1M", 0)
+    folder = Inputs(places, "standard_library", "weak", "small").folder
+    mine, others = ("add-1M-0", "add-1M-0-evaluation"), ("add-1M-1", "teacher", "add-lambda-1-1M-0")
+    for name in (*mine, *others):
+        (folder / name).mkdir(parents=True)
+    forget(cell, places)
+    assert {path.name for path in folder.iterdir()} == set(others)
+
+
 def test_every_variant_without_labels_is_a_whole_configuration(tmp_path: Path) -> None:
     cells = {cell.key for table in TABLES.values() for cell in table() if cell.seed == 0}
     for cell in {cell for cell in cells if cell.teacher == "none"}:
@@ -109,3 +162,4 @@ def test_every_variant_without_labels_is_a_whole_configuration(tmp_path: Path) -
 
 def test_the_page_is_what_the_stored_results_give() -> None:
     assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    assert page.SHORT_START + answers.in_short() + page.SHORT_END in page.README.read_text(encoding="utf-8")

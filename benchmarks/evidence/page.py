@@ -41,6 +41,14 @@ README = DOCS.parent / "README.md"
 SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_RUN = "not run yet"
+#: Causal probes and what they do.
+PROBES = {
+    "shuffle_batch": "another sequence's concepts",
+    "shuffle_position": "another position's",
+    "mean": "the mean concept vector",
+    "zero": "none",
+    "oracle": "the teacher's own",
+}
 #: Of what it takes to reach NTP's loss.
 AXES = ("train_tokens", "train_flops", "train_seconds")
 #: Benchmark, score, how it is written; and the columns' heads.
@@ -64,6 +72,7 @@ def page() -> str:
         "progress": progress(),
         "main": "\n".join(map(main_section, COMPARISONS)),
         "ablations": ablations(),
+        "probes": probe_table(),
         "rates": rate_table(),
         "scaling": scaling_section(),
     }
@@ -125,6 +134,18 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
         probe(row, "shuffle_batch"),
         *(task_score(row, *score) for score in TASK_SCORES if score[0] in TASKS[corpus]),
     ]
+
+
+def probe_table() -> str:
+    """All causal probes of the main table's models with concepts."""
+    body = []
+    for corpus, teacher in COMPARISONS:
+        for variant in ("published", "recommended", "recommended-kd"):
+            row = row_of(corpus, teacher, variant)
+            if row.results:
+                name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`"
+                body.append([name, str(len(row.results)), *(probe(row, name) for name in PROBES)])
+    return table(["models", "seeds", *PROBES.values()], body) if body else f"{NOT_RUN.capitalize()}."
 
 
 def ablations() -> str:

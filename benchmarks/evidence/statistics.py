@@ -75,7 +75,8 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     """For each seed, what reaching NTP's final loss takes.
 
     Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
-    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss are left out.
+    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or without a shorter run,
+    are left out.
 
     Args:
         corpus: of the comparison.
@@ -89,7 +90,8 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
         runs = [results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths]
         points = sorted((run[axis], run["validation_loss"]) for run in runs if run is not None)
         if points and points[0][1] < ntp["validation_loss"]:
-            shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
+            if min(run["train_tokens"] for run in runs if run is not None) < ntp["train_tokens"]:
+                shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
         elif (amount := _amount_at(points, ntp["validation_loss"])) is not None:
             shares.append(Share(amount / ntp[axis]))
     return shares
