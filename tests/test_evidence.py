@@ -13,7 +13,7 @@ from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
 from benchmarks.evidence.inputs import Inputs
-from benchmarks.evidence.run import forget, train_config
+from benchmarks.evidence.run import forget, repeated, train_config
 from benchmarks.evidence.tables import SCALING_SHAPES, SCALING_TOKENS, TABLES, scaled
 
 from cocomix import CocomixError
@@ -55,12 +55,28 @@ def test_a_run_without_a_teacher_is_one_run_for_all_teachers() -> None:
         ("latin/weak/small/add/2M/0", "'latin' is none of standard_library, english"),
         ("english/weak/small/sub/2M/0", "'sub' is none of"),
         ("english/weak/small/add/many/0", "'many'; expected a number"),
+        ("english/none/small/add/2M/0", "add learns from a teacher: weak or strong"),
         ("english/weak/small/add/2M/x", "the seed 'x' is no whole number"),
     ],
 )
 def test_what_is_no_cell_is_refused(name: str, message: str) -> None:
     with pytest.raises(CocomixError, match=message):
         parse_cell(name)
+
+
+@pytest.mark.usefixtures("results")
+def test_a_rerun_is_compared_in_all_but_its_times() -> None:
+    def result(seconds: float, loss: float) -> dict[str, Any]:
+        rows = [[1e5, 6e11, seconds, loss]]
+        return {
+            "validation_loss": 4.0,
+            "train_seconds": seconds,
+            "versions": {},
+            "curve": {"columns": [], "rows": rows},
+        }
+
+    assert repeated(result(10.0, 5.0)) == repeated(result(12.0, 5.0))
+    assert repeated(result(10.0, 5.0)) != repeated(result(10.0, 5.1))
 
 
 @pytest.mark.usefixtures("results")
@@ -91,11 +107,13 @@ def test_a_loss_that_the_shortest_run_reaches_has_a_bound() -> None:
 
 
 @pytest.mark.usefixtures("results")
-def test_a_loss_that_is_not_reached_has_no_share() -> None:
+def test_a_loss_that_is_not_reached_is_a_miss() -> None:
     store("ntp", "1M", 0, validation_loss=4.0, train_tokens=1e6)
     store("add", "500K", 0, validation_loss=4.4, train_tokens=5e5)
     store("add", "1M", 0, validation_loss=4.1, train_tokens=1e6)
-    assert statistics.shares_to_match("standard_library", "weak", "add", "train_tokens") == []
+    found = statistics.shares_to_match("standard_library", "weak", "add", "train_tokens")
+    assert list(map(str, found)) == ["not reached"]
+    assert found[0].is_at_most(0.7) is False
 
 
 @pytest.mark.usefixtures("results")

@@ -5,9 +5,10 @@ Each finished cell is a small JSON file under `benchmarks/results/evidence/`, so
 another machine, and every number and figure of the page comes from these files.
 
     python -m benchmarks.evidence --table main                # runs what is missing, then writes the page
-    python -m benchmarks.evidence --cell standard_library/weak/small/add/2M/0 --again   # reruns one, and compares
+    python -m benchmarks.evidence --cell standard_library/weak/small/recommended/1M/0 --again   # one anew, compared
 
 corpora.py    the texts             variants.py   what is trained         run.py       one cell, from nothing to its file
 inputs.py     data, teacher, labels cells.py      names and files         tables.py    which cells a table has
-statistics.py rows from cells       figures.py    curves                  page.py      the page
+statistics.py rows from cells       scaling.py    a curve through sizes   answers.py   rows in sentences
+figures.py    curves                page.py       the page, with the prose of page.md
 """

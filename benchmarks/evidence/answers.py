@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.evidence.statistics import Row, Share, row_of, shares_to_match
+from benchmarks.evidence.statistics import Row, Share, differences_of, row_of, shares_to_match
 from benchmarks.evidence.tables import TOKENS
 from cocomix.base.formats import format_signed
 
@@ -25,7 +25,7 @@ def answers(corpus: str, teacher: str) -> list[str]:
     if rows["recommended-kd"].differences:
         found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
     for one, other in (("recommended", KD), ("recommended-kd", KD), ("recommended", "published")):
-        differences = paired(rows[one], rows[other])
+        differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
     found.append(usage(rows["recommended"]))
@@ -40,16 +40,14 @@ def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
     for axis, words in AMOUNTS.items():
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
-            listed_shares = ", ".join(f"{'under ' if s.is_bound else ''}{s.value:.0%}" for s in shares)
+            listed_shares = ", ".join(map(str, shares))
             parts.append(f"{listed_shares} of its {words}{aim(shares, WANTED[axis])}")
     return text + (f". It reaches NTP's final loss with {' and '.join(parts)}." if parts else ".")
 
 
 def aim(shares: Sequence[Share], wanted: float) -> str:
-    """On how many seeds what was aimed at is reached; a bound above it says nothing. Shares count as they are written."""
-    decided = [
-        round(share.value, 2) <= wanted for share in shares if not share.is_bound or round(share.value, 2) <= wanted
-    ]
+    """On how many seeds what was aimed at is reached; a bound above it says nothing."""
+    decided = [met for share in shares if (met := share.is_at_most(wanted)) is not None]
     return f" ({wanted:.0%} or less was aimed at, and reached on {sum(decided)} of {len(decided)})" if decided else ""
 
 
@@ -61,15 +59,6 @@ def usage(row: Row) -> str:
     return f"Giving each sequence another's concept stream costs `recommended` {written} nats (95 % intervals over windows)."
 
 
-def paired(one: Row, other: Row) -> list[float]:
-    """Loss differences of the seeds that both have."""
-    return [
-        result["validation_loss"] - other.results[seed]["validation_loss"]
-        for seed, result in one.results.items()
-        if seed in other.results
-    ]
-
-
 def listed(values: Sequence[float]) -> str:
     return ", ".join(map(format_signed, values))
 
@@ -77,8 +66,9 @@ def listed(values: Sequence[float]) -> str:
 def verdict(differences: Sequence[float]) -> str:
     """What the sign says, and of how many seeds."""
     number = f"{len(differences)} seed{'s' * (len(differences) > 1)}"
-    if len(differences) > 1:
-        number = f"mean {format_signed(statistics.fmean(differences))}, {number}"
+    if len(differences) == 1:
+        return number
+    number = f"mean {format_signed(statistics.fmean(differences))}, {number}"
     if all(value < 0 for value in differences):
         return f"{number}, ahead on each"
     return f"{number}, {'behind on each' if all(value > 0 for value in differences) else 'no clear order'}"

@@ -16,6 +16,8 @@ from cocomix.base.errors import CocomixError
 from cocomix.planning.numbers import parse_count
 from cocomix.planning.sizes import SIZES
 
+#: What a command needs to find a corpus and what it is tested on.
+PLACES = {"standard_library": "", "english": " --english DIR --task-data DIR"}
 RESULTS = Path(__file__).parent.parent / "results" / "evidence"
 
 
@@ -53,7 +55,7 @@ class Cell:
     @property
     def command(self) -> str:
         words = ["python", "-m", "benchmarks.evidence", "--cell", self.key.name]
-        return shlex.join(words) + (" --english DIR --task-data DIR" if self.corpus == "english" else "")
+        return shlex.join(words) + PLACES[self.corpus]
 
     def result(self) -> dict[str, Any] | None:
         """What was measured; None: not run yet."""
@@ -81,6 +83,8 @@ def parse_cell(name: str) -> Cell:
     if not seed.isdigit():
         raise CocomixError(f"--cell {name!r}: the seed {seed!r} is no whole number")
     parse_count(tokens, "--cell")
+    if teacher == "none" and VARIANTS[variant].needs_teacher(size):
+        raise CocomixError(f"--cell {name!r}: {variant} learns from a teacher: {' or '.join(TEACHERS)}")
     return Cell(corpus, teacher, size, variant, tokens, int(seed))
 
 

@@ -13,7 +13,7 @@ from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
 #: Rows whose curves are drawn, with what they are called.
-DRAWN = {"ntp": "NTP", "kd-1": "distillation", "published": "published", "recommended": "recommended"}
+DRAWN = {"ntp": "NTP", "kd-1-cosine": "distillation", "published": "published", "recommended": "recommended"}
 
 
 def curves(corpus: str, teacher: str) -> Drawing | None:
@@ -24,7 +24,9 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
     if len(found) < 2 or not seeds:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    for color, (name, results) in zip(SERIES, found.items(), strict=False):
+    colors = dict(zip(DRAWN, SERIES, strict=False))
+    for name, results in found.items():
+        color = colors[name]
         rows = [results[seed]["curve"]["rows"] for seed in sorted(seeds)]
         tokens = [row[0] for row in rows[0]]
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
@@ -43,7 +45,8 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
     axes.set_title("validation loss, nats a token", loc="left", fontsize=8.5, color=MUTED)
-    alt = f"Validation loss against training tokens, corpus {corpus}, {teacher} teacher"
+    number = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+    alt = f"Validation loss against training tokens, {teacher} teacher, means over {number}"
     return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)
 
 

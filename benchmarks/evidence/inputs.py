@@ -13,7 +13,7 @@ from cocomix.base.artifacts import fingerprint_of_json
 from cocomix.concepts.controls import DERIVED_CONTROLS
 from cocomix.planning.sizes import SIZES, Size
 
-#: What the demo's dictionaries take: an eighth of the width's latents at a time, and a million tokens.
+#: As the demo's dictionaries: latents active at a time, and tokens.
 NUM_ACTIVE_LATENTS = 16
 SAE_TOKENS = 1_000_000
 
@@ -27,14 +27,12 @@ class TeacherSpec:
         shape: of the decoder; None: the size's own teacher, which has its students' shape.
         layer: 0-based block after which its dictionary reads; None: the size's.
         tokens: it is trained on.
-        num_active_latents: of its dictionary.
     """
 
     what: str
     shape: StudentConfig | None
     layer: int | None
     tokens: int
-    num_active_latents: int = NUM_ACTIVE_LATENTS
 
 
 TEACHERS = {
@@ -100,7 +98,7 @@ class Inputs:
                 output=output,
                 layer=self.size.teacher_layer if self.spec.layer is None else self.spec.layer,
                 num_latents=C,
-                k=self.spec.num_active_latents,
+                k=NUM_ACTIVE_LATENTS,
                 num_tokens=min(SAE_TOKENS, self.size.num_tokens),
                 num_counted_tokens=0,
             )
@@ -123,5 +121,5 @@ class Inputs:
 
 
 def windows_of(num_tokens: int, size: Size) -> int:
-    """Training windows that a run of so many tokens sees, each once."""
+    """Training windows for a run of so many tokens; the last step may take some of the first ones again."""
     return -(-num_tokens // size.context_length)

@@ -1,4 +1,4 @@
-"""`docs/evidence.md` from the stored results; its prose is here, its numbers are not.
+"""`docs/evidence.md` from the stored results; the prose is in `page.md`, the numbers are not.
 
 python -m benchmarks.evidence --page
 """
@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short
-from benchmarks.evidence.cells import Cell
+from benchmarks.evidence.cells import PLACES, Cell
 from benchmarks.evidence.corpora import TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
+from benchmarks.evidence.run import PROBE_WINDOWS, TASK_ITEMS
 from benchmarks.evidence.scaling import INTERVAL, PAPER, Curve, fit, gain, points, token_share
-from benchmarks.evidence.statistics import Row, results_of, row_of, shares_to_match
+from benchmarks.evidence.statistics import Results, Row, results_of, row_of, shares_to_match
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
     ABLATION_TOKENS,
@@ -41,6 +42,8 @@ README = DOCS.parent / "README.md"
 SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_RUN = "not run yet"
+#: How any cell of a section is run, or run again.
+CELLS = "Any one of them: `python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED --again`."
 #: Causal probes and what they do.
 PROBES = {
     "shuffle_batch": "another sequence's concepts",
@@ -75,10 +78,25 @@ def page() -> str:
         "probes": probe_table(),
         "rates": rate_table(),
         "scaling": scaling_section(),
+        "students": " and ".join(f"{tokens} with the {teacher} one" for teacher, tokens in TOKENS.items()),
+        "teachers": "; ".join(
+            f"*{name}*: {spec.what}, {format_count(spec.tokens)} tokens" for name, spec in TEACHERS.items()
+        ),
+        "probe windows": str(PROBE_WINDOWS),
+        "lambada items": f"{TASK_ITEMS['lambada']:,}",
+        "blimp items": str(TASK_ITEMS["blimp"]),
+        "ablation tokens": ABLATION_TOKENS,
+        "time of a cell": times(),
     }
     for name, block in blocks.items():
         text = text.replace(f"<!-- {name} -->", block)
     return text
+
+
+def times() -> str:
+    """How far seconds of equal work differ between NTP's seeds."""
+    seconds = [result["train_seconds"] for result in results_of(*ABLATION_COMPARISON, "ntp").values()]
+    return f"NTP's seeds took {', '.join(f'{value:.0f}' for value in seconds)} s" if seconds else NOT_RUN
 
 
 def progress() -> str:
@@ -98,7 +116,7 @@ def main_section(comparison: tuple[str, str]) -> str:
     if not any(row.results for row in rows):
         return "\n".join([*lines, f"{NOT_RUN.capitalize()}.", "", command(comparison), ""])
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
-    head += ["tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
+    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
     head += TASK_HEADS if TASKS[corpus] else []
     body = [main_row(corpus, teacher, row) for row in rows if row.results]
     lines += [table(head, body), "", *missing(rows)]
@@ -130,6 +148,7 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
         interval(row),
         f"{row.mean('bits_per_byte'):.3f}",
         "" if base is None or flops is None else f"{flops / base:.2f}",
+        with_teacher(row, ntp),
         *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
         probe(row, "shuffle_batch"),
         *(task_score(row, *score) for score in TASK_SCORES if score[0] in TASKS[corpus]),
@@ -148,12 +167,23 @@ def probe_table() -> str:
     return table(["models", "seeds", *PROBES.values()], body) if body else f"{NOT_RUN.capitalize()}."
 
 
+def with_teacher(row: Row, ntp: Results) -> str:
+    """FLOPs of the student, of its labels or targets, and of the teacher's training, NTP's = 1; the mean over seeds."""
+    found = [
+        (result["train_flops"] + result["teacher_flops"] + result.get("teacher_train_flops", 0.0))
+        / ntp[seed]["train_flops"]
+        for seed, result in row.results.items()
+        if seed in ntp
+    ]
+    return f"{statistics.fmean(found):.2f}" if found else ""
+
+
 def ablations() -> str:
     parts = []
     for question, variants in ABLATIONS.items():
         rows = [row_of(*ABLATION_COMPARISON, variant, ABLATION_TOKENS) for variant in variants]
         parts += [f"**{question}**", "", short_table(rows), ""]
-    return "\n".join([*parts, table_command("ablations")])
+    return "\n".join([*parts, table_command("ablations", ABLATION_TOKENS)])
 
 
 def rate_table() -> str:
@@ -183,8 +213,11 @@ def missing(rows: Sequence[Row]) -> list[str]:
     return [f"{NOT_RUN.capitalize()}: {', '.join(names)}.", ""] if names else []
 
 
-def table_command(*names: str) -> str:
-    return "```\n" + "\n".join(f"python -m benchmarks.evidence --table {name}" for name in names) + "\n```"
+def table_command(name: str, tokens: str) -> str:
+    """How to run or continue a section's cells, and how to repeat one."""
+    corpus, teacher = ABLATION_COMPARISON
+    cells = CELLS.format(corpus=corpus, teacher=teacher, tokens=tokens)
+    return f"```\npython -m benchmarks.evidence --table {name}\n```\n\n{cells}"
 
 
 def scaling_section() -> str:
@@ -199,7 +232,7 @@ def scaling_section() -> str:
         for (shape, tokens), loss in found["ntp"].items()
     ]
     if not body:
-        return f"{NOT_RUN.capitalize()}.\n\n{table_command('scaling')}"
+        return f"{NOT_RUN.capitalize()}.\n\n{table_command('scaling', 'TOKENS')}"
     parts = [table(["width x blocks, tokens", "NTP", "recommended", "difference"], body), ""]
     fits = {name: fit(name) for name in found}
     if all(fits.values()):
@@ -212,7 +245,7 @@ def scaling_section() -> str:
             parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
         head = ["extrapolated to", "difference, nats", "90 % interval", "perplexity, NTP = 1", "the paper's ratio"]
         parts += [table([*head, "tokens to NTP's loss"], [paper_row(*item) for item in PAPER.items()]), ""]
-    return "\n".join([*parts, table_command("scaling")])
+    return "\n".join([*parts, table_command("scaling", "TOKENS")])
 
 
 def _scaled(loss: float | None, ntp: float) -> list[str]:
@@ -228,7 +261,7 @@ def fit_row(name: str, curve: Curve) -> list[str]:
 
 def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
     N, T, ntp, cocomix = facts
-    found, share = gain(N, T, "recommended"), token_share(N, T, "recommended")
+    found = gain(N, T, "recommended")
     assert found is not None
     best, low, high = found
     return [
@@ -237,14 +270,14 @@ def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
         f"{format_signed(low)} to {format_signed(high)}",
         f"{math.exp(best):.3f}",
         f"{cocomix / ntp:.3f}",
-        "out of reach" if share is None else f"{share:.0%}",
+        f"{token_share(N, T, 'recommended'):.0%}",
     ]
 
 
 def task_score(row: Row, benchmark: str, score: str, form: str) -> str:
-    """Mean over seeds."""
-    values = [result["tasks"][benchmark][score] for result in row.results.values() if "tasks" in result]
-    return form.format(statistics.fmean(values)) if values else ""
+    """By seed, with the standard error over items."""
+    found = [result["tasks"][benchmark] for result in row.results.values() if "tasks" in result]
+    return ", ".join(f"{form.format(f[score])} ± {form.format(f[score + '_standard_error'])}" for f in found)
 
 
 def losses(row: Row) -> str:
@@ -258,7 +291,7 @@ def interval(row: Row) -> str:
 
 def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
     found = shares_to_match(corpus, teacher, variant, axis)
-    return ", ".join(f"{'under ' if share.is_bound else ''}{share.value:.0%}" for share in found)
+    return ", ".join(map(str, found))
 
 
 def probe(row: Row, name: str) -> str:
@@ -275,9 +308,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def command(comparison: tuple[str, str]) -> str:
     """How to run, continue or repeat a section's cells."""
     corpus, teacher = comparison
-    places = " --english DIR --task-data DIR" if corpus == "english" else ""
     cell = Cell(corpus, teacher, SIZE, "recommended", TOKENS[teacher], SEEDS[0])
     return (
-        f"```\npython -m benchmarks.evidence --table main --only {corpus}/{teacher}/ {corpus}/none/{places}\n"
-        f"{cell.command} --again   # one cell again, compared with its file; any other by its name\n```"
+        f"```\npython -m benchmarks.evidence --table main --only {corpus}/{teacher}/ {corpus}/none/{PLACES[corpus]}\n"
+        f"{cell.command} --again   # one cell from its first step, and compared\n```\n\n"
+        + CELLS.format(corpus=corpus, teacher=teacher, tokens=TOKENS[teacher])
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import transformers
 
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.corpora import TASKS, Places
+from benchmarks.evidence.corpora import TASKS, Places, prepare_config
 from benchmarks.evidence.inputs import Inputs, windows_of
 from benchmarks.evidence.tables import TOKENS
 from benchmarks.evidence.variants import VARIANTS
@@ -30,8 +31,8 @@ NUM_EVALUATIONS = 5
 CURVE_WINDOWS = PROBE_WINDOWS = 128
 #: Items of each benchmark (of each paradigm of BLiMP).
 TASK_ITEMS = {"lambada": 1000, "blimp": 100}
-#: What a rerun on the same machine does not give again.
-TIMES = ("train_seconds", "curve", "versions")
+#: Of a result, what a rerun on the same machine does not give again.
+NOT_REPEATED = ("train_seconds", "versions")
 
 
 def run(cell: Cell, places: Places) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     evaluation = config.output.with_name(config.output.name + "-evaluation")
     result: dict[str, Any] = {
         "command": key.command,
-        "inputs": {name: value for name, value in manifest.settings.items() if name in ("data", "labels", "teacher")},
+        "inputs": manifest.settings["inputs"],
         **{name: manifest.facts[name] for name in FACTS},
         **evaluate(EvalConfig(model=config.output, data=config.data, output=evaluation)),
         "curve": {"columns": list(CURVE), "rows": curve_of(config)},
@@ -52,6 +53,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
         },
     }
     if config.student.mixer == "concept" and config.student.mixing != "none":
@@ -63,10 +65,22 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     return result
 
 
+def repeated(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a rerun on the same machine gives again: all but times."""
+    kept = {name: value for name, value in result.items() if name not in NOT_REPEATED}
+    seconds = CURVE.index("train_seconds")
+    return kept | {"curve": [row[:seconds] + row[seconds + 1 :] for row in result["curve"]["rows"]]}
+
+
 def forget(cell: Cell, places: Places) -> None:
-    """Remove what a cell's run and its evaluations left in the work folder; what it learned from stays."""
+    """Remove what a cell's run and its evaluations left in the work folder; what it learned from stays.
+
+    Raises:
+        CocomixError: the corpus is missing, and the run could not be repeated.
+    """
     key = cell.key
     stem = f"{key.variant}-{key.tokens}-{key.seed}"
+    prepare_config(key.corpus, SIZES[key.size], places)
     folder = Inputs(places, key.corpus, key.teacher, key.size).folder
     for path in (folder / stem, *folder.glob(f"{stem}-*")):
         shutil.rmtree(path, ignore_errors=True)
@@ -104,11 +118,13 @@ def curve_of(config: TrainConfig) -> list[list[float]]:
 
 
 def teacher_facts(inputs: Inputs, num_latents: int | None) -> dict[str, Any]:
-    """Loss of the teacher on the whole validation split, and how well its dictionary fits."""
+    """Loss of the teacher on the whole validation split, what training it took, and how well its dictionary fits."""
     output = inputs.folder / "teacher-evaluation"
     loss = evaluate(EvalConfig(model=inputs.teacher, data=inputs.data, output=output))["validation_loss"]
     quality = read_json(inputs.sae(num_latents) / "manifest.json")["facts"]["quality"]
-    return {"teacher_loss": loss, "sae_fvu": quality["fvu"], "sae_loss_recovered": quality["loss_recovered"]}
+    flops = read_json(inputs.teacher / "manifest.json")["facts"]["train_flops"]
+    facts = {"teacher_loss": loss, "teacher_train_flops": flops}
+    return facts | {"sae_fvu": quality["fvu"], "sae_loss_recovered": quality["loss_recovered"]}
 
 
 def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]:

@@ -18,15 +18,17 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.tables import SCALING_COMPARISON, SCALING_SHAPES, SCALING_TOKENS, SIZE, scaled
 
 NUM_RESAMPLES = 100
+#: Of a share of tokens: far beyond what a fit can say.
+LARGEST_LOG = 6.0
 INTERVAL = (5, 95)
 #: Reference point, so that A and B are losses of about one.
 N_0, T_0 = 1e6, 1e6
-#: Parameters of the paper's students by the same count (its NTP models of equal active parameters), tokens, its OpenWebText
-#: perplexities of NTP and CoCoMix (arXiv 2502.08524, table 1).
+#: Parameters of plain decoders of its CoCoMix models' widths and depths, tokens, and its OpenWebText perplexities of NTP (of
+#: equal active parameters, so wider) and CoCoMix (arXiv 2502.08524, table 1).
 PAPER = {
-    "69M": (69_445_584, 20e9, 25.3, 24.7),
-    "386M": (386_274_832, 20e9, 16.3, 15.9),
-    "1.38B": (1_373_389_328, 20e9, 14.3, 13.9),
+    "69M": (51_475_968, 20e9, 25.3, 24.7),
+    "386M": (354_823_168, 20e9, 16.3, 15.9),
+    "1.38B": (1_313_626_112, 20e9, 14.3, 13.9),
 }
 
 
@@ -105,13 +107,16 @@ def gain(N: float, T: float, variant: str) -> tuple[float, float, float] | None:
     return float(predicted(other.best, N, T) - predicted(base.best, N, T)), float(low), float(high)
 
 
-def token_share(N: float, T: float, variant: str) -> float | None:
-    """Tokens that the variant needs for NTP's loss, as a share of NTP's, by the best fits; None: out of reach."""
+def token_share(N: float, T: float, variant: str) -> float:
+    """Tokens that the variant needs for NTP's loss, as a share of NTP's, by the best fits; 0 or infinite beyond e^6."""
     base, other = fit("ntp"), fit(variant)
     assert base is not None
     assert other is not None
-    target = predicted(base.best, N, T)
-    try:
-        return float(np.exp(brentq(lambda log: predicted(other.best, N, T * np.exp(log)) - target, -6, 6)))
-    except ValueError:
-        return None
+    target = float(predicted(base.best, N, T))
+
+    def above(log: float) -> float:
+        return float(predicted(other.best, N, T * np.exp(log))) - target
+
+    if above(-LARGEST_LOG) < 0:
+        return 0.0
+    return float("inf") if above(LARGEST_LOG) > 0 else float(np.exp(brentq(above, -LARGEST_LOG, LARGEST_LOG)))

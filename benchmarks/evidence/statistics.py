@@ -58,25 +58,40 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = Non
 def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> Row:
     results = results_of(corpus, teacher, variant, tokens)
     ntp = results_of(corpus, teacher, "ntp", tokens)
-    differences = [results[seed]["validation_loss"] - ntp[seed]["validation_loss"] for seed in results if seed in ntp]
-    return Row(variant, results, differences)
+    return Row(variant, results, differences_of(results, ntp))
+
+
+def differences_of(one: Results, other: Results) -> list[float]:
+    """Losses of one less those of the other, on the seeds that both have."""
+    return [result["validation_loss"] - other[seed]["validation_loss"] for seed, result in one.items() if seed in other]
 
 
 @dataclass(frozen=True)
 class Share:
-    """What reaching NTP's final loss takes, as a share of what NTP's run took."""
+    """What reaching NTP's final loss takes on one seed, as a share of what NTP's run took."""
 
-    value: float
+    value: float | None
+    """None: the longest run does not reach it."""
     is_bound: bool = False
     """The shortest run reaches it already: less would do."""
 
+    def __str__(self) -> str:
+        if self.value is None:
+            return "not reached"
+        return f"{'under ' if self.is_bound else ''}{self.value:.0%}"
+
+    def is_at_most(self, wanted: float) -> bool | None:
+        """Whether it is; None: the bound does not say."""
+        if self.value is None or self.value <= wanted:
+            return self.value is not None
+        return None if self.is_bound else False
+
 
 def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[Share]:
-    """For each seed, what reaching NTP's final loss takes.
+    """For each seed with a run that ends above NTP's loss, or with a shorter one than NTP's, what reaching it takes.
 
     Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
-    is taken to be linear in the amount's logarithm. Seeds whose points do not reach NTP's loss, or without a shorter run,
-    are left out.
+    is taken to be linear in the amount's logarithm.
 
     Args:
         corpus: of the comparison.
@@ -87,13 +102,17 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
     shares = []
     for seed, ntp in results_of(corpus, teacher, "ntp").items():
-        runs = [results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths]
-        points = sorted((run[axis], run["validation_loss"]) for run in runs if run is not None)
-        if points and points[0][1] < ntp["validation_loss"]:
-            if min(run["train_tokens"] for run in runs if run is not None) < ntp["train_tokens"]:
+        found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
+        runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
+        points = sorted((run[axis], run["validation_loss"]) for run in runs)
+        if not points:
+            continue
+        if points[0][1] < ntp["validation_loss"]:
+            if min(run["train_tokens"] for run in runs) < ntp["train_tokens"]:
                 shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
-        elif (amount := _amount_at(points, ntp["validation_loss"])) is not None:
-            shares.append(Share(amount / ntp[axis]))
+            continue
+        amount = _amount_at(points, ntp["validation_loss"])
+        shares.append(Share(None if amount is None else amount / ntp[axis]))
     return shares
 
 

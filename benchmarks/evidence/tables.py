@@ -24,6 +24,7 @@ MAIN = (
     "kd-1-cosine",
     "published",
     "recommended",
+    "recommended-loss-only",
     "recommended-kd",
 )
 #: Those that also run with fewer tokens.

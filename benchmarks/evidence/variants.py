@@ -99,7 +99,7 @@ VARIANTS: dict[str, Variant] = {
             changes={"distillation": DistillationConfig(weight=weight)},
             at_width_of_student=True,
         )
-        for weight in (0.1, 0.3, 1.0, 3.0)
+        for weight in (0.3, 1.0, 3.0)
     },
     "kd-1-cosine": Variant(
         "distillation, weight 1, down to 0 in a cosine",
@@ -116,11 +116,22 @@ VARIANTS: dict[str, Variant] = {
         )
         for rate in (0.001, 0.002, 0.006)
     },
+    "recommended-loss-only": Variant(
+        "the same, predicted and not mixed",
+        "loss-only",
+        attribution=ACTIVATION_LABELS,
+        changes={"concept_loss_weight": 1.0, "concept_loss_schedule": "cosine"},
+    ),
     "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
     # Ablations.
-    "add": _adding("added, activation labels, weight 0.1"),
+    "add": _adding("weight 0.1"),
     **{
-        f"add-lambda-{weight:g}": _adding(f"added, weight {weight:g}", concept_loss_weight=weight)
+        f"add-lambda-{weight:g}": _adding(
+            f"added before block 1, 4 labels by activation, K_mix 32, 1,024 latents, weight {weight:g}"
+            if weight == 1
+            else f"weight {weight:g}",
+            concept_loss_weight=weight,
+        )
         for weight in (0.3, 1.0, 3.0)
     },
     "mix-only": Variant("mixed by adding, without labels", "mix-only", student={"mixing": "add"}),
@@ -130,7 +141,7 @@ VARIANTS: dict[str, Variant] = {
         attribution=ACTIVATION_LABELS,
         changes={"concept_loss_weight": 1.0},
     ),
-    "interleave-lambda-1": _weight_1("interleaved, as published", mixing="interleave"),
+    "interleave-lambda-1": _weight_1("interleaved", mixing="interleave"),
     "interleave-residual-lambda-1": _weight_1(
         "interleaved, started from the token's hidden state", mixing="interleave_residual"
     ),
