@@ -5,7 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.evidence.statistics import Row, Share, differences_of, row_of, shares_to_match
+from benchmarks.evidence.statistics import (
+    Row,
+    Share,
+    cost_with_teacher,
+    differences_of,
+    results_of,
+    row_of,
+    shares_to_match,
+)
 from benchmarks.evidence.tables import TOKENS
 from cocomix.base.formats import format_signed
 
@@ -28,6 +36,11 @@ def answers(corpus: str, teacher: str) -> list[str]:
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
+    cost = cost_with_teacher(rows["recommended"], results_of(corpus, teacher, "ntp"))
+    if cost is not None:
+        found.append(
+            f"With its labels and the teacher's own training counted, `recommended` costs {cost:.2f} times NTP's FLOPs."
+        )
     found.append(usage(rows["recommended"]))
     return found
 
@@ -80,5 +93,5 @@ def in_short() -> str:
     for corpus, name in CORPUS_NAMES.items():
         row = row_of(corpus, "weak", "recommended")
         if row.differences:
-            parts.append(f"On {name}: {against_ntp(corpus, 'weak', 'recommended', row)}")
+            parts.append(f"On {name}, teacher weaker than student. {against_ntp(corpus, 'weak', 'recommended', row)}")
     return "\n" + " ".join(parts) + "\n"

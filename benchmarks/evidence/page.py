@@ -19,7 +19,7 @@ from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.run import PROBE_WINDOWS, TASK_ITEMS
 from benchmarks.evidence.scaling import INTERVAL, PAPER, Curve, fit, gain, points, token_share
-from benchmarks.evidence.statistics import Results, Row, results_of, row_of, shares_to_match
+from benchmarks.evidence.statistics import Row, cost_with_teacher, results_of, row_of, shares_to_match
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
     ABLATION_TOKENS,
@@ -139,7 +139,7 @@ def teacher_line(corpus: str, teacher: str) -> str:
 
 def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
     ntp = results_of(corpus, teacher, "ntp")
-    flops = row.mean("train_flops_per_token")
+    flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
     base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
     return [
         f"`{row.variant}`: {VARIANTS[row.variant].what}",
@@ -148,7 +148,7 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
         interval(row),
         f"{row.mean('bits_per_byte'):.3f}",
         "" if base is None or flops is None else f"{flops / base:.2f}",
-        with_teacher(row, ntp),
+        "" if cost is None else f"{cost:.2f}",
         *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
         probe(row, "shuffle_batch"),
         *(task_score(row, *score) for score in TASK_SCORES if score[0] in TASKS[corpus]),
@@ -165,17 +165,6 @@ def probe_table() -> str:
                 name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`"
                 body.append([name, str(len(row.results)), *(probe(row, name) for name in PROBES)])
     return table(["models", "seeds", *PROBES.values()], body) if body else f"{NOT_RUN.capitalize()}."
-
-
-def with_teacher(row: Row, ntp: Results) -> str:
-    """FLOPs of the student, of its labels or targets, and of the teacher's training, NTP's = 1; the mean over seeds."""
-    found = [
-        (result["train_flops"] + result["teacher_flops"] + result.get("teacher_train_flops", 0.0))
-        / ntp[seed]["train_flops"]
-        for seed, result in row.results.items()
-        if seed in ntp
-    ]
-    return f"{statistics.fmean(found):.2f}" if found else ""
 
 
 def ablations() -> str:

@@ -13,6 +13,9 @@ from benchmarks.evidence.cells import Cell, stored_cells
 from benchmarks.evidence.tables import SIZE, TOKENS
 from cocomix.comparison.intervals import bootstrap_interval
 
+#: What a step more or less is of a run, about.
+STEP = 0.001
+
 Results = Mapping[int, Mapping[str, Any]]
 
 
@@ -43,6 +46,17 @@ class Row:
         """Of a number that all results have."""
         values = [result[name] for result in self.results.values()]
         return statistics.fmean(values) if values else None
+
+
+def cost_with_teacher(row: Row, ntp: Results) -> float | None:
+    """FLOPs of the student, of its labels or targets, and of the teacher's training, NTP's = 1; the mean over seeds."""
+    found = [
+        (result["train_flops"] + result["teacher_flops"] + result.get("teacher_train_flops", 0.0))
+        / ntp[seed]["train_flops"]
+        for seed, result in row.results.items()
+        if seed in ntp
+    ]
+    return statistics.fmean(found) if found else None
 
 
 def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> dict[int, dict[str, Any]]:
@@ -81,8 +95,8 @@ class Share:
         return f"{'under ' if self.is_bound else ''}{self.value:.0%}"
 
     def is_at_most(self, wanted: float) -> bool | None:
-        """Whether it is; None: the bound does not say."""
-        if self.value is None or self.value <= wanted:
+        """Whether it is, but for the rounding of runs to whole steps; None: the bound does not say."""
+        if self.value is None or self.value <= wanted + STEP:
             return self.value is not None
         return None if self.is_bound else False
 
