@@ -22,17 +22,25 @@ WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
 AMOUNTS = {"train_tokens": "tokens", "train_flops": "training FLOPs"}
 CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
 KD = "kd-1-cosine"
+LOSS_ONLY = "recommended-loss-only"
 
 
 def answers(corpus: str, teacher: str) -> list[str]:
     """Sentences about one corpus and teacher; none before the recommended variant has run."""
-    rows = {name: row_of(corpus, teacher, name) for name in (KD, "published", "recommended", "recommended-kd")}
+    rows = {
+        name: row_of(corpus, teacher, name) for name in (KD, "published", "recommended", LOSS_ONLY, "recommended-kd")
+    }
     if not rows["recommended"].differences:
         return []
     found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
     if rows["recommended-kd"].differences:
         found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
-    for one, other in (("recommended", KD), ("recommended-kd", KD), ("recommended", "published")):
+    for one, other in (
+        ("recommended", KD),
+        ("recommended-kd", KD),
+        ("recommended", "published"),
+        ("recommended", LOSS_ONLY),
+    ):
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
