@@ -193,6 +193,7 @@ def test_the_list_has_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     # Labels by attribution take the teacher forward and back, distillation forward alone.
     assert cocomix_row["teacher_flops_per_token"] > kd_row["teacher_flops_per_token"] > 0
     assert mix_row["teacher_flops_per_token"] == 0
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for whole names
     text = list_recipes(RecipesConfig())
     assert all(name in text for name in few)
     assert "68.3M" in text
