@@ -46,18 +46,18 @@ VARIANT_NOTES = {
 
 def main() -> None:
     PAGE.write_text(page(), encoding="utf-8")
-    _fill(README, START, readme_block(), END)
-    _fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
-    _fill(DATA_PAGE, PREPARE_START, prepare_block(), PREPARE_END)
-    _fill(STEERING_PAGE, STEERING_START, steering_block(), STEERING_END)
+    fill(README, START, readme_block(), END)
+    fill(FAMILIES_PAGE, FAMILIES_START, families_block(), FAMILIES_END)
+    fill(DATA_PAGE, PREPARE_START, prepare_block(), PREPARE_END)
+    fill(STEERING_PAGE, STEERING_START, steering_block(), STEERING_END)
     studio, site = speed_blocks.studio_block(), speed_blocks.site_block()
-    _fill(speed_blocks.STUDIO_PAGE, speed_blocks.STUDIO_START, studio, speed_blocks.STUDIO_END)
-    _fill(speed_blocks.INSPECTING_PAGE, speed_blocks.SITE_START, site, speed_blocks.SITE_END)
-    _fill(bench_page.PAGE, bench_page.START, bench_page.block(), bench_page.END)
-    _fill(README, bench_page.SHORT_START, bench_page.short_block(), bench_page.SHORT_END)
+    fill(speed_blocks.STUDIO_PAGE, speed_blocks.STUDIO_START, studio, speed_blocks.STUDIO_END)
+    fill(speed_blocks.INSPECTING_PAGE, speed_blocks.SITE_START, site, speed_blocks.SITE_END)
+    fill(bench_page.PAGE, bench_page.START, bench_page.block(), bench_page.END)
+    fill(README, bench_page.SHORT_START, bench_page.short_block(), bench_page.SHORT_END)
 
 
-def _fill(page: Path, start: str, block: str, end: str) -> None:
+def fill(page: Path, start: str, block: str, end: str) -> None:
     """Put a block between its two marks."""
     before, _, after = page.read_text(encoding="utf-8").partition(start)
     page.write_text(before + start + block + end + after.partition(end)[2], encoding="utf-8")
@@ -153,7 +153,7 @@ def prepare_block() -> str:
                 f"Peak memory is the kernel's high-water mark (VmHWM); {base / 1e6:,.0f} MB of it are the imports'. The "
                 "machine was busy with other work (its load average stands beside the times), so the wall clock says little "
                 "and the processor time more: workers cost little on top.",
-                _table(head, rows),
+                table(head, rows),
             ]
         )
         + "\n"
@@ -227,7 +227,7 @@ def seeds(result: dict[str, Any]) -> str:
             f"{format_count(first['ntp']['train_tokens'])} tokens; NTP spends {format_flops(first['ntp']['train_flops'])}, "
             f"CoCoMix {format_flops(first['cocomix']['train_flops'])} and {format_flops(first['cocomix']['teacher_flops'])} "
             "of the teacher's for its labels.",
-            _table(head, rows),
+            table(head, rows),
             f"At equal tokens the difference is {_signed(summary['mean'])} nats on average, with a standard deviation of "
             f"{summary['standard_deviation']:.3f} over the seeds. *Tokens (FLOPs) to NTP's loss* is where CoCoMix's "
             "validation curve first reaches the last point of NTP's, as a share of what NTP's whole run took; above 100 % "
@@ -268,7 +268,7 @@ def variants(result: dict[str, Any]) -> str:
             "One teacher, dictionary and split (the default demo's, seed 0); the students' seeds differ in initial weights "
             "and data order, which all runs of a seed share. Same tokens, schedule and settings for all. A row of one seed "
             "compares with the others' first.",
-            _table(head, rows),
+            table(head, rows),
             _command(result),
         ]
     )
@@ -293,7 +293,7 @@ def recipes(result: dict[str, Any]) -> str:
             "## Every recipe at small size",
             f"`gpt2-{result['size']}-*` ([recipes](recipes.md)), {format_count(result['num_tokens'])} tokens each, one "
             f"teacher, one dictionary, labels of both kinds. {made_with}",
-            _table(head, rows),
+            table(head, rows),
             "Losses are of the whole validation split, those on the way of the curves' sample of it (the runs' curves are in "
             "`benchmarks/results/recipes.json`). Runs of a seed share data and schedule; one seed tells differences of some "
             f"hundredths of a nat from nothing. Seconds are of {threads} on a machine that was busy with other work. FLOPs "
@@ -357,7 +357,7 @@ def autoencoders(result: dict[str, Any]) -> str:
             f"{format_count(row['train_tokens'])} tokens), with its defaults but for the number of latents and, where a row "
             "says so, a multiple of the default learning rate. FVU and losses are of the validation text; dead are those "
             f"active at none of {format_count(row['quality']['num_counted_tokens'])} tokens that were not trained on.",
-            _table(head, rows),
+            table(head, rows),
             f"With 4,096 latents the default {met} the targets set for it (FVU at most {targets['fvu']}, loss recovered at "
             f"least {100 * targets['loss_recovered']:.0f} %, dead at most {100 * targets['dead_share']:.0f} %). "
             "*Loss added* is what splicing the reconstruction in costs the teacher; *loss recovered* relates it to putting "
@@ -377,10 +377,10 @@ def upcycling(result: dict[str, Any]) -> str:
             f"{100 * row['same_first_choice']:.1f} % |".replace("-0.0000", "0.0000")
             for start, row in model["starts"].items()
         ]
-        table = "\n".join(["| start | loss | KL divergence | same first choice |", "|---|---|---|---|", *rows])
+        starts = "\n".join(["| start | loss | KL divergence | same first choice |", "|---|---|---|---|", *rows])
         parts.append(
             f"**{name}**, inserted before block {model['insert_layer']}, {model['num_tokens']:,} tokens; its own loss is "
-            f"{model['backbone_loss']:.3f}.\n\n{table}"
+            f"{model['backbone_loss']:.3f}.\n\n{starts}"
         )
     return (
         f"## Pretrained decoders, before any training\n\n`{result['command']}`\n\n"
@@ -445,13 +445,13 @@ def approximations(result: dict[str, Any]) -> str:
             f"The student of `{result['recipe']}` on {result['num_tokens']:,} tokens, exact and with each "
             "[approximation](model.md#approximations): equal data, order and initial weights in a seed. Times are processor "
             "seconds of a training step, exact and approximate in turn in one process: the median of the paired ratios.",
-            _table(head, rows),
+            table(head, rows),
             _command(result),
         ]
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -48,9 +48,14 @@ class Cell:
         )
 
     @property
+    def stem(self) -> str:
+        """Of its file and of its run's folder."""
+        return f"{self.variant}-{self.tokens}-{self.seed}"
+
+    @property
     def file(self) -> Path:
         key = self.key
-        return RESULTS / key.corpus / f"{key.teacher}-{key.size}" / f"{key.variant}-{key.tokens}-{key.seed}.json"
+        return RESULTS / key.corpus / f"{key.teacher}-{key.size}" / f"{key.stem}.json"
 
     @property
     def command(self) -> str:

@@ -57,7 +57,7 @@ class Inputs:
     """
 
     def __init__(self, places: Places, corpus: str, teacher: str, size: str) -> None:
-        self.places, self.corpus, self.teacher_name, self.size = places, corpus, teacher, SIZES[size]
+        self.places, self.corpus, self.size = places, corpus, SIZES[size]
         self.spec = TEACHERS.get(teacher)
         self.folder = places.work / corpus / f"{teacher}-{size}"
 

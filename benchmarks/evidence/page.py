@@ -33,12 +33,12 @@ from benchmarks.evidence.tables import (
     TOKENS,
 )
 from benchmarks.evidence.variants import VARIANTS
+from benchmarks.render import README, fill, table
 from cocomix.base.formats import format_count, format_signed
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
 IMAGES = DOCS / "images"
-README = DOCS.parent / "README.md"
 SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_RUN = "not run yet"
@@ -64,8 +64,7 @@ def write_page() -> None:
         if drawing is not None:
             (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
     PAGE.write_text(page(), encoding="utf-8")
-    before, _, after = README.read_text(encoding="utf-8").partition(SHORT_START)
-    README.write_text(before + SHORT_START + in_short() + SHORT_END + after.partition(SHORT_END)[2], encoding="utf-8")
+    fill(README, SHORT_START, in_short(), SHORT_END)
 
 
 def page() -> str:
@@ -287,11 +286,6 @@ def probe(row: Row, name: str) -> str:
     """Mean over seeds of a probe's loss change."""
     values = [result["probes"][name]["loss_delta"] for result in row.results.values() if "probes" in result]
     return format_signed(statistics.fmean(values)) if values else ""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def command(comparison: tuple[str, str]) -> str:

@@ -79,10 +79,9 @@ def forget(cell: Cell, places: Places) -> None:
         CocomixError: the corpus is missing, and the run could not be repeated.
     """
     key = cell.key
-    stem = f"{key.variant}-{key.tokens}-{key.seed}"
     prepare_config(key.corpus, SIZES[key.size], places)
     folder = Inputs(places, key.corpus, key.teacher, key.size).folder
-    for path in (folder / stem, *folder.glob(f"{stem}-*")):
+    for path in (folder / key.stem, *folder.glob(f"{key.stem}-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -93,7 +92,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
-        most = max(num_windows, windows_of(parse_count(TOKENS[inputs.teacher_name], "tokens"), size))
+        most = max(num_windows, windows_of(parse_count(TOKENS[cell.teacher], "tokens"), size))
         given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
     if draft.distillation.weight or draft.hidden_regression.weight:
         given["teacher"] = inputs.teacher
@@ -102,7 +101,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
     whole = replace(
         draft,
         data=inputs.data,
-        output=inputs.folder / f"{cell.variant}-{cell.tokens}-{cell.seed}",
+        output=inputs.folder / cell.stem,
         num_tokens=cell.num_tokens,
         num_windows=num_windows,
         seed=cell.seed,

@@ -118,11 +118,12 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     for seed, ntp in results_of(corpus, teacher, "ntp").items():
         found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
         runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
-        points = sorted((run[axis], run["validation_loss"]) for run in runs)
+        runs.sort(key=lambda run: run["train_tokens"])  # not by seconds: a longer run on an idle machine can take fewer
+        points = [(run[axis], run["validation_loss"]) for run in runs]
         if not points:
             continue
         if points[0][1] < ntp["validation_loss"]:
-            if min(run["train_tokens"] for run in runs) < ntp["train_tokens"]:
+            if runs[0]["train_tokens"] < ntp["train_tokens"]:
                 shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
             continue
         amount = _amount_at(points, ntp["validation_loss"])
