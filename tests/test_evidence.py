@@ -181,5 +181,6 @@ def test_every_variant_without_labels_is_a_whole_configuration(tmp_path: Path) -
 
 
 def test_the_page_is_what_the_stored_results_give() -> None:
-    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+    drawings = {comparison: page.curves(*comparison) for comparison in page.COMPARISONS}
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(drawings, page.scaling_curves())
     assert page.SHORT_START + answers.in_short() + page.SHORT_END in page.README.read_text(encoding="utf-8")

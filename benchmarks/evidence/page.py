@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +25,22 @@ from benchmarks.evidence.tables import (
     ABLATION_TOKENS,
     ABLATIONS,
     COMPARISONS,
+    LARGEST,
+    LARGEST_SHAPE,
     MAIN,
     RATES,
+    ROWS,
+    SCALING_COMPARISON,
     SEEDS,
     SIZE,
     TABLES,
     TOKENS,
+    plain_of,
+    scaled,
 )
 from benchmarks.evidence.variants import VARIANTS
 from benchmarks.render import README, fill, table
+from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -60,23 +67,31 @@ TASK_HEADS = ["LAMBADA perplexity", "BLiMP accuracy"]
 
 
 def write_page() -> None:
-    for drawing in (*(curves(*comparison) for comparison in COMPARISONS), scaling_curves()):
+    drawings = {comparison: curves(*comparison) for comparison in COMPARISONS}
+    scaling = scaling_curves()
+    for drawing in (*drawings.values(), scaling):
         if drawing is not None:
             (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(drawings, scaling), encoding="utf-8")
     fill(README, SHORT_START, in_short(), SHORT_END)
 
 
-def page() -> str:
-    """The template with its blocks filled in."""
+def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | None) -> str:
+    """The template with its blocks filled in.
+
+    Args:
+        drawings: by comparison.
+        scaling: of the scaling section.
+    """
     text = TEMPLATE.read_text(encoding="utf-8")
     blocks = {
         "progress": progress(),
-        "main": "\n".join(map(main_section, COMPARISONS)),
+        "main": "\n".join(main_section(comparison, drawings[comparison]) for comparison in COMPARISONS),
         "ablations": ablations(),
         "probes": probe_table(),
         "rates": rate_table(),
-        "scaling": scaling_section(),
+        "scaling": scaling_section(scaling),
+        "largest": largest_section(),
         "students": " and ".join(f"{tokens} with the {teacher} one" for teacher, tokens in TOKENS.items()),
         "teachers": "; ".join(
             f"*{name}*: {spec.what}, {format_count(spec.tokens)} tokens" for name, spec in TEACHERS.items()
@@ -107,24 +122,27 @@ def progress() -> str:
     return " and ".join(parts)
 
 
-def main_section(comparison: tuple[str, str]) -> str:
+def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
     """One corpus and teacher."""
     corpus, teacher = comparison
-    rows = [row_of(corpus, teacher, variant) for variant in MAIN]
+    rows = [row_of(corpus, teacher, variant) for variant in ROWS[teacher]]
     lines = [f"### {CORPUS_NAMES[corpus].capitalize()}, {teacher} teacher", "", teacher_line(corpus, teacher), ""]
     if not any(row.results for row in rows):
         return "\n".join([*lines, f"{NOT_RUN.capitalize()}.", "", command(comparison), ""])
-    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
-    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
-    head += TASK_HEADS if TASKS[corpus] else []
-    body = [main_row(corpus, teacher, row) for row in rows if row.results]
-    lines += [table(head, body), "", *missing(rows)]
-    drawing = curves(corpus, teacher)
+    lines += [main_table(corpus, teacher, rows), "", *missing(rows)]
     if drawing is not None:
         lines += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
     said = answers(corpus, teacher)
     lines += [*(f"- {sentence}" for sentence in said), ""] if said else []
     return "\n".join([*lines, command(comparison), ""])
+
+
+def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
+    """All that is measured of whole runs."""
+    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
+    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
+    head += TASK_HEADS if TASKS[corpus] else []
+    return table(head, [main_row(corpus, teacher, row) for row in rows if row.results])
 
 
 def teacher_line(corpus: str, teacher: str) -> str:
@@ -137,11 +155,11 @@ def teacher_line(corpus: str, teacher: str) -> str:
 
 
 def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
-    ntp = results_of(corpus, teacher, "ntp")
+    ntp = results_of(corpus, teacher, plain_of(row.variant))
     flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
     base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
     return [
-        f"`{row.variant}`: {VARIANTS[row.variant].what}",
+        named(row),
         losses(row),
         "" if row.mean_difference is None else format_signed(row.mean_difference),
         interval(row),
@@ -189,8 +207,7 @@ def short_table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.results:
             difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
-            name = f"`{row.variant}`: {VARIANTS[row.variant].what}"
-            body.append([name, losses(row), difference, interval(row), probe(row, "shuffle_batch")])
+            body.append([named(row), losses(row), difference, interval(row), probe(row, "shuffle_batch")])
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"]
     return "\n".join([*([table(head, body), ""] if body else []), *missing(rows)]).rstrip()
 
@@ -208,7 +225,7 @@ def table_command(name: str, tokens: str) -> str:
     return f"```\npython -m benchmarks.evidence --table {name}\n```\n\n{cells}"
 
 
-def scaling_section() -> str:
+def scaling_section(drawing: Drawing | None) -> str:
     """Losses of all runs, the fits, and what they say elsewhere."""
     found = {variant: {(p.shape, p.tokens): p.loss for p in points(variant)} for variant in ("ntp", "recommended")}
     body = [
@@ -228,12 +245,18 @@ def scaling_section() -> str:
             table(["", "E", "A", "a", "B", "b", "residual, nats"], [fit_row(n, c) for n, c in fits.items() if c]),
             "",
         ]
-        drawing = scaling_curves()
         if drawing is not None:
             parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
         head = ["extrapolated to", "difference, nats", "90 % interval", "perplexity, NTP = 1", "the paper's ratio"]
         parts += [table([*head, "tokens to NTP's loss"], [paper_row(*item) for item in PAPER.items()]), ""]
     return "\n".join([*parts, table_command("scaling", "TOKENS")])
+
+
+def largest_section() -> str:
+    """The pair of the largest shape."""
+    rows = [row_of(*SCALING_COMPARISON, scaled(variant, LARGEST_SHAPE)) for variant in LARGEST]
+    found = main_table(*SCALING_COMPARISON, rows) if any(row.results for row in rows) else f"{NOT_RUN.capitalize()}."
+    return f"{found}\n\n```\npython -m benchmarks.evidence --table largest\n```"
 
 
 def _scaled(loss: float | None, ntp: float) -> list[str]:
@@ -270,6 +293,10 @@ def task_score(row: Row, benchmark: str, score: str, form: str) -> str:
 
 def losses(row: Row) -> str:
     return ", ".join(f"{loss:.3f}" for loss in row.losses)
+
+
+def named(row: Row) -> str:
+    return f"`{row.variant}`: {VARIANTS[row.variant].what}"
 
 
 def interval(row: Row) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.evidence.cells import Cell, stored_cells
-from benchmarks.evidence.tables import SIZE, TOKENS
+from benchmarks.evidence.tables import SIZE, TOKENS, plain_of
 from cocomix.comparison.intervals import bootstrap_interval
 
 #: What a step more or less is of a run, about.
@@ -27,7 +27,7 @@ class Row:
     results: Results
     """By seed, of whole length."""
     differences: list[float]
-    """To NTP's loss of the same seed, nats a token."""
+    """To the loss of NTP of the same shape and seed, nats a token."""
 
     @property
     def losses(self) -> list[float]:
@@ -71,7 +71,7 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = Non
 
 def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> Row:
     results = results_of(corpus, teacher, variant, tokens)
-    ntp = results_of(corpus, teacher, "ntp", tokens)
+    ntp = results_of(corpus, teacher, plain_of(variant), tokens)
     return Row(variant, results, differences_of(results, ntp))
 
 
@@ -115,7 +115,7 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     """
     lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
     shares = []
-    for seed, ntp in results_of(corpus, teacher, "ntp").items():
+    for seed, ntp in results_of(corpus, teacher, plain_of(variant)).items():
         found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
         runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
         runs.sort(key=lambda run: run["train_tokens"])  # not by seconds: a longer run on an idle machine can take fewer

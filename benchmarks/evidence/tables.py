@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.evidence.cells import Cell
@@ -12,9 +13,6 @@ SEEDS = (0, 1, 2)
 SIZE = "small"
 #: Of a student, by its teacher: weaker than the students at their end, or trained on four times their tokens.
 TOKENS = {"weak": "1M", "strong": "500K"}
-#: Whole runs of fewer tokens, to see how many reach NTP's final loss.
-SHORTER = {"weak": ("500K", "700K"), "strong": ("250K", "350K")}
-
 #: The main table's rows, in order.
 MAIN = (
     "ntp",
@@ -27,8 +25,20 @@ MAIN = (
     "recommended-loss-only",
     "recommended-kd",
 )
-#: Those that also run with fewer tokens.
-WITH_SHORTER_RUNS = ("recommended", "recommended-kd")
+#: What has no use for a teacher stands in the weak one's table alone.
+ROWS = {"weak": MAIN, "strong": ("ntp", *MAIN[MAIN.index("kd-1-cosine") :])}
+#: Whole runs of fewer tokens, to see how many reach NTP's final loss.
+SHORTER: dict[str, dict[str, Sequence[str]]] = {
+    "weak": {
+        "ntp-equal-parameters": ("700K",),
+        "ntp-equal-flops": ("700K",),
+        "kd-1-cosine": ("700K",),
+        "recommended": ("500K", "700K"),
+        "recommended-loss-only": ("700K",),
+        "recommended-kd": ("700K",),
+    },
+    "strong": dict.fromkeys(("kd-1-cosine", "recommended", "recommended-kd"), ("250K", "350K")),
+}
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
 #: Rows of the ablations, by what they ask, all on one corpus and teacher and with one number of tokens.
@@ -45,6 +55,9 @@ ABLATIONS: dict[str, Sequence[str]] = {
     "Which labels": (
         "add-lambda-1",
         "add-attribution-lambda-1",
+        "add-attribution-lowers-lambda-1",
+        "add-attribution-magnitude-lambda-1",
+        "add-attribution-next-lambda-1",
         "add-random-lambda-1",
         "add-shuffled-lambda-1",
         "add-frequency-lambda-1",
@@ -65,6 +78,10 @@ SCALING_COMPARISON = ABLATION_COMPARISON
 SCALING_SHAPES = ("64x2", "96x3", "128x4")
 SCALING_TOKENS = ("250K", "500K", "1M")
 
+#: The largest shape that is run: a pair, and its shorter run.
+LARGEST_SHAPE = "256x6"
+LARGEST = {"ntp": ("1M",), "recommended": ("1M", "700K")}
+
 
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
     """Of whole length, seed by seed, so that a table that was left half-way has all its rows first."""
@@ -77,10 +94,10 @@ def main(corpus: str, teacher: str) -> list[Cell]:
     shorter = [
         Cell(corpus, teacher, SIZE, variant, tokens, seed)
         for seed in SEEDS
-        for variant in WITH_SHORTER_RUNS
-        for tokens in SHORTER[teacher]
+        for variant, lengths in SHORTER[teacher].items()
+        for tokens in lengths
     ]
-    return cells_of(corpus, teacher, MAIN) + shorter
+    return cells_of(corpus, teacher, ROWS[teacher]) + shorter
 
 
 def ablations() -> list[Cell]:
@@ -88,9 +105,24 @@ def ablations() -> list[Cell]:
     return [Cell(*ABLATION_COMPARISON, SIZE, name, ABLATION_TOKENS, seed) for seed in SEEDS for name in names]
 
 
+def largest() -> list[Cell]:
+    """A pair of wider and deeper students, one seed."""
+    return [
+        Cell(*SCALING_COMPARISON, SIZE, scaled(variant, LARGEST_SHAPE), tokens, 0)
+        for variant, lengths in LARGEST.items()
+        for tokens in lengths
+    ]
+
+
 def scaled(variant: str, shape: str) -> str:
     """Name of a variant at a shape, WIDTHxBLOCKS; the size's own has no suffix."""
     return variant if shape == SCALING_SHAPES[-1] else f"{variant}-{shape}"
+
+
+def plain_of(variant: str) -> str:
+    """NTP of a variant's shape."""
+    shape = re.search(r"-\d+x\d+$", variant)
+    return f"ntp{shape[0]}" if shape else "ntp"
 
 
 def scaling() -> list[Cell]:
@@ -112,4 +144,5 @@ TABLES: dict[str, Callable[[], list[Cell]]] = {
     "ablations": ablations,
     "rates": rates,
     "scaling": scaling,
+    "largest": largest,
 }

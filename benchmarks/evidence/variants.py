@@ -147,6 +147,14 @@ VARIANTS: dict[str, Variant] = {
     ),
     "add-attribution-lambda-1": _weight_1("labels by the paper's attribution", PAPER_LABELS),
     **{
+        f"add-attribution-{name}-lambda-1": _weight_1(what, replace(PAPER_LABELS, **changes))
+        for name, what, changes in (
+            ("lowers", "labels by attribution of the opposite sign", {"sign": "lowers_loss"}),
+            ("magnitude", "labels by attribution of either sign", {"sign": "magnitude"}),
+            ("next", "labels by attribution to the next token's loss alone", {"loss": "next_token"}),
+        )
+    },
+    **{
         f"add-{control}-lambda-1": _weight_1(f"control: {what}", _labels(control=control))
         for control, what in (
             ("random", "labels of a random dictionary"),
@@ -186,5 +194,5 @@ def _of_shape(variant: Variant, width: int, blocks: int) -> Variant:
 VARIANTS |= {
     f"{name}-{width}x{blocks}": _of_shape(VARIANTS[name], width, blocks)
     for name in ("ntp", "recommended")
-    for width, blocks in ((64, 2), (96, 3))
+    for width, blocks in ((64, 2), (96, 3), (256, 6))
 }
