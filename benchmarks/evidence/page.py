@@ -36,12 +36,14 @@ from benchmarks.evidence.tables import (
     TABLES,
     TOKENS,
     plain_of,
+    rated,
     scaled,
 )
 from benchmarks.evidence.variants import VARIANTS
 from benchmarks.render import README, fill, table
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
+from cocomix.planning.sizes import SIZES
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
@@ -193,12 +195,14 @@ def ablations() -> str:
 
 
 def rate_table() -> str:
-    """NTP at several learning rates, one seed."""
-    rows = [row_of(*ABLATION_COMPARISON, name) for name in RATES]
-    body = [
-        [VARIANTS[row.variant].what, f"{row.results[0]['validation_loss']:.3f}"] for row in rows if 0 in row.results
-    ]
-    return table(["run, seed 0", "loss"], body) if body else NOT_RUN.capitalize() + "."
+    """Losses of some rows at several learning rates, one seed."""
+    rates = sorted({SIZES[SIZE].learning_rate, *(rate for some in RATES.values() for rate in some)})
+    body = []
+    for variant in RATES:
+        found = [results_of(*ABLATION_COMPARISON, rated(variant, rate)).get(0) for rate in rates]
+        if any(found):
+            body.append([f"`{variant}`", *("" if run is None else f"{run['validation_loss']:.3f}" for run in found)])
+    return table(["run, seed 0", *map(str, rates)], body) if body else NOT_RUN.capitalize() + "."
 
 
 def short_table(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.inputs import TEACHERS
+from cocomix.planning.sizes import SIZES
 
 SEEDS = (0, 1, 2)
 SIZE = "small"
@@ -70,9 +71,14 @@ ABLATIONS: dict[str, Sequence[str]] = {
 }
 ABLATION_COMPARISON = ("standard_library", "weak")
 ABLATION_TOKENS = "500K"
-#: NTP's learning rate, looked at with one seed before it was everyone's.
-RATES = ("ntp-rate-0.001", "ntp-rate-0.002", "ntp", "ntp-rate-0.006")
-
+#: Learning rates, looked at with one seed, beside the one of all other tables.
+RATES: dict[str, Sequence[float]] = {
+    "ntp": (0.001, 0.002, 0.006),
+    "ntp-equal-flops": (0.002,),
+    "pause": (0.002,),
+    "published": (0.001, 0.002),
+    "recommended": (0.002,),
+}
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
 SCALING_SHAPES = ("64x2", "96x3", "128x4")
@@ -135,8 +141,14 @@ def scaling() -> list[Cell]:
     ]
 
 
+def rated(variant: str, rate: float) -> str:
+    """Name of a variant at a learning rate; the size's own has no suffix."""
+    return variant if rate == SIZES[SIZE].learning_rate else f"{variant}-rate-{rate:g}"
+
+
 def rates() -> list[Cell]:
-    return cells_of(*ABLATION_COMPARISON, RATES, seeds=(0,))
+    names = [rated(variant, rate) for variant, rates in RATES.items() for rate in rates]
+    return cells_of(*ABLATION_COMPARISON, [*names, *RATES], seeds=(0,))
 
 
 TABLES: dict[str, Callable[[], list[Cell]]] = {

@@ -107,15 +107,6 @@ VARIANTS: dict[str, Variant] = {
         changes={"distillation": DistillationConfig(weight=1.0, schedule="cosine")},
         at_width_of_student=True,
     ),
-    **{
-        f"ntp-rate-{rate:g}": Variant(
-            f"next-token prediction, learning rate {rate:g}",
-            "ntp",
-            changes={"optimizer": OptimizerConfig(learning_rate=rate, warmup_fraction=SIZES["small"].warmup_fraction)},
-            at_width_of_student=True,
-        )
-        for rate in (0.001, 0.002, 0.006)
-    },
     "recommended-loss-only": Variant(
         "the same, predicted and not mixed",
         "loss-only",
@@ -181,6 +172,19 @@ VARIANTS: dict[str, Variant] = {
         for number in (256, 4096)
     },
     "add-kd-1-lambda-1": _with_distillation(_weight_1("added, weight 1"), 1.0),
+}
+
+
+def _at_rate(variant: Variant, rate: float) -> Variant:
+    optimizer = OptimizerConfig(learning_rate=rate, warmup_fraction=SIZES["small"].warmup_fraction)
+    what = f"{variant.what}, learning rate {rate:g}"
+    return replace(variant, what=what, changes={**variant.changes, "optimizer": optimizer})
+
+
+VARIANTS |= {
+    f"{name}-rate-{rate:g}": _at_rate(VARIANTS[name], rate)
+    for name in ("ntp", "ntp-equal-flops", "pause", "published", "recommended")
+    for rate in (0.001, 0.002, 0.006)
 }
 
 
