@@ -20,6 +20,7 @@ MAIN = (
     "ntp-equal-parameters",
     "ntp-equal-flops",
     "pause",
+    "pause-residual",
     "kd-1-cosine",
     "published",
     "recommended",
@@ -77,7 +78,7 @@ RATES: dict[str, Sequence[float]] = {
     "ntp-equal-flops": (0.002,),
     "pause": (0.002,),
     "published": (0.001, 0.002),
-    "recommended": (0.002,),
+    "recommended": (0.002, 0.006),
 }
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.

@@ -90,6 +90,9 @@ VARIANTS: dict[str, Variant] = {
         "next-token prediction, at published CoCoMix's training FLOPs a token", "ntp-equal-flops"
     ),
     "pause": Variant("a pause vector in place of every concept vector", "pause"),
+    "pause-residual": Variant(
+        "the same, started from the token's hidden state", "pause", student={"mixing": "interleave_residual"}
+    ),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
     **{
