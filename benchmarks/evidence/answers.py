@@ -14,7 +14,7 @@ from benchmarks.evidence.statistics import (
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import TOKENS
+from benchmarks.evidence.tables import PUBLISHED, TOKENS
 from cocomix.base.formats import format_signed
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
@@ -27,9 +27,7 @@ LOSS_ONLY = "recommended-loss-only"
 
 def answers(corpus: str, teacher: str) -> list[str]:
     """Sentences about one corpus and teacher; none before the recommended variant has run."""
-    rows = {
-        name: row_of(corpus, teacher, name) for name in (KD, "published", "recommended", LOSS_ONLY, "recommended-kd")
-    }
+    rows = {name: row_of(corpus, teacher, name) for name in (KD, PUBLISHED, "recommended", LOSS_ONLY, "recommended-kd")}
     if not rows["recommended"].differences:
         return []
     found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
@@ -38,7 +36,7 @@ def answers(corpus: str, teacher: str) -> list[str]:
     for one, other in (
         ("recommended", KD),
         ("recommended-kd", KD),
-        ("recommended", "published"),
+        ("recommended", PUBLISHED),
         ("recommended", LOSS_ONLY),
     ):
         differences = differences_of(rows[one].results, rows[other].results)

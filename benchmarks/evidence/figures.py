@@ -9,11 +9,12 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.scaling import fit, points, predicted
 from benchmarks.evidence.statistics import results_of
+from benchmarks.evidence.tables import PUBLISHED
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
 #: Rows whose curves are drawn, with what they are called.
-DRAWN = {"ntp": "NTP", "kd-1-cosine": "distillation", "published": "published", "recommended": "recommended"}
+DRAWN = {"ntp": "NTP", "kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
 
 
 def curves(corpus: str, teacher: str) -> Drawing | None:

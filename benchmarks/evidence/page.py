@@ -28,11 +28,14 @@ from benchmarks.evidence.tables import (
     LARGEST,
     LARGEST_SHAPE,
     MAIN,
+    OWN_RATE,
+    PUBLISHED,
     RATES,
     ROWS,
     SCALING_COMPARISON,
     SEEDS,
     SIZE,
+    STEADY_RATE,
     TABLES,
     TOKENS,
     plain_of,
@@ -43,7 +46,6 @@ from benchmarks.evidence.variants import VARIANTS
 from benchmarks.render import README, fill, table
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
-from cocomix.planning.sizes import SIZES
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
@@ -178,7 +180,7 @@ def probe_table() -> str:
     """All causal probes of the main table's models with concepts."""
     body = []
     for corpus, teacher in COMPARISONS:
-        for variant in ("published", "recommended", "recommended-kd"):
+        for variant in (PUBLISHED, "recommended", "recommended-kd"):
             row = row_of(corpus, teacher, variant)
             if row.results:
                 name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`"
@@ -189,14 +191,13 @@ def probe_table() -> str:
 def ablations() -> str:
     parts = []
     for question, variants in ABLATIONS.items():
-        rows = [row_of(*ABLATION_COMPARISON, variant, ABLATION_TOKENS) for variant in variants]
-        parts += [f"**{question}**", "", short_table(rows), ""]
+        parts += [f"**{question}**", "", ablation_table(variants), ""]
     return "\n".join([*parts, table_command("ablations", ABLATION_TOKENS)])
 
 
 def rate_table() -> str:
     """Losses of some rows at several learning rates, one seed."""
-    rates = sorted({SIZES[SIZE].learning_rate, *(rate for some in RATES.values() for rate in some)})
+    rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
     body = []
     for variant in RATES:
         found = [results_of(*ABLATION_COMPARISON, rated(variant, rate)).get(0) for rate in rates]
@@ -205,15 +206,22 @@ def rate_table() -> str:
     return table(["run, seed 0", *map(str, rates)], body) if body else NOT_RUN.capitalize() + "."
 
 
-def short_table(rows: Sequence[Row]) -> str:
-    """Losses, differences and whether concepts are used."""
+def ablation_table(variants: Sequence[str]) -> str:
+    """Losses, differences and whether concepts are used; and the first seed's loss at the size's own rate."""
+    rows = {
+        name: row_of(*ABLATION_COMPARISON, rated(name, STEADY_RATE), ABLATION_TOKENS, rated("ntp", STEADY_RATE))
+        for name in variants
+    }
     body = []
-    for row in rows:
+    for name, row in rows.items():
         if row.results:
             difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
-            body.append([named(row), losses(row), difference, interval(row), probe(row, "shuffle_batch")])
-    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts"]
-    return "\n".join([*([table(head, body), ""] if body else []), *missing(rows)]).rstrip()
+            other = results_of(*ABLATION_COMPARISON, name, ABLATION_TOKENS).get(0)
+            other_loss = "" if other is None else f"{other['validation_loss']:.3f}"
+            what = f"`{name}`: {VARIANTS[name].what}"
+            body.append([what, losses(row), difference, interval(row), probe(row, "shuffle_batch"), other_loss])
+    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts", f"seed 0 at {OWN_RATE:g}"]
+    return "\n".join([*([table(head, body), ""] if body else []), *missing(list(rows.values()))]).rstrip()
 
 
 def missing(rows: Sequence[Row]) -> list[str]:

@@ -10,12 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq, least_squares
 
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.tables import SCALING_COMPARISON, SCALING_SHAPES, SCALING_TOKENS, SIZE, scaled
+from benchmarks.evidence.tables import (
+    SCALING_COMPARISON,
+    SCALING_RATES,
+    SCALING_SHAPES,
+    SCALING_TOKENS,
+    SIZE,
+    rated,
+    scaled,
+)
 
 NUM_RESAMPLES = 100
 #: Of a share of tokens: far beyond what a fit can say.
@@ -53,17 +62,20 @@ class Curve:
 
 
 def points(variant: str) -> list[Point]:
-    """What has been run of a variant; parameters are those of NTP of the same shape and length."""
-    corpus, teacher = SCALING_COMPARISON
+    """What has been run of a variant, the better of its rates; parameters are those of NTP of the same shape."""
     found = []
     for shape in SCALING_SHAPES:
         for tokens in SCALING_TOKENS:
-            plain, run = (
-                Cell(corpus, teacher, SIZE, scaled(name, shape), tokens, 0).result() for name in ("ntp", variant)
-            )
-            if plain is not None and run is not None:
-                found.append(Point(shape, plain["num_parameters"], run["train_tokens"], run["validation_loss"]))
+            plain, some = (_at_all_rates(scaled(name, shape), tokens) for name in ("ntp", variant))
+            if plain and some:
+                run = min(some, key=lambda result: result["validation_loss"])
+                found.append(Point(shape, plain[0]["num_parameters"], run["train_tokens"], run["validation_loss"]))
     return found
+
+
+def _at_all_rates(variant: str, tokens: str) -> list[dict[str, Any]]:
+    cells = (Cell(*SCALING_COMPARISON, SIZE, rated(variant, rate), tokens, 0) for rate in SCALING_RATES)
+    return [result for cell in cells if (result := cell.result()) is not None]
 
 
 def predicted(parameters: Sequence[float], N: float | np.ndarray, T: float | np.ndarray) -> float | np.ndarray:

@@ -69,9 +69,10 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = Non
     return found
 
 
-def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> Row:
+def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None, plain: str | None = None) -> Row:
+    """A variant's results, and their differences to NTP's, or to those of another run that is named."""
     results = results_of(corpus, teacher, variant, tokens)
-    ntp = results_of(corpus, teacher, plain_of(variant), tokens)
+    ntp = results_of(corpus, teacher, plain or plain_of(variant), tokens)
     return Row(variant, results, differences_of(results, ntp))
 
 

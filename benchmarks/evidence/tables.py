@@ -14,15 +14,35 @@ SEEDS = (0, 1, 2)
 SIZE = "small"
 #: Of a student, by its teacher: weaker than the students at their end, or trained on four times their tokens.
 TOKENS = {"weak": "1M", "strong": "500K"}
+OWN_RATE = SIZES[SIZE].learning_rate
+
+
+def rated(variant: str, rate: float) -> str:
+    """Name of a variant at a learning rate; the size's own has no suffix."""
+    return variant if rate == OWN_RATE else f"{variant}-rate-{rate:g}"
+
+
+#: The rate at which nothing stays on the plateau that the page describes.
+STEADY_RATE = 0.002
+#: Learning rates, looked at with one seed, beside the size's own.
+RATES: dict[str, Sequence[float]] = {
+    "ntp": (0.001, STEADY_RATE, 0.006),
+    "ntp-equal-flops": (STEADY_RATE,),
+    "pause": (STEADY_RATE,),
+    "published": (0.001, STEADY_RATE),
+    "recommended": (STEADY_RATE, 0.006),
+}
+#: Each at the better of its rates.
+EQUAL_FLOPS, PUBLISHED = rated("ntp-equal-flops", STEADY_RATE), rated("published", STEADY_RATE)
 #: The main table's rows, in order.
 MAIN = (
     "ntp",
     "ntp-equal-parameters",
-    "ntp-equal-flops",
+    EQUAL_FLOPS,
     "pause",
     "pause-residual",
     "kd-1-cosine",
-    "published",
+    PUBLISHED,
     "recommended",
     "recommended-loss-only",
     "recommended-kd",
@@ -33,7 +53,8 @@ ROWS = {"weak": MAIN, "strong": ("ntp", *MAIN[MAIN.index("kd-1-cosine") :])}
 SHORTER: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
         "ntp-equal-parameters": ("700K",),
-        "ntp-equal-flops": ("700K",),
+        EQUAL_FLOPS: ("700K",),
+        PUBLISHED: ("700K",),
         "kd-1-cosine": ("700K",),
         "recommended": ("500K", "700K"),
         "recommended-loss-only": ("700K",),
@@ -72,18 +93,13 @@ ABLATIONS: dict[str, Sequence[str]] = {
 }
 ABLATION_COMPARISON = ("standard_library", "weak")
 ABLATION_TOKENS = "500K"
-#: Learning rates, looked at with one seed, beside the one of all other tables.
-RATES: dict[str, Sequence[float]] = {
-    "ntp": (0.001, 0.002, 0.006),
-    "ntp-equal-flops": (0.002,),
-    "pause": (0.002,),
-    "published": (0.001, 0.002),
-    "recommended": (0.002, 0.006),
-}
+
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
 SCALING_SHAPES = ("64x2", "96x3", "128x4")
 SCALING_TOKENS = ("250K", "500K", "1M")
+#: A point is the better of its runs.
+SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
 #: The largest shape that is run: a pair, and its shorter run.
 LARGEST_SHAPE = "256x6"
@@ -109,7 +125,11 @@ def main(corpus: str, teacher: str) -> list[Cell]:
 
 def ablations() -> list[Cell]:
     names = dict.fromkeys(("ntp", *(name for rows in ABLATIONS.values() for name in rows)))
-    return [Cell(*ABLATION_COMPARISON, SIZE, name, ABLATION_TOKENS, seed) for seed in SEEDS for name in names]
+    return [
+        Cell(*ABLATION_COMPARISON, SIZE, rated(name, STEADY_RATE), ABLATION_TOKENS, seed)
+        for seed in SEEDS
+        for name in names
+    ]
 
 
 def largest() -> list[Cell]:
@@ -127,24 +147,20 @@ def scaled(variant: str, shape: str) -> str:
 
 
 def plain_of(variant: str) -> str:
-    """NTP of a variant's shape."""
-    shape = re.search(r"-\d+x\d+$", variant)
+    """NTP of a variant's shape, at the size's rate."""
+    shape = re.search(r"-\d+x\d+", variant)
     return f"ntp{shape[0]}" if shape else "ntp"
 
 
 def scaling() -> list[Cell]:
-    """Three shapes, three numbers of tokens, one seed."""
+    """Three shapes, three numbers of tokens, two learning rates, one seed."""
     return [
-        Cell(*SCALING_COMPARISON, SIZE, scaled(variant, shape), tokens, 0)
+        Cell(*SCALING_COMPARISON, SIZE, rated(scaled(variant, shape), rate), tokens, 0)
+        for rate in SCALING_RATES
         for tokens in SCALING_TOKENS
         for shape in SCALING_SHAPES
         for variant in ("ntp", "recommended")
     ]
-
-
-def rated(variant: str, rate: float) -> str:
-    """Name of a variant at a learning rate; the size's own has no suffix."""
-    return variant if rate == SIZES[SIZE].learning_rate else f"{variant}-rate-{rate:g}"
 
 
 def rates() -> list[Cell]:

@@ -184,13 +184,6 @@ def _at_rate(variant: Variant, rate: float) -> Variant:
     return replace(variant, what=what, changes={**variant.changes, "optimizer": optimizer})
 
 
-VARIANTS |= {
-    f"{name}-rate-{rate:g}": _at_rate(VARIANTS[name], rate)
-    for name in ("ntp", "ntp-equal-flops", "pause", "published", "recommended")
-    for rate in (0.001, 0.002, 0.006)
-}
-
-
 def _of_shape(variant: Variant, width: int, blocks: int) -> Variant:
     """Heads are 32 wide, as everywhere."""
     shape = {"hidden_size": width, "num_layers": blocks, "num_heads": width // 32}
@@ -202,4 +195,9 @@ VARIANTS |= {
     f"{name}-{width}x{blocks}": _of_shape(VARIANTS[name], width, blocks)
     for name in ("ntp", "recommended")
     for width, blocks in ((64, 2), (96, 3), (256, 6))
+}
+VARIANTS |= {
+    f"{name}-rate-{rate:g}": _at_rate(variant, rate)
+    for name, variant in VARIANTS.items()
+    for rate in (0.001, 0.002, 0.006)
 }
