@@ -14,7 +14,7 @@ from benchmarks.evidence.statistics import (
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import PUBLISHED, TOKENS
+from benchmarks.evidence.tables import PLAIN, PUBLISHED, TOKENS
 from cocomix.base.formats import format_signed
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
@@ -42,7 +42,7 @@ def answers(corpus: str, teacher: str) -> list[str]:
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
-    cost = cost_with_teacher(rows["recommended"], results_of(corpus, teacher, "ntp"))
+    cost = cost_with_teacher(rows["recommended"], results_of(corpus, teacher, PLAIN[teacher]))
     if cost is not None:
         found.append(
             f"With its labels and the teacher's own training counted, `recommended` costs {cost:.2f} times NTP's FLOPs."

@@ -9,23 +9,24 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.scaling import fit, points, predicted
 from benchmarks.evidence.statistics import results_of
-from benchmarks.evidence.tables import PUBLISHED
+from benchmarks.evidence.tables import PLAIN, PUBLISHED
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
-#: Rows whose curves are drawn, with what they are called.
-DRAWN = {"ntp": "NTP", "kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
+#: Rows whose curves are drawn beside NTP's, with what they are called.
+DRAWN = {"kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
 
 
 def curves(corpus: str, teacher: str) -> Drawing | None:
     """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
-    found = {name: results_of(corpus, teacher, name) for name in DRAWN}
+    drawn = {PLAIN[teacher]: "NTP", **DRAWN}
+    found = {name: results_of(corpus, teacher, name) for name in drawn}
     found = {name: results for name, results in found.items() if results}
     seeds = set.intersection(*(set(results) for results in found.values())) if found else set()
     if len(found) < 2 or not seeds:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    colors = dict(zip(DRAWN, SERIES, strict=False))
+    colors = dict(zip(drawn, SERIES, strict=False))
     for name, results in found.items():
         color = colors[name]
         rows = [results[seed]["curve"]["rows"] for seed in sorted(seeds)]
@@ -33,7 +34,7 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
         axes.plot(tokens, losses, color=color, linewidth=1.6)
         axes.annotate(
-            DRAWN[name],
+            drawn[name],
             (tokens[-1], losses[-1]),
             xytext=(6, 0),
             textcoords="offset points",

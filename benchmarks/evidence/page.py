@@ -26,7 +26,6 @@ from benchmarks.evidence.tables import (
     ABLATIONS,
     COMPARISONS,
     LARGEST,
-    LARGEST_SHAPE,
     MAIN,
     OWN_RATE,
     PUBLISHED,
@@ -40,7 +39,6 @@ from benchmarks.evidence.tables import (
     TOKENS,
     plain_of,
     rated,
-    scaled,
 )
 from benchmarks.evidence.variants import VARIANTS
 from benchmarks.render import README, fill, table
@@ -159,7 +157,7 @@ def teacher_line(corpus: str, teacher: str) -> str:
 
 
 def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
-    ntp = results_of(corpus, teacher, plain_of(row.variant))
+    ntp = results_of(corpus, teacher, plain_of(row.variant, teacher))
     flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
     base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
     return [
@@ -266,7 +264,7 @@ def scaling_section(drawing: Drawing | None) -> str:
 
 def largest_section() -> str:
     """The pair of the largest shape."""
-    rows = [row_of(*SCALING_COMPARISON, scaled(variant, LARGEST_SHAPE)) for variant in LARGEST]
+    rows = [row_of(*SCALING_COMPARISON, variant) for variant in LARGEST]
     found = main_table(*SCALING_COMPARISON, rows) if any(row.results for row in rows) else f"{NOT_RUN.capitalize()}."
     return f"{found}\n\n```\npython -m benchmarks.evidence --table largest\n```"
 

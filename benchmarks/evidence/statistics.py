@@ -72,7 +72,7 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = Non
 def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None, plain: str | None = None) -> Row:
     """A variant's results, and their differences to NTP's, or to those of another run that is named."""
     results = results_of(corpus, teacher, variant, tokens)
-    ntp = results_of(corpus, teacher, plain or plain_of(variant), tokens)
+    ntp = results_of(corpus, teacher, plain or plain_of(variant, teacher), tokens)
     return Row(variant, results, differences_of(results, ntp))
 
 
@@ -116,7 +116,7 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
     """
     lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
     shares = []
-    for seed, ntp in results_of(corpus, teacher, plain_of(variant)).items():
+    for seed, ntp in results_of(corpus, teacher, plain_of(variant, teacher)).items():
         found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
         runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
         runs.sort(key=lambda run: run["train_tokens"])  # not by seconds: a longer run on an idle machine can take fewer

@@ -27,17 +27,22 @@ STEADY_RATE = 0.002
 #: Learning rates, looked at with one seed, beside the size's own.
 RATES: dict[str, Sequence[float]] = {
     "ntp": (0.001, STEADY_RATE, 0.006),
+    "ntp-equal-parameters": (STEADY_RATE,),
     "ntp-equal-flops": (STEADY_RATE,),
     "pause": (STEADY_RATE,),
     "published": (0.001, STEADY_RATE),
     "recommended": (STEADY_RATE, 0.006),
 }
-#: Each at the better of its rates.
-EQUAL_FLOPS, PUBLISHED = rated("ntp-equal-flops", STEADY_RATE), rated("published", STEADY_RATE)
+#: NTP in a teacher's comparison: at the rate at which no seed stays on the plateau.
+PLAIN = {"weak": "ntp", "strong": rated("ntp", STEADY_RATE)}
+#: Others that did better at that rate.
+EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
+    rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
+)
 #: The main table's rows, in order.
 MAIN = (
-    "ntp",
-    "ntp-equal-parameters",
+    PLAIN["weak"],
+    EQUAL_PARAMETERS,
     EQUAL_FLOPS,
     "pause",
     "pause-residual",
@@ -48,11 +53,11 @@ MAIN = (
     "recommended-kd",
 )
 #: What has no use for a teacher stands in the weak one's table alone.
-ROWS = {"weak": MAIN, "strong": ("ntp", *MAIN[MAIN.index("kd-1-cosine") :])}
+ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index("kd-1-cosine") :])}
 #: Whole runs of fewer tokens, to see how many reach NTP's final loss.
 SHORTER: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
-        "ntp-equal-parameters": ("700K",),
+        EQUAL_PARAMETERS: ("700K",),
         EQUAL_FLOPS: ("700K",),
         PUBLISHED: ("700K",),
         "kd-1-cosine": ("700K",),
@@ -101,9 +106,8 @@ SCALING_TOKENS = ("250K", "500K", "1M")
 #: A point is the better of its runs.
 SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
-#: The largest shape that is run: a pair, and its shorter run.
-LARGEST_SHAPE = "256x6"
-LARGEST = {"ntp": ("1M",), "recommended": ("1M", "700K")}
+#: The largest shape that is run, with its numbers of tokens.
+LARGEST = {"ntp-256x6-rate-0.002": ("1M",), "recommended-256x6-rate-0.002": ("1M", "700K")}
 
 
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
@@ -135,7 +139,7 @@ def ablations() -> list[Cell]:
 def largest() -> list[Cell]:
     """A pair of wider and deeper students, one seed."""
     return [
-        Cell(*SCALING_COMPARISON, SIZE, scaled(variant, LARGEST_SHAPE), tokens, 0)
+        Cell(*SCALING_COMPARISON, SIZE, variant, tokens, 0)
         for variant, lengths in LARGEST.items()
         for tokens in lengths
     ]
@@ -146,10 +150,10 @@ def scaled(variant: str, shape: str) -> str:
     return variant if shape == SCALING_SHAPES[-1] else f"{variant}-{shape}"
 
 
-def plain_of(variant: str) -> str:
-    """NTP of a variant's shape, at the size's rate."""
-    shape = re.search(r"-\d+x\d+", variant)
-    return f"ntp{shape[0]}" if shape else "ntp"
+def plain_of(variant: str, teacher: str) -> str:
+    """The NTP that a variant is compared with: of its shape and rate, if its name has a shape."""
+    shape = re.search(r"-\d+x\d+(-rate-[\d.]+)?$", variant)
+    return f"ntp{shape[0]}" if shape else PLAIN[teacher]
 
 
 def scaling() -> list[Cell]:
