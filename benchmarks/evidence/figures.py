@@ -70,7 +70,7 @@ def scaling_curves() -> Drawing | None:
             axes.annotate(label, (some[-1].tokens, some[-1].loss), color=color, **place)
     axes.set_xscale("log")
     axes.set_xticks(sorted({run.tokens for run in points("ntp")}))
-    axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
+    axes.xaxis.set_major_formatter(lambda value, _: format_count(float(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training tokens, each run with its own whole schedule")
     axes.set_title("validation loss, nats a token, and the fitted curves", loc="left", fontsize=8.5, color=MUTED)
