@@ -14,7 +14,7 @@ from benchmarks.evidence.statistics import (
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import PLAIN, PUBLISHED, TOKENS
+from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, PLAIN, PUBLISHED, ROWS, TOKENS
 from cocomix.base.formats import format_signed
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
@@ -22,23 +22,30 @@ WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
 AMOUNTS = {"train_tokens": "tokens", "train_flops": "training FLOPs"}
 CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
 KD = "kd-1-cosine"
-LOSS_ONLY = "recommended-loss-only"
+#: What is compared beside NTP.
+PAIRS = (
+    ("recommended", EQUAL_PARAMETERS),
+    ("recommended", EQUAL_FLOPS),
+    ("recommended", "pause-residual"),
+    ("recommended", KD),
+    ("recommended-kd", KD),
+    ("recommended-kd", "recommended"),
+    ("recommended", PUBLISHED),
+    ("recommended", "recommended-loss-only"),
+)
 
 
 def answers(corpus: str, teacher: str) -> list[str]:
     """Sentences about one corpus and teacher; none before the recommended variant has run."""
-    rows = {name: row_of(corpus, teacher, name) for name in (KD, PUBLISHED, "recommended", LOSS_ONLY, "recommended-kd")}
+    rows = {name: row_of(corpus, teacher, name) for name in ROWS[teacher]}
     if not rows["recommended"].differences:
         return []
     found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
     if rows["recommended-kd"].differences:
         found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
-    for one, other in (
-        ("recommended", KD),
-        ("recommended-kd", KD),
-        ("recommended", PUBLISHED),
-        ("recommended", LOSS_ONLY),
-    ):
+    for one, other in PAIRS:
+        if other not in rows:
+            continue
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
