@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.evidence.statistics import (
+    WITH_TEACHER,
     Row,
     Share,
     cost_with_teacher,
@@ -14,12 +15,16 @@ from benchmarks.evidence.statistics import (
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, PLAIN, PUBLISHED, ROWS, TOKENS
+from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, LONGER, PLAIN, PUBLISHED, ROWS, TOKENS
 from cocomix.base.formats import format_signed
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
 WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
-AMOUNTS = {"train_tokens": "tokens", "train_flops": "training FLOPs"}
+AMOUNTS = {
+    "train_tokens": "tokens",
+    "train_flops": "training FLOPs",
+    WITH_TEACHER: "FLOPs if labels and the teacher's own training are counted",
+}
 CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
 KD = "kd-1-cosine"
 #: What is compared beside NTP.
@@ -54,7 +59,23 @@ def answers(corpus: str, teacher: str) -> list[str]:
         found.append(
             f"With its labels and the teacher's own training counted, `recommended` costs {cost:.2f} times NTP's FLOPs."
         )
+    if teacher == "weak":
+        found += longer(corpus, rows["recommended"])
     found.append(usage(rows["recommended"]))
+    return found
+
+
+def longer(corpus: str, recommended: Row) -> list[str]:
+    """NTP with the recommended variant's FLOPs in more tokens."""
+    found = []
+    for tokens, words in zip(
+        LONGER, ("as many FLOPs", "as many FLOPs as with labels and the teacher's training"), strict=True
+    ):
+        ntp = results_of(corpus, "weak", PLAIN["weak"], tokens)
+        differences = differences_of(recommended.results, ntp)
+        if differences:
+            said = f"{listed(differences)} nats ({verdict(differences)})"
+            found.append(f"`recommended` differs by {said} from NTP with {tokens} tokens, {words}.")
     return found
 
 
@@ -67,12 +88,14 @@ def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
             listed_shares = ", ".join(map(str, shares))
-            parts.append(f"{listed_shares} of its {words}{aim(shares, WANTED[axis])}")
-    return text + (f". It reaches NTP's final loss with {' and '.join(parts)}." if parts else ".")
+            parts.append(f"{listed_shares} of its {words}{aim(shares, WANTED.get(axis))}")
+    return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
 
 
-def aim(shares: Sequence[Share], wanted: float) -> str:
+def aim(shares: Sequence[Share], wanted: float | None) -> str:
     """On how many seeds what was aimed at is reached; a bound above it says nothing."""
+    if wanted is None:
+        return ""
     decided = [met for share in shares if (met := share.is_at_most(wanted)) is not None]
     return f" ({wanted:.0%} or less was aimed at, and reached on {sum(decided)} of {len(decided)})" if decided else ""
 
@@ -101,10 +124,42 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def in_short() -> str:
-    """For the README: the comparisons that have been run, against NTP."""
-    parts = []
+    """For the README: what was found with the weak teacher, good and bad."""
+    return "\n" + " ".join(summary()) + "\n"
+
+
+def summary() -> list[str]:
+    """The page's answers to its questions, each a sentence or two; none on what has not been run."""
+    found = []
     for corpus, name in CORPUS_NAMES.items():
         row = row_of(corpus, "weak", "recommended")
         if row.differences:
-            parts.append(f"On {name}, teacher weaker than student. {against_ntp(corpus, 'weak', 'recommended', row)}")
-    return "\n" + " ".join(parts) + "\n"
+            said = against_ntp(corpus, "weak", "recommended", row)
+            found.append(f"On {name}, from a teacher whose loss is above its students' final one: {lowered(said)}")
+    for one, other, question in (
+        ("recommended", KD, "Against distillation with the same weight and schedule"),
+        ("recommended", "recommended-loss-only", "Against concepts that are predicted and not mixed"),
+        (PUBLISHED, PLAIN["weak"], "As published, against NTP"),
+    ):
+        found += compared(one, other, question, "weak")
+    found += compared(
+        "recommended-kd",
+        KD,
+        "With a teacher stronger than its students, concepts and distillation against distillation",
+        "strong",
+    )
+    return found
+
+
+def compared(one: str, other: str, question: str, teacher: str) -> list[str]:
+    """One sentence on both corpora."""
+    parts = []
+    for corpus, name in CORPUS_NAMES.items():
+        differences = differences_of(results_of(corpus, teacher, one), results_of(corpus, teacher, other))
+        if differences:
+            parts.append(f"{listed(differences)} nats on {name} ({verdict(differences)})")
+    return [f"{question}: {'; '.join(parts)}."] if parts else []
+
+
+def lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]

@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from benchmarks.evidence.scaling import fit, points, predicted
+from benchmarks.evidence.scaling import FITTED, fits, points, predicted
 from benchmarks.evidence.statistics import results_of
 from benchmarks.evidence.tables import PLAIN, PUBLISHED
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
@@ -54,12 +54,12 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
 
 def scaling_curves() -> Drawing | None:
     """Loss against tokens of each shape, NTP's in one colour and the recommended variant's in another, over their fits."""
-    fits = {name: fit(name) for name in ("ntp", "recommended")}
+    found = fits()
+    if found is None:
+        return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    for color, (name, curve) in zip((SERIES[0], SERIES[3]), fits.items(), strict=True):
-        if curve is None:
-            return None
-        runs = points(name)
+    for color, name in zip((SERIES[0], SERIES[3]), FITTED, strict=True):
+        runs, curve = points(name), found[name]
         for shape in dict.fromkeys(run.shape for run in runs):
             some = [run for run in runs if run.shape == shape]
             tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short
+from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short, summary
 from benchmarks.evidence.cells import PLACES, Cell
 from benchmarks.evidence.corpora import TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.run import PROBE_WINDOWS, TASK_ITEMS
-from benchmarks.evidence.scaling import INTERVAL, PAPER, Curve, fit, gain, points, token_share
-from benchmarks.evidence.statistics import Row, cost_with_teacher, results_of, row_of, shares_to_match
+from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, points, token_share
+from benchmarks.evidence.statistics import WITH_TEACHER, Row, cost_with_teacher, results_of, row_of, shares_to_match
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
     ABLATION_TOKENS,
@@ -32,6 +32,7 @@ from benchmarks.evidence.tables import (
     RATES,
     ROWS,
     SCALING_COMPARISON,
+    SCHEDULES,
     SEEDS,
     SIZE,
     STEADY_RATE,
@@ -52,7 +53,7 @@ SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in 
 TEMPLATE = Path(__file__).with_name("page.md")
 NOT_RUN = "not run yet"
 #: How any cell of a section is run, or run again.
-CELLS = "Any one of them: `python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED --again`."
+CELLS = "Any one of them: `python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED{places} --again`."
 #: Causal probes and what they do.
 PROBES = {
     "shuffle_batch": "another sequence's concepts",
@@ -62,10 +63,10 @@ PROBES = {
     "oracle": "the teacher's own",
 }
 #: Of what it takes to reach NTP's loss.
-AXES = ("train_tokens", "train_flops", "train_seconds")
-#: Benchmark, score, how it is written; and the columns' heads.
-TASK_SCORES = (("lambada", "perplexity", "{:,.0f}"), ("blimp", "acc", "{:.1%}"))
-TASK_HEADS = ["LAMBADA perplexity", "BLiMP accuracy"]
+AXES = ("train_tokens", "train_flops", WITH_TEACHER, "train_seconds")
+#: Benchmarks, and their columns' heads.
+TASK_SCORES = ("lambada", "blimp")
+TASK_HEADS = ["LAMBADA, nats a word", "BLiMP accuracy"]
 
 
 def write_page() -> None:
@@ -88,13 +89,15 @@ def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | 
     text = TEMPLATE.read_text(encoding="utf-8")
     blocks = {
         "progress": progress(),
+        "summary": "\n".join(f"- {sentence}" for sentence in summary()) or f"{NOT_RUN.capitalize()}.",
+        "schedules": schedule_table(),
         "main": "\n".join(main_section(comparison, drawings[comparison]) for comparison in COMPARISONS),
         "ablations": ablations(),
         "probes": probe_table(),
         "rates": rate_table(),
         "scaling": scaling_section(scaling),
         "largest": largest_section(),
-        "students": " and ".join(f"{tokens} with the {teacher} one" for teacher, tokens in TOKENS.items()),
+        "students": " and ".join(f"{tokens} tokens with the {teacher} teacher" for teacher, tokens in TOKENS.items()),
         "teachers": "; ".join(
             f"*{name}*: {spec.what}, {format_count(spec.tokens)} tokens" for name, spec in TEACHERS.items()
         ),
@@ -110,9 +113,14 @@ def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | 
 
 
 def times() -> str:
-    """How far seconds of equal work differ between NTP's seeds."""
-    seconds = [result["train_seconds"] for result in results_of(*ABLATION_COMPARISON, "ntp").values()]
-    return f"NTP's seeds took {', '.join(f'{value:.0f}' for value in seconds)} s" if seconds else NOT_RUN
+    """How far seconds of equal work differ."""
+    parts = []
+    for variant in ("ntp", "recommended"):
+        runs = [run for corpus in CORPUS_NAMES for run in results_of(corpus, "weak", variant).values()]
+        if runs:
+            seconds = sorted(run["train_seconds"] for run in runs)
+            parts.append(f"{len(runs)} runs of `{variant}` took {seconds[0]:.0f} to {seconds[-1]:.0f} s")
+    return ", ".join(parts) or NOT_RUN
 
 
 def progress() -> str:
@@ -142,7 +150,8 @@ def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
 def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
     """All that is measured of whole runs."""
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
-    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it", "seconds to it", "shuffled concepts"]
+    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it"]
+    head += ["the same with the teacher's", "seconds to it", "shuffled concepts"]
     head += TASK_HEADS if TASKS[corpus] else []
     return table(head, [main_row(corpus, teacher, row) for row in rows if row.results])
 
@@ -170,7 +179,7 @@ def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
         "" if cost is None else f"{cost:.2f}",
         *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
         probe(row, "shuffle_batch"),
-        *(task_score(row, *score) for score in TASK_SCORES if score[0] in TASKS[corpus]),
+        *(task_score(row, name) for name in TASK_SCORES if name in TASKS[corpus]),
     ]
 
 
@@ -194,31 +203,47 @@ def ablations() -> str:
 
 
 def rate_table() -> str:
-    """Losses of some rows at several learning rates, one seed."""
+    """Losses of some rows at several learning rates."""
     rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
     body = []
-    for variant in RATES:
-        found = [results_of(*ABLATION_COMPARISON, rated(variant, rate)).get(0) for rate in rates]
-        if any(found):
-            body.append([f"`{variant}`", *("" if run is None else f"{run['validation_loss']:.3f}" for run in found)])
-    return table(["run, seed 0", *map(str, rates)], body) if body else NOT_RUN.capitalize() + "."
+    for tokens, variants in ((TOKENS["weak"], tuple(RATES)), (ABLATION_TOKENS, ("ntp", "recommended"))):
+        for variant in variants:
+            rows = [row_of(*ABLATION_COMPARISON, rated(variant, rate), tokens) for rate in rates]
+            if any(row.results for row in rows):
+                body.append([f"`{variant}`, {tokens} tokens", *map(losses, rows)])
+    return table(["losses by seed", *map(str, rates)], body) if body else NOT_RUN.capitalize() + "."
+
+
+def schedule_table() -> str:
+    """Losses of the first seed."""
+    rows = [(name, results_of(*ABLATION_COMPARISON, name).get(0)) for name in SCHEDULES]
+    body = [[f"`{name}`: {VARIANTS[name].what}", f"{run['validation_loss']:.3f}"] for name, run in rows if run]
+    return table(["run", "loss, seed 0"], body) if body else f"{NOT_RUN.capitalize()}."
 
 
 def ablation_table(variants: Sequence[str]) -> str:
-    """Losses, differences and whether concepts are used; and the first seed's loss at the size's own rate."""
-    rows = {
-        name: row_of(*ABLATION_COMPARISON, rated(name, STEADY_RATE), ABLATION_TOKENS, rated("ntp", STEADY_RATE))
-        for name in variants
-    }
+    """Losses, differences, costs and whether concepts are used; and the first seed's loss at the size's own rate."""
+    plain = rated("ntp", STEADY_RATE)
+    ntp = results_of(*ABLATION_COMPARISON, plain, ABLATION_TOKENS)
+    rows = {name: row_of(*ABLATION_COMPARISON, rated(name, STEADY_RATE), ABLATION_TOKENS, plain) for name in variants}
     body = []
     for name, row in rows.items():
         if row.results:
-            difference = "" if row.mean_difference is None else format_signed(row.mean_difference)
             other = results_of(*ABLATION_COMPARISON, name, ABLATION_TOKENS).get(0)
-            other_loss = "" if other is None else f"{other['validation_loss']:.3f}"
-            what = f"`{name}`: {VARIANTS[name].what}"
-            body.append([what, losses(row), difference, interval(row), probe(row, "shuffle_batch"), other_loss])
-    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "shuffled concepts", f"seed 0 at {OWN_RATE:g}"]
+            flops = [run["train_flops"] / ntp[seed]["train_flops"] for seed, run in row.results.items() if seed in ntp]
+            body.append(
+                [
+                    f"`{row.variant}`: {VARIANTS[name].what}",
+                    losses(row),
+                    "" if row.mean_difference is None else format_signed(row.mean_difference),
+                    interval(row),
+                    f"{statistics.fmean(flops):.2f}" if flops else "",
+                    probe(row, "shuffle_batch"),
+                    "" if other is None else f"{other['validation_loss']:.3f}",
+                ]
+            )
+    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "FLOPs, NTP = 1", "shuffled concepts"]
+    head += [f"seed 0 at {OWN_RATE:g}"]
     return "\n".join([*([table(head, body), ""] if body else []), *missing(list(rows.values()))]).rstrip()
 
 
@@ -231,13 +256,13 @@ def missing(rows: Sequence[Row]) -> list[str]:
 def table_command(name: str, tokens: str) -> str:
     """How to run or continue a section's cells, and how to repeat one."""
     corpus, teacher = ABLATION_COMPARISON
-    cells = CELLS.format(corpus=corpus, teacher=teacher, tokens=tokens)
+    cells = CELLS.format(corpus=corpus, teacher=teacher, tokens=tokens, places=PLACES[corpus])
     return f"```\npython -m benchmarks.evidence --table {name}\n```\n\n{cells}"
 
 
 def scaling_section(drawing: Drawing | None) -> str:
     """Losses of all runs, the fits, and what they say elsewhere."""
-    found = {variant: {(p.shape, p.tokens): p.loss for p in points(variant)} for variant in ("ntp", "recommended")}
+    found = {variant: {(p.shape, p.tokens): p.loss for p in points(variant)} for variant in FITTED}
     body = [
         [
             f"{shape}, {format_count(tokens)} tokens",
@@ -249,12 +274,10 @@ def scaling_section(drawing: Drawing | None) -> str:
     if not body:
         return f"{NOT_RUN.capitalize()}.\n\n{table_command('scaling', 'TOKENS')}"
     parts = [table(["width x blocks, tokens", "NTP", "recommended", "difference"], body), ""]
-    fits = {name: fit(name) for name in found}
-    if all(fits.values()):
-        parts += [
-            table(["", "E", "A", "a", "B", "b", "residual, nats"], [fit_row(n, c) for n, c in fits.items() if c]),
-            "",
-        ]
+    curves_of = fits()
+    if curves_of is not None:
+        rows = [fit_row(*item) for item in curves_of.items()]
+        parts += [table(["", "E", "A", "a", "B", "b", "residual, nats"], rows), ""]
         if drawing is not None:
             parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
         head = ["extrapolated to", "difference, nats", "90 % interval", "perplexity, NTP = 1", "the paper's ratio"]
@@ -282,9 +305,7 @@ def fit_row(name: str, curve: Curve) -> list[str]:
 
 def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
     N, T, ntp, cocomix = facts
-    found = gain(N, T, "recommended")
-    assert found is not None
-    best, low, high = found
+    best, low, high = gain(N, T, "recommended")
     return [
         f"{size}, {format_count(T)} tokens",
         format_signed(best),
@@ -295,10 +316,13 @@ def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
     ]
 
 
-def task_score(row: Row, benchmark: str, score: str, form: str) -> str:
-    """By seed, with the standard error over items."""
+def task_score(row: Row, benchmark: str) -> str:
+    """By seed, with the standard error over items; a perplexity as its logarithm."""
     found = [result["tasks"][benchmark] for result in row.results.values() if "tasks" in result]
-    return ", ".join(f"{form.format(f[score])} ± {form.format(f[score + '_standard_error'])}" for f in found)
+    if benchmark == "lambada":
+        pairs = [(f["perplexity"], f["perplexity_standard_error"]) for f in found]
+        return ", ".join(f"{math.log(value):.2f} ± {error / value:.2f}" for value, error in pairs)
+    return ", ".join(f"{f['acc']:.1%} ± {f['acc_standard_error']:.1%}" for f in found)
 
 
 def losses(row: Row) -> str:
@@ -332,5 +356,5 @@ def command(comparison: tuple[str, str]) -> str:
     return (
         f"```\npython -m benchmarks.evidence --table main --only {corpus}/{teacher}/ {corpus}/none/{PLACES[corpus]}\n"
         f"{cell.command} --again   # one cell from its first step, and compared\n```\n\n"
-        + CELLS.format(corpus=corpus, teacher=teacher, tokens=TOKENS[teacher])
+        + CELLS.format(corpus=corpus, teacher=teacher, tokens=TOKENS[teacher], places=PLACES[corpus])
     )

@@ -1,8 +1,10 @@
-"""Loss against parameters and tokens: a fitted curve, how sure it is, and what it says of other sizes.
+"""Loss against parameters and tokens: fitted curves, how sure they are, and what they say of other sizes.
 
     L(N, T) = E + A / N^a + B / T^b        N parameters of the plain decoder, T tokens (Hoffmann et al., arXiv 2203.15556)
 
-Parameters are the plain decoder's in both fits, so that what concepts cost and bring shows in the loss, at equal N and T.
+E, A and a, what a size can do with endless tokens, are one for NTP and the variant: a small frozen teacher does not change
+them. B and b, how fast that is approached, are each one's own. Parameters are the plain decoder's in both, so that what
+concepts cost and bring shows in the loss, at equal N and T.
 """
 
 from __future__ import annotations
@@ -62,12 +64,12 @@ class Curve:
 
 
 def points(variant: str) -> list[Point]:
-    """What has been run of a variant, the better of its rates; parameters are those of NTP of the same shape."""
+    """Where all rates of it and of NTP have run, the better one's loss; parameters are those of NTP of the same shape."""
     found = []
     for shape in SCALING_SHAPES:
         for tokens in SCALING_TOKENS:
             plain, some = (_at_all_rates(scaled(name, shape), tokens) for name in ("ntp", variant))
-            if plain and some:
+            if len(plain) == len(some) == len(SCALING_RATES):
                 run = min(some, key=lambda result: result["validation_loss"])
                 found.append(Point(shape, plain[0]["num_parameters"], run["train_tokens"], run["validation_loss"]))
     return found
@@ -84,34 +86,51 @@ def predicted(parameters: Sequence[float], N: float | np.ndarray, T: float | np.
     return E + A * (N / N_0) ** -a + B * (T / T_0) ** -b
 
 
+#: What is fitted together.
+FITTED = ("ntp", "recommended")
+
+
 @cache
-def fit(variant: str) -> Curve | None:
-    """Least squares with all five at least zero; None unless all runs are there."""
-    runs = points(variant)
-    if len(runs) < len(SCALING_SHAPES) * len(SCALING_TOKENS):
+def fits() -> dict[str, Curve] | None:
+    """Least squares over both, all parameters at least zero; None unless all runs are there."""
+    runs = {name: points(name) for name in FITTED}
+    if any(len(some) < len(SCALING_SHAPES) * len(SCALING_TOKENS) for some in runs.values()):
         return None
-    N, T, losses = (np.array([getattr(run, name) for run in runs]) for name in ("parameters", "tokens", "loss"))
+    N, T, losses = (
+        np.array([[getattr(run, name) for run in some] for some in runs.values()])
+        for name in ("parameters", "tokens", "loss")
+    )
+
+    def each(p: np.ndarray) -> list[np.ndarray]:
+        """E, A, a, B, b of each from E, A, a and the pairs B, b."""
+        return [np.concatenate((p[:3], pair)) for pair in p[3:].reshape(-1, 2)]
+
+    def fitted(p: np.ndarray) -> np.ndarray:
+        return np.array([predicted(q, *sizes) for q, *sizes in zip(each(p), N, T, strict=True)])
 
     def solve(target: np.ndarray, start: Sequence[float]) -> np.ndarray:
-        found = least_squares(
-            lambda p: predicted(p, N, T) - target, start, bounds=([0] * 5, [np.inf, np.inf, 2, np.inf, 2])
-        )
+        upper = [np.inf, np.inf, 2, *[np.inf, 2] * len(runs)]
+        found = least_squares(lambda p: (fitted(p) - target).ravel(), start, bounds=([0] * len(upper), upper))
         return np.asarray(found.x)
 
-    best = solve(losses, (2.0, 0.5, 0.3, 1.5, 0.5))
-    fitted = np.asarray(predicted(best, N, T))
-    # Five parameters of nine points leave the residuals small: they are scaled up to what an unfitted run would have.
-    residuals = (losses - fitted) * np.sqrt(len(runs) / (len(runs) - len(best)))
+    best = solve(losses, (2.0, 0.5, 0.3, *[1.5, 0.5] * len(runs)))
+    # The parameters leave the residuals small: they are scaled up to what an unfitted run would have.
+    residuals = (losses - fitted(best)) * np.sqrt(losses.size / (losses.size - len(best)))
     generator = np.random.default_rng(0)
-    resampled = [solve(fitted + generator.choice(residuals, len(runs)), best) for _ in range(NUM_RESAMPLES)]
-    return Curve(tuple(best), tuple(map(tuple, resampled)), float(np.sqrt(np.mean((losses - fitted) ** 2))))
+    resampled = [
+        each(solve(fitted(best) + generator.choice(residuals.ravel(), losses.shape), best))
+        for _ in range(NUM_RESAMPLES)
+    ]
+    errors = np.sqrt(np.mean((losses - fitted(best)) ** 2, axis=1))
+    return {
+        name: Curve(tuple(each(best)[i]), tuple(tuple(some[i]) for some in resampled), float(errors[i]))
+        for i, name in enumerate(runs)
+    }
 
 
-def gain(N: float, T: float, variant: str) -> tuple[float, float, float] | None:
+def gain(N: float, T: float, variant: str) -> tuple[float, float, float]:
     """Loss of the variant less NTP's, nats, by the best fits, and its 90 % interval over the resampled ones."""
-    base, other = fit("ntp"), fit(variant)
-    if base is None or other is None:
-        return None
+    base, other = _both(variant)
     values = [
         float(predicted(q, N, T) - predicted(p, N, T)) for p, q in zip(base.resampled, other.resampled, strict=True)
     ]
@@ -121,9 +140,7 @@ def gain(N: float, T: float, variant: str) -> tuple[float, float, float] | None:
 
 def token_share(N: float, T: float, variant: str) -> float:
     """Tokens that the variant needs for NTP's loss, as a share of NTP's, by the best fits; 0 or infinite beyond e^6."""
-    base, other = fit("ntp"), fit(variant)
-    assert base is not None
-    assert other is not None
+    base, other = _both(variant)
     target = float(predicted(base.best, N, T))
 
     def above(log: float) -> float:
@@ -132,3 +149,9 @@ def token_share(N: float, T: float, variant: str) -> float:
     if above(-LARGEST_LOG) < 0:
         return 0.0
     return float("inf") if above(LARGEST_LOG) > 0 else float(np.exp(brentq(above, -LARGEST_LOG, LARGEST_LOG)))
+
+
+def _both(variant: str) -> tuple[Curve, Curve]:
+    found = fits()
+    assert found is not None
+    return found["ntp"], found[variant]

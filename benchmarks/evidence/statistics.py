@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.evidence.cells import Cell, stored_cells
-from benchmarks.evidence.tables import SIZE, TOKENS, plain_of
+from benchmarks.evidence.tables import SEEDS, SIZE, TOKENS, plain_of
 from cocomix.comparison.intervals import bootstrap_interval
 
 #: What a step more or less is of a run, about.
 STEP = 0.001
+
+#: Of a run, beside its own fields: the student's FLOPs, those of labels or targets, and the teacher's training.
+WITH_TEACHER = "flops_with_teacher"
 
 Results = Mapping[int, Mapping[str, Any]]
 
@@ -51,18 +54,22 @@ class Row:
 def cost_with_teacher(row: Row, ntp: Results) -> float | None:
     """FLOPs of the student, of its labels or targets, and of the teacher's training, NTP's = 1; the mean over seeds."""
     found = [
-        (result["train_flops"] + result["teacher_flops"] + result.get("teacher_train_flops", 0.0))
-        / ntp[seed]["train_flops"]
-        for seed, result in row.results.items()
-        if seed in ntp
+        amount(result, WITH_TEACHER) / ntp[seed]["train_flops"] for seed, result in row.results.items() if seed in ntp
     ]
     return statistics.fmean(found) if found else None
+
+
+def amount(result: Mapping[str, Any], axis: str) -> float:
+    """What a run took of something, such as `train_tokens` or `WITH_TEACHER`."""
+    if axis != WITH_TEACHER:
+        return float(result[axis])
+    return float(sum(result.get(name, 0.0) for name in ("train_flops", "teacher_flops", "teacher_train_flops")))
 
 
 def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> dict[int, dict[str, Any]]:
     """Stored results by seed; of the comparison's own length unless another is named."""
     found, tokens = {}, tokens or TOKENS[teacher]
-    for seed in range(10):
+    for seed in SEEDS:
         result = Cell(corpus, teacher, SIZE, variant, tokens, seed).result()
         if result is not None:
             found[seed] = result
@@ -112,7 +119,7 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
         corpus: of the comparison.
         teacher: of the comparison.
         variant: what is compared.
-        axis: `train_tokens`, `train_flops` or `train_seconds`.
+        axis: `train_tokens`, `train_flops`, `WITH_TEACHER` or `train_seconds`.
     """
     lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
     shares = []
@@ -120,15 +127,15 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
         found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
         runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
         runs.sort(key=lambda run: run["train_tokens"])  # not by seconds: a longer run on an idle machine can take fewer
-        points = [(run[axis], run["validation_loss"]) for run in runs]
+        points = [(amount(run, axis), run["validation_loss"]) for run in runs]
         if not points:
             continue
         if points[0][1] < ntp["validation_loss"]:
             if runs[0]["train_tokens"] < ntp["train_tokens"]:
-                shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
+                shares.append(Share(points[0][0] / amount(ntp, axis), is_bound=True))
             continue
-        amount = _amount_at(points, ntp["validation_loss"])
-        shares.append(Share(None if amount is None else amount / ntp[axis]))
+        needed = _amount_at(points, ntp["validation_loss"])
+        shares.append(Share(None if needed is None else needed / amount(ntp, axis)))
     return shares
 
 

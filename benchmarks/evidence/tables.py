@@ -35,7 +35,7 @@ RATES: dict[str, Sequence[float]] = {
 }
 #: NTP in a teacher's comparison: at the rate at which no seed stays on the plateau.
 PLAIN = {"weak": "ntp", "strong": rated("ntp", STEADY_RATE)}
-#: Others that did better at that rate.
+#: Others of which a seed or all did better at that rate.
 EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
     rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
 )
@@ -54,12 +54,14 @@ MAIN = (
 )
 #: What has no use for a teacher stands in the weak one's table alone.
 ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index("kd-1-cosine") :])}
-#: Whole runs of fewer tokens, to see how many reach NTP's final loss.
-SHORTER: dict[str, dict[str, Sequence[str]]] = {
+#: NTP with the FLOPs that the recommended variant takes with the weak teacher: the student's, and all.
+LONGER = ("1.12M", "1.6M")
+#: Whole runs of other lengths: fewer tokens, to see how many reach NTP's final loss, and more of them for NTP.
+OTHER_LENGTHS: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
+        PLAIN["weak"]: LONGER,
         EQUAL_PARAMETERS: ("700K",),
         EQUAL_FLOPS: ("700K",),
-        PUBLISHED: ("700K",),
         "kd-1-cosine": ("700K",),
         "recommended": ("500K", "700K"),
         "recommended-loss-only": ("700K",),
@@ -106,6 +108,8 @@ SCALING_TOKENS = ("250K", "500K", "1M")
 #: A point is the better of its runs.
 SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
+#: Schedules of the two losses that a teacher gives, at the main table's length.
+SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
 #: The largest shape that is run, with its numbers of tokens.
 LARGEST = {"ntp-256x6-rate-0.002": ("1M",), "recommended-256x6-rate-0.002": ("1M", "700K")}
 
@@ -118,13 +122,13 @@ def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable
 
 def main(corpus: str, teacher: str) -> list[Cell]:
     """Of one corpus and teacher."""
-    shorter = [
+    others = [
         Cell(corpus, teacher, SIZE, variant, tokens, seed)
         for seed in SEEDS
-        for variant, lengths in SHORTER[teacher].items()
+        for variant, lengths in OTHER_LENGTHS[teacher].items()
         for tokens in lengths
     ]
-    return cells_of(corpus, teacher, ROWS[teacher]) + shorter
+    return cells_of(corpus, teacher, ROWS[teacher]) + others
 
 
 def ablations() -> list[Cell]:
@@ -167,6 +171,10 @@ def scaling() -> list[Cell]:
     ]
 
 
+def schedules() -> list[Cell]:
+    return cells_of(*ABLATION_COMPARISON, SCHEDULES, seeds=(0,))
+
+
 def rates() -> list[Cell]:
     names = [rated(variant, rate) for variant, rates in RATES.items() for rate in rates]
     return cells_of(*ABLATION_COMPARISON, [*names, *RATES], seeds=(0,))
@@ -175,6 +183,7 @@ def rates() -> list[Cell]:
 TABLES: dict[str, Callable[[], list[Cell]]] = {
     "main": lambda: [cell for comparison in COMPARISONS for cell in main(*comparison)],
     "ablations": ablations,
+    "schedules": schedules,
     "rates": rates,
     "scaling": scaling,
     "largest": largest,

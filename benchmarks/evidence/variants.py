@@ -91,7 +91,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "pause": Variant("a pause vector in place of every concept vector", "pause"),
     "pause-residual": Variant(
-        "the same, started from the token's hidden state", "pause", student={"mixing": "interleave_residual"}
+        "a pause vector, started from the token's hidden state", "pause", student={"mixing": "interleave_residual"}
     ),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
@@ -104,14 +104,17 @@ VARIANTS: dict[str, Variant] = {
         )
         for weight in (0.3, 1.0, 3.0)
     },
-    "kd-1-cosine": Variant(
-        "distillation, weight 1, down to 0 in a cosine",
-        "kd",
-        changes={"distillation": DistillationConfig(weight=1.0, schedule="cosine")},
-        at_width_of_student=True,
-    ),
+    **{
+        f"kd-{weight:g}-cosine": Variant(
+            f"distillation, weight {weight:g}, down to 0 in a cosine",
+            "kd",
+            changes={"distillation": DistillationConfig(weight=weight, schedule="cosine")},
+            at_width_of_student=True,
+        )
+        for weight in (1.0, 3.0)
+    },
     "recommended-loss-only": Variant(
-        "the same, predicted and not mixed",
+        "as we recommend, but predicted and not mixed",
         "loss-only",
         attribution=ACTIVATION_LABELS,
         changes={"concept_loss_weight": 1.0, "concept_loss_schedule": "cosine"},
