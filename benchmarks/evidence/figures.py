@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.scaling import FITTED, fits, points, predicted
@@ -17,6 +19,26 @@ from cocomix.base.formats import format_count
 DRAWN = {"kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
 
 
+#: x and y of a line's end, its name and its colour.
+End = tuple[float, float, str, str]
+#: Of the axis's height: a line of text.
+LINE = 0.058
+
+
+def name_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Names behind the ends of lines, moved apart where they would overlap; after the y axis has its limits."""
+    low, high = axes.get_ylim()
+    placed: list[float] = []
+    ordered = sorted(ends, key=lambda end: end[1])
+    for _, y, _, _ in ordered:
+        placed.append(max(y, placed[-1] + LINE * (high - low)) if placed else y)
+    drift = statistics.fmean(place - end[1] for place, end in zip(placed, ordered, strict=True))
+    for (x, y, name, color), place in zip(ordered, placed, strict=True):
+        points_up = (place - drift - y) / (high - low) * axes.get_window_extent().height * 72 / axes.figure.dpi
+        how = {"textcoords": "offset points", "fontsize": 8.5, "va": "center"}
+        axes.annotate(name, (x, y), xytext=(6, points_up), color=color, **how)
+
+
 def curves(corpus: str, teacher: str) -> Drawing | None:
     """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
     drawn = {PLAIN[teacher]: "NTP", **DRAWN}
@@ -27,23 +49,17 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
     colors = dict(zip(drawn, SERIES, strict=False))
+    ends: list[End] = []
     for name, results in found.items():
         color = colors[name]
         rows = [results[seed]["curve"]["rows"] for seed in sorted(seeds)]
         tokens = [row[0] for row in rows[0]]
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
         axes.plot(tokens, losses, color=color, linewidth=1.6)
-        axes.annotate(
-            drawn[name],
-            (tokens[-1], losses[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=color,
-            fontsize=8.5,
-            va="center",
-        )
+        ends.append((tokens[-1], losses[-1], drawn[name], color))
     low = min(results[seed]["validation_loss"] for results in found.values() for seed in seeds)
     axes.set_ylim(low - 0.15, low + 1.6)
+    name_ends(axes, ends)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
     axes.set_title("validation loss, nats a token", loc="left", fontsize=8.5, color=MUTED)
@@ -58,6 +74,7 @@ def scaling_curves() -> Drawing | None:
     if found is None:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
+    ends: list[End] = []
     for color, name in zip((SERIES[0], SERIES[3]), FITTED, strict=True):
         runs, curve = points(name), found[name]
         for shape in dict.fromkeys(run.shape for run in runs):
@@ -65,9 +82,8 @@ def scaling_curves() -> Drawing | None:
             tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
             axes.plot(tokens, predicted(curve.best, some[0].parameters, tokens), color=color, linewidth=1.2)
             axes.plot([r.tokens for r in some], [r.loss for r in some], "o", color=color, markersize=3.5)
-            place = {"xytext": (6, 0), "textcoords": "offset points", "fontsize": 8.5, "va": "center"}
-            label = f"{'NTP' if name == 'ntp' else 'recommended'} {shape}"
-            axes.annotate(label, (some[-1].tokens, some[-1].loss), color=color, **place)
+            ends.append((some[-1].tokens, some[-1].loss, f"{'NTP' if name == 'ntp' else name} {shape}", color))
+    name_ends(axes, ends)
     axes.set_xscale("log")
     axes.set_xticks(sorted({run.tokens for run in points("ntp")}))
     axes.xaxis.set_major_formatter(lambda value, _: format_count(float(value)))
