@@ -87,8 +87,7 @@ def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
     for axis, words in AMOUNTS.items():
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
-            listed_shares = ", ".join(map(str, shares))
-            parts.append(f"{listed_shares} of its {words}{aim(shares, WANTED.get(axis))}")
+            parts.append(f"{once(shares)} of its {words}{aim(shares, WANTED.get(axis))}")
     return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
 
 
@@ -98,6 +97,12 @@ def aim(shares: Sequence[Share], wanted: float | None) -> str:
         return ""
     decided = [met for share in shares if (met := share.is_at_most(wanted)) is not None]
     return f" ({wanted:.0%} or less was aimed at, and reached on {sum(decided)} of {len(decided)})" if decided else ""
+
+
+def once(shares: Sequence[Share]) -> str:
+    """One for each seed, or one that all have."""
+    texts = list(dict.fromkeys(map(str, shares)))
+    return texts[0] if len(texts) == 1 else ", ".join(map(str, shares))
 
 
 def usage(row: Row) -> str:
@@ -125,7 +130,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 def in_short() -> str:
     """For the README: what was found with the weak teacher, good and bad."""
-    return "\n" + " ".join(summary()) + "\n"
+    return "\n" + "\n".join(f"- {sentence}" for sentence in summary()) + "\n"
 
 
 def summary() -> list[str]:

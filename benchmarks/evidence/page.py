@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short, summary
+from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short, once, summary
 from benchmarks.evidence.cells import PLACES, Cell
 from benchmarks.evidence.corpora import TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
@@ -340,7 +340,7 @@ def interval(row: Row) -> str:
 
 def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
     found = shares_to_match(corpus, teacher, variant, axis)
-    return ", ".join(map(str, found))
+    return once(found) if found else ""
 
 
 def probe(row: Row, name: str) -> str:
