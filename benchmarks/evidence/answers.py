@@ -141,6 +141,8 @@ def summary() -> list[str]:
         if row.differences:
             said = against_ntp(corpus, "weak", "recommended", row)
             found.append(f"On {name}, from a teacher whose loss is above its students' final one: {lowered(said)}")
+    for corpus, name in CORPUS_NAMES.items():
+        found += [f"On {name}, {said}" for said in longer(corpus, row_of(corpus, "weak", "recommended"))]
     for one, other, question in (
         ("recommended", KD, "Against distillation with the same weight and schedule"),
         ("recommended", "recommended-loss-only", "Against concepts that are predicted and not mixed"),
