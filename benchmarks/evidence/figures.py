@@ -18,7 +18,6 @@ from cocomix.base.formats import format_count
 #: Rows whose curves are drawn beside NTP's, with what they are called.
 DRAWN = {"kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
 
-
 #: x and y of a line's end, its name and its colour.
 End = tuple[float, float, str, str]
 #: Of the axis's height: a line of text.

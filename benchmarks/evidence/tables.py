@@ -111,7 +111,7 @@ SCALING_RATES = (OWN_RATE, STEADY_RATE)
 #: Schedules of the two losses that a teacher gives, at the main table's length.
 SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
 #: The largest shape that is run, with its numbers of tokens.
-LARGEST = {"ntp-256x6-rate-0.002": ("1M",), "recommended-256x6-rate-0.002": ("1M", "700K")}
+LARGEST = {rated("ntp-256x6", STEADY_RATE): ("1M",), rated("recommended-256x6", STEADY_RATE): ("1M", "700K")}
 
 
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
