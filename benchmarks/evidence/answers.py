@@ -5,17 +5,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
+from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.statistics import (
     WITH_TEACHER,
     Row,
     Share,
     cost_with_teacher,
     differences_of,
+    listed_shares,
     results_of,
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, LONGER, PLAIN, PUBLISHED, ROWS, TOKENS
+from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, KD, LONGER, PLAIN, PUBLISHED, ROWS, TOKENS
 from cocomix.base.formats import format_signed
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
@@ -23,10 +25,8 @@ WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
 AMOUNTS = {
     "train_tokens": "tokens",
     "train_flops": "training FLOPs",
-    WITH_TEACHER: "FLOPs if labels and the teacher's own training are counted",
+    WITH_TEACHER: "FLOPs if labels, dictionary and the teacher's own training are counted",
 }
-CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
-KD = "kd-1-cosine"
 #: What is compared beside NTP.
 PAIRS = (
     ("recommended", EQUAL_PARAMETERS),
@@ -57,7 +57,7 @@ def answers(corpus: str, teacher: str) -> list[str]:
     cost = cost_with_teacher(rows["recommended"], results_of(corpus, teacher, PLAIN[teacher]))
     if cost is not None:
         found.append(
-            f"With its labels and the teacher's own training counted, `recommended` costs {cost:.2f} times NTP's FLOPs."
+            f"`recommended` takes {cost:.2f} times NTP's FLOPs if labels, dictionary and the teacher's training are counted."
         )
     if teacher == "weak":
         found += longer(corpus, rows["recommended"])
@@ -66,16 +66,19 @@ def answers(corpus: str, teacher: str) -> list[str]:
 
 
 def longer(corpus: str, recommended: Row) -> list[str]:
-    """NTP with the recommended variant's FLOPs in more tokens."""
+    """Against NTP that takes its FLOPs in more tokens."""
     found = []
-    for tokens, words in zip(
-        LONGER, ("as many FLOPs", "as many FLOPs as with labels and the teacher's training"), strict=True
-    ):
+    base = row_of(corpus, "weak", PLAIN["weak"])
+    for tokens in LONGER:
         ntp = results_of(corpus, "weak", PLAIN["weak"], tokens)
         differences = differences_of(recommended.results, ntp)
         if differences:
             said = f"{listed(differences)} nats ({verdict(differences)})"
-            found.append(f"`recommended` differs by {said} from NTP with {tokens} tokens, {words}.")
+            times = next(run["train_flops"] / base.results[seed]["train_flops"] for seed, run in ntp.items())
+            found.append(
+                f"`recommended` differs by {said} from NTP with {tokens} tokens, {times:.2f} times its FLOPs at "
+                f"{TOKENS['weak']}."
+            )
     return found
 
 
@@ -87,7 +90,7 @@ def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
     for axis, words in AMOUNTS.items():
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
-            parts.append(f"{once(shares)} of its {words}{aim(shares, WANTED.get(axis))}")
+            parts.append(f"{listed_shares(shares)} of its {words}{aim(shares, WANTED.get(axis))}")
     return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
 
 
@@ -97,12 +100,6 @@ def aim(shares: Sequence[Share], wanted: float | None) -> str:
         return ""
     decided = [met for share in shares if (met := share.is_at_most(wanted)) is not None]
     return f" ({wanted:.0%} or less was aimed at, and reached on {sum(decided)} of {len(decided)})" if decided else ""
-
-
-def once(shares: Sequence[Share]) -> str:
-    """One for each seed, or one that all have."""
-    texts = list(dict.fromkeys(map(str, shares)))
-    return texts[0] if len(texts) == 1 else ", ".join(map(str, shares))
 
 
 def usage(row: Row) -> str:

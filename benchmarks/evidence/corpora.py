@@ -44,6 +44,8 @@ def prepare_config(corpus: str, size: Size, places: Places) -> PrepareConfig:
     )
 
 
-CORPORA = ("standard_library", "english")
+#: For people.
+CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
+CORPORA = tuple(CORPUS_NAMES)
 #: Benchmarks that a corpus prepares for.
 TASKS = {"standard_library": (), "english": ("lambada", "blimp")}

@@ -11,12 +11,12 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.scaling import FITTED, fits, points, predicted
 from benchmarks.evidence.statistics import results_of
-from benchmarks.evidence.tables import PLAIN, PUBLISHED
+from benchmarks.evidence.tables import KD, PLAIN, PUBLISHED
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
 #: Rows whose curves are drawn beside NTP's, with what they are called.
-DRAWN = {"kd-1-cosine": "distillation", PUBLISHED: "published", "recommended": "recommended"}
+DRAWN = {KD: "distillation", PUBLISHED: "published", "recommended": "recommended"}
 
 #: x and y of a line's end, its name and its colour.
 End = tuple[float, float, str, str]

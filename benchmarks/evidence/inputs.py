@@ -11,7 +11,10 @@ from benchmarks.evidence.corpora import Places, prepare_config
 from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeConfig, extract, prepare, train, train_sae
 from cocomix.base.artifacts import fingerprint_of_json
 from cocomix.concepts.controls import DERIVED_CONTROLS
+from cocomix.modeling.flops import span_flops_per_token
+from cocomix.planning.recipes import Draft
 from cocomix.planning.sizes import SIZES, Size
+from cocomix.planning.widths import meta_model
 
 #: As the demo's dictionaries: latents active at a time, and tokens.
 NUM_ACTIVE_LATENTS = 16
@@ -34,6 +37,12 @@ class TeacherSpec:
     layer: int | None
     tokens: int
 
+    def shape_at(self, size: Size) -> StudentConfig:
+        return self.shape or size.teacher
+
+    def layer_at(self, size: Size) -> int:
+        return size.teacher_layer if self.layer is None else self.layer
+
 
 TEACHERS = {
     "weak": TeacherSpec(
@@ -44,6 +53,26 @@ TEACHERS = {
     ),
     "strong": TeacherSpec("the shape of its students, four times their tokens", None, None, 2_000_000),
 }
+
+
+def dictionary_tokens(size: Size) -> int:
+    return min(SAE_TOKENS, size.num_tokens)
+
+
+def dictionary_flops(teacher: str, size: Size, num_latents: int | None = None) -> float:
+    """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense.
+
+    Args:
+        teacher: name.
+        size: of the students.
+        num_latents: C; None: the size's.
+    """
+    spec = TEACHERS[teacher]
+    shape = spec.shape_at(size)
+    model = meta_model(Draft(student=shape), size)
+    C, D = num_latents or size.num_concepts, shape.hidden_size
+    teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer_at(size) + 1, size.context_length)
+    return dictionary_tokens(size) * (teacher_flops + 3 * (2 + 2) * C * D)
 
 
 class Inputs:
@@ -76,7 +105,7 @@ class Inputs:
             f"gpt2-{size.name}-ntp",
             data=self.data,
             output=output,
-            student=spec.shape or size.teacher,
+            student=spec.shape_at(size),
             num_tokens=spec.tokens,
         )
         train(config)
@@ -96,10 +125,10 @@ class Inputs:
                 teacher=self.teacher,
                 data=self.data,
                 output=output,
-                layer=self.size.teacher_layer if self.spec.layer is None else self.spec.layer,
+                layer=self.spec.layer_at(self.size),
                 num_latents=C,
                 k=NUM_ACTIVE_LATENTS,
-                num_tokens=min(SAE_TOKENS, self.size.num_tokens),
+                num_tokens=dictionary_tokens(self.size),
                 num_counted_tokens=0,
             )
         )

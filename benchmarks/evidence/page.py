@@ -12,14 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.answers import CORPUS_NAMES, answers, in_short, once, summary
+from benchmarks.evidence.answers import answers, in_short, summary
 from benchmarks.evidence.cells import PLACES, Cell
-from benchmarks.evidence.corpora import TASKS
+from benchmarks.evidence.corpora import CORPUS_NAMES, TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.run import PROBE_WINDOWS, TASK_ITEMS
 from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, points, token_share
-from benchmarks.evidence.statistics import WITH_TEACHER, Row, cost_with_teacher, results_of, row_of, shares_to_match
+from benchmarks.evidence.statistics import (
+    WITH_TEACHER,
+    Row,
+    cost_with_teacher,
+    listed_shares,
+    results_of,
+    row_of,
+    shares_to_match,
+)
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
     ABLATION_TOKENS,
@@ -35,13 +43,12 @@ from benchmarks.evidence.tables import (
     SCHEDULES,
     SEEDS,
     SIZE,
-    STEADY_RATE,
     TABLES,
     TOKENS,
     plain_of,
     rated,
 )
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from benchmarks.render import README, fill, table
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
@@ -340,7 +347,7 @@ def interval(row: Row) -> str:
 
 def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
     found = shares_to_match(corpus, teacher, variant, axis)
-    return once(found) if found else ""
+    return listed_shares(found) if found else ""
 
 
 def probe(row: Row, name: str) -> str:

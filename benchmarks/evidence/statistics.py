@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.evidence.cells import Cell, stored_cells
+from benchmarks.evidence.inputs import dictionary_flops
 from benchmarks.evidence.tables import SEEDS, SIZE, TOKENS, plain_of
+from benchmarks.evidence.variants import VARIANTS
 from cocomix.comparison.intervals import bootstrap_interval
+from cocomix.planning.sizes import SIZES
 
 #: What a step more or less is of a run, about.
 STEP = 0.001
 
-#: Of a run, beside its own fields: the student's FLOPs, those of labels or targets, and the teacher's training.
+#: Added to a result: the student's FLOPs, those of labels or targets, and of training the teacher and its dictionary.
 WITH_TEACHER = "flops_with_teacher"
 
 Results = Mapping[int, Mapping[str, Any]]
@@ -52,27 +55,27 @@ class Row:
 
 
 def cost_with_teacher(row: Row, ntp: Results) -> float | None:
-    """FLOPs of the student, of its labels or targets, and of the teacher's training, NTP's = 1; the mean over seeds."""
-    found = [
-        amount(result, WITH_TEACHER) / ntp[seed]["train_flops"] for seed, result in row.results.items() if seed in ntp
-    ]
+    """FLOPs of the student and of all that its teacher takes, NTP's = 1; the mean over seeds."""
+    found = [result[WITH_TEACHER] / ntp[seed]["train_flops"] for seed, result in row.results.items() if seed in ntp]
     return statistics.fmean(found) if found else None
 
 
-def amount(result: Mapping[str, Any], axis: str) -> float:
-    """What a run took of something, such as `train_tokens` or `WITH_TEACHER`."""
-    if axis != WITH_TEACHER:
-        return float(result[axis])
-    return float(sum(result.get(name, 0.0) for name in ("train_flops", "teacher_flops", "teacher_train_flops")))
+def _flops_with_teacher(cell: Cell, result: Mapping[str, Any]) -> float:
+    variant = VARIANTS[cell.variant]
+    flops = float(sum(result.get(name, 0.0) for name in ("train_flops", "teacher_flops", "teacher_train_flops")))
+    if variant.needs_labels(cell.size):
+        flops += dictionary_flops(cell.teacher, SIZES[cell.size], variant.num_latents)
+    return flops
 
 
 def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> dict[int, dict[str, Any]]:
     """Stored results by seed; of the comparison's own length unless another is named."""
     found, tokens = {}, tokens or TOKENS[teacher]
     for seed in SEEDS:
-        result = Cell(corpus, teacher, SIZE, variant, tokens, seed).result()
+        cell = Cell(corpus, teacher, SIZE, variant, tokens, seed)
+        result = cell.result()
         if result is not None:
-            found[seed] = result
+            found[seed] = result | {WITH_TEACHER: _flops_with_teacher(cell, result)}
     return found
 
 
@@ -109,6 +112,12 @@ class Share:
         return None if self.is_bound else False
 
 
+def listed_shares(shares: Sequence[Share]) -> str:
+    """One for each seed, or one that all have."""
+    texts = list(dict.fromkeys(map(str, shares)))
+    return texts[0] if len(texts) == 1 else ", ".join(map(str, shares))
+
+
 def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[Share]:
     """For each seed with a run that ends above NTP's loss, or with a shorter one than NTP's, what reaching it takes.
 
@@ -127,15 +136,15 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
         found = (results_of(corpus, teacher, variant, tokens).get(seed) for tokens in lengths)
         runs = [run for run in found if run is not None and run["train_tokens"] <= ntp["train_tokens"]]
         runs.sort(key=lambda run: run["train_tokens"])  # not by seconds: a longer run on an idle machine can take fewer
-        points = [(amount(run, axis), run["validation_loss"]) for run in runs]
+        points = [(run[axis], run["validation_loss"]) for run in runs]
         if not points:
             continue
         if points[0][1] < ntp["validation_loss"]:
             if runs[0]["train_tokens"] < ntp["train_tokens"]:
-                shares.append(Share(points[0][0] / amount(ntp, axis), is_bound=True))
+                shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
             continue
         needed = _amount_at(points, ntp["validation_loss"])
-        shares.append(Share(None if needed is None else needed / amount(ntp, axis)))
+        shares.append(Share(None if needed is None else needed / ntp[axis]))
     return shares
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.inputs import TEACHERS
+from benchmarks.evidence.variants import OTHER_RATES, STEADY_RATE
 from cocomix.planning.sizes import SIZES
 
 SEEDS = (0, 1, 2)
@@ -22,11 +23,9 @@ def rated(variant: str, rate: float) -> str:
     return variant if rate == OWN_RATE else f"{variant}-rate-{rate:g}"
 
 
-#: The rate at which nothing stays on the plateau that the page describes.
-STEADY_RATE = 0.002
 #: Learning rates, looked at with one seed, beside the size's own.
 RATES: dict[str, Sequence[float]] = {
-    "ntp": (0.001, STEADY_RATE, 0.006),
+    "ntp": OTHER_RATES,
     "ntp-equal-parameters": (STEADY_RATE,),
     "ntp-equal-flops": (STEADY_RATE,),
     "pause": (STEADY_RATE,),
@@ -39,6 +38,8 @@ PLAIN = {"weak": "ntp", "strong": rated("ntp", STEADY_RATE)}
 EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
     rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
 )
+#: Distillation as it was best.
+KD = "kd-1-cosine"
 #: The main table's rows, in order.
 MAIN = (
     PLAIN["weak"],
@@ -46,15 +47,16 @@ MAIN = (
     EQUAL_FLOPS,
     "pause",
     "pause-residual",
-    "kd-1-cosine",
+    KD,
     PUBLISHED,
     "recommended",
     "recommended-loss-only",
     "recommended-kd",
 )
 #: What has no use for a teacher stands in the weak one's table alone.
-ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index("kd-1-cosine") :])}
-#: NTP with the FLOPs that the recommended variant takes with the weak teacher: the student's, and all.
+ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index(KD) :])}
+#: NTP with the FLOPs that the recommended variant takes with the weak teacher: the student's; and with labels and the
+#: teacher's training, but for the dictionary's.
 LONGER = ("1.12M", "1.6M")
 #: Whole runs of other lengths: fewer tokens, to see how many reach NTP's final loss, and more of them for NTP.
 OTHER_LENGTHS: dict[str, dict[str, Sequence[str]]] = {
@@ -62,12 +64,12 @@ OTHER_LENGTHS: dict[str, dict[str, Sequence[str]]] = {
         PLAIN["weak"]: LONGER,
         EQUAL_PARAMETERS: ("700K",),
         EQUAL_FLOPS: ("700K",),
-        "kd-1-cosine": ("700K",),
+        KD: ("700K",),
         "recommended": ("500K", "700K"),
         "recommended-loss-only": ("700K",),
         "recommended-kd": ("700K",),
     },
-    "strong": dict.fromkeys(("kd-1-cosine", "recommended", "recommended-kd"), ("250K", "350K")),
+    "strong": dict.fromkeys((KD, "recommended", "recommended-kd"), ("250K", "350K")),
 }
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
@@ -109,7 +111,7 @@ SCALING_TOKENS = ("250K", "500K", "1M")
 SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
 #: Schedules of the two losses that a teacher gives, at the main table's length.
-SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
+SCHEDULES = ("add-lambda-1", "recommended", "kd-1", KD, "kd-3-cosine")
 #: The largest shape that is run, with its numbers of tokens.
 LARGEST = {rated("ntp-256x6", STEADY_RATE): ("1M",), rated("recommended-256x6", STEADY_RATE): ("1M", "700K")}
 

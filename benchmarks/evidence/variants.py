@@ -12,6 +12,11 @@ from cocomix.planning.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, fin
 from cocomix.planning.sizes import SIZES
 from cocomix.training.config import DistillationConfig, OptimizerConfig, Schedule
 
+#: The rate at which nothing stays on the plateau that the page describes.
+STEADY_RATE = 0.002
+#: Learning rates beside the sizes' own.
+OTHER_RATES = (0.001, STEADY_RATE, 0.006)
+
 
 @dataclass(frozen=True, eq=False)
 class Variant:
@@ -200,7 +205,5 @@ VARIANTS |= {
     for width, blocks in ((64, 2), (96, 3), (256, 6))
 }
 VARIANTS |= {
-    f"{name}-rate-{rate:g}": _at_rate(variant, rate)
-    for name, variant in VARIANTS.items()
-    for rate in (0.001, 0.002, 0.006)
+    f"{name}-rate-{rate:g}": _at_rate(variant, rate) for name, variant in VARIANTS.items() for rate in OTHER_RATES
 }
