@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.evidence.corpora import CORPUS_NAMES
+from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.statistics import (
     WITH_TEACHER,
     Row,
@@ -126,7 +127,7 @@ def verdict(differences: Sequence[float]) -> str:
 
 
 def in_short() -> str:
-    """For the README: what was found with the weak teacher, good and bad."""
+    """For the README: what was found, good and bad."""
     return "\n" + "\n".join(f"- {sentence}" for sentence in summary()) + "\n"
 
 
@@ -140,18 +141,14 @@ def summary() -> list[str]:
             found.append(f"On {name}, from a teacher whose loss is above its students' final one: {lowered(said)}")
     for corpus, name in CORPUS_NAMES.items():
         found += [f"On {name}, {said}" for said in longer(corpus, row_of(corpus, "weak", "recommended"))]
-    for one, other, question in (
-        ("recommended", KD, "Against distillation with the same weight and schedule"),
-        ("recommended", "recommended-loss-only", "Against concepts that are predicted and not mixed"),
-        (PUBLISHED, PLAIN["weak"], "As published, against NTP"),
-    ):
-        found += compared(one, other, question, "weak")
-    found += compared(
-        "recommended-kd",
-        KD,
-        "With a teacher stronger than its students, concepts and distillation against distillation",
-        "strong",
-    )
+    for teacher in TEACHERS:
+        for one, other, question in (
+            ("recommended", KD, "concepts against distillation with the same weight and schedule"),
+            ("recommended-kd", KD, "concepts and distillation against distillation"),
+            ("recommended", "recommended-loss-only", "concepts that are mixed in against those that are only predicted"),
+            (PUBLISHED, PLAIN[teacher], "as published, against NTP"),
+        ):
+            found += compared(one, other, f"With the {teacher} teacher, {question}", teacher)
     return found
 
 
