@@ -138,14 +138,14 @@ def summary() -> list[str]:
         row = row_of(corpus, "weak", "recommended")
         if row.differences:
             said = against_ntp(corpus, "weak", "recommended", row)
-            found.append(f"On {name}, from a teacher whose loss is above its students' final one: {lowered(said)}")
+            found.append(f"On {name}, from a weak teacher (its loss is above its students' final one): {lowered(said)}")
     for corpus, name in CORPUS_NAMES.items():
         found += [f"On {name}, {said}" for said in longer(corpus, row_of(corpus, "weak", "recommended"))]
     for teacher in TEACHERS:
         for one, other, question in (
             ("recommended", KD, "concepts against distillation with the same weight and schedule"),
             ("recommended-kd", KD, "concepts and distillation against distillation"),
-            ("recommended", "recommended-loss-only", "concepts that are mixed in against those that are only predicted"),
+            ("recommended", "recommended-loss-only", "concepts mixed in against only predicted"),
             (PUBLISHED, PLAIN[teacher], "as published, against NTP"),
         ):
             found += compared(one, other, f"With the {teacher} teacher, {question}", teacher)
