@@ -20,6 +20,7 @@ from benchmarks.evidence.statistics import (
 )
 from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, KD, LONGER, PLAIN, PUBLISHED, ROWS, TOKENS
 from cocomix.base.formats import format_signed
+from cocomix.planning.numbers import parse_count
 
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
 WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
@@ -69,13 +70,12 @@ def answers(corpus: str, teacher: str) -> list[str]:
 def longer(corpus: str, recommended: Row) -> list[str]:
     """Against NTP that takes its FLOPs in more tokens."""
     found = []
-    base = row_of(corpus, "weak", PLAIN["weak"])
     for tokens in LONGER:
         ntp = results_of(corpus, "weak", PLAIN["weak"], tokens)
         differences = differences_of(recommended.results, ntp)
         if differences:
             said = f"{listed(differences)} nats ({verdict(differences)})"
-            times = next(run["train_flops"] / base.results[seed]["train_flops"] for seed, run in ntp.items())
+            times = parse_count(tokens, "tokens") / parse_count(TOKENS["weak"], "tokens")
             found.append(
                 f"`recommended` differs by {said} from NTP with {tokens} tokens, {times:.2f} times its FLOPs at "
                 f"{TOKENS['weak']}."
@@ -134,13 +134,14 @@ def in_short() -> str:
 def summary() -> list[str]:
     """The page's answers to its questions, each a sentence or two; none on what has not been run."""
     found = []
+    rows = {corpus: row_of(corpus, "weak", "recommended") for corpus in CORPUS_NAMES}
     for corpus, name in CORPUS_NAMES.items():
-        row = row_of(corpus, "weak", "recommended")
+        row = rows[corpus]
         if row.differences:
             said = against_ntp(corpus, "weak", "recommended", row)
             found.append(f"On {name}, from a weak teacher (its loss is above its students' final one): {lowered(said)}")
     for corpus, name in CORPUS_NAMES.items():
-        found += [f"On {name}, {said}" for said in longer(corpus, row_of(corpus, "weak", "recommended"))]
+        found += [f"On {name}, {said}" for said in longer(corpus, rows[corpus])]
     for teacher in TEACHERS:
         for one, other, question in (
             ("recommended", KD, "concepts against distillation with the same weight and schedule"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import cocomix
@@ -59,6 +59,7 @@ def dictionary_tokens(size: Size) -> int:
     return min(SAE_TOKENS, size.num_tokens)
 
 
+@cache
 def dictionary_flops(teacher: str, size: Size, num_latents: int | None = None) -> float:
     """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense.
 

@@ -78,6 +78,16 @@ def _weight_1(what: str, attribution: AttributionConfig = ACTIVATION_LABELS, **c
     return _adding(what, attribution, concept_loss_weight=1.0, **changes)
 
 
+def _distilled(weight: float, schedule: Schedule = "constant") -> Variant:
+    """Distillation alone."""
+    return Variant(
+        f"distillation, weight {weight:g}{', down to 0 in a cosine' if schedule == 'cosine' else ''}",
+        "kd",
+        changes={"distillation": DistillationConfig(weight=weight, schedule=schedule)},
+        at_width_of_student=True,
+    )
+
+
 def _with_distillation(variant: Variant, weight: float, schedule: Schedule = "constant") -> Variant:
     changes = {**variant.changes, "distillation": DistillationConfig(weight=weight, schedule=schedule)}
     what = f"{variant.what}, with distillation, weight {weight:g}{'' if schedule == 'constant' else f', {schedule}'}"
@@ -100,24 +110,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
-    **{
-        f"kd-{weight:g}": Variant(
-            f"distillation, weight {weight:g}",
-            "kd",
-            changes={"distillation": DistillationConfig(weight=weight)},
-            at_width_of_student=True,
-        )
-        for weight in (0.3, 1.0, 3.0)
-    },
-    **{
-        f"kd-{weight:g}-cosine": Variant(
-            f"distillation, weight {weight:g}, down to 0 in a cosine",
-            "kd",
-            changes={"distillation": DistillationConfig(weight=weight, schedule="cosine")},
-            at_width_of_student=True,
-        )
-        for weight in (1.0, 3.0)
-    },
+    **{f"kd-{weight:g}": _distilled(weight) for weight in (0.3, 1.0, 3.0)},
+    **{f"kd-{weight:g}-cosine": _distilled(weight, "cosine") for weight in (1.0, 3.0)},
     "recommended-loss-only": Variant(
         "as we recommend, but predicted and not mixed",
         "loss-only",
