@@ -12,17 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.evidence.answers import answers, in_short, summary
+from benchmarks.evidence.answers import answers, in_short, listed, summary, verdict
 from benchmarks.evidence.cells import PLACES, Cell
 from benchmarks.evidence.corpora import CORPUS_NAMES, TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
-from benchmarks.evidence.run import PROBE_WINDOWS, TASK_ITEMS
+from benchmarks.evidence.prose import NOT_RUN, numbers
 from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, points, token_share
 from benchmarks.evidence.statistics import (
     WITH_TEACHER,
     Row,
     cost_with_teacher,
+    differences_of,
     listed_shares,
     results_of,
     row_of,
@@ -33,9 +34,12 @@ from benchmarks.evidence.tables import (
     ABLATION_TOKENS,
     ABLATIONS,
     COMPARISONS,
+    CONTROL_COMPARISONS,
+    CONTROLS,
     LARGEST,
     MAIN,
     OWN_RATE,
+    PLAIN,
     PUBLISHED,
     RATES,
     ROWS,
@@ -58,7 +62,6 @@ PAGE = DOCS / "evidence.md"
 IMAGES = DOCS / "images"
 SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
-NOT_RUN = "not run yet"
 #: How any cell of a section is run, or run again.
 CELLS = "Any one of them: `python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED{places} --again`."
 #: Causal probes and what they do.
@@ -104,30 +107,12 @@ def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | 
         "rates": rate_table(),
         "scaling": scaling_section(scaling),
         "largest": largest_section(),
-        "students": " and ".join(f"{tokens} tokens with the {teacher} teacher" for teacher, tokens in TOKENS.items()),
-        "teachers": "; ".join(
-            f"*{name}*: {spec.what}, {format_count(spec.tokens)} tokens" for name, spec in TEACHERS.items()
-        ),
-        "probe windows": str(PROBE_WINDOWS),
-        "lambada items": f"{TASK_ITEMS['lambada']:,}",
-        "blimp items": str(TASK_ITEMS["blimp"]),
-        "ablation tokens": ABLATION_TOKENS,
-        "time of a cell": times(),
+        "controls": controls_section(),
+        **numbers(),
     }
     for name, block in blocks.items():
         text = text.replace(f"<!-- {name} -->", block)
     return text
-
-
-def times() -> str:
-    """How far seconds of equal work differ."""
-    parts = []
-    for variant in ("ntp", "recommended"):
-        runs = [run for corpus in CORPUS_NAMES for run in results_of(corpus, "weak", variant).values()]
-        if runs:
-            seconds = sorted(run["train_seconds"] for run in runs)
-            parts.append(f"{len(runs)} runs of `{variant}` took {seconds[0]:.0f} to {seconds[-1]:.0f} s")
-    return ", ".join(parts) or NOT_RUN
 
 
 def progress() -> str:
@@ -252,6 +237,25 @@ def ablation_table(variants: Sequence[str]) -> str:
     head = ["run", "loss by seed", "difference to NTP", "95 % interval", "FLOPs, NTP = 1", "shuffled concepts"]
     head += [f"seed 0 at {OWN_RATE:g}"]
     return "\n".join([*([table(head, body), ""] if body else []), *missing(list(rows.values()))]).rstrip()
+
+
+def controls_section() -> str:
+    """Losses with a trained and with a random dictionary, and the differences of the two."""
+    body = []
+    for corpus, teacher in CONTROL_COMPARISONS:
+        found = [row_of(corpus, teacher, variant) for variant in CONTROLS]
+        if all(row.results for row in found):
+            random, trained = found
+            differences = differences_of(random.results, trained.results)
+            name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, {TOKENS[teacher]} tokens"
+            ntp = results_of(corpus, teacher, PLAIN[teacher])
+            plain = ", ".join(f"{run['validation_loss']:.3f}" for run in ntp.values())
+            body.append(
+                [name, plain, losses(random), losses(trained), f"{listed(differences)} ({verdict(differences)})"]
+            )
+    head = ["losses by seed", "NTP", "random directions", "trained dictionary", "random less trained"]
+    found_table = table(head, body) if body else f"{NOT_RUN.capitalize()}."
+    return f"{found_table}\n\n```\npython -m benchmarks.evidence --table controls{PLACES['english']}\n```"
 
 
 def missing(rows: Sequence[Row]) -> list[str]:

@@ -55,21 +55,18 @@ MAIN = (
 )
 #: What has no use for a teacher stands in the weak one's table alone.
 ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index(KD) :])}
-#: NTP with the FLOPs that the recommended variant takes with the weak teacher: the student's; and with labels and the
-#: teacher's training, but for the dictionary's.
-LONGER = ("1.12M", "1.6M")
-#: Whole runs of other lengths: fewer tokens, to see how many reach NTP's final loss, and more of them for NTP.
-OTHER_LENGTHS: dict[str, dict[str, Sequence[str]]] = {
+#: NTP with more tokens, one seed: less than what the recommended variant takes with labels, dictionary and weak teacher.
+LONGER = ("1.6M",)
+#: Whole runs with fewer tokens, to see how many reach NTP's final loss, of rows that do better than NTP with as many.
+SHORTER: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
-        PLAIN["weak"]: LONGER,
-        EQUAL_PARAMETERS: ("700K",),
         EQUAL_FLOPS: ("700K",),
         KD: ("700K",),
         "recommended": ("500K", "700K"),
         "recommended-loss-only": ("700K",),
         "recommended-kd": ("700K",),
     },
-    "strong": dict.fromkeys((KD, "recommended", "recommended-kd"), ("250K", "350K")),
+    "strong": dict.fromkeys((KD, "recommended", "recommended-kd"), ("250K",)),
 }
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
@@ -102,6 +99,22 @@ ABLATIONS: dict[str, Sequence[str]] = {
 }
 ABLATION_COMPARISON = ("standard_library", "weak")
 ABLATION_TOKENS = "500K"
+#: Rows that answer a question of the paper's or of its reviewers', with every seed; settings have one.
+ON_ALL_SEEDS = (
+    "ntp",
+    "mix-only",
+    "loss-only-lambda-1",
+    "add-lambda-1",
+    "interleave-lambda-1",
+    "interleave-residual-lambda-1",
+    "add-attribution-lambda-1",
+    "add-random-lambda-1",
+    "add-shuffled-lambda-1",
+    "add-frequency-lambda-1",
+)
+#: A dictionary that was trained, and one of random directions, at the main table's length and rate.
+CONTROLS = ("recommended-random", "recommended")
+CONTROL_COMPARISONS = (("standard_library", "weak"), ("standard_library", "strong"), ("english", "strong"))
 
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
@@ -124,13 +137,14 @@ def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable
 
 def main(corpus: str, teacher: str) -> list[Cell]:
     """Of one corpus and teacher."""
-    others = [
+    shorter = [
         Cell(corpus, teacher, SIZE, variant, tokens, seed)
         for seed in SEEDS
-        for variant, lengths in OTHER_LENGTHS[teacher].items()
+        for variant, lengths in SHORTER[teacher].items()
         for tokens in lengths
     ]
-    return cells_of(corpus, teacher, ROWS[teacher]) + others
+    longer = [Cell(corpus, teacher, SIZE, PLAIN["weak"], tokens, SEEDS[0]) for tokens in LONGER]
+    return cells_of(corpus, teacher, ROWS[teacher]) + shorter + (longer if teacher == "weak" else [])
 
 
 def ablations() -> list[Cell]:
@@ -139,7 +153,12 @@ def ablations() -> list[Cell]:
         Cell(*ABLATION_COMPARISON, SIZE, rated(name, STEADY_RATE), ABLATION_TOKENS, seed)
         for seed in SEEDS
         for name in names
+        if seed == SEEDS[0] or name in ON_ALL_SEEDS
     ]
+
+
+def controls() -> list[Cell]:
+    return [cell for comparison in CONTROL_COMPARISONS for cell in cells_of(*comparison, CONTROLS)]
 
 
 def largest() -> list[Cell]:
@@ -185,6 +204,7 @@ def rates() -> list[Cell]:
 TABLES: dict[str, Callable[[], list[Cell]]] = {
     "main": lambda: [cell for comparison in COMPARISONS for cell in main(*comparison)],
     "ablations": ablations,
+    "controls": controls,
     "schedules": schedules,
     "rates": rates,
     "scaling": scaling,

@@ -176,6 +176,9 @@ VARIANTS: dict[str, Variant] = {
         f"add-{number}-latents-lambda-1": replace(_weight_1(f"{number} latents"), num_latents=number)
         for number in (256, 4096)
     },
+    "recommended-random": Variant(
+        "as we recommend, with labels of a random dictionary", "recommended", attribution=_labels(control="random")
+    ),
     "add-kd-1-lambda-1": _with_distillation(_weight_1("added, weight 1"), 1.0),
 }
 

@@ -182,8 +182,10 @@ def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page
     page = new_page(link(address, prompt=PROMPT, pins="3", tokens="4"))
     page.get_by_role("button", name="toward").click()
     field = page.get_by_label("Strength of import statements as a number")
-    # Here a strength of 1 is much, so the slider goes less far.
-    page.get_by_role("slider", name="Strength of import statements").press("Home")
+    # Here a strength of 1 is much, so the slider goes less far, as soon as the server has answered.
+    slider = page.get_by_role("slider", name="Strength of import statements")
+    expect(slider).to_have_attribute("min", "-2")
+    slider.press("Home")
     expect(field).to_have_value("-2")
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements →−2")
