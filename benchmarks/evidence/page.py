@@ -121,7 +121,7 @@ def progress() -> str:
     for name, cells in TABLES.items():
         keys = {cell.key for cell in cells()}
         parts.append(f"{sum(key.file.exists() for key in keys)} of {len(keys)} runs of the table `{name}`")
-    return " and ".join(parts)
+    return ", ".join(parts)
 
 
 def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
@@ -140,12 +140,18 @@ def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
 
 
 def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
-    """All that is measured of whole runs."""
-    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "FLOPs, NTP = 1"]
-    head += ["the same with the teacher's", "tokens to NTP's loss", "FLOPs to it"]
-    head += ["the same with the teacher's", "seconds to it", "shuffled concepts"]
-    head += TASK_HEADS if TASKS[corpus] else []
-    return table(head, [main_row(corpus, teacher, row) for row in rows if row.results])
+    """What whole runs reach, and below it what they and NTP's loss take."""
+    rows = [row for row in rows if row.results]
+    reached = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "shuffled concepts"]
+    reached += TASK_HEADS if TASKS[corpus] else []
+    taken = ["what it takes", "FLOPs, NTP = 1", "with the teacher's", "tokens to NTP's loss", "FLOPs to it"]
+    taken += ["with the teacher's", "seconds to it"]
+    return "\n\n".join(
+        (
+            table(reached, [reached_row(corpus, row) for row in rows]),
+            table(taken, [taken_row(corpus, teacher, row) for row in rows]),
+        )
+    )
 
 
 def teacher_line(corpus: str, teacher: str) -> str:
@@ -157,21 +163,27 @@ def teacher_line(corpus: str, teacher: str) -> str:
     return text + "."
 
 
-def main_row(corpus: str, teacher: str, row: Row) -> list[str]:
-    ntp = results_of(corpus, teacher, plain_of(row.variant, teacher))
-    flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
-    base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
+def reached_row(corpus: str, row: Row) -> list[str]:
     return [
         named(row),
         losses(row),
         "" if row.mean_difference is None else format_signed(row.mean_difference),
         interval(row),
         f"{row.mean('bits_per_byte'):.3f}",
+        probe(row, "shuffle_batch"),
+        *(task_score(row, name) for name in TASK_SCORES if name in TASKS[corpus]),
+    ]
+
+
+def taken_row(corpus: str, teacher: str, row: Row) -> list[str]:
+    ntp = results_of(corpus, teacher, plain_of(row.variant, teacher))
+    flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
+    base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
+    return [
+        f"`{row.variant}`",
         "" if base is None or flops is None else f"{flops / base:.2f}",
         "" if cost is None else f"{cost:.2f}",
         *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
-        probe(row, "shuffle_batch"),
-        *(task_score(row, name) for name in TASK_SCORES if name in TASKS[corpus]),
     ]
 
 

@@ -126,6 +126,6 @@ def fallen() -> str:
 
 def larger(small: int | None) -> str:
     """Parameters of the largest NTP, as a multiple of the others'."""
-    runs = results_of(*ABLATION_COMPARISON, next(iter(LARGEST)))
+    runs = results_of(*ABLATION_COMPARISON, LARGEST[0])
     found = next((run["num_parameters"] for run in runs.values()), None)
     return NOT_RUN if found is None or small is None else f"{found / small:.1f}"

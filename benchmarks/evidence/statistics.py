@@ -119,7 +119,7 @@ def listed_shares(shares: Sequence[Share]) -> str:
 
 
 def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[Share]:
-    """For each seed with a run that ends above NTP's loss, or with a shorter one than NTP's, what reaching it takes.
+    """For each seed what reaching NTP's final loss takes.
 
     Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
     is taken to be linear in the amount's logarithm.
@@ -140,8 +140,7 @@ def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[
         if not points:
             continue
         if points[0][1] < ntp["validation_loss"]:
-            if runs[0]["train_tokens"] < ntp["train_tokens"]:
-                shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
+            shares.append(Share(points[0][0] / ntp[axis], is_bound=True))
             continue
         needed = _amount_at(points, ntp["validation_loss"])
         shares.append(Share(None if needed is None else needed / ntp[axis]))

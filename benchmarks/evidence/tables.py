@@ -57,13 +57,11 @@ MAIN = (
 ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index(KD) :])}
 #: NTP with more tokens, one seed: less than what the recommended variant takes with labels, dictionary and weak teacher.
 LONGER = ("1.6M",)
-#: Whole runs with fewer tokens, to see how many reach NTP's final loss, of rows that do better than NTP with as many.
+#: Whole runs with fewer tokens, to see how many reach NTP's final loss.
 SHORTER: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
-        EQUAL_FLOPS: ("700K",),
         KD: ("700K",),
         "recommended": ("500K", "700K"),
-        "recommended-loss-only": ("700K",),
         "recommended-kd": ("700K",),
     },
     "strong": dict.fromkeys((KD, "recommended", "recommended-kd"), ("250K",)),
@@ -114,7 +112,7 @@ ON_ALL_SEEDS = (
 )
 #: A dictionary that was trained, and one of random directions, at the main table's length and rate.
 CONTROLS = ("recommended-random", "recommended")
-CONTROL_COMPARISONS = (("standard_library", "weak"), ("standard_library", "strong"), ("english", "strong"))
+CONTROL_COMPARISONS = (("standard_library", "strong"), ("english", "strong"))
 
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
@@ -125,8 +123,8 @@ SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
 #: Schedules of the two losses that a teacher gives, at the main table's length.
 SCHEDULES = ("add-lambda-1", "recommended", "kd-1", KD, "kd-3-cosine")
-#: The largest shape that is run, with its numbers of tokens.
-LARGEST = {rated("ntp-256x6", STEADY_RATE): ("1M",), rated("recommended-256x6", STEADY_RATE): ("1M", "700K")}
+#: The largest shape that is run, of whole length.
+LARGEST = tuple(rated(f"{name}-256x6", STEADY_RATE) for name in ("ntp", "recommended"))
 
 
 def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS) -> list[Cell]:
@@ -163,11 +161,7 @@ def controls() -> list[Cell]:
 
 def largest() -> list[Cell]:
     """A pair of wider and deeper students, one seed."""
-    return [
-        Cell(*SCALING_COMPARISON, SIZE, variant, tokens, 0)
-        for variant, lengths in LARGEST.items()
-        for tokens in lengths
-    ]
+    return cells_of(*SCALING_COMPARISON, LARGEST, seeds=(0,))
 
 
 def scaled(variant: str, shape: str) -> str:
