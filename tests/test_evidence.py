@@ -87,7 +87,6 @@ def test_rows_pair_seeds_and_tokens_to_match_lie_between_whole_runs() -> None:
         store("add", "1M", seed, validation_loss=loss - 0.1 - seed / 10, train_tokens=1e6)
     row = statistics.row_of("standard_library", "weak", "add")
     assert row.differences == pytest.approx([-0.1, -0.2, -0.3])
-    assert row.mean_difference == pytest.approx(-0.2)
     assert row.interval is not None
     assert row.interval[0] < -0.2 < row.interval[1]
     shares = statistics.shares_to_match("standard_library", "weak", "add", "train_tokens")
@@ -130,11 +129,13 @@ def test_sentences_say_what_the_results_say(monkeypatch: pytest.MonkeyPatch) -> 
     against_ntp, against_kd, cost, usage = answers.answers("standard_library", "weak")
     assert "differs from NTP by −0.200, −0.200 nats (mean −0.200, 2 seeds, ahead on each)" in against_ntp
     assert "under 70% of its tokens (70% or less was aimed at, and reached on 2 of 2)" in against_ntp
-    assert "under 92% of its training FLOPs;" in against_ntp  # whether 80% would do is open
-    assert "under 150% of its FLOPs if labels, dictionary and the teacher's own training are counted." in against_ntp
+    # Whether 80% would do is open.
+    assert (
+        "under 92% of its training FLOPs (80% or less was aimed at, and reached on 0 of 2, 2 undecided)." in against_ntp
+    )
     assert "`recommended` differs from `kd-1-cosine` by −0.100, +0.100 nats" in against_kd
     assert "no clear order" in against_kd
-    assert "takes 1.50 times NTP's FLOPs" in cost
+    assert "takes 1.50 times NTP's FLOPs, and under 150% of them to reach NTP's final loss" in cost
     assert "+1.500 ± 0.196" in usage
     assert answers.answers("english", "weak") == []
 
@@ -161,7 +162,8 @@ def test_the_scaling_fit_finds_the_curve_that_the_runs_lie_on() -> None:
     assert scaling.predicted(found.best, 2e6, 2e6) == pytest.approx(scaling.predicted(true, 2e6, 2e6), abs=0.01)
     gained = scaling.gain(1e6, 1e6, "recommended")
     assert gained[0] == pytest.approx(-0.1, abs=0.01)
-    assert scaling.token_share(1e6, 1e6, "recommended") < 1
+    share, fewest, most = scaling.token_share(1e6, 1e6, "recommended")
+    assert fewest <= share <= most < 1
     scaling.fits.cache_clear()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.inputs import TEACHERS
@@ -11,6 +11,7 @@ from benchmarks.evidence.statistics import (
     WITH_TEACHER,
     Row,
     Share,
+    best_of_rates,
     cost_with_teacher,
     differences_of,
     listed_shares,
@@ -18,28 +19,42 @@ from benchmarks.evidence.statistics import (
     row_of,
     shares_to_match,
 )
-from benchmarks.evidence.tables import EQUAL_FLOPS, EQUAL_PARAMETERS, KD, LONGER, PLAIN, PUBLISHED, ROWS, TOKENS
+from benchmarks.evidence.tables import (
+    EQUAL_FLOPS,
+    EQUAL_PARAMETERS,
+    KD,
+    LONGER,
+    PLAIN,
+    PUBLISHED,
+    ROWS,
+    TOKENS,
+    unrated,
+)
 from cocomix.base.formats import format_signed
+from cocomix.comparison.intervals import bootstrap_interval
 from cocomix.planning.numbers import parse_count
 
+NO_ORDER = "no clear order"
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.
 WANTED = {"train_tokens": 0.7, "train_flops": 0.8}
 AMOUNTS = {
     "train_tokens": "tokens",
     "train_flops": "training FLOPs",
-    WITH_TEACHER: "FLOPs if labels, dictionary and the teacher's own training are counted",
 }
-#: What is compared beside NTP.
-PAIRS = (
-    ("recommended", EQUAL_PARAMETERS),
-    ("recommended", EQUAL_FLOPS),
-    ("recommended", "pause-residual"),
-    ("recommended", KD),
-    ("recommended-kd", KD),
-    ("recommended-kd", "recommended"),
-    ("recommended", PUBLISHED),
-    ("recommended", "recommended-loss-only"),
-)
+
+
+def pairs(teacher: str) -> tuple[tuple[str, str], ...]:
+    """What is compared beside NTP."""
+    return (
+        ("recommended", EQUAL_PARAMETERS),
+        ("recommended", EQUAL_FLOPS),
+        ("recommended", "pause-residual"),
+        ("recommended", KD[teacher]),
+        ("recommended-kd", KD[teacher]),
+        ("recommended-kd", "recommended"),
+        ("recommended", PUBLISHED),
+        ("recommended", "recommended-loss-only"),
+    )
 
 
 def answers(corpus: str, teacher: str) -> list[str]:
@@ -50,57 +65,66 @@ def answers(corpus: str, teacher: str) -> list[str]:
     found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
     if rows["recommended-kd"].differences:
         found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
-    for one, other in PAIRS:
+    for one, other in pairs(teacher):
         if other not in rows:
             continue
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
             found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
-    cost = cost_with_teacher(rows["recommended"], results_of(corpus, teacher, PLAIN[teacher]))
-    if cost is not None:
-        found.append(
-            f"`recommended` takes {cost:.2f} times NTP's FLOPs if labels, dictionary and the teacher's training are counted."
-        )
-    if teacher == "weak":
-        found += longer(corpus, rows["recommended"])
+        best = differences_of(rows[one].results, best_of_rates(corpus, teacher, other))
+        if best != differences:
+            found.append(
+                f"`{one}` differs from `{unrated(other)}` at the better of its learning rates, seed by seed, by "
+                f"{listed(best)} nats ({verdict(best)})."
+            )
+    paid = with_the_teacher_paid(corpus, teacher, rows["recommended"], in_full)
+    if paid:
+        found.append(f"With labels, dictionary and the teacher's own training counted, {paid}.")
     found.append(usage(rows["recommended"]))
     return found
 
 
-def longer(corpus: str, recommended: Row) -> list[str]:
-    """Against NTP that takes its FLOPs in more tokens."""
-    found = []
-    for tokens in LONGER:
-        ntp = results_of(corpus, "weak", PLAIN["weak"], tokens)
-        differences = differences_of(recommended.results, ntp)
+def with_the_teacher_paid(corpus: str, teacher: str, recommended: Row, said: Callable[[Sequence[float]], str]) -> str:
+    """What the recommended variant takes, and how it compares with NTP that takes about as much in more tokens."""
+    cost = cost_with_teacher(recommended, results_of(corpus, teacher, PLAIN[teacher]))
+    if cost is None:
+        return ""
+    text = f"`recommended` takes {cost:.2f} times NTP's FLOPs"
+    shares = shares_to_match(corpus, teacher, "recommended", WITH_TEACHER)
+    text += f", and {listed_shares(shares)} of them to reach NTP's final loss" if shares else ""
+    for tokens in LONGER if teacher == "weak" else ():
+        differences = differences_of(results_of(corpus, teacher, PLAIN[teacher], tokens), recommended.results)
         if differences:
-            said = f"{listed(differences)} nats ({verdict(differences)})"
-            times = parse_count(tokens, "tokens") / parse_count(TOKENS["weak"], "tokens")
-            found.append(
-                f"`recommended` differs by {said} from NTP with {tokens} tokens, {times:.2f} times its FLOPs at "
-                f"{TOKENS['weak']}."
-            )
-    return found
+            times = parse_count(tokens, "tokens") / parse_count(TOKENS[teacher], "tokens")
+            text += f"; NTP with {times:.2f} times its tokens, and so its FLOPs, differs from it by {said(differences)}"
+    return text
 
 
 def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
     """Loss at equal tokens, and what reaching NTP's loss takes."""
     said = f"{listed(row.differences)} nats ({verdict(row.differences)})"
     text = f"After {TOKENS[teacher]} tokens `{variant}` differs from NTP by {said}"
+    parts = reaching(corpus, teacher, variant)
+    return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
+
+
+def reaching(corpus: str, teacher: str, variant: str) -> list[str]:
+    """What NTP's final loss takes, on each axis."""
     parts = []
     for axis, words in AMOUNTS.items():
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
             parts.append(f"{listed_shares(shares)} of its {words}{aim(shares, WANTED.get(axis))}")
-    return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
+    return parts
 
 
 def aim(shares: Sequence[Share], wanted: float | None) -> str:
-    """On how many seeds what was aimed at is reached; a bound above it says nothing."""
+    """On how many seeds what was aimed at is reached; a bound above it leaves that undecided."""
     if wanted is None:
         return ""
-    decided = [met for share in shares if (met := share.is_at_most(wanted)) is not None]
-    return f" ({wanted:.0%} or less was aimed at, and reached on {sum(decided)} of {len(decided)})" if decided else ""
+    met = [share.is_at_most(wanted) for share in shares]
+    text = f"{wanted:.0%} or less was aimed at, and reached on {met.count(True)} of {len(met)}"
+    return f" ({text}, {met.count(None)} undecided)" if None in met else f" ({text})"
 
 
 def usage(row: Row) -> str:
@@ -121,47 +145,81 @@ def verdict(differences: Sequence[float]) -> str:
     if len(differences) == 1:
         return number
     number = f"mean {format_signed(statistics.fmean(differences))}, {number}"
+    interval = bootstrap_interval(differences)
+    if interval is not None:
+        number = f"{number}, 95 % interval {format_signed(interval[0])} to {format_signed(interval[1])}"
+    return f"{number}, {order(differences)}"
+
+
+def order(differences: Sequence[float]) -> str:
     if all(value < 0 for value in differences):
-        return f"{number}, ahead on each"
-    return f"{number}, {'behind on each' if all(value > 0 for value in differences) else 'no clear order'}"
+        return "ahead on each"
+    return "behind on each" if all(value > 0 for value in differences) else NO_ORDER
 
 
 def in_short() -> str:
-    """For the README: what was found, good and bad."""
-    return "\n" + "\n".join(f"- {sentence}" for sentence in summary()) + "\n"
+    """For the README: the answers with means in place of seeds."""
+    return "\n" + "\n".join(f"- {sentence}" for sentence in summary(brief)) + "\n"
 
 
-def summary() -> list[str]:
-    """The page's answers to its questions, each a sentence or two; none on what has not been run."""
+def brief(differences: Sequence[float]) -> str:
+    """A mean, and what the sign says on how many seeds."""
+    number = f"{len(differences)} seed{'s' * (len(differences) > 1)}"
+    if len(differences) > 1:
+        number = f"{order(differences)} of {number}" if order(differences) != NO_ORDER else f"{NO_ORDER}, {number}"
+    return f"{format_signed(statistics.fmean(differences))} nats ({number})"
+
+
+def in_full(differences: Sequence[float]) -> str:
+    return f"{listed(differences)} nats ({verdict(differences)})"
+
+
+def summary(said: Callable[[Sequence[float]], str] = in_full) -> list[str]:
+    """The page's answers to its questions, each a sentence or two; none on what has not been run.
+
+    Args:
+        said: differences in words.
+    """
     found = []
     rows = {corpus: row_of(corpus, "weak", "recommended") for corpus in CORPUS_NAMES}
-    for corpus, name in CORPUS_NAMES.items():
-        row = rows[corpus]
-        if row.differences:
-            said = against_ntp(corpus, "weak", "recommended", row)
-            found.append(f"On {name}, from a weak teacher (its loss is above its students' final one): {lowered(said)}")
-    for corpus, name in CORPUS_NAMES.items():
-        found += [f"On {name}, {said}" for said in longer(corpus, rows[corpus])]
-    for teacher in TEACHERS:
-        for one, other, question in (
-            ("recommended", KD, "concepts against distillation with the same weight and schedule"),
-            ("recommended-kd", KD, "concepts and distillation against distillation"),
-            ("recommended", "recommended-loss-only", "concepts mixed in against only predicted"),
-            (PUBLISHED, PLAIN[teacher], "as published, against NTP"),
-        ):
-            found += compared(one, other, f"With the {teacher} teacher, {question}", teacher)
+    against = [
+        f"on {CORPUS_NAMES[corpus]} `recommended` differs from NTP by {said(row.differences)} and reaches its final loss with "
+        + " and ".join(reaching(corpus, "weak", "recommended"))
+        for corpus, row in rows.items()
+        if row.differences
+    ]
+    if against:
+        found.append(
+            f"**Against NTP, from a weak teacher** (its loss is above NTP's final one), after {TOKENS['weak']} tokens: "
+            f"{'; '.join(against)}."
+        )
+    paid = [
+        f"on {CORPUS_NAMES[corpus]} {text}"
+        for corpus, row in rows.items()
+        if (text := with_the_teacher_paid(corpus, "weak", row, said))
+    ]
+    if paid:
+        found.append(
+            f"**With the teacher paid for** (labels, dictionary, the teacher's own training): {'; '.join(paid)}."
+        )
+    for question, one, other in (
+        ("Against distillation", "recommended", KD),
+        ("Concepts and distillation, against distillation alone", "recommended-kd", KD),
+        ("Concepts mixed in, against only predicted", "recommended", dict.fromkeys(TEACHERS, "recommended-loss-only")),
+        ("As published, against NTP", PUBLISHED, PLAIN),
+        ("A random dictionary, against the trained one", "recommended-random", dict.fromkeys(TEACHERS, "recommended")),
+    ):
+        parts = [part for teacher in TEACHERS if (part := compared(one, other[teacher], teacher, said))]
+        if parts:
+            found.append(f"**{question}**: {'; '.join(parts)}.")
     return found
 
 
-def compared(one: str, other: str, question: str, teacher: str) -> list[str]:
-    """One sentence on both corpora."""
+def compared(one: str, other: str, teacher: str, said: Callable[[Sequence[float]], str]) -> str:
+    """Differences on both corpora."""
     parts = []
     for corpus, name in CORPUS_NAMES.items():
         differences = differences_of(results_of(corpus, teacher, one), results_of(corpus, teacher, other))
         if differences:
-            parts.append(f"{listed(differences)} nats on {name} ({verdict(differences)})")
-    return [f"{question}: {'; '.join(parts)}."] if parts else []
-
-
-def lowered(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
+            parts.append(f"{said(differences)} on {name}")
+    return f"with the {teacher} teacher {', '.join(parts)}" if parts else ""

@@ -9,15 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.scaling import FITTED, fits, points, predicted
-from benchmarks.evidence.statistics import results_of
-from benchmarks.evidence.tables import KD, PLAIN, PUBLISHED
+from benchmarks.evidence.statistics import results_of, teacher_facts
+from benchmarks.evidence.tables import KD, PLAIN, PUBLISHED, SCALING_SHAPES
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
-#: Rows whose curves are drawn beside NTP's, with what they are called.
-DRAWN = {KD: "distillation", PUBLISHED: "published", "recommended": "recommended"}
-
+#: Of the scaling figure's shapes, smallest first.
+MARKERS = ("^", "s", "o")
+DASHES: tuple[tuple[float, ...], ...] = ((1, 1.5), (4, 2), ())
 #: x and y of a line's end, its name and its colour.
 End = tuple[float, float, str, str]
 #: Of the axis's height: a line of text.
@@ -40,7 +41,12 @@ def name_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 def curves(corpus: str, teacher: str) -> Drawing | None:
     """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
-    drawn = {PLAIN[teacher]: "NTP", **DRAWN}
+    drawn = {
+        PLAIN[teacher]: "NTP",
+        KD[teacher]: "distillation",
+        PUBLISHED: "published",
+        "recommended": "recommended",
+    }
     found = {name: results_of(corpus, teacher, name) for name in drawn}
     found = {name: results for name, results in found.items() if results}
     seeds = set.intersection(*(set(results) for results in found.values())) if found else set()
@@ -56,14 +62,17 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
         axes.plot(tokens, losses, color=color, linewidth=1.6)
         ends.append((tokens[-1], losses[-1], drawn[name], color))
-    low = min(results[seed]["validation_loss"] for results in found.values() for seed in seeds)
-    axes.set_ylim(low - 0.15, low + 1.6)
+    facts = teacher_facts(corpus, teacher)
+    if facts is not None:
+        teacher_loss = facts["teacher_loss"]
+        axes.hlines(teacher_loss, tokens[0], tokens[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        ends.append((tokens[-1], teacher_loss, "the teacher's end", MUTED))
     name_ends(axes, ends)
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
-    axes.set_title("validation loss, nats a token", loc="left", fontsize=8.5, color=MUTED)
+    axes.set_title("validation loss along each run, nats a token", loc="left", fontsize=8.5, color=MUTED)
     number = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
-    alt = f"Validation loss against training tokens, {teacher} teacher, means over {number}"
+    alt = f"Validation loss along each run, {CORPUS_NAMES[corpus]}, {teacher} teacher, means over {number}"
     return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)
 
 
@@ -76,11 +85,12 @@ def scaling_curves() -> Drawing | None:
     ends: list[End] = []
     for color, name in zip((SERIES[0], SERIES[3]), FITTED, strict=True):
         runs, curve = points(name), found[name]
-        for shape in dict.fromkeys(run.shape for run in runs):
+        for shape, marker, dashes in zip(SCALING_SHAPES, MARKERS, DASHES, strict=True):
             some = [run for run in runs if run.shape == shape]
             tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
-            axes.plot(tokens, predicted(curve.best, some[0].parameters, tokens), color=color, linewidth=1.2)
-            axes.plot([r.tokens for r in some], [r.loss for r in some], "o", color=color, markersize=3.5)
+            fitted = predicted(curve.best, some[0].parameters, tokens)
+            axes.plot(tokens, fitted, color=color, linewidth=1.2, linestyle=(0, dashes))
+            axes.plot([r.tokens for r in some], [r.loss for r in some], marker, color=color, markersize=4)
             ends.append((some[-1].tokens, some[-1].loss, f"{'NTP' if name == 'ntp' else name} {shape}", color))
     name_ends(axes, ends)
     axes.set_xscale("log")

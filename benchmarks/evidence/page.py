@@ -18,7 +18,7 @@ from benchmarks.evidence.corpora import CORPUS_NAMES, TASKS
 from benchmarks.evidence.figures import curves, scaling_curves
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.prose import NOT_RUN, numbers
-from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, points, token_share
+from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, held_out, points, token_share
 from benchmarks.evidence.statistics import (
     WITH_TEACHER,
     Row,
@@ -28,6 +28,7 @@ from benchmarks.evidence.statistics import (
     results_of,
     row_of,
     shares_to_match,
+    teacher_facts,
 )
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
@@ -36,8 +37,8 @@ from benchmarks.evidence.tables import (
     COMPARISONS,
     CONTROL_COMPARISONS,
     CONTROLS,
+    DISTILLATION,
     LARGEST,
-    MAIN,
     OWN_RATE,
     PLAIN,
     PUBLISHED,
@@ -56,6 +57,7 @@ from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from benchmarks.render import README, fill, table
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
+from cocomix.comparison.intervals import mean_and_spread
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"
@@ -63,15 +65,21 @@ IMAGES = DOCS / "images"
 SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
 TEMPLATE = Path(__file__).with_name("page.md")
 #: How any cell of a section is run, or run again.
-CELLS = "Any one of them: `python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED{places} --again`."
+CELLS = (
+    "Any one of them again, compared with what is stored: "
+    "`python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED{places} --again`."
+)
 #: Causal probes and what they do.
 PROBES = {
     "shuffle_batch": "another sequence's concepts",
     "shuffle_position": "another position's",
     "mean": "the mean concept vector",
-    "zero": "none",
+    "zero": "no concept vector",
     "oracle": "the teacher's own",
 }
+#: Of `loss_columns`.
+LOSS_HEADS = ("loss by seed", "mean ± sd", "difference to NTP", "95 % interval")
+SHUFFLED = "loss change, concepts shuffled"
 #: Of what it takes to reach NTP's loss.
 AXES = ("train_tokens", "train_flops", WITH_TEACHER, "train_seconds")
 #: Benchmarks, and their columns' heads.
@@ -101,6 +109,7 @@ def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | 
         "progress": progress(),
         "summary": "\n".join(f"- {sentence}" for sentence in summary()) or f"{NOT_RUN.capitalize()}.",
         "schedules": schedule_table(),
+        "distillation": distillation_table(),
         "main": "\n".join(main_section(comparison, drawings[comparison]) for comparison in COMPARISONS),
         "ablations": ablations(),
         "probes": probe_table(),
@@ -142,10 +151,10 @@ def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
 def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
     """What whole runs reach, and below it what they and NTP's loss take."""
     rows = [row for row in rows if row.results]
-    reached = ["run", "loss by seed", "difference to NTP", "95 % interval", "bits per byte", "shuffled concepts"]
+    reached = ["run", *LOSS_HEADS, "bits per byte", SHUFFLED]
     reached += TASK_HEADS if TASKS[corpus] else []
-    taken = ["what it takes", "FLOPs, NTP = 1", "with the teacher's", "tokens to NTP's loss", "FLOPs to it"]
-    taken += ["with the teacher's", "seconds to it"]
+    taken = ["run", "FLOPs of the whole run, NTP = 1", "the same and the teacher's", "tokens to NTP's loss"]
+    taken += ["FLOPs to NTP's loss", "the same and the teacher's", "seconds to NTP's loss"]
     return "\n\n".join(
         (
             table(reached, [reached_row(corpus, row) for row in rows]),
@@ -157,7 +166,7 @@ def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
 def teacher_line(corpus: str, teacher: str) -> str:
     """What the teacher is, and how it compares with its students."""
     text = f"The teacher has {TEACHERS[teacher].what}"
-    facts = next((r for v in MAIN for r in results_of(corpus, teacher, v).values() if "teacher_loss" in r), None)
+    facts = teacher_facts(corpus, teacher)
     if facts is not None:
         text += f"; it is at {facts['teacher_loss']:.3f} nats, and its dictionary has FVU {facts['sae_fvu']:.3f}"
     return text + "."
@@ -166,9 +175,7 @@ def teacher_line(corpus: str, teacher: str) -> str:
 def reached_row(corpus: str, row: Row) -> list[str]:
     return [
         named(row),
-        losses(row),
-        "" if row.mean_difference is None else format_signed(row.mean_difference),
-        interval(row),
+        *loss_columns(row),
         f"{row.mean('bits_per_byte'):.3f}",
         probe(row, "shuffle_batch"),
         *(task_score(row, name) for name in TASK_SCORES if name in TASKS[corpus]),
@@ -188,14 +195,19 @@ def taken_row(corpus: str, teacher: str, row: Row) -> list[str]:
 
 
 def probe_table() -> str:
-    """All causal probes of the main table's models with concepts."""
-    body = []
-    for corpus, teacher in COMPARISONS:
-        for variant in (PUBLISHED, "recommended", "recommended-kd"):
-            row = row_of(corpus, teacher, variant)
-            if row.results:
-                name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`"
-                body.append([name, str(len(row.results)), *(probe(row, name) for name in PROBES)])
+    """All causal probes of models with concepts: the main table's, the ablations' and the controls'."""
+    named_rows = [
+        (f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`", row_of(corpus, teacher, variant))
+        for corpus, teacher in COMPARISONS
+        for variant in (PUBLISHED, "recommended", "recommended-kd", "recommended-random")
+    ]
+    names = dict.fromkeys(name for variants in ABLATIONS.values() for name in variants)
+    named_rows += [(f"ablations, `{row.variant}`", row) for row in map(ablation_row, names)]
+    body = [
+        [name, str(len(row.results)), *(probe(row, name) for name in PROBES)]
+        for name, row in named_rows
+        if any("probes" in result for result in row.results.values())
+    ]
     return table(["models", "seeds", *PROBES.values()], body) if body else f"{NOT_RUN.capitalize()}."
 
 
@@ -209,27 +221,48 @@ def ablations() -> str:
 def rate_table() -> str:
     """Losses of some rows at several learning rates."""
     rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
+    looked_at = [(*ABLATION_COMPARISON, name, TOKENS["weak"]) for name in RATES]
+    looked_at += [(*ABLATION_COMPARISON, name, ABLATION_TOKENS) for name in ("ntp", "recommended")]
+    looked_at += [("english", ABLATION_COMPARISON[1], "ntp", TOKENS["weak"])]
     body = []
-    for tokens, variants in ((TOKENS["weak"], tuple(RATES)), (ABLATION_TOKENS, ("ntp", "recommended"))):
-        for variant in variants:
-            rows = [row_of(*ABLATION_COMPARISON, rated(variant, rate), tokens) for rate in rates]
-            if any(row.results for row in rows):
-                body.append([f"`{variant}`, {tokens} tokens", *map(losses, rows)])
-    return table(["losses by seed", *map(str, rates)], body) if body else NOT_RUN.capitalize() + "."
+    for corpus, teacher, variant, tokens in looked_at:
+        rows = [row_of(corpus, teacher, rated(variant, rate), tokens) for rate in rates]
+        if any(row.results for row in rows):
+            body.append([f"{CORPUS_NAMES[corpus]}, `{variant}`, {tokens} tokens", *map(losses, rows)])
+    found = (
+        table(["losses by seed, at the learning rate", *map(str, rates)], body) if body else f"{NOT_RUN.capitalize()}."
+    )
+    return f"{found}\n\n{table_command('rates', 'TOKENS', ('english', ABLATION_COMPARISON[1]))}"
 
 
 def schedule_table() -> str:
     """Losses of the first seed."""
-    rows = [(name, results_of(*ABLATION_COMPARISON, name).get(0)) for name in SCHEDULES]
-    body = [[f"`{name}`: {VARIANTS[name].what}", f"{run['validation_loss']:.3f}"] for name, run in rows if run]
-    return table(["run", "loss, seed 0"], body) if body else f"{NOT_RUN.capitalize()}."
+    found = first_seed_table([ABLATION_COMPARISON], SCHEDULES)
+    return f"{found}\n\n{table_command('schedules', TOKENS['weak'])}"
+
+
+def distillation_table() -> str:
+    comparisons = [(corpus, "strong") for corpus in CORPUS_NAMES]
+    found = first_seed_table(comparisons, (*DISTILLATION, "recommended"))
+    return f"{found}\n\n{table_command('distillation', TOKENS['strong'], comparisons[-1])}"
+
+
+def first_seed_table(comparisons: Sequence[tuple[str, str]], variants: Sequence[str]) -> str:
+    """Losses of the first seed, a column a comparison."""
+    body = []
+    for name in variants:
+        runs = [results_of(*comparison, name).get(SEEDS[0]) for comparison in comparisons]
+        if any(runs):
+            found = ["" if run is None else f"{run['validation_loss']:.3f}" for run in runs]
+            body.append([f"`{name}`: {VARIANTS[name].what}", *found])
+    head = [f"loss, seed {SEEDS[0]}, {CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in comparisons]
+    return table(["run", *head], body) if body else f"{NOT_RUN.capitalize()}."
 
 
 def ablation_table(variants: Sequence[str]) -> str:
     """Losses, differences, costs and whether concepts are used; and the first seed's loss at the size's own rate."""
-    plain = rated("ntp", STEADY_RATE)
-    ntp = results_of(*ABLATION_COMPARISON, plain, ABLATION_TOKENS)
-    rows = {name: row_of(*ABLATION_COMPARISON, rated(name, STEADY_RATE), ABLATION_TOKENS, plain) for name in variants}
+    ntp = ablation_row("ntp").results
+    rows = {name: ablation_row(name) for name in ("ntp", *variants)}
     body = []
     for name, row in rows.items():
         if row.results:
@@ -238,16 +271,12 @@ def ablation_table(variants: Sequence[str]) -> str:
             body.append(
                 [
                     f"`{row.variant}`: {VARIANTS[name].what}",
-                    losses(row),
-                    "" if row.mean_difference is None else format_signed(row.mean_difference),
-                    interval(row),
+                    *loss_columns(row),
                     f"{statistics.fmean(flops):.2f}" if flops else "",
-                    probe(row, "shuffle_batch"),
                     "" if other is None else f"{other['validation_loss']:.3f}",
                 ]
             )
-    head = ["run", "loss by seed", "difference to NTP", "95 % interval", "FLOPs, NTP = 1", "shuffled concepts"]
-    head += [f"seed 0 at {OWN_RATE:g}"]
+    head = ["run", *LOSS_HEADS, "FLOPs, NTP = 1", f"loss of seed 0 at {OWN_RATE:g}"]
     return "\n".join([*([table(head, body), ""] if body else []), *missing(list(rows.values()))]).rstrip()
 
 
@@ -266,8 +295,14 @@ def controls_section() -> str:
                 [name, plain, losses(random), losses(trained), f"{listed(differences)} ({verdict(differences)})"]
             )
     head = ["losses by seed", "NTP", "random directions", "trained dictionary", "random less trained"]
-    found_table = table(head, body) if body else f"{NOT_RUN.capitalize()}."
-    return f"{found_table}\n\n```\npython -m benchmarks.evidence --table controls{PLACES['english']}\n```"
+    found = table(head, body) if body else f"{NOT_RUN.capitalize()}."
+    return f"{found}\n\n{table_command('controls', TOKENS['strong'], CONTROL_COMPARISONS[-1])}"
+
+
+def ablation_row(name: str) -> Row:
+    """At the ablations' rate and length, against NTP at the same."""
+    names = (rated(name, STEADY_RATE), ABLATION_TOKENS, rated("ntp", STEADY_RATE))
+    return row_of(*ABLATION_COMPARISON, *names)
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
@@ -276,11 +311,11 @@ def missing(rows: Sequence[Row]) -> list[str]:
     return [f"{NOT_RUN.capitalize()}: {', '.join(names)}.", ""] if names else []
 
 
-def table_command(name: str, tokens: str) -> str:
+def table_command(name: str, tokens: str, comparison: tuple[str, str] = ABLATION_COMPARISON) -> str:
     """How to run or continue a section's cells, and how to repeat one."""
-    corpus, teacher = ABLATION_COMPARISON
+    corpus, teacher = comparison
     cells = CELLS.format(corpus=corpus, teacher=teacher, tokens=tokens, places=PLACES[corpus])
-    return f"```\npython -m benchmarks.evidence --table {name}\n```\n\n{cells}"
+    return f"```\npython -m benchmarks.evidence --table {name}{PLACES[corpus]}\n```\n\n{cells}"
 
 
 def scaling_section(drawing: Drawing | None) -> str:
@@ -300,11 +335,21 @@ def scaling_section(drawing: Drawing | None) -> str:
     curves_of = fits()
     if curves_of is not None:
         rows = [fit_row(*item) for item in curves_of.items()]
-        parts += [table(["", "E", "A", "a", "B", "b", "residual, nats"], rows), ""]
+        parts += [table(["fit", "E", "A", "a", "B", "b", "residual, nats"], rows), ""]
+        seen = [[name, f"{fitted:.3f}", f"{measured:.3f}"] for name, fitted, measured in held_out()]
+        if seen:
+            parts += ["Runs that were not fitted:", "", table(["run", "the fit's loss", "measured"], seen), ""]
         if drawing is not None:
             parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
-        head = ["extrapolated to", "difference, nats", "90 % interval", "perplexity, NTP = 1", "the paper's ratio"]
-        parts += [table([*head, "tokens to NTP's loss"], [paper_row(*item) for item in PAPER.items()]), ""]
+        width = f"{INTERVAL[1] - INTERVAL[0]} % interval"
+        head = [
+            "extrapolated to",
+            f"difference, nats ({width})",
+            f"tokens to NTP's loss ({width})",
+            "perplexity, NTP = 1",
+        ]
+        head += ["the paper's", "the paper's perplexities"]
+        parts += [table(head, [paper_row(*item) for item in PAPER.items()]), ""]
     return "\n".join([*parts, table_command("scaling", "TOKENS")])
 
 
@@ -312,7 +357,7 @@ def largest_section() -> str:
     """The pair of the largest shape."""
     rows = [row_of(*SCALING_COMPARISON, variant) for variant in LARGEST]
     found = main_table(*SCALING_COMPARISON, rows) if any(row.results for row in rows) else f"{NOT_RUN.capitalize()}."
-    return f"{found}\n\n```\npython -m benchmarks.evidence --table largest\n```"
+    return f"{found}\n\n{table_command('largest', TOKENS[SCALING_COMPARISON[1]], SCALING_COMPARISON)}"
 
 
 def _scaled(loss: float | None, ntp: float) -> list[str]:
@@ -329,13 +374,14 @@ def fit_row(name: str, curve: Curve) -> list[str]:
 def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
     N, T, ntp, cocomix = facts
     best, low, high = gain(N, T, "recommended")
+    share, fewest, most = token_share(N, T, "recommended")
     return [
         f"{size}, {format_count(T)} tokens",
-        format_signed(best),
-        f"{format_signed(low)} to {format_signed(high)}",
+        f"{format_signed(best)} ({format_signed(low)} to {format_signed(high)})",
+        f"{share:.0%} ({fewest:.0%} to {most:.0%})",
         f"{math.exp(best):.3f}",
         f"{cocomix / ntp:.3f}",
-        f"{token_share(N, T, 'recommended'):.0%}",
+        f"NTP {ntp}, CoCoMix {cocomix}",
     ]
 
 
@@ -346,6 +392,21 @@ def task_score(row: Row, benchmark: str) -> str:
         pairs = [(f["perplexity"], f["perplexity_standard_error"]) for f in found]
         return ", ".join(f"{math.log(value):.2f} ± {error / value:.2f}" for value, error in pairs)
     return ", ".join(f"{f['acc']:.1%} ± {f['acc_standard_error']:.1%}" for f in found)
+
+
+def loss_columns(row: Row) -> list[str]:
+    """Of all seeds, their mean and spread, and how that differs from NTP."""
+    spread = mean_and_spread(row.losses)
+    mean = f"{spread['mean']:.3f}" + (
+        "" if spread["standard_deviation"] is None else f" ± {spread['standard_deviation']:.3f}"
+    )
+    compared = any(row.differences)  # NTP itself is not
+    return [
+        losses(row),
+        mean,
+        format_signed(statistics.fmean(row.differences)) if compared else "",
+        interval(row) if compared else "",
+    ]
 
 
 def losses(row: Row) -> str:
@@ -368,7 +429,8 @@ def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
 
 def probe(row: Row, name: str) -> str:
     """Mean over seeds of a probe's loss change."""
-    values = [result["probes"][name]["loss_delta"] for result in row.results.values() if "probes" in result]
+    found = [probes[name] for result in row.results.values() if name in (probes := result.get("probes", {}))]
+    values = [one["loss_delta"] for one in found]
     return format_signed(statistics.fmean(values)) if values else ""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from benchmarks.evidence.cells import Cell, stored_cells
 from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.inputs import TEACHERS
@@ -13,17 +11,21 @@ from benchmarks.evidence.statistics import Results, results_of
 from benchmarks.evidence.tables import (
     ABLATION_COMPARISON,
     ABLATION_TOKENS,
-    KD,
     LARGEST,
     OWN_RATE,
     PLAIN,
     RATES,
+    ROWS,
+    SCALING_RATES,
+    SCALING_SHAPES,
+    SCALING_TOKENS,
     SEEDS,
     SIZE,
     TOKENS,
     rated,
+    unrated,
 )
-from benchmarks.evidence.variants import STEADY_RATE
+from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from cocomix.base.formats import format_count, format_signed
 from cocomix.planning.numbers import parse_count
 from cocomix.planning.sizes import SIZES
@@ -37,6 +39,7 @@ FALLEN = 0.15
 def numbers() -> dict[str, str]:
     """By the name of the place that each fills."""
     size = SIZES[SIZE]
+    published = VARIANTS["published"].draft(SIZE)
     batch_tokens = size.batch_size * size.context_length
     weak = parse_count(TOKENS["weak"], "tokens")
     paper_parameters, paper_tokens = ([facts[index] for facts in PAPER.values()] for index in (0, 1))
@@ -49,6 +52,11 @@ def numbers() -> dict[str, str]:
         "teachers": "; ".join(
             f"*{name}*: {spec.what}, {format_count(spec.tokens)} tokens" for name, spec in TEACHERS.items()
         ),
+        "insert layer": str(size.insert_layer),
+        "num labels": str(published.attribution.num_labels),
+        "k mix": str(size.num_active_concepts),
+        "published weight": f"{published.concept_loss_weight:g}",
+        "recommended weight": f"{VARIANTS['recommended'].draft(SIZE).concept_loss_weight:g}",
         "probe windows": str(PROBE_WINDOWS),
         "lambada items": f"{TASK_ITEMS['lambada']:,}",
         "blimp items": str(TASK_ITEMS["blimp"]),
@@ -56,6 +64,10 @@ def numbers() -> dict[str, str]:
         "seeds": str(len(SEEDS)),
         "ablation tokens": ABLATION_TOKENS,
         "weak tokens": TOKENS["weak"],
+        "strong tokens": TOKENS["strong"],
+        "scaled": f"{len(SCALING_SHAPES)} shapes and {len(SCALING_TOKENS)} numbers of tokens",
+        "scaling rates": " and ".join(f"{rate:g}" for rate in sorted(SCALING_RATES)),
+        "benchmarks": benchmarks(),
         "own rate": f"{OWN_RATE:g}",
         "steady rate": f"{STEADY_RATE:g}",
         "highest rate": f"{max(RATES['recommended']):g}",
@@ -87,8 +99,28 @@ def times() -> str:
 
 def paradigms() -> str:
     """Of BLiMP, as many as a result has."""
-    runs = results_of("english", "weak", KD)
+    runs = results_of("english", "weak", "recommended")
     return str(next((len(run["tasks"]["blimp"]["paradigms"]) for run in runs.values()), NOT_RUN))
+
+
+def benchmarks() -> str:
+    """What the two benchmarks make of the best and of the worst model by validation loss."""
+    runs = [
+        (run["validation_loss"], variant, run["tasks"])
+        for variant in ROWS["weak"]
+        for run in results_of("english", "weak", variant).values()
+        if "tasks" in run
+    ]
+    if not runs:
+        return ""
+    first = max(runs, key=lambda run: run[2]["blimp"]["acc"])
+    best = min(runs, key=lambda run: run[0])
+    solved = max(run[2]["lambada"]["acc"] for run in runs)
+    return (
+        f"BLiMP does not order these models: after {TOKENS['weak']} tokens the highest, {first[2]['blimp']['acc']:.1%}, is "
+        f"`{first[1]}` with a loss of {first[0]:.3f}; the lowest loss, {best[0]:.3f}, has {best[2]['blimp']['acc']:.1%}. "
+        f"Of LAMBADA's words none gets more than {solved:.1%} right."
+    )
 
 
 def rate_costs() -> str:
@@ -110,18 +142,23 @@ def _first(results: Results) -> float | None:
 
 def fallen() -> str:
     """How many of the runs at the size's own rate are far behind the same run at the steady one, and by how much."""
-    behind = []
+    behind, names = [], set()
     for cell in stored_cells():
         other = Cell(cell.corpus, cell.teacher, cell.size, rated(cell.variant, STEADY_RATE), cell.tokens, cell.seed)
-        if not re.search(r"-rate-[\d.]+$", cell.variant) and other.file.exists():
+        if cell.variant == unrated(cell.variant) and other.file.exists():
             one, steady = cell.result(), other.result()
             assert one is not None
             assert steady is not None
             behind.append(one["validation_loss"] - steady["validation_loss"])
+            if behind[-1] >= FALLEN:
+                names.add(f"`{cell.variant}`")
     worst = sorted(value for value in behind if value >= FALLEN)
     if not worst:
         return NOT_RUN
-    return f"{len(worst)} of the {len(behind)} runs that were made at both, by {worst[0]:.2f} to {worst[-1]:.2f} nats"
+    return (
+        f"{len(worst)} of {len(behind)} are behind by {FALLEN:g} nats or more ({worst[0]:.2f} to {worst[-1]:.2f}): "
+        f"{', '.join(sorted(names))}"
+    )
 
 
 def larger(small: int | None) -> str:

@@ -19,6 +19,7 @@ from scipy.optimize import brentq, least_squares
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.tables import (
+    LONGER,
     SCALING_COMPARISON,
     SCALING_RATES,
     SCALING_SHAPES,
@@ -28,7 +29,7 @@ from benchmarks.evidence.tables import (
     scaled,
 )
 
-NUM_RESAMPLES = 100
+NUM_RESAMPLES = 200
 #: Of a share of tokens: far beyond what a fit can say.
 LARGEST_LOG = 6.0
 INTERVAL = (5, 95)
@@ -86,6 +87,8 @@ def predicted(parameters: Sequence[float], N: float | np.ndarray, T: float | np.
     return E + A * (N / N_0) ** -a + B * (T / T_0) ** -b
 
 
+#: Runs beyond those that are fitted: variant, suffix of the shape, tokens.
+HELD_OUT = (("ntp", "", LONGER[0]), ("ntp", "-256x6", "1M"), ("recommended", "-256x6", "1M"))
 #: What is fitted together.
 FITTED = ("ntp", "recommended")
 
@@ -114,11 +117,13 @@ def fits() -> dict[str, Curve] | None:
         return np.asarray(found.x)
 
     best = solve(losses, (2.0, 0.5, 0.3, *[1.5, 0.5] * len(runs)))
-    # The parameters leave the residuals small: they are scaled up to what an unfitted run would have.
+    # The parameters leave the residuals small: they are scaled up to what an unfitted run would have. Each of the two has
+    # its own, about their mean: NTP's are the larger.
     residuals = (losses - fitted(best)) * np.sqrt(losses.size / (losses.size - len(best)))
+    residuals -= residuals.mean(axis=1, keepdims=True)
     generator = np.random.default_rng(0)
     resampled = [
-        each(solve(fitted(best) + generator.choice(residuals.ravel(), losses.shape), best))
+        each(solve(fitted(best) + np.stack([generator.choice(some, some.size) for some in residuals]), best))
         for _ in range(NUM_RESAMPLES)
     ]
     errors = np.sqrt(np.mean((losses - fitted(best)) ** 2, axis=1))
@@ -138,17 +143,37 @@ def gain(N: float, T: float, variant: str) -> tuple[float, float, float]:
     return float(predicted(other.best, N, T) - predicted(base.best, N, T)), float(low), float(high)
 
 
-def token_share(N: float, T: float, variant: str) -> float:
-    """Tokens that the variant needs for NTP's loss, as a share of NTP's, by the best fits; 0 or infinite beyond e^6."""
+def token_share(N: float, T: float, variant: str) -> tuple[float, float, float]:
+    """Tokens that the variant needs for NTP's loss, as a share of NTP's, and its 90 % interval; 0 or infinite beyond e^6."""
     base, other = _both(variant)
-    target = float(predicted(base.best, N, T))
+    values = [_token_share(p, q, N, T) for p, q in zip(base.resampled, other.resampled, strict=True)]
+    low, high = np.percentile(values, INTERVAL, method="nearest")
+    return _token_share(base.best, other.best, N, T), float(low), float(high)
+
+
+def _token_share(base: Sequence[float], other: Sequence[float], N: float, T: float) -> float:
+    target = float(predicted(base, N, T))
 
     def above(log: float) -> float:
-        return float(predicted(other.best, N, T * np.exp(log))) - target
+        return float(predicted(other, N, T * np.exp(log))) - target
 
     if above(-LARGEST_LOG) < 0:
         return 0.0
     return float("inf") if above(LARGEST_LOG) > 0 else float(np.exp(brentq(above, -LARGEST_LOG, LARGEST_LOG)))
+
+
+def held_out() -> list[tuple[str, float, float]]:
+    """Runs that the fit has not seen, of other sizes: what each is, the fit's loss, the measured one."""
+    found, curves = [], fits()
+    if curves is None:
+        return []
+    for variant, shape, tokens in HELD_OUT:
+        plain, *runs = (_at_all_rates(name + shape, tokens) for name in ("ntp", variant))
+        if plain and runs[0]:
+            run = min(runs[0], key=lambda result: result["validation_loss"])
+            loss = float(predicted(curves[variant].best, plain[0]["num_parameters"], run["train_tokens"]))
+            found.append((f"`{variant}{shape}`, {tokens} tokens", loss, run["validation_loss"]))
+    return found
 
 
 def _both(variant: str) -> tuple[Curve, Curve]:

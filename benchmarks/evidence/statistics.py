@@ -11,8 +11,8 @@ from typing import Any
 
 from benchmarks.evidence.cells import Cell, stored_cells
 from benchmarks.evidence.inputs import dictionary_flops
-from benchmarks.evidence.tables import SEEDS, SIZE, TOKENS, plain_of
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.tables import OWN_RATE, ROWS, SEEDS, SIZE, TOKENS, plain_of, rated, unrated
+from benchmarks.evidence.variants import OTHER_RATES, VARIANTS
 from cocomix.comparison.intervals import bootstrap_interval
 from cocomix.planning.sizes import SIZES
 
@@ -38,10 +38,6 @@ class Row:
     @property
     def losses(self) -> list[float]:
         return [result["validation_loss"] for result in self.results.values()]
-
-    @property
-    def mean_difference(self) -> float | None:
-        return statistics.fmean(self.differences) if self.differences else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -77,6 +73,23 @@ def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = Non
         if result is not None:
             found[seed] = result | {WITH_TEACHER: _flops_with_teacher(cell, result)}
     return found
+
+
+def best_of_rates(corpus: str, teacher: str, variant: str) -> Results:
+    """As `results_of`, of each seed the run with the lowest loss over all learning rates that it was run at."""
+    rates = [rated(unrated(variant), rate) for rate in (OWN_RATE, *OTHER_RATES)]
+    found = [results_of(corpus, teacher, name) for name in rates]
+    seeds = sorted({seed for results in found for seed in results})
+    return {
+        seed: min((results[seed] for results in found if seed in results), key=lambda run: run["validation_loss"])
+        for seed in seeds
+    }
+
+
+def teacher_facts(corpus: str, teacher: str) -> Mapping[str, Any] | None:
+    """A result that tells the teacher's loss and its dictionary's quality; None: not run yet."""
+    results = (result for variant in ROWS[teacher] for result in results_of(corpus, teacher, variant).values())
+    return next((result for result in results if "teacher_loss" in result), None)
 
 
 def row_of(corpus: str, teacher: str, variant: str, tokens: str | None = None, plain: str | None = None) -> Row:

@@ -23,6 +23,11 @@ def rated(variant: str, rate: float) -> str:
     return variant if rate == OWN_RATE else f"{variant}-rate-{rate:g}"
 
 
+def unrated(variant: str) -> str:
+    """Name of a variant without its learning rate."""
+    return re.sub(r"-rate-[\d.]+$", "", variant)
+
+
 #: Learning rates, looked at with one seed, beside the size's own.
 RATES: dict[str, Sequence[float]] = {
     "ntp": OTHER_RATES,
@@ -38,33 +43,31 @@ PLAIN = {"weak": "ntp", "strong": rated("ntp", STEADY_RATE)}
 EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
     rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
 )
-#: Distillation as it was best.
-KD = "kd-1-cosine"
-#: The main table's rows, in order.
-MAIN = (
-    PLAIN["weak"],
-    EQUAL_PARAMETERS,
-    EQUAL_FLOPS,
-    "pause",
-    "pause-residual",
-    KD,
-    PUBLISHED,
-    "recommended",
-    "recommended-loss-only",
-    "recommended-kd",
-)
-#: What has no use for a teacher stands in the weak one's table alone.
-ROWS = {"weak": MAIN, "strong": (PLAIN["strong"], *MAIN[MAIN.index(KD) :])}
+#: Distillation as it was best with each teacher, of those that were tried on the first seed.
+KD = {"weak": "kd-1-cosine", "strong": "kd-1-cosine"}
+#: The rows of a teacher's main table, in order. What has no use for a teacher stands in the weak one's alone.
+ROWS = {
+    teacher: (
+        PLAIN[teacher],
+        *((EQUAL_PARAMETERS, EQUAL_FLOPS, "pause", "pause-residual") if teacher == "weak" else ()),
+        *dict.fromkeys((KD["weak"], KD[teacher])),
+        PUBLISHED,
+        "recommended",
+        "recommended-loss-only",
+        "recommended-kd",
+    )
+    for teacher in TEACHERS
+}
 #: NTP with more tokens, one seed: less than what the recommended variant takes with labels, dictionary and weak teacher.
 LONGER = ("1.6M",)
 #: Whole runs with fewer tokens, to see how many reach NTP's final loss.
 SHORTER: dict[str, dict[str, Sequence[str]]] = {
     "weak": {
-        KD: ("700K",),
+        KD["weak"]: ("700K",),
         "recommended": ("500K", "700K"),
         "recommended-kd": ("700K",),
     },
-    "strong": dict.fromkeys((KD, "recommended", "recommended-kd"), ("250K",)),
+    "strong": {"recommended": ("250K",)},
 }
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
@@ -97,6 +100,18 @@ ABLATIONS: dict[str, Sequence[str]] = {
 }
 ABLATION_COMPARISON = ("standard_library", "weak")
 ABLATION_TOKENS = "500K"
+#: Those that were run at the size's own rate too, with one seed.
+OTHER_RATE_ABLATIONS = (
+    "add",
+    "add-lambda-1",
+    "add-lambda-3",
+    "add-16-labels-lambda-1",
+    "add-insert-2-lambda-1",
+    "loss-only-lambda-1",
+    "kd-1",
+    "add-kd-1-lambda-1",
+    "recommended",
+)
 #: Rows that answer a question of the paper's or of its reviewers', with every seed; settings have one.
 ON_ALL_SEEDS = (
     "ntp",
@@ -122,7 +137,9 @@ SCALING_TOKENS = ("250K", "500K", "1M")
 SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
 #: Schedules of the two losses that a teacher gives, at the main table's length.
-SCHEDULES = ("add-lambda-1", "recommended", "kd-1", KD, "kd-3-cosine")
+SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
+#: Distillation from the strong teacher, which is not overtaken: weights that stay, and concepts with the better of them.
+DISTILLATION = ("kd-1-cosine", "kd-1", rated("kd-1", STEADY_RATE), "kd-3", "recommended-kd", "recommended-kd-3")
 #: The largest shape that is run, of whole length.
 LARGEST = tuple(rated(f"{name}-256x6", STEADY_RATE) for name in ("ntp", "recommended"))
 
@@ -190,9 +207,26 @@ def schedules() -> list[Cell]:
     return cells_of(*ABLATION_COMPARISON, SCHEDULES, seeds=(0,))
 
 
+def distillation() -> list[Cell]:
+    return [cell for corpus in CORPORA for cell in cells_of(corpus, "strong", DISTILLATION, seeds=(0,))]
+
+
 def rates() -> list[Cell]:
     names = [rated(variant, rate) for variant, rates in RATES.items() for rate in rates]
-    return cells_of(*ABLATION_COMPARISON, [*names, *RATES], seeds=(0,))
+    first, every = SEEDS[:1], SEEDS
+    corpus, teacher = ABLATION_COMPARISON
+    short = [(OTHER_RATE_ABLATIONS, first), (("ntp",), every)]
+    return [
+        *cells_of(*ABLATION_COMPARISON, [*names, *RATES], first),
+        *cells_of(*ABLATION_COMPARISON, ["ntp-equal-parameters"], every),
+        *cells_of("english", teacher, [rated("ntp", STEADY_RATE)], first),
+        *(
+            Cell(corpus, teacher, SIZE, name, ABLATION_TOKENS, seed)
+            for names, seeds in short
+            for seed in seeds
+            for name in names
+        ),
+    ]
 
 
 TABLES: dict[str, Callable[[], list[Cell]]] = {
@@ -200,6 +234,7 @@ TABLES: dict[str, Callable[[], list[Cell]]] = {
     "ablations": ablations,
     "controls": controls,
     "schedules": schedules,
+    "distillation": distillation,
     "rates": rates,
     "scaling": scaling,
     "largest": largest,
