@@ -183,8 +183,8 @@ def summary(said: Callable[[Sequence[float]], str] = in_full) -> list[str]:
     found = []
     rows = {corpus: row_of(corpus, "weak", "recommended") for corpus in CORPUS_NAMES}
     against = [
-        f"on {CORPUS_NAMES[corpus]} `recommended` differs from NTP by {said(row.differences)} and reaches its final loss with "
-        + " and ".join(reaching(corpus, "weak", "recommended"))
+        f"on {CORPUS_NAMES[corpus]} `recommended` differs from NTP by {said(row.differences)} and reaches its final loss "
+        "with " + " and ".join(reaching(corpus, "weak", "recommended"))
         for corpus, row in rows.items()
         if row.differences
     ]
