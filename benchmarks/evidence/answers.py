@@ -28,6 +28,7 @@ from benchmarks.evidence.tables import (
     PUBLISHED,
     ROWS,
     TOKENS,
+    WITH_KD,
     unrated,
 )
 from cocomix.base.formats import format_signed
@@ -50,8 +51,8 @@ def pairs(teacher: str) -> tuple[tuple[str, str], ...]:
         ("recommended", EQUAL_FLOPS),
         ("recommended", "pause-residual"),
         ("recommended", KD[teacher]),
-        ("recommended-kd", KD[teacher]),
-        ("recommended-kd", "recommended"),
+        (WITH_KD[teacher], KD[teacher]),
+        (WITH_KD[teacher], "recommended"),
         ("recommended", PUBLISHED),
         ("recommended", "recommended-loss-only"),
     )
@@ -63,8 +64,9 @@ def answers(corpus: str, teacher: str) -> list[str]:
     if not rows["recommended"].differences:
         return []
     found = [against_ntp(corpus, teacher, "recommended", rows["recommended"])]
-    if rows["recommended-kd"].differences:
-        found.append(against_ntp(corpus, teacher, "recommended-kd", rows["recommended-kd"]))
+    both = WITH_KD[teacher]
+    if rows[both].differences:
+        found.append(against_ntp(corpus, teacher, both, rows[both]))
     for one, other in pairs(teacher):
         if other not in rows:
             continue
@@ -203,16 +205,21 @@ def summary(said: Callable[[Sequence[float]], str] = in_full) -> list[str]:
             f"**With the teacher paid for** (labels, dictionary, the teacher's own training): {'; '.join(paid)}."
         )
     for question, one, other in (
-        ("Against distillation", "recommended", KD),
-        ("Concepts and distillation, against distillation alone", "recommended-kd", KD),
-        ("Concepts mixed in, against only predicted", "recommended", dict.fromkeys(TEACHERS, "recommended-loss-only")),
-        ("As published, against NTP", PUBLISHED, PLAIN),
-        ("A random dictionary, against the trained one", "recommended-random", dict.fromkeys(TEACHERS, "recommended")),
+        ("Against distillation", always("recommended"), KD),
+        ("Concepts and distillation, against distillation alone", WITH_KD, KD),
+        ("Concepts mixed in, against only predicted", always("recommended"), always("recommended-loss-only")),
+        ("As published, against NTP", always(PUBLISHED), PLAIN),
+        ("A random dictionary, against the trained one", always("recommended-random"), always("recommended")),
     ):
-        parts = [part for teacher in TEACHERS if (part := compared(one, other[teacher], teacher, said))]
+        parts = [part for teacher in TEACHERS if (part := compared(one[teacher], other[teacher], teacher, said))]
         if parts:
             found.append(f"**{question}**: {'; '.join(parts)}.")
     return found
+
+
+def always(variant: str) -> dict[str, str]:
+    """One variant with every teacher."""
+    return dict.fromkeys(TEACHERS, variant)
 
 
 def compared(one: str, other: str, teacher: str, said: Callable[[Sequence[float]], str]) -> str:

@@ -37,7 +37,6 @@ from benchmarks.evidence.tables import (
     COMPARISONS,
     CONTROL_COMPARISONS,
     CONTROLS,
-    DISTILLATION,
     LARGEST,
     OWN_RATE,
     PLAIN,
@@ -48,8 +47,10 @@ from benchmarks.evidence.tables import (
     SCHEDULES,
     SEEDS,
     SIZE,
+    STRONG,
     TABLES,
     TOKENS,
+    WITH_KD,
     plain_of,
     rated,
 )
@@ -109,7 +110,7 @@ def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | 
         "progress": progress(),
         "summary": "\n".join(f"- {sentence}" for sentence in summary()) or f"{NOT_RUN.capitalize()}.",
         "schedules": schedule_table(),
-        "distillation": distillation_table(),
+        "strong": strong_table(),
         "main": "\n".join(main_section(comparison, drawings[comparison]) for comparison in COMPARISONS),
         "ablations": ablations(),
         "probes": probe_table(),
@@ -199,7 +200,7 @@ def probe_table() -> str:
     named_rows = [
         (f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`", row_of(corpus, teacher, variant))
         for corpus, teacher in COMPARISONS
-        for variant in (PUBLISHED, "recommended", "recommended-kd", "recommended-random")
+        for variant in (PUBLISHED, "recommended", WITH_KD[teacher], "recommended-random")
     ]
     names = dict.fromkeys(name for variants in ABLATIONS.values() for name in variants)
     named_rows += [(f"ablations, `{row.variant}`", row) for row in map(ablation_row, names)]
@@ -241,10 +242,10 @@ def schedule_table() -> str:
     return f"{found}\n\n{table_command('schedules', TOKENS['weak'])}"
 
 
-def distillation_table() -> str:
-    comparisons = [(corpus, "strong") for corpus in CORPUS_NAMES]
-    found = first_seed_table(comparisons, (*DISTILLATION, "recommended"))
-    return f"{found}\n\n{table_command('distillation', TOKENS['strong'], comparisons[-1])}"
+def strong_table() -> str:
+    comparison = (ABLATION_COMPARISON[0], "strong")
+    found = first_seed_table([comparison], STRONG)
+    return f"{found}\n\n{table_command('strong', TOKENS['strong'], comparison)}"
 
 
 def first_seed_table(comparisons: Sequence[tuple[str, str]], variants: Sequence[str]) -> str:

@@ -44,7 +44,9 @@ EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
     rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
 )
 #: Distillation as it was best with each teacher, of those that were tried on the first seed.
-KD = {"weak": "kd-1-cosine", "strong": "kd-1-cosine"}
+KD = {"weak": "kd-1-cosine", "strong": "kd-3"}
+#: Concepts and distillation of that kind.
+WITH_KD = {"weak": "recommended-kd", "strong": "recommended-kd-3"}
 #: The rows of a teacher's main table, in order. What has no use for a teacher stands in the weak one's alone.
 ROWS = {
     teacher: (
@@ -54,7 +56,7 @@ ROWS = {
         PUBLISHED,
         "recommended",
         "recommended-loss-only",
-        "recommended-kd",
+        *dict.fromkeys((WITH_KD["weak"], WITH_KD[teacher])),
     )
     for teacher in TEACHERS
 }
@@ -138,8 +140,9 @@ SCALING_RATES = (OWN_RATE, STEADY_RATE)
 
 #: Schedules of the two losses that a teacher gives, at the main table's length.
 SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
-#: Distillation from the strong teacher, which is not overtaken: weights that stay, and concepts with the better of them.
-DISTILLATION = ("kd-1-cosine", "kd-1", rated("kd-1", STEADY_RATE), "kd-3", "recommended-kd", "recommended-kd-3")
+#: What the strong teacher gives, which is not overtaken: distillation and concepts with weights that stay.
+STRONG = ("kd-1-cosine", "kd-1", "kd-3", "kd-10", "recommended", "add-lambda-1", "add-lambda-3", "recommended-kd")
+STRONG += ("recommended-kd-3",)
 #: The largest shape that is run, of whole length.
 LARGEST = tuple(rated(f"{name}-256x6", STEADY_RATE) for name in ("ntp", "recommended"))
 
@@ -207,8 +210,8 @@ def schedules() -> list[Cell]:
     return cells_of(*ABLATION_COMPARISON, SCHEDULES, seeds=(0,))
 
 
-def distillation() -> list[Cell]:
-    return [cell for corpus in CORPORA for cell in cells_of(corpus, "strong", DISTILLATION, seeds=(0,))]
+def strong() -> list[Cell]:
+    return cells_of(ABLATION_COMPARISON[0], "strong", STRONG, seeds=(0,))
 
 
 def rates() -> list[Cell]:
@@ -234,7 +237,7 @@ TABLES: dict[str, Callable[[], list[Cell]]] = {
     "ablations": ablations,
     "controls": controls,
     "schedules": schedules,
-    "distillation": distillation,
+    "strong": strong,
     "rates": rates,
     "scaling": scaling,
     "largest": largest,

@@ -110,7 +110,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
-    **{f"kd-{weight:g}": _distilled(weight) for weight in (0.3, 1.0, 3.0)},
+    **{f"kd-{weight:g}": _distilled(weight) for weight in (0.3, 1.0, 3.0, 10.0)},
     **{f"kd-{weight:g}-cosine": _distilled(weight, "cosine") for weight in (1.0, 3.0)},
     "recommended-loss-only": Variant(
         "as we recommend, but predicted and not mixed",
@@ -119,7 +119,7 @@ VARIANTS: dict[str, Variant] = {
         changes={"concept_loss_weight": 1.0, "concept_loss_schedule": "cosine"},
     ),
     "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
-    **{f"recommended-kd-{weight:g}": _with_distillation(RECOMMENDED, weight) for weight in (1.0, 3.0)},
+    **{f"recommended-kd-{weight:g}": _with_distillation(RECOMMENDED, weight) for weight in (1.0, 3.0, 10.0)},
     # Ablations.
     "add": _adding("weight 0.1"),
     **{
