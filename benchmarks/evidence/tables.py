@@ -44,9 +44,9 @@ EQUAL_PARAMETERS, EQUAL_FLOPS, PUBLISHED = (
     rated(name, STEADY_RATE) for name in ("ntp-equal-parameters", "ntp-equal-flops", "published")
 )
 #: Distillation as it was best with each teacher, of those that were tried on the first seed.
-KD = {"weak": "kd-1-cosine", "strong": "kd-3"}
+KD = {"weak": "kd-1-cosine", "strong": "kd-10"}
 #: Concepts and distillation of that kind.
-WITH_KD = {"weak": "recommended-kd", "strong": "recommended-kd-3"}
+WITH_KD = {"weak": "recommended-kd", "strong": "recommended-kd-10"}
 #: The rows of a teacher's main table, in order. What has no use for a teacher stands in the weak one's alone.
 ROWS = {
     teacher: (
@@ -141,8 +141,8 @@ SCALING_RATES = (OWN_RATE, STEADY_RATE)
 #: Schedules of the two losses that a teacher gives, at the main table's length.
 SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
 #: What the strong teacher gives, which is not overtaken: distillation and concepts with weights that stay.
-STRONG = ("kd-1-cosine", "kd-1", "kd-3", "kd-10", "recommended", "add-lambda-1", "add-lambda-3", "recommended-kd")
-STRONG += ("recommended-kd-3",)
+STRONG = ("kd-1-cosine", "kd-1", rated("kd-1", STEADY_RATE), "kd-3", "kd-10", "kd-30")
+STRONG += ("recommended", "add-lambda-1", "add-lambda-3", "recommended-kd", "recommended-kd-3", "recommended-kd-10")
 #: The largest shape that is run, of whole length.
 LARGEST = tuple(rated(f"{name}-256x6", STEADY_RATE) for name in ("ntp", "recommended"))
 

@@ -110,7 +110,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "published": Variant("CoCoMix as published", "cocomix"),
     "recommended": RECOMMENDED,
-    **{f"kd-{weight:g}": _distilled(weight) for weight in (0.3, 1.0, 3.0, 10.0)},
+    **{f"kd-{weight:g}": _distilled(weight) for weight in (0.3, 1.0, 3.0, 10.0, 30.0)},
     **{f"kd-{weight:g}-cosine": _distilled(weight, "cosine") for weight in (1.0, 3.0)},
     "recommended-loss-only": Variant(
         "as we recommend, but predicted and not mixed",
