@@ -24,6 +24,7 @@ from benchmarks.evidence.tables import (
     EQUAL_PARAMETERS,
     KD,
     LONGER,
+    LONGER_COMPARISON,
     PLAIN,
     PUBLISHED,
     ROWS,
@@ -94,7 +95,7 @@ def with_the_teacher_paid(corpus: str, teacher: str, recommended: Row, said: Cal
     text = f"`recommended` takes {cost:.2f} times NTP's FLOPs"
     shares = shares_to_match(corpus, teacher, "recommended", WITH_TEACHER)
     text += f", and {listed_shares(shares)} of them to reach NTP's final loss" if shares else ""
-    for tokens in LONGER if teacher == "weak" else ():
+    for tokens in LONGER if (corpus, teacher) == LONGER_COMPARISON else ():
         differences = differences_of(results_of(corpus, teacher, PLAIN[teacher], tokens), recommended.results)
         if differences:
             times = parse_count(tokens, "tokens") / parse_count(TOKENS[teacher], "tokens")

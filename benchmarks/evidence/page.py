@@ -35,7 +35,7 @@ from benchmarks.evidence.tables import (
     ABLATION_TOKENS,
     ABLATIONS,
     COMPARISONS,
-    CONTROL_COMPARISONS,
+    CONTROL_COMPARISON,
     CONTROLS,
     LARGEST,
     OWN_RATE,
@@ -224,7 +224,6 @@ def rate_table() -> str:
     rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
     looked_at = [(*ABLATION_COMPARISON, name, TOKENS["weak"]) for name in RATES]
     looked_at += [(*ABLATION_COMPARISON, name, ABLATION_TOKENS) for name in ("ntp", "recommended")]
-    looked_at += [("english", ABLATION_COMPARISON[1], "ntp", TOKENS["weak"])]
     body = []
     for corpus, teacher, variant, tokens in looked_at:
         rows = [row_of(corpus, teacher, rated(variant, rate), tokens) for rate in rates]
@@ -233,7 +232,7 @@ def rate_table() -> str:
     found = (
         table(["losses by seed, at the learning rate", *map(str, rates)], body) if body else f"{NOT_RUN.capitalize()}."
     )
-    return f"{found}\n\n{table_command('rates', 'TOKENS', ('english', ABLATION_COMPARISON[1]))}"
+    return f"{found}\n\n{table_command('rates', 'TOKENS')}"
 
 
 def schedule_table() -> str:
@@ -243,9 +242,9 @@ def schedule_table() -> str:
 
 
 def strong_table() -> str:
-    comparison = (ABLATION_COMPARISON[0], "strong")
-    found = first_seed_table([comparison], STRONG)
-    return f"{found}\n\n{table_command('strong', TOKENS['strong'], comparison)}"
+    comparisons = [(corpus, "strong") for corpus in CORPUS_NAMES]
+    found = first_seed_table(comparisons, STRONG)
+    return f"{found}\n\n{table_command('strong', TOKENS['strong'], comparisons[-1])}"
 
 
 def first_seed_table(comparisons: Sequence[tuple[str, str]], variants: Sequence[str]) -> str:
@@ -283,21 +282,26 @@ def ablation_table(variants: Sequence[str]) -> str:
 
 def controls_section() -> str:
     """Losses with a trained and with a random dictionary, and the differences of the two."""
+    questions = [
+        (CONTROL_COMPARISON, TOKENS[CONTROL_COMPARISON[1]], PLAIN[CONTROL_COMPARISON[1]], CONTROLS),
+        (
+            ABLATION_COMPARISON,
+            ABLATION_TOKENS,
+            rated("ntp", STEADY_RATE),
+            tuple(rated(name, STEADY_RATE) for name in ("add-random-lambda-1", "add-lambda-1")),
+        ),
+    ]
     body = []
-    for corpus, teacher in CONTROL_COMPARISONS:
-        found = [row_of(corpus, teacher, variant) for variant in CONTROLS]
-        if all(row.results for row in found):
-            random, trained = found
-            differences = differences_of(random.results, trained.results)
-            name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, {TOKENS[teacher]} tokens"
-            ntp = results_of(corpus, teacher, PLAIN[teacher])
-            plain = ", ".join(f"{run['validation_loss']:.3f}" for run in ntp.values())
-            body.append(
-                [name, plain, losses(random), losses(trained), f"{listed(differences)} ({verdict(differences)})"]
-            )
+    for (corpus, teacher), tokens, plain, variants in questions:
+        random, trained, ntp = (row_of(corpus, teacher, name, tokens) for name in (*variants, plain))
+        differences = differences_of(random.results, trained.results)
+        if differences:
+            name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, {tokens} tokens, `{variants[0]}`"
+            said = f"{listed(differences)} ({verdict(differences)})"
+            body.append([name, losses(ntp), losses(random), losses(trained), said])
     head = ["losses by seed", "NTP", "random directions", "trained dictionary", "random less trained"]
     found = table(head, body) if body else f"{NOT_RUN.capitalize()}."
-    return f"{found}\n\n{table_command('controls', TOKENS['strong'], CONTROL_COMPARISONS[-1])}"
+    return f"{found}\n\n{table_command('controls', TOKENS[CONTROL_COMPARISON[1]], CONTROL_COMPARISON)}"
 
 
 def ablation_row(name: str) -> Row:

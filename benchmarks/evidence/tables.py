@@ -34,7 +34,7 @@ RATES: dict[str, Sequence[float]] = {
     "ntp-equal-parameters": (STEADY_RATE,),
     "ntp-equal-flops": (STEADY_RATE,),
     "pause": (STEADY_RATE,),
-    "published": (0.001, STEADY_RATE),
+    "published": (STEADY_RATE,),
     "recommended": (STEADY_RATE, 0.006),
 }
 #: NTP in a teacher's comparison: at the rate at which no seed stays on the plateau.
@@ -62,14 +62,11 @@ ROWS = {
 }
 #: NTP with more tokens, one seed: less than what the recommended variant takes with labels, dictionary and weak teacher.
 LONGER = ("1.6M",)
-#: Whole runs with fewer tokens, to see how many reach NTP's final loss.
+LONGER_COMPARISON = ("standard_library", "weak")
+#: Whole runs with fewer tokens, with the weak teacher, to see how many reach NTP's final loss.
 SHORTER: dict[str, dict[str, Sequence[str]]] = {
-    "weak": {
-        KD["weak"]: ("700K",),
-        "recommended": ("500K", "700K"),
-        "recommended-kd": ("700K",),
-    },
-    "strong": {"recommended": ("250K",)},
+    "standard_library": {KD["weak"]: ("700K",), "recommended": ("700K",), WITH_KD["weak"]: ("700K",)},
+    "english": {KD["weak"]: ("700K",), "recommended": ("500K", "700K"), WITH_KD["weak"]: ("700K",)},
 }
 COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in TEACHERS)
 
@@ -114,22 +111,17 @@ OTHER_RATE_ABLATIONS = (
     "add-kd-1-lambda-1",
     "recommended",
 )
-#: Rows that answer a question of the paper's or of its reviewers', with every seed; settings have one.
+#: Rows that ask whether both parts and the dictionary are needed, with every seed; the others have one.
 ON_ALL_SEEDS = (
     "ntp",
     "mix-only",
     "loss-only-lambda-1",
     "add-lambda-1",
-    "interleave-lambda-1",
-    "interleave-residual-lambda-1",
-    "add-attribution-lambda-1",
     "add-random-lambda-1",
-    "add-shuffled-lambda-1",
-    "add-frequency-lambda-1",
 )
 #: A dictionary that was trained, and one of random directions, at the main table's length and rate.
 CONTROLS = ("recommended-random", "recommended")
-CONTROL_COMPARISONS = (("standard_library", "strong"), ("english", "strong"))
+CONTROL_COMPARISON = ("standard_library", "strong")
 
 SCALING_COMPARISON = ABLATION_COMPARISON
 #: Smallest first; the last is the size's own.
@@ -143,6 +135,8 @@ SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine"
 #: What the strong teacher gives, which is not overtaken: distillation and concepts with weights that stay.
 STRONG = ("kd-1-cosine", "kd-1", rated("kd-1", STEADY_RATE), "kd-3", "kd-10", "kd-30")
 STRONG += ("recommended", "add-lambda-1", "add-lambda-3", "recommended-kd", "recommended-kd-3", "recommended-kd-10")
+#: Those that were run on prose as well.
+STRONG_ON_PROSE = ("kd-1-cosine", "kd-1", "kd-3", "kd-10", "recommended", "recommended-kd", "recommended-kd-10")
 #: The largest shape that is run, of whole length.
 LARGEST = tuple(rated(f"{name}-256x6", STEADY_RATE) for name in ("ntp", "recommended"))
 
@@ -155,14 +149,17 @@ def cells_of(corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable
 
 def main(corpus: str, teacher: str) -> list[Cell]:
     """Of one corpus and teacher."""
-    shorter = [
-        Cell(corpus, teacher, SIZE, variant, tokens, seed)
-        for seed in SEEDS
-        for variant, lengths in SHORTER[teacher].items()
-        for tokens in lengths
-    ]
-    longer = [Cell(corpus, teacher, SIZE, PLAIN["weak"], tokens, SEEDS[0]) for tokens in LONGER]
-    return cells_of(corpus, teacher, ROWS[teacher]) + shorter + (longer if teacher == "weak" else [])
+    others: list[Cell] = []
+    if teacher == "weak":
+        others = [
+            Cell(corpus, teacher, SIZE, variant, tokens, seed)
+            for seed in SEEDS
+            for variant, lengths in SHORTER[corpus].items()
+            for tokens in lengths
+        ]
+    if (corpus, teacher) == LONGER_COMPARISON:
+        others += [Cell(corpus, teacher, SIZE, PLAIN[teacher], tokens, SEEDS[0]) for tokens in LONGER]
+    return cells_of(corpus, teacher, ROWS[teacher]) + others
 
 
 def ablations() -> list[Cell]:
@@ -176,7 +173,7 @@ def ablations() -> list[Cell]:
 
 
 def controls() -> list[Cell]:
-    return [cell for comparison in CONTROL_COMPARISONS for cell in cells_of(*comparison, CONTROLS)]
+    return cells_of(*CONTROL_COMPARISON, CONTROLS)
 
 
 def largest() -> list[Cell]:
@@ -211,7 +208,8 @@ def schedules() -> list[Cell]:
 
 
 def strong() -> list[Cell]:
-    return cells_of(ABLATION_COMPARISON[0], "strong", STRONG, seeds=(0,))
+    by_corpus = zip(CORPORA, (STRONG, STRONG_ON_PROSE), strict=True)
+    return [cell for corpus, names in by_corpus for cell in cells_of(corpus, "strong", names, seeds=(0,))]
 
 
 def rates() -> list[Cell]:
@@ -222,7 +220,6 @@ def rates() -> list[Cell]:
     return [
         *cells_of(*ABLATION_COMPARISON, [*names, *RATES], first),
         *cells_of(*ABLATION_COMPARISON, ["ntp-equal-parameters"], every),
-        *cells_of("english", teacher, [rated("ntp", STEADY_RATE)], first),
         *(
             Cell(corpus, teacher, SIZE, name, ABLATION_TOKENS, seed)
             for names, seeds in short
