@@ -68,6 +68,8 @@ def numbers() -> dict[str, str]:
         "scaled": f"{len(SCALING_SHAPES)} shapes and {len(SCALING_TOKENS)} numbers of tokens",
         "scaling rates": " and ".join(f"{rate:g}" for rate in sorted(SCALING_RATES)),
         "benchmarks": benchmarks(),
+        "parameters": parameters(),
+        "validation tokens": validation_tokens(),
         "own rate": f"{OWN_RATE:g}",
         "steady rate": f"{STEADY_RATE:g}",
         "highest rate": f"{max(RATES['recommended']):g}",
@@ -101,6 +103,27 @@ def paradigms() -> str:
     """Of BLiMP, as many as a result has."""
     runs = results_of("english", "weak", "recommended")
     return str(next((len(run["tasks"]["blimp"]["paradigms"]) for run in runs.values()), NOT_RUN))
+
+
+def parameters() -> str:
+    """Of the main table's rows, one sentence; those of one number together."""
+    by_number: dict[int, list[str]] = {}
+    for variant in ROWS["weak"]:
+        for run in results_of("standard_library", "weak", variant).values():
+            names = by_number.setdefault(run["num_parameters"], [])
+            names += [] if f"`{variant}`" in names else [f"`{variant}`"]
+    parts = [f"{format_count(number)} parameters ({', '.join(names)})" for number, names in sorted(by_number.items())]
+    return f"They have {'; '.join(parts)}." if parts else ""
+
+
+def validation_tokens() -> str:
+    found = {corpus: results_of(corpus, "weak", "recommended") for corpus in CORPUS_NAMES}
+    parts = [
+        f"{next(iter(runs.values()))['num_tokens']:,} tokens of {CORPUS_NAMES[corpus]}"
+        for corpus, runs in found.items()
+        if runs
+    ]
+    return " and ".join(parts) or NOT_RUN
 
 
 def benchmarks() -> str:
