@@ -107,12 +107,12 @@ def paradigms() -> str:
 
 def parameters() -> str:
     """Of the main table's rows, one sentence; those of one number together."""
-    by_number: dict[int, list[str]] = {}
+    by_number: dict[str, list[str]] = {}
     for variant in ROWS["weak"]:
         for run in results_of("standard_library", "weak", variant).values():
-            names = by_number.setdefault(run["num_parameters"], [])
+            names = by_number.setdefault(format_count(run["num_parameters"]), [])
             names += [] if f"`{variant}`" in names else [f"`{variant}`"]
-    parts = [f"{format_count(number)} parameters ({', '.join(names)})" for number, names in sorted(by_number.items())]
+    parts = [f"{number} parameters ({', '.join(names)})" for number, names in sorted(by_number.items())]
     return f"They have {'; '.join(parts)}." if parts else ""
 
 
