@@ -99,7 +99,7 @@ def with_the_teacher_paid(corpus: str, teacher: str, recommended: Row, said: Cal
         differences = differences_of(results_of(corpus, teacher, PLAIN[teacher], tokens), recommended.results)
         if differences:
             times = parse_count(tokens, "tokens") / parse_count(TOKENS[teacher], "tokens")
-            text += f"; NTP with {times:.2f} times its tokens, and so its FLOPs, differs from it by {said(differences)}"
+            text += f"; NTP on {times:.2f} times as many tokens differs from `recommended` by {said(differences)}"
     return text
 
 
@@ -208,6 +208,7 @@ def summary(said: Callable[[Sequence[float]], str] = in_full) -> list[str]:
     for question, one, other in (
         ("Against distillation", always("recommended"), KD),
         ("Concepts and distillation, against distillation alone", WITH_KD, KD),
+        ("Against pause vectors with a residual start", always("recommended"), always("pause-residual")),
         ("Concepts mixed in, against only predicted", always("recommended"), always("recommended-loss-only")),
         ("As published, against NTP", always(PUBLISHED), PLAIN),
         ("A random dictionary, against the trained one", always("recommended-random"), always("recommended")),

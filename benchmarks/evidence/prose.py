@@ -142,7 +142,7 @@ def benchmarks() -> str:
     return (
         f"BLiMP does not order these models: after {TOKENS['weak']} tokens the highest, {first[2]['blimp']['acc']:.1%}, is "
         f"`{first[1]}` with a loss of {first[0]:.3f}; the lowest loss, {best[0]:.3f}, has {best[2]['blimp']['acc']:.1%}. "
-        f"Of LAMBADA's words none gets more than {solved:.1%} right."
+        f"The most of LAMBADA's words that one of them gets right is {solved:.1%}."
     )
 
 
