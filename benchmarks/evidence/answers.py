@@ -73,12 +73,12 @@ def answers(corpus: str, teacher: str) -> list[str]:
             continue
         differences = differences_of(rows[one].results, rows[other].results)
         if differences:
-            found.append(f"`{one}` differs from `{other}` by {listed(differences)} nats ({verdict(differences)}).")
+            found.append(f"`{one}` differs from `{other}` by {in_full(differences)}.")
         best = differences_of(rows[one].results, best_of_rates(corpus, teacher, other))
         if best != differences:
             found.append(
                 f"`{one}` differs from `{unrated(other)}` at the better of its learning rates, seed by seed, by "
-                f"{listed(best)} nats ({verdict(best)})."
+                f"{in_full(best)}."
             )
     paid = with_the_teacher_paid(corpus, teacher, rows["recommended"], in_full)
     if paid:
@@ -105,8 +105,7 @@ def with_the_teacher_paid(corpus: str, teacher: str, recommended: Row, said: Cal
 
 def against_ntp(corpus: str, teacher: str, variant: str, row: Row) -> str:
     """Loss at equal tokens, and what reaching NTP's loss takes."""
-    said = f"{listed(row.differences)} nats ({verdict(row.differences)})"
-    text = f"After {TOKENS[teacher]} tokens `{variant}` differs from NTP by {said}"
+    text = f"After {TOKENS[teacher]} tokens `{variant}` differs from NTP by {in_full(row.differences)}"
     parts = reaching(corpus, teacher, variant)
     return text + (f". It reaches NTP's final loss with {'; '.join(parts)}." if parts else ".")
 
@@ -117,14 +116,12 @@ def reaching(corpus: str, teacher: str, variant: str) -> list[str]:
     for axis, words in AMOUNTS.items():
         shares = shares_to_match(corpus, teacher, variant, axis)
         if shares:
-            parts.append(f"{listed_shares(shares)} of its {words}{aim(shares, WANTED.get(axis))}")
+            parts.append(f"{listed_shares(shares)} of its {words}{aim(shares, WANTED[axis])}")
     return parts
 
 
-def aim(shares: Sequence[Share], wanted: float | None) -> str:
+def aim(shares: Sequence[Share], wanted: float) -> str:
     """On how many seeds what was aimed at is reached; a bound above it leaves that undecided."""
-    if wanted is None:
-        return ""
     met = [share.is_at_most(wanted) for share in shares]
     text = f"{wanted:.0%} or less was aimed at, and reached on {met.count(True)} of {len(met)}"
     return f" ({text}, {met.count(None)} undecided)" if None in met else f" ({text})"

@@ -119,7 +119,7 @@ VARIANTS: dict[str, Variant] = {
         changes={"concept_loss_weight": 1.0, "concept_loss_schedule": "cosine"},
     ),
     "recommended-kd": _with_distillation(RECOMMENDED, 1.0, "cosine"),
-    **{f"recommended-kd-{weight:g}": _with_distillation(RECOMMENDED, weight) for weight in (1.0, 3.0, 10.0)},
+    **{f"recommended-kd-{weight:g}": _with_distillation(RECOMMENDED, weight) for weight in (3.0, 10.0)},
     # Ablations.
     "add": _adding("weight 0.1"),
     **{

@@ -95,9 +95,9 @@ class TestEveryFamily:
         model, ids = student(family, mixer, mixing), prompt(1)
         # A draft that is right at times: the model's own backbone weights under another mixer.
         draft = student(family, mixer, mixing, insert_layer=0)
-        expected = uncached(model, ids, max_new_tokens=12)
+        expected = uncached(model, ids, max_new_tokens=16)
         for assistant in (draft, AutoModelForCausalLM.from_config(backbone_config(family)).eval()):
-            generated = model.generate(ids, **settings(ids, assistant_model=assistant, max_new_tokens=12))
+            generated = model.generate(ids, **settings(ids, assistant_model=assistant, max_new_tokens=16))
             assert torch.equal(generated, expected)
 
     def test_drafts_from_the_prompt(self, family: str, mixer: str, mixing: str) -> None:
