@@ -31,9 +31,9 @@ from cocomix.base.host import tune_process
 from cocomix.base.progress import say
 from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.planning.numbers import parse_count
-from cocomix.planning.recipes import find_recipe
 from cocomix.training.config import StudentConfig
+from cocomix.training.numbers import parse_count
+from cocomix.training.recipes import find_recipe
 from cocomix.training.students import build_student
 
 RECIPE = find_recipe(f"gpt2-{SIZE.name}-activation-labels")

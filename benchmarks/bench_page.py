@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import read_json
-from cocomix.benchmarking.command import heading, sections, threads_of
+from cocomix.tools.bench.command import heading, sections, threads_of
 
 RESULTS = Path(__file__).parent / "results"
 #: Every case with one thread, and what several threads may change.

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from cocomix.base.page import write_file
-from cocomix.interpretation.cards import CardReader, ConceptCard, Context, TokenEffect
+from cocomix.tools.inspect.cards import CardReader, ConceptCard, Context, TokenEffect
 
 NUM_CARDS = 10
 NUM_CONTEXTS = 5

@@ -49,7 +49,7 @@ def main() -> None:
 def concept_head(megabytes: list[int]) -> dict[str, Callable[[], object]]:
     import torch
 
-    from cocomix.modeling.concept_head import predict_concepts
+    from cocomix.mixers.head import predict_concepts
 
     x, weight, bias = torch.randn(NUM_ROWS, WIDTH), 0.02 * torch.randn(NUM_CONCEPTS, WIDTH), torch.zeros(NUM_CONCEPTS)
     leaves = [leaf.requires_grad_(True) for leaf in (x, weight, bias)]
@@ -70,7 +70,7 @@ def vocabulary(num_tokens: int, megabytes: list[int]) -> dict[str, Callable[[], 
     import torch
     from torch.nn import functional as F
 
-    from cocomix.modeling.linear_head import linear_head
+    from cocomix.mixers.linear_head import linear_head
 
     leaves = [
         torch.randn(NUM_ROWS, WIDTH, requires_grad=True),

@@ -38,10 +38,10 @@ from cocomix import (
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
-from cocomix.planning.numbers import parse_count
-from cocomix.planning.recipes import VARIANTS, Recipe, find_recipe
-from cocomix.planning.sizes import SIZES
 from cocomix.training.metrics import read_metrics
+from cocomix.training.numbers import parse_count
+from cocomix.training.recipes import VARIANTS, Recipe, find_recipe
+from cocomix.training.sizes import SIZES
 
 SIZE = SIZES["small"]
 MAX_BYTES = 24_000_000

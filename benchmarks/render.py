@@ -16,9 +16,9 @@ from transformers import AutoConfig
 from benchmarks import bench_page, speed_blocks
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
-from cocomix.benchmarking.command import threads_of
 from cocomix.modeling.backbones import supported_families
-from cocomix.planning.recipes import VARIANTS, find_recipe
+from cocomix.tools.bench.command import threads_of
+from cocomix.training.recipes import VARIANTS, find_recipe
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"

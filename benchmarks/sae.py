@@ -22,8 +22,8 @@ from cocomix import TrainSaeConfig, train_sae
 from cocomix.base import artifacts
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
-from cocomix.concepts.sae_training import KIND, LEARNING_RATE_AT_2_14
-from cocomix.demo.sizes import demo_size
+from cocomix.sae.training import KIND, LEARNING_RATE_AT_2_14
+from cocomix.tools.demo.sizes import demo_size
 
 #: Of a dictionary of 4,096 latents: FVU and the share of dead latents at most, loss recovered at least.
 TARGETS = {"fvu": 0.12, "loss_recovered": 0.96, "dead_share": 0.05}

@@ -23,7 +23,7 @@ import torch
 
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.base.host import tune_process
-from cocomix.interpretation.cards import (
+from cocomix.tools.inspect.cards import (
     KIND,
     SOURCES,
     SUMMARY_NAME,
@@ -33,8 +33,8 @@ from cocomix.interpretation.cards import (
     TokenEffect,
     write_cards,
 )
-from cocomix.interpretation.model_wide import norm_histogram, usage
-from cocomix.interpretation.site import write_site
+from cocomix.tools.inspect.model_wide import norm_histogram, usage
+from cocomix.tools.inspect.site import write_site
 
 NUM_CONCEPTS = 32_768
 NUM_RUNS = 5

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import read_json, write_json
-from cocomix.interpretation.steer_eval import RESULT_NAME, STRENGTHS, SteerEvalConfig, steer_eval
+from cocomix.tools.steer_eval.command import RESULT_NAME, STRENGTHS, SteerEvalConfig, steer_eval
 
 BEST_MODE = "toward"
 KEPT = ("share_rising", "share_rising_by_others", "num_concepts", "max_fluency_cost", "unsteered", "strengths")

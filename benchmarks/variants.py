@@ -22,8 +22,8 @@ from typing import Any, Literal
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, StudentConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
-from cocomix.concepts.controls import DERIVED_CONTROLS
-from cocomix.demo.sizes import DemoSize, demo_size
+from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.tools.demo.sizes import DemoSize, demo_size
 from cocomix.training.metrics import read_metrics
 
 SEEDS = (0, 1, 2)

@@ -19,9 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
 install_import_hook("cocomix", "tests.shape_checker.check")
 
-from cocomix.concepts.extraction import ExtractConfig, extract
-from cocomix.concepts.sae_training import TrainSaeConfig, train_sae
 from cocomix.data.prepare import PrepareConfig, prepare
+from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.sae.training import TrainSaeConfig, train_sae
 from cocomix.training.config import StudentConfig, TrainConfig
 from cocomix.training.loop import train
 

@@ -33,8 +33,8 @@ from benchmarks.evidence.tables import (
     unrated,
 )
 from cocomix.base.formats import format_signed
-from cocomix.comparison.intervals import bootstrap_interval
-from cocomix.planning.numbers import parse_count
+from cocomix.tools.compare.intervals import bootstrap_interval
+from cocomix.training.numbers import parse_count
 
 NO_ORDER = "no clear order"
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cocomix import PrepareConfig
 from cocomix.base.errors import CocomixError
-from cocomix.planning.sizes import Size
+from cocomix.training.sizes import Size
 
 MAX_STANDARD_LIBRARY_BYTES = 24_000_000
 

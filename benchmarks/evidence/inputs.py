@@ -10,11 +10,11 @@ import cocomix
 from benchmarks.evidence.corpora import Places, prepare_config
 from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeConfig, extract, prepare, train, train_sae
 from cocomix.base.artifacts import fingerprint_of_json
-from cocomix.concepts.controls import DERIVED_CONTROLS
+from cocomix.labels.controls import DERIVED_CONTROLS
 from cocomix.modeling.flops import span_flops_per_token
-from cocomix.planning.recipes import Draft
-from cocomix.planning.sizes import SIZES, Size
-from cocomix.planning.widths import meta_model
+from cocomix.training.recipes import Draft
+from cocomix.training.sizes import SIZES, Size
+from cocomix.training.widths import meta_model
 
 #: As the demo's dictionaries: latents active at a time, and tokens.
 NUM_ACTIVE_LATENTS = 16

@@ -58,7 +58,7 @@ from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from benchmarks.render import README, fill, table
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
-from cocomix.comparison.intervals import mean_and_spread
+from cocomix.tools.compare.intervals import mean_and_spread
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = DOCS / "evidence.md"

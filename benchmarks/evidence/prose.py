@@ -27,8 +27,8 @@ from benchmarks.evidence.tables import (
 )
 from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from cocomix.base.formats import format_count, format_signed
-from cocomix.planning.numbers import parse_count
-from cocomix.planning.sizes import SIZES
+from cocomix.training.numbers import parse_count
+from cocomix.training.sizes import SIZES
 
 NOT_RUN = "not run yet"
 #: Nats that a run is behind the same one at the lower rate, from which on it counts as having fallen off; no run that

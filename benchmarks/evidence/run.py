@@ -18,10 +18,10 @@ from benchmarks.evidence.tables import TOKENS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
-from cocomix.planning.drafts import fields_of
-from cocomix.planning.numbers import parse_count
-from cocomix.planning.sizes import SIZES
+from cocomix.training.drafts import fields_of
 from cocomix.training.metrics import read_metrics
+from cocomix.training.numbers import parse_count
+from cocomix.training.sizes import SIZES
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
 CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")

@@ -13,8 +13,8 @@ from benchmarks.evidence.cells import Cell, stored_cells
 from benchmarks.evidence.inputs import dictionary_flops
 from benchmarks.evidence.tables import OWN_RATE, ROWS, SEEDS, SIZE, TOKENS, plain_of, rated, unrated
 from benchmarks.evidence.variants import OTHER_RATES, VARIANTS
-from cocomix.comparison.intervals import bootstrap_interval
-from cocomix.planning.sizes import SIZES
+from cocomix.tools.compare.intervals import bootstrap_interval
+from cocomix.training.sizes import SIZES
 
 #: What a step more or less is of a run, about.
 STEP = 0.001

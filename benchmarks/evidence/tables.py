@@ -9,7 +9,7 @@ from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.variants import OTHER_RATES, STEADY_RATE
-from cocomix.planning.sizes import SIZES
+from cocomix.training.sizes import SIZES
 
 SEEDS = (0, 1, 2)
 SIZE = "small"

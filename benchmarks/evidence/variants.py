@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cocomix import AttributionConfig
-from cocomix.planning.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, find_recipe
-from cocomix.planning.sizes import SIZES
 from cocomix.training.config import DistillationConfig, OptimizerConfig, Schedule
+from cocomix.training.recipes import ACTIVATION_LABELS, PAPER_LABELS, Draft, find_recipe
+from cocomix.training.sizes import SIZES
 
 #: The rate at which nothing stays on the plateau that the page describes.
 STEADY_RATE = 0.002

@@ -11,48 +11,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
-    from cocomix.comparison.command import CompareConfig as CompareConfig
-    from cocomix.comparison.command import compare as compare
-    from cocomix.concepts.attribution import AttributionConfig as AttributionConfig
-    from cocomix.concepts.attribution import ConceptExtractor as ConceptExtractor
-    from cocomix.concepts.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
-    from cocomix.concepts.distillation_targets import distill_targets as distill_targets
-    from cocomix.concepts.extraction import ExtractConfig as ExtractConfig
-    from cocomix.concepts.extraction import extract as extract
-    from cocomix.concepts.sae import SparseAutoencoder as SparseAutoencoder
-    from cocomix.concepts.sae import SparseAutoencoderConfig as SparseAutoencoderConfig
-    from cocomix.concepts.sae_training import TrainSaeConfig as TrainSaeConfig
-    from cocomix.concepts.sae_training import train_sae as train_sae
     from cocomix.data.concept_dataset import ConceptDataset as ConceptDataset
     from cocomix.data.prepare import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
     from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
-    from cocomix.demo.pipeline import DemoConfig as DemoConfig
-    from cocomix.demo.pipeline import run_demo as run_demo
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
-    from cocomix.interpretation.cards import CardReader as CardReader
-    from cocomix.interpretation.cards import ConceptCard as ConceptCard
-    from cocomix.interpretation.generation import GenerateConfig as GenerateConfig
-    from cocomix.interpretation.generation import generate as generate
-    from cocomix.interpretation.inspection import InspectConfig as InspectConfig
-    from cocomix.interpretation.inspection import inspect as inspect
-    from cocomix.interpretation.steer_eval import SteerEvalConfig as SteerEvalConfig
-    from cocomix.interpretation.steer_eval import steer_eval as steer_eval
+    from cocomix.labels.attribution import AttributionConfig as AttributionConfig
+    from cocomix.labels.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.labels.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.labels.distillation_targets import distill_targets as distill_targets
+    from cocomix.labels.extraction import ExtractConfig as ExtractConfig
+    from cocomix.labels.extraction import extract as extract
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.output import CoCoMixOutput as CoCoMixOutput
-    from cocomix.modeling.steering import steer as steer
-    from cocomix.planning.plan import PlanConfig as PlanConfig
-    from cocomix.planning.plan import make_plan as make_plan
-    from cocomix.planning.plan import plan as plan
-    from cocomix.planning.recipes import recipe as recipe
+    from cocomix.sae.model import SparseAutoencoder as SparseAutoencoder
+    from cocomix.sae.model import SparseAutoencoderConfig as SparseAutoencoderConfig
+    from cocomix.sae.training import TrainSaeConfig as TrainSaeConfig
+    from cocomix.sae.training import train_sae as train_sae
+    from cocomix.steering.steer import steer as steer
+    from cocomix.tools.compare.command import CompareConfig as CompareConfig
+    from cocomix.tools.compare.command import compare as compare
+    from cocomix.tools.demo.pipeline import DemoConfig as DemoConfig
+    from cocomix.tools.demo.pipeline import run_demo as run_demo
+    from cocomix.tools.generate.command import GenerateConfig as GenerateConfig
+    from cocomix.tools.generate.command import generate as generate
+    from cocomix.tools.inspect.cards import CardReader as CardReader
+    from cocomix.tools.inspect.cards import ConceptCard as ConceptCard
+    from cocomix.tools.inspect.command import InspectConfig as InspectConfig
+    from cocomix.tools.inspect.command import inspect as inspect
+    from cocomix.tools.plan.plan import PlanConfig as PlanConfig
+    from cocomix.tools.plan.plan import make_plan as make_plan
+    from cocomix.tools.plan.plan import plan as plan
+    from cocomix.tools.steer_eval.command import SteerEvalConfig as SteerEvalConfig
+    from cocomix.tools.steer_eval.command import steer_eval as steer_eval
     from cocomix.training.config import DistillationConfig as DistillationConfig
     from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
@@ -60,58 +59,59 @@ if TYPE_CHECKING:
     from cocomix.training.config import StudentConfig as StudentConfig
     from cocomix.training.config import TrainConfig as TrainConfig
     from cocomix.training.loop import train as train
+    from cocomix.training.recipes import recipe as recipe
 
 _OWNERS = {
-    "CardReader": "interpretation.cards",
-    "ConceptCard": "interpretation.cards",
-    "InspectConfig": "interpretation.inspection",
-    "inspect": "interpretation.inspection",
-    "AttributionConfig": "concepts.attribution",
+    "CardReader": "tools.inspect.cards",
+    "ConceptCard": "tools.inspect.cards",
+    "InspectConfig": "tools.inspect.command",
+    "inspect": "tools.inspect.command",
+    "AttributionConfig": "labels.attribution",
     "CoCoMixConfig": "modeling.configuration",
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
-    "CompareConfig": "comparison.command",
+    "CompareConfig": "tools.compare.command",
     "ConceptDataset": "data.concept_dataset",
-    "ConceptExtractor": "concepts.attribution",
+    "ConceptExtractor": "labels.attribution",
     "DecoderAdapter": "modeling.backbones",
-    "DemoConfig": "demo.pipeline",
+    "DemoConfig": "tools.demo.pipeline",
     "EvalConfig": "evaluation.command",
-    "ExtractConfig": "concepts.extraction",
-    "DistillTargetsConfig": "concepts.distillation_targets",
+    "ExtractConfig": "labels.extraction",
+    "DistillTargetsConfig": "labels.distillation_targets",
     "DistillationConfig": "training.config",
     "HiddenRegressionConfig": "training.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
-    "PlanConfig": "planning.plan",
+    "PlanConfig": "tools.plan.plan",
     "PrepareConfig": "data.prepare",
-    "SparseAutoencoder": "concepts.sae",
-    "SparseAutoencoderConfig": "concepts.sae",
+    "SparseAutoencoder": "sae.model",
+    "SparseAutoencoderConfig": "sae.model",
     "StudentConfig": "training.config",
     "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
-    "TrainSaeConfig": "concepts.sae_training",
-    "compare": "comparison.command",
-    "distill_targets": "concepts.distillation_targets",
-    "GenerateConfig": "interpretation.generation",
-    "SteerEvalConfig": "interpretation.steer_eval",
+    "TrainSaeConfig": "sae.training",
+    "compare": "tools.compare.command",
+    "distill_targets": "labels.distillation_targets",
+    "GenerateConfig": "tools.generate.command",
+    "SteerEvalConfig": "tools.steer_eval.command",
     "evaluate": "evaluation.command",
-    "generate": "interpretation.generation",
-    "extract": "concepts.extraction",
+    "generate": "tools.generate.command",
+    "extract": "labels.extraction",
     "load_causal_lm": "modeling.loading",
-    "make_plan": "planning.plan",
-    "plan": "planning.plan",
+    "make_plan": "tools.plan.plan",
+    "plan": "tools.plan.plan",
     "prepare": "data.prepare",
-    "recipe": "planning.recipes",
+    "recipe": "training.recipes",
     "register_adapter": "modeling.backbones",
-    "run_demo": "demo.pipeline",
+    "run_demo": "tools.demo.pipeline",
     "run_probes": "evaluation.probes",
-    "steer": "modeling.steering",
-    "steer_eval": "interpretation.steer_eval",
+    "steer": "steering.steer",
+    "steer_eval": "tools.steer_eval.command",
     "stream_concepts": "data.streaming",
     "train": "training.loop",
-    "train_sae": "concepts.sae_training",
+    "train_sae": "sae.training",
 }
 
 __all__ = sorted(_OWNERS)

@@ -12,7 +12,7 @@ from cocomix import PrepareConfig, TrainConfig, train
 from cocomix.base.errors import CocomixError
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
-from cocomix.planning.sizes import SIZES
+from cocomix.training.sizes import SIZES
 from tests.conftest import STUDENT, Tiny
 
 PATHS = ["--data", "d", "--output", "o"]

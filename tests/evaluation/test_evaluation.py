@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from cocomix import CocomixError, EvalConfig, TokenDataset, TrainConfig, evaluate, run_probes, train
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import Mean, Oracle, ShuffleBatch, ShufflePosition, Zero
-from cocomix.modeling.edits import ConceptEdit, concept_edits
+from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.modeling.loading import load_causal_lm
-from cocomix.modeling.steering import steer
+from cocomix.steering.steer import steer
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import student, tokens
 

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from cocomix import CocomixError
-from cocomix.modeling.layout import Layout
-from cocomix.modeling.linear_head import largest_of_groups
+from cocomix.mixers.layout import Layout
+from cocomix.mixers.linear_head import largest_of_groups
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, student, tokens
 

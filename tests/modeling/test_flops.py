@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cocomix.mixers.layout import Layout
 from cocomix.modeling import flops
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.modeling.layout import Layout
-from cocomix.planning.recipes import find_recipe
-from cocomix.planning.widths import meta_model
+from cocomix.training.recipes import find_recipe
+from cocomix.training.widths import meta_model
 from tests.modeling.helpers import FAMILIES, MIXERS, student, tokens
 
 #: Every family with the published mixing, every mixing with one family, and mixing alone.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cocomix import CocomixError
-from cocomix.modeling import linear_head
+from cocomix.mixers import linear_head
 from cocomix.modeling.losses import has_plain_head
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, VOCAB_SIZE, concept_labels, student, tokens

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError
+from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.layout import Layout
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.layout import Layout
-from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 

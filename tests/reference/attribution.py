@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.concepts.sae import Latents, SparseAutoencoder
-from cocomix.concepts.teacher import Teacher
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.model import Latents, SparseAutoencoder
 
 
 def finite_difference_attribution(

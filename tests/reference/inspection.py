@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.modeling.mixers import ConceptMixer
+from cocomix.mixers.base import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.modeling.steering import steer
+from cocomix.steering.steer import steer
 
 
 def strongest(occurrences: list[tuple[int, int, int, float]], num_concepts: int, num_kept: int) -> list[list[float]]:

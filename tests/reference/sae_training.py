@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cocomix.concepts.sae import SparseAutoencoder
+from cocomix.sae.model import SparseAutoencoder
 
 
 def written_out_losses(

@@ -12,13 +12,13 @@ from transformers import LlamaConfig
 
 from cocomix.base import artifacts
 from cocomix.data.tokenizer import train_tokenizer
-from cocomix.interpretation.cards import KIND, SUMMARY_NAME, ConceptCard, Context, Neighbour, TokenEffect, write_cards
-from cocomix.modeling.concept_notes import ActivationStatistics, write_names, write_statistics
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.steering.concept_notes import ActivationStatistics, write_names, write_statistics
 from cocomix.studio.model import StudioModel
 from cocomix.studio.runs import find_runs
 from cocomix.studio.shelf import Shelf
+from cocomix.tools.inspect.cards import KIND, SUMMARY_NAME, ConceptCard, Context, Neighbour, TokenEffect, write_cards
 
 NUM_CONCEPTS = 24
 CONTEXT_LENGTH = 640

@@ -33,11 +33,12 @@ from cocomix import (
 from cocomix.base import artifacts
 from cocomix.base.devices import known_devices
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.concepts import label_sources
-from cocomix.concepts.teacher import load_teacher
 from cocomix.evaluation.loss import validation_loss
+from cocomix.labels import label_sources
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.training import objectives, run
+from cocomix.modeling.teacher import load_teacher
+from cocomix.objectives import base as objectives
+from cocomix.training import run
 from cocomix.training.batches import Batch, Batches
 from cocomix.training.config import Family
 from cocomix.training.metrics import read_metrics

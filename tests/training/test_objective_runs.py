@@ -21,10 +21,10 @@ from cocomix import (
 )
 from cocomix.base import artifacts
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
+from cocomix.objectives.base import HiddenRegression, build_objectives
 from cocomix.training.batches import Batch
 from cocomix.training.config import Schedule
 from cocomix.training.metrics import read_metrics
-from cocomix.training.objectives import HiddenRegression, build_objectives
 from cocomix.training.trained import TrainedStudent
 from tests.conftest import STUDENT, Tiny
 

@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cocomix.concepts.distillation_targets import draw, stratified
-from cocomix.concepts.teacher import Teacher
 from cocomix.data.target_dataset import SampledTargets
 from cocomix.data.token_dataset import Windows
+from cocomix.labels.distillation_targets import draw, stratified
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.output import CoCoMixOutput
-from cocomix.training.batches import Batch
-from cocomix.training.objectives import (
+from cocomix.modeling.teacher import Teacher
+from cocomix.objectives.base import (
     Concepts,
     Distillation,
     HiddenRegression,
@@ -25,6 +24,7 @@ from cocomix.training.objectives import (
     Objective,
     SampledDistillation,
 )
+from cocomix.training.batches import Batch
 from cocomix.training.trained import TrainedStudent, gradient_norms
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import objectives as reference

@@ -20,7 +20,7 @@ def page_environment(*packages: str) -> Environment:
     """Templates of some packages and the shared ones, with the filters for numbers and text.
 
     Args:
-        packages: those whose folder `templates` holds the page and its parts, such as `cocomix.demo`.
+        packages: those whose folder `templates` holds the page and its parts, such as `cocomix.tools.demo`.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cocomix.base")]),

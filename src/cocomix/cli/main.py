@@ -38,43 +38,45 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("the whole method on a small scale, with a report", "demo.pipeline", "run_demo", "DemoConfig"),
+    "demo": Command(
+        "the whole method on a small scale, with a report", "tools.demo.pipeline", "run_demo", "DemoConfig"
+    ),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
-        "sparse autoencoders on a teacher's residual stream", "concepts.sae_training", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream", "sae.training", "train_sae", "TrainSaeConfig"
     ),
-    "extract": Command("concept labels of a token dataset", "concepts.extraction", "extract", "ExtractConfig"),
+    "extract": Command("concept labels of a token dataset", "labels.extraction", "extract", "ExtractConfig"),
     "distill-targets": Command(
         "tokens drawn from a teacher's predictions, to distil from without it",
-        "concepts.distillation_targets",
+        "labels.distillation_targets",
         "distill_targets",
         "DistillTargetsConfig",
     ),
     "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
     "recipes": Command(
-        "training runs by name, and what they cost", "planning.listing", "list_recipes", "RecipesConfig"
+        "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
     ),
-    "plan": Command("what a run costs before it starts", "planning.plan_table", "show_plan", "PlanConfig"),
+    "plan": Command("what a run costs before it starts", "tools.plan.plan_table", "show_plan", "PlanConfig"),
     "bench": Command(
-        "what things cost here, against dense references and plain NTP", "benchmarking.command", "bench", "BenchConfig"
+        "what things cost here, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
     ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
     ),
     "inspect": Command(
         "a card for every concept of a model, and a site to read them",
-        "interpretation.inspection",
+        "tools.inspect.command",
         "inspect",
         "InspectConfig",
     ),
     "compare": Command(
-        "runs side by side: losses, what reaching them took, seeds", "comparison.command", "compare", "CompareConfig"
+        "runs side by side: losses, what reaching them took, seeds", "tools.compare.command", "compare", "CompareConfig"
     ),
     "generate": Command(
-        "a prompt continued, with concepts steered", "interpretation.generation", "generate", "GenerateConfig"
+        "a prompt continued, with concepts steered", "tools.generate.command", "generate", "GenerateConfig"
     ),
     "steer-eval": Command(
-        "how well steering works, against random concepts", "interpretation.steer_eval", "steer_eval", "SteerEvalConfig"
+        "how well steering works, against random concepts", "tools.steer_eval.command", "steer_eval", "SteerEvalConfig"
     ),
     "studio": Command(
         "a page on this machine to see what a model thinks in, and to steer it",

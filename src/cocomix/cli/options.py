@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import tyro
 
 from cocomix.base.errors import CocomixError
-from cocomix.planning.drafts import apply_yaml, fields_of, read_yaml
-from cocomix.planning.numbers import parse_count
+from cocomix.training.drafts import apply_yaml, fields_of, read_yaml
+from cocomix.training.numbers import parse_count
 
 _RECIPE_HELP = "Start from this recipe; `cocomix recipes` lists them. Other options change it."
 _FILE_HELP = (
@@ -42,7 +42,7 @@ def parse(config_class: type[Any], prog: str, description: str, words: Sequence[
     file = _value_of(words, "--config") if takes_file else None
     values = {} if file is None else read_yaml(Path(file))
     if takes_recipe:
-        from cocomix.planning.recipes import find_recipe
+        from cocomix.training.recipes import find_recipe
 
         name = values.pop("recipe", None)
         name = _value_of(words, "--recipe") or name
@@ -55,7 +55,7 @@ def parse(config_class: type[Any], prog: str, description: str, words: Sequence[
         fields = apply_yaml(fields, config_class, values, Path(file))
     fields = _parse_words(config_class, fields, prog, description, words)
     if config_class.__name__ == "TrainConfig":
-        from cocomix.planning.recipes import finish_draft
+        from cocomix.training.recipes import finish_draft
 
         return finish_draft(fields, recipe)
     return config_class(**fields)

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.concepts.attribution import AttributionConfig
-from cocomix.concepts.label_sources import TeacherLabels
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
+from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.label_sources import TeacherLabels
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 

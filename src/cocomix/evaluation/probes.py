@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.concepts.attribution import ConceptExtractor
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.edits import ConceptEdit, concept_edits
+from cocomix.labels.attribution import ConceptExtractor
+from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.modeling.losses import next_token_losses
 from cocomix.modeling.model import CoCoMixForCausalLM
 

@@ -22,8 +22,8 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cocomix.base.errors import CocomixError
+from cocomix.mixers.layout import Layout, Span
 from cocomix.modeling.last_block import KeysAndValues, SharedKeys, can_skip, shared_keys_kept
-from cocomix.modeling.layout import Layout, Span
 from cocomix.modeling.masks import SLIDING, MaskInputs, check_attention, make_mask
 
 # Shapes: B batch, T tokens, S positions in a span of blocks (T below a mixer, T to 2T above), D width, V vocabulary,

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
 )
 
 from cocomix.base.errors import CocomixError
-from cocomix.modeling.layout import Layout
+from cocomix.mixers.layout import Layout
 
 
 class ManyPositionsLayer(CacheLayerMixin):

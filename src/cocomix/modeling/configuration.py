@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cocomix.base.errors import CocomixError
-from cocomix.modeling.layout import Layout
-from cocomix.modeling.mixing import MIXINGS
+from cocomix.mixers.layout import Layout
+from cocomix.mixers.mixing import MIXINGS
 
 MixerName = Literal["concept", "pause", "none"]
 MixingName = Literal["interleave", "interleave_residual", "add", "none"]

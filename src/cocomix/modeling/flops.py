@@ -21,9 +21,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.layout import Layout
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for
-from cocomix.modeling.layout import Layout
-from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 Count = Literal["algorithmic", "counter"]

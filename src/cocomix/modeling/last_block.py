@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import Cache
 
-from cocomix.modeling.layout import Span
+from cocomix.mixers.layout import Span
 
 # Shapes: B batch, S positions, R of them unread, D width, H heads of keys, E width of a head.
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.base.labels import IGNORED_LABEL
+from cocomix.mixers.linear_head import linear_head
 from cocomix.modeling.backbones import DecoderAdapter
-from cocomix.modeling.linear_head import linear_head
 
 
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:

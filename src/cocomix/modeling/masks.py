@@ -12,8 +12,8 @@ from transformers import Cache, PreTrainedConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from cocomix.base.errors import CocomixError
+from cocomix.mixers.layout import Layout
 from cocomix.modeling.cache import SpanCache
-from cocomix.modeling.layout import Layout
 
 # Shapes: B batch, S positions in a span of blocks.
 

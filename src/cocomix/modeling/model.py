@@ -23,15 +23,15 @@ from transformers import (
 )
 
 from cocomix.base.errors import CocomixError
+from cocomix.mixers.base import ConceptMixer, Dictionary, MixerOutput, mixer_for
+from cocomix.mixers.edits import ConceptEdit, edits_at, generating
+from cocomix.mixers.layout import Layout
+from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.edits import ConceptEdit, edits_at, generating
 from cocomix.modeling.inputs import check_mask, check_range, check_tokens, checked_labels
-from cocomix.modeling.layout import Layout
-from cocomix.modeling.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
-from cocomix.modeling.mixers import ConceptMixer, Dictionary, MixerOutput, mixer_for
 from cocomix.modeling.output import CoCoMixOutput
 from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
 

@@ -10,7 +10,7 @@ from transformers import Cache
 from transformers.utils import ModelOutput
 
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.modeling.mixers import MixerOutput
+from cocomix.mixers.base import MixerOutput
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts.
 

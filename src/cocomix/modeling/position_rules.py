@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
-from cocomix.modeling.edits import Places
+from cocomix.mixers.edits import Places
 
 # Shapes: B batch, T tokens.
 

@@ -13,8 +13,8 @@ from transformers.utils import CONFIG_NAME
 
 from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.mixers.base import Mixer
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.mixers import Mixer
 
 
 class CoCoMixPreTrainedModel(PreTrainedModel):

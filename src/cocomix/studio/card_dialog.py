@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nicegui import ui
 
 from cocomix.base.errors import CocomixError
-from cocomix.interpretation.cards import TokenEffect
 from cocomix.studio.rendering import render
+from cocomix.tools.inspect.cards import TokenEffect
 
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage

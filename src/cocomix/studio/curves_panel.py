@@ -9,10 +9,10 @@ from nicegui import ui
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_count, format_flops, format_seconds
-from cocomix.comparison.curves import validation_curve
 from cocomix.studio.rendering import render
 from cocomix.studio.runs import Run
 from cocomix.studio.tasks import Latest
+from cocomix.tools.compare.curves import validation_curve
 from cocomix.training.metrics import read_metrics
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.interpretation.cards import CardReader, ConceptCard
-from cocomix.modeling.concept_notes import ConceptNotes, notes_of
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.modeling.steering import steer
+from cocomix.steering.concept_notes import ConceptNotes, notes_of
+from cocomix.steering.steer import steer
 from cocomix.studio.runs import Run
+from cocomix.tools.inspect.cards import CardReader, ConceptCard
 
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 

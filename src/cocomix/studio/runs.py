@@ -9,7 +9,7 @@ from typing import Any
 
 from cocomix.base.artifacts import MANIFEST_NAME, SETTINGS_NAME, read_json
 from cocomix.base.errors import CocomixError
-from cocomix.interpretation import cards
+from cocomix.tools.inspect import cards
 from cocomix.training import loop, metrics
 
 DEFAULT_RUN = Path("runs/demo")

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
-from cocomix.interpretation.cards import CardReader
 from cocomix.studio.model import StudioModel
 from cocomix.studio.runs import Runs
+from cocomix.tools.inspect.cards import CardReader
 
 
 class Shelf:

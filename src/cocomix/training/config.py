@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.concepts.attribution import AttributionConfig
+from cocomix.labels.attribution import AttributionConfig
 
 Schedule = Literal["constant", "linear", "cosine"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]

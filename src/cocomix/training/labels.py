@@ -6,9 +6,9 @@ differently, and two nearly equal scores then change places.
 
 from __future__ import annotations
 
-from cocomix.concepts.label_sources import TeacherLabels
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.label_sources import TeacherLabels
 from cocomix.training.config import TrainConfig
 
 ConceptLabels = ConceptDataset | TeacherLabels

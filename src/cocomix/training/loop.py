@@ -14,10 +14,10 @@ from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.loading import local_model
+from cocomix.objectives.base import regression_layer
 from cocomix.training.batches import Batches, distillation_targets
 from cocomix.training.config import APPROXIMATIONS, TrainConfig
 from cocomix.training.labels import concept_labels
-from cocomix.training.objectives import regression_layer
 from cocomix.training.run import Run
 from cocomix.training.trackers import require_trackers
 

@@ -25,19 +25,19 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped, StopRequest
-from cocomix.concepts.label_sources import TeacherLabels
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
+from cocomix.labels.label_sources import TeacherLabels
+from cocomix.mixers.base import ConceptMixer
 from cocomix.modeling.flops import training_flops_per_token
-from cocomix.modeling.mixers import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.objectives.base import build_objectives
 from cocomix.training.batches import Batch, Batches
 from cocomix.training.config import TrainConfig
 from cocomix.training.engine import Engine
 from cocomix.training.metrics import MAX_DEAD_AFTER_TOKENS, ConceptMetrics, MetricsFile
 from cocomix.training.metrics import NAME as METRICS_NAME
-from cocomix.training.objectives import build_objectives
 from cocomix.training.optimizer import adamw
 from cocomix.training.schedule import learning_rate
 from cocomix.training.students import build_student

@@ -13,9 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.objectives.base import Objective
 from cocomix.training.batches import Batch
 from cocomix.training.metrics import concept_counts
-from cocomix.training.objectives import Objective
 
 
 class TrainedStudent(nn.Module):

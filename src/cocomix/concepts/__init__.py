@@ -1,1 +1,0 @@
-"""Which concepts matter at which token: teacher, sparse autoencoder, attribution, labels."""

@@ -1,1 +1,0 @@
-"""What concepts mean: where they are active, and what steering them does."""

@@ -1,0 +1,1 @@
+"""Concept labels: attribution, extraction, and labels computed while a student trains."""

@@ -1,0 +1,204 @@
+"""Which of a token's latents mattered for the prediction: attribution, and labels chosen by it.
+
+    a_i = c_i * d(loss)/d(c_i) = c_i * std * (g . W_dec[i])        g = d(loss)/dh at the hook (`gradients.py`)
+
+The labels of a token are the latents of the A largest scores; the score is +a, -a, |a| or c itself. Labels are a pure
+function of a window's tokens and the settings: neither the batch nor the shard a window comes in has a say.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import torch
+import tyro
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.labels.controls import DERIVED_CONTROLS, Control, random_dictionary
+from cocomix.labels.gradients import AttributionLoss, AttributionPoint, residual_gradient
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.model import Latents, SparseAutoencoder
+
+# Shapes: B batch, T tokens, N = B * T, D width of the teacher, C latents, K active latents, A labels a token.
+
+AttributionValue = Literal["activation", "pre_activation"]
+AttributionSign = Literal["raises_loss", "lowers_loss", "magnitude"]
+LabelCriterion = Literal["attribution", "activation_value"]
+
+#: Elements of one chunk's scores where all C latents have one: 64 MB in float32.
+CHUNK_ELEMENTS = 2**24
+
+_NAMES = {
+    "criterion": LabelCriterion,
+    "point": AttributionPoint,
+    "loss": AttributionLoss,
+    "value": AttributionValue,
+    "sign": AttributionSign,
+    "control": Control,
+}
+
+
+@dataclass(frozen=True)
+class AttributionConfig:
+    """How labels are chosen. The paper's released code: attribution, original, all_future, activation, raises_loss."""
+
+    criterion: LabelCriterion = "activation_value"
+    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), which leaves the next four unused."""
+    point: AttributionPoint = "original"
+    """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text)."""
+    loss: AttributionLoss = "all_future"
+    """Gradient of the sum of -log p(x_s) over all s > t (the released code), or of s = t + 1 only (the paper's text).
+    With point `reconstruction`, `all_future` takes one pass a position: T / 2 times the time."""
+    value: AttributionValue = "activation"
+    """a_i = c_i * d(loss)/dc_i of the active latents (the released code), or z_i * d(loss)/dc_i of all C latents with the
+    encoder's output z before its activation (the paper's first version)."""
+    sign: AttributionSign = "raises_loss"
+    """Top of +a (paper and released code: their presence makes the true token less likely), of -a, or of |a|."""
+    num_labels: Annotated[int, tyro.conf.arg(aliases=("--num-labels",))] = 4
+    """A, labels a token (the paper's K_attr)."""
+    control: Control = "none"
+    """What the labels are to be compared with. random: the same labels of a fixed random dictionary. shuffled: true labels,
+    permuted over the labelled positions of each window. frequency: concepts drawn from the histogram of the true labels."""
+    seed: int = 0
+    """Seed of the control."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_labels")
+        require_at_least(0, self, "seed")
+        for name, allowed in _NAMES.items():
+            if getattr(self, name) not in get_args(allowed):
+                raise CocomixError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
+                )
+
+
+@dataclass(frozen=True)
+class ScoredLabels:
+    """Labels of some windows, best first, and the scores that ranked them."""
+
+    labels: Int64[Tensor, "B T A"]
+    """-100 at the last position (it has no next token) and where fewer than A latents have a score other than zero."""
+    scores: Float[Tensor, "B T A"]
+    """+a, -a or |a| in nats by the sign, or c; zero where there is no label."""
+
+
+class ConceptExtractor:
+    """Concept labels of token windows.
+
+    Args:
+        model: teacher; its parameters are frozen.
+        sae: its sparse autoencoder; a copy in the teacher's dtype is used where it has another.
+        layer: 0-based block of the teacher after which the SAE reads.
+        config: how labels are chosen.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, sae: SparseAutoencoder, layer: int, config: AttributionConfig | None = None
+    ) -> None:
+        self.teacher = Teacher(model.requires_grad_(False), layer)
+        if sae.decoder_bias.dtype != model.dtype:
+            sae = copy.deepcopy(sae).to(model.dtype)
+        self.config = config or AttributionConfig()
+        if sae.config.hidden_size != model.config.hidden_size:
+            raise CocomixError(
+                f"the sparse autoencoder reads width {sae.config.hidden_size}, the teacher has width "
+                f"{model.config.hidden_size}"
+            )
+        self._of_all = self.config.criterion == "attribution" and self.config.value == "pre_activation"
+        num_candidates = sae.config.num_latents if self._of_all else sae.config.max_active_latents
+        if self.config.num_labels > num_candidates:
+            raise CocomixError(
+                f"num_labels is {self.config.num_labels}, more than the {num_candidates} "
+                f"{'' if self._of_all else 'active '}latents of the sparse autoencoder"
+            )
+        if self.config.control in DERIVED_CONTROLS:
+            raise CocomixError(
+                f"the control {self.config.control!r} is made from a finished concept dataset, not from a teacher; use "
+                "`cocomix extract --labels`"
+            )
+        self.sae = random_dictionary(sae, self.config.seed) if self.config.control == "random" else sae
+
+    def __call__(
+        self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None
+    ) -> Int64[Tensor, "B T A"]:
+        """Labels, best first; -100 at the last position (it has no next token) and where too few latents score."""
+        return self.scored(input_ids, position_ids).labels
+
+    def scored(self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None) -> ScoredLabels:
+        """Labels and their scores; `position_ids` as `Teacher.residuals` takes them."""
+        if input_ids.ndim != 2:
+            raise CocomixError(f"input_ids has shape {tuple(input_ids.shape)}; expected [windows, tokens]")
+        h = self.teacher.residual(input_ids, position_ids)
+        gradient = None
+        if self.config.criterion == "attribution":
+            gradient = self._gradient(input_ids, h, position_ids).flatten(0, 1)
+        rows = h.flatten(0, 1)
+        parts = [self._top(rows[part], None if gradient is None else gradient[part]) for part in self._chunks(rows)]
+        shape = (*input_ids.shape, self.config.num_labels)
+        scores, indices = (torch.cat([part[i] for part in parts]).view(shape) for i in (0, 1))
+        invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
+        invalid[:, -1] = True
+        return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))
+
+    def attribution(
+        self,
+        input_ids: Int64[Tensor, "B T"],
+        h: Float[Tensor, "B T D"],
+        latents: Latents,
+        position_ids: Int64[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T K"]:
+        """a = c * d(loss)/dc of the active latents, in nats; zero at the last position."""
+        return self._attribution(latents, self._gradient(input_ids, h, position_ids))
+
+    def _attribution(self, latents: Latents, gradient: Tensor) -> Tensor:
+        # d h_hat / d c_i = std * W_dec[i]: the decoder's own backward multiplies by it without gathering [.., K, D].
+        c = latents.values.detach().requires_grad_(True)
+        h_hat = self.sae.decode(Latents(latents.indices, c, latents.mean, latents.std))
+        return latents.values * torch.autograd.grad(h_hat, c, gradient)[0]
+
+    def _gradient(self, input_ids: Tensor, h: Tensor, position_ids: Tensor | None) -> Tensor:
+        """d(loss)/dh at the configured point."""
+        replacement = None
+        if self.config.point == "reconstruction":
+            rows = h.flatten(0, 1)
+            with torch.no_grad():
+                replacement = torch.cat([self.sae(rows[part]) for part in self._chunks(rows)]).view_as(h)
+        return residual_gradient(
+            self.teacher, input_ids, h, loss=self.config.loss, replacement=replacement, position_ids=position_ids
+        )
+
+    def _chunks(self, rows: Tensor) -> list[slice]:
+        """Ranges of positions whose scores of all C latents fit the budget.
+
+        Latents too live for a chunk only: where thresholds decide, one wild position can have as many as there are.
+        """
+        size = max(1, CHUNK_ELEMENTS // self.sae.config.num_latents)
+        return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+    def _top(self, h: Float[Tensor, "n D"], gradient: Float[Tensor, "n D"] | None) -> tuple[Tensor, Tensor]:
+        """Scores and indices [n, A] of the best latents of some positions; -inf where a latent says nothing."""
+        sae, A = self.sae, self.config.num_labels
+        with torch.no_grad():
+            if self._of_all and gradient is not None:  # z_i * std * (g . W_dec[i])
+                x, _, std = sae.encoder_input(h)
+                z = torch.addmm(sae.encoder_bias, x, sae.encoder_weight.t())  # (n, C)
+                best = self._score(z * ((std * gradient) @ sae.decoder_weight.t())).topk(A, dim=-1)
+                return best.values, best.indices
+            latents = sae.encode(h).padded(A)
+        if gradient is None:
+            scores = latents.values.masked_fill(latents.values == 0, -torch.inf)
+        else:
+            scores = self._score(self._attribution(latents, gradient))
+        best = scores.topk(A, dim=-1)
+        return best.values, latents.indices.gather(-1, best.indices)
+
+    def _score(self, a: Tensor) -> Tensor:
+        """What labels are the top of. A latent without attribution (inactive, or without gradient) says nothing."""
+        by_sign = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[self.config.sign]
+        return by_sign.masked_fill(a == 0, -torch.inf)

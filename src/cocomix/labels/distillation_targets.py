@@ -1,0 +1,160 @@
+"""Token dataset to distillation targets: tokens drawn from a teacher's predictions, once, shard by shard.
+
+A student that fits the draws' histogram instead of the whole distribution p has the right gradient in the mean (Anshumann et
+al., arXiv 2503.16870); keeping the largest probabilities alone would not. The K draws of a position are stratified: the
+k-th takes a uniform number of [k / K, (k + 1) / K) through the inverse of p's distribution function. Their histogram has
+the mean p, as that of independent draws has, and a variance no greater.
+
+Draws are a function of the teacher's prediction and of (seed, window), so shards, ranks and interruptions don't matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.data.target_dataset import KIND, SampledTargets, write_targets
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.shard_work import ShardWork, finish_work
+from cocomix.modeling.backbones import adapter_for
+from cocomix.modeling.flops import causal_lm_flops_per_token
+from cocomix.modeling.loading import local_model
+from cocomix.modeling.teacher import Teacher, load_teacher
+
+# Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
+
+#: Elements of one chunk's probabilities: 64 MB in float64, a few times over.
+CHUNK_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class DistillTargetsConfig:
+    """Which draws, of which windows."""
+
+    teacher: Path
+    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
+    data: Path
+    """Token dataset with the teacher's tokenizer."""
+    output: Path
+    """Folder of the targets."""
+    num_samples: int = 16
+    """K, tokens drawn at each position."""
+    temperature: float = 1.0
+    """Divides the teacher's logits; training on the targets takes the same."""
+    seed: int = 0
+    """Of the draws."""
+    num_windows: int | None = None
+    """Draw for the first so many training windows; by default all."""
+    batch_size: int = 16
+    """Windows in one pass of the teacher."""
+    windows_per_shard: int = 512
+    """Windows in one file: what an interruption can cost, what ranks are dealt, and what is held in memory until written."""
+    overwrite: bool = False
+    """Replace what a former run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_samples", "num_windows", "batch_size", "windows_per_shard")
+        require_at_least(0, self, "seed")
+        if not self.temperature > 0:
+            raise CocomixError(f"temperature is {self.temperature}; it must be above 0")
+
+
+def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
+    """Draw the targets, continue an interrupted run, or recognise a finished one; alone or under `torchrun`."""
+    config = dataclasses.replace(config, teacher=local_model(config.teacher))
+    data = TokenDataset(config.data, "train")
+    num_windows = config.num_windows or data.num_windows
+    if num_windows > data.num_windows:
+        raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
+    settings: dict[str, Any] = {
+        "data": data.parts,
+        "teacher": artifacts.fingerprint_of_path(config.teacher),
+        "num_samples": config.num_samples,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "num_windows": num_windows,
+        # Another batch size may round differently, and a draw be another.
+        "batch_size": config.batch_size,
+        "windows_per_shard": config.windows_per_shard,
+    }
+    return finish_work(
+        config.output, KIND, settings, lambda: _Shards(config, data, settings), overwrite=config.overwrite
+    )
+
+
+class _Shards(ShardWork):
+    """The shards of one dataset of targets."""
+
+    description = "drawing distillation targets"
+
+    def __init__(self, config: DistillTargetsConfig, data: TokenDataset, settings: dict[str, Any]) -> None:
+        super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, data.context_length)
+        self.config, self.data = config, data
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Opened below its head, loaded when it is first needed."""
+        model = load_teacher(self.config.teacher)
+        self.data.check_model(self.config.teacher, model.config.vocab_size)
+        return Teacher(model, adapter_for(model).num_blocks - 1)
+
+    def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
+        parts = [self._drawn(batch) for batch in batches]
+        targets = SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
+        write_targets(self.folder, index, targets, self.data.vocab_size)
+        return {"entropy": float(targets.entropy.double().sum())}
+
+    def facts(self, notes: list[dict[str, Any]]) -> dict[str, Any]:
+        num_positions = self.num_windows * (self.context_length - 1)
+        num_bytes = sum(file.stat().st_size for file in self.folder.glob("*.parquet"))
+        return {
+            "mean_entropy": sum(note["entropy"] for note in notes) / num_positions,
+            "bytes_per_token": num_bytes / (self.num_windows * self.context_length),
+            "flops_per_token": causal_lm_flops_per_token(self.teacher.model, self.context_length),
+        }
+
+    def _drawn(self, windows: Sequence[int]) -> SampledTargets:
+        config, V = self.config, self.data.vocab_size
+        hidden = self.teacher.residual(**self.data.windows(windows).inputs())[:, :-1]
+        B, P, _ = hidden.shape
+        uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))
+        tokens, entropy = [], []
+        rows, numbers = hidden.flatten(0, 1), uniform.flatten(0, 1)
+        size = max(1, CHUNK_ELEMENTS // V)
+        for part, u in zip(rows.split(size), numbers.split(size), strict=True):
+            with torch.no_grad():
+                logits = self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0)
+            # Rows beyond the tokenizer's tokens are padding.
+            drawn, nats = draw(logits[:, :V] / config.temperature, u)
+            tokens.append(drawn)
+            entropy.append(nats)
+        return SampledTargets(torch.cat(tokens).view(B, P, -1), torch.cat(entropy).view(B, P))
+
+
+def stratified(seed: int, window: int, num_positions: int, num_samples: int) -> np.ndarray:
+    """Uniform numbers of one window, [num_positions, num_samples]: the k-th of a position lies in the k-th K-th."""
+    inside = np.random.default_rng([seed, window]).random((num_positions, num_samples))
+    return (np.arange(num_samples) + inside) / num_samples
+
+
+def draw(
+    logits: Float[Tensor, "N V"], uniform: Float64[Tensor, "N K"]
+) -> tuple[Int64[Tensor, "N K"], Float[Tensor, " N"]]:
+    """Tokens at the given heights of each row's distribution function, and the distribution's entropy in nats."""
+    p = logits.double().softmax(-1)
+    heights = p.cumsum(-1)
+    top = heights[:, -1:]
+    below_top = torch.nextafter(top, torch.zeros_like(top))  # a product that rounds up to the top has no token above it
+    tokens = torch.searchsorted(heights, torch.minimum(uniform * top, below_top), right=True)
+    return tokens, torch.special.entr(p).sum(-1).float()

@@ -1,0 +1,65 @@
+"""Concept head and compression at the cost of their arithmetic.
+
+The paper's formulation builds logits, a mask and a masked product, each [N, C], and keeps them for the backward. Here the
+head goes through the rows in chunks (`mixers/linear_head.py`), and the compression gathers K rows.
+
+Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels a row.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.mixers.linear_head import LOGITS_MEGABYTES, linear_head
+
+
+def predict_concepts(
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    bias: Float[Tensor, " C"],
+    num_active: int,
+    labels: Int64[Tensor, "N A"] | None = None,
+    row_weights: Float[Tensor, " N"] | None = None,
+    logits_megabytes: int = LOGITS_MEGABYTES,
+    num_groups: int | None = None,
+) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
+    """The `num_active` largest concept logits of each row, and the concept loss, summed over the rows.
+
+    z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_k z_n[labels_k])  (paper, equation 4)
+
+    Args:
+        x: normalised hidden states.
+        weight: of the head.
+        bias: of the head.
+        num_active: K_mix.
+        labels: concepts of each row, each in [0, C); None: the loss is zero and not computed.
+        row_weights: w, constants, zero at rows without labels; by default ones.
+        logits_megabytes: of memory for a chunk's logits.
+        num_groups: at least `num_active`: choose among the best of so many groups only; None: the exact choice.
+
+    Returns:
+        values and indices of the active concepts, largest first (raw logits, which can be negative), and the loss; values
+        and loss are differentiable, and in float32 at least.
+    """
+    return linear_head(
+        x,
+        weight,
+        bias,
+        labels=labels,
+        row_weights=row_weights,
+        num_largest=num_active,
+        num_groups=num_groups,
+        logits_megabytes=logits_megabytes,
+    )
+
+
+def compress_concepts(
+    values: Float[Tensor, "N K"], indices: Int64[Tensor, "N K"], weight: Float[Tensor, "C D"]
+) -> Float[Tensor, "N D"]:
+    """W_compress @ TopK(z), by gathering K rows of the transposed matrix instead of a dense [N, C] product.
+
+    The sum has the weight's dtype, also under autocast: K rows cost nothing that a shorter format would save.
+    """
+    return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")

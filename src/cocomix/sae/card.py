@@ -1,0 +1,135 @@
+"""The quality card of a dictionary: `quality.json`, and the same as one page, `quality.html`.
+
+It shows the reconstruction, how often latents are active, and the top contexts of a sample of them, from the most used to the
+rarest, so that a person sees more than the best.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from markupsafe import Markup
+from torch import Tensor
+
+from cocomix.base.artifacts import write_json
+from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
+from cocomix.base.formats import NARROW_SPACE
+from cocomix.base.page import page_environment, write_file
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.contexts import top_contexts
+from cocomix.sae.model import SparseAutoencoder
+from cocomix.sae.quality import SaeQuality
+
+# Shapes: C latents.
+
+CARD_NAME = "quality.json"
+PAGE_NAME = "quality.html"
+NUM_SAMPLED_LATENTS = 24
+BINS_PER_DECADE = 4
+
+
+def write_card(
+    output: Path,
+    teacher: Teacher,
+    sae: SparseAutoencoder,
+    dataset: TokenDataset,
+    *,
+    quality: SaeQuality,
+    counts: Int64[Tensor, " C"],
+    train_tokens: int,
+    max_windows: int | None = None,
+) -> None:
+    """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes.
+
+    Args:
+        output: folder of the autoencoder.
+        teacher: whose residual stream it reads.
+        sae: the dictionary.
+        dataset: text to search for contexts, `max_windows` evenly spaced windows of it.
+        quality: as `measure_sae` returns it.
+        counts: likewise, at how many tokens each latent was active.
+        train_tokens: that it was trained on.
+        max_windows: None: all.
+    """
+    sample = sample_latents(counts)
+    contexts = top_contexts(sample, teacher, sae, dataset, max_windows=max_windows)
+    card = {
+        "layer": teacher.layer,
+        "num_latents": sae.config.num_latents,
+        "k": sae.config.num_active_latents,
+        "train_tokens": train_tokens,
+        "quality": dataclasses.asdict(quality),
+        "density": density_histogram(counts, quality.num_counted_tokens),
+        "latents": [
+            {
+                "latent": latent,
+                "density": int(counts[latent]) / quality.num_counted_tokens,
+                "contexts": [dataclasses.asdict(context) for context in contexts[latent]],
+            }
+            for latent in sample
+        ],
+    }
+    write_json(output / CARD_NAME, card)
+    write_file(output / PAGE_NAME, card_page(card).encode())
+
+
+def sample_latents(counts: Int64[Tensor, " C"], num_latents: int = NUM_SAMPLED_LATENTS) -> list[int]:
+    """Living latents, evenly spaced from the most to the least often active."""
+    ranked = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+    num_latents = min(num_latents, len(ranked))
+    places = [i * (len(ranked) - 1) // max(num_latents - 1, 1) for i in range(num_latents)]
+    return [int(ranked[place]) for place in places]
+
+
+def density_histogram(counts: Int64[Tensor, " C"], num_tokens: int) -> dict[str, Any]:
+    """Living latents by the log10 of the share of tokens at which they are active, from once to always.
+
+    Returns:
+        `log10_edges`, one more than there are bins, and `num_latents` of each bin, the last including its upper edge.
+    """
+    decades = math.ceil(math.log10(num_tokens))
+    logs = (counts[counts > 0].double() / num_tokens).log10()
+    num_bins = decades * BINS_PER_DECADE
+    bins = ((logs + decades) * BINS_PER_DECADE).long().clamp(0, num_bins - 1)
+    return {
+        "log10_edges": [i / BINS_PER_DECADE - decades for i in range(num_bins + 1)],
+        "num_latents": torch.bincount(bins, minlength=num_bins).tolist(),
+    }
+
+
+def card_page(card: Mapping[str, Any]) -> str:
+    """The page of a card, one self-contained HTML file."""
+    template = page_environment("cocomix.sae").get_template(PAGE_NAME)
+    return template.render(card=card, histogram=Markup(_histogram(card).svg))
+
+
+def _histogram(card: Mapping[str, Any]) -> Drawing:
+    density, quality = card["density"], card["quality"]
+    edges, numbers = density["log10_edges"], density["num_latents"]
+    decades = range(round(edges[0]), 1)
+    figure, axes = panel(5.6, 2.3, left=0.45, right=0.25, bottom=0.47, top=0.28)
+    axes.bar(
+        edges[:-1], numbers, width=1 / BINS_PER_DECADE, align="edge", color=SERIES[0], edgecolor=RULE, linewidth=0.4
+    )
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xticks(decades, [_percent(exponent) for exponent in decades])
+    axes.set_xlabel("Share of tokens at which a latent is active (logarithmic)", loc="left")
+    axes.set_title("Latents", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    shares = [
+        f"{sum(numbers[i * BINS_PER_DECADE : (i + 1) * BINS_PER_DECADE]):,} at {_percent(low)} to {_percent(low + 1)}"
+        for i, low in enumerate(decades[:-1])
+    ]
+    alt = f"Latents by the share of tokens at which they are active: {', '.join(shares)}; {quality['num_dead']:,} at none."
+    return save(figure, "density", alt)
+
+
+def _percent(exponent: int) -> str:
+    """10 to a power as a percentage."""
+    return f"{100 * 10.0**exponent:g}{NARROW_SPACE}%"

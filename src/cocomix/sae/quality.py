@@ -1,0 +1,150 @@
+"""How good a dictionary is, on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from cocomix.data.token_dataset import TokenDataset, Windows
+from cocomix.modeling.losses import next_token_losses
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.model import SparseAutoencoder
+
+# Shapes: B batch, T tokens, D width of the teacher, C latents, V vocabulary.
+
+#: Tokens that the teacher reads at a time; at least one window.
+TOKENS_PER_BATCH = 4096
+#: Logits held at a time, 0.13 GB of them; at least one window's.
+LOGITS_PER_BATCH = 2**25
+
+
+@dataclass(frozen=True)
+class SaeQuality:
+    """Quality of a dictionary on a number of tokens."""
+
+    fvu: float
+    """Fraction of the residual stream's variance that the reconstruction leaves unexplained."""
+    fvu_normalized: float
+    """The same with every token's error, and variance, on the scale of its own residual stream. Some models' first
+    positions are a hundred times the size of all others, and would be all there is to explain."""
+    l0: float
+    """Mean number of latents with a positive activation."""
+    num_dead: int
+    """Latents that were active at none of `num_counted_tokens`."""
+    loss: float
+    """The teacher's next-token loss, nats."""
+    spliced_loss: float
+    """The same with the reconstruction in place of the residual stream."""
+    mean_ablated_loss: float
+    """The same with the mean residual stream at every token."""
+    num_tokens: int
+    """Tokens measured on."""
+    num_counted_tokens: int
+    """Tokens at which active latents were counted: those measured on, and further ones."""
+    loss_recovered: float
+    """1 - (spliced - loss) / (mean ablated - loss)."""
+
+
+@torch.no_grad()
+def measure_sae(
+    teacher: Teacher,
+    sae: SparseAutoencoder,
+    dataset: TokenDataset,
+    *,
+    max_windows: int | None = None,
+    further: Iterable[Windows] = (),
+) -> tuple[SaeQuality, Int64[Tensor, " C"]]:
+    """Measure a dictionary on evenly spaced windows of a split.
+
+    Args:
+        teacher: whose residual stream it reads.
+        sae: the dictionary.
+        dataset: the split.
+        max_windows: None: all.
+        further: more held-out windows, at which only active latents are counted.
+
+    Returns:
+        the quality, and at how many of `num_counted_tokens` each latent was active.
+    """
+    batch_size = windows_per_batch(dataset)
+    mean, mean_x, num_windows = _means(teacher, dataset, batch_size, max_windows)
+    sums = torch.zeros(8, dtype=torch.float64)
+    counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
+    for windows in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
+        h = teacher.residual(**windows.inputs())
+        latents = sae.encode(h)
+        h_hat = sae.decode(latents)
+        active = latents.values > 0
+        counts += torch.bincount(latents.indices[active], minlength=len(counts))
+        sums += torch.stack(
+            [
+                (h - h_hat).double().pow(2).sum(),
+                (h - mean).double().pow(2).sum(),
+                ((h - h_hat) / h.std(-1, keepdim=True)).double().pow(2).sum(),
+                (_normalize(h) - mean_x).double().pow(2).sum(),
+                active.double().sum(),
+                _loss_sum(teacher, h, windows),
+                _loss_sum(teacher, h_hat, windows),
+                _loss_sum(teacher, mean.expand_as(h), windows),
+            ]
+        )
+    num_tokens = num_windows * dataset.context_length
+    num_counted = num_tokens
+    for windows in further:
+        latents = sae.encode(teacher.residual(**windows.inputs()))
+        counts += torch.bincount(latents.indices[latents.values > 0], minlength=len(counts))
+        num_counted += windows.input_ids.numel()
+    loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[5:])
+    quality = SaeQuality(
+        fvu=float(sums[0] / sums[1]),
+        fvu_normalized=float(sums[2] / sums[3]),
+        l0=float(sums[4]) / num_tokens,
+        num_dead=int((counts == 0).sum()),
+        loss=loss,
+        spliced_loss=spliced,
+        mean_ablated_loss=ablated,
+        num_tokens=num_tokens,
+        num_counted_tokens=num_counted,
+        loss_recovered=1 - (spliced - loss) / (ablated - loss),
+    )
+    return quality, counts
+
+
+def windows_per_batch(dataset: TokenDataset) -> int:
+    """Windows of a dataset that the teacher reads at a time."""
+    return max(1, TOKENS_PER_BATCH // dataset.context_length)
+
+
+def _normalize(h: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Each token's residual stream without its mean and scale."""
+    return (h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True)
+
+
+def _means(
+    teacher: Teacher, dataset: TokenDataset, batch_size: int, max_windows: int | None
+) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"], int]:
+    """The mean residual stream over all tokens, that of the normalised one, and the number of windows."""
+    total, total_x, num_windows = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    for windows in dataset.batches(batch_size, max_windows):
+        h = teacher.residual(**windows.inputs())
+        total = total + h.double().sum((0, 1))
+        total_x = total_x + _normalize(h).double().sum((0, 1))
+        num_windows += len(windows)
+    num_tokens = num_windows * dataset.context_length
+    return (total / num_tokens).float(), (total_x / num_tokens).float(), num_windows
+
+
+def _loss_sum(teacher: Teacher, residual: Tensor, windows: Windows) -> Tensor:
+    """Summed next-token loss, some windows at a time, so that a large vocabulary's logits fit into memory."""
+    input_ids, positions = windows.input_ids, windows.position_ids
+    size = max(1, LOGITS_PER_BATCH // (input_ids.shape[1] * int(teacher.model.config.vocab_size)))
+    losses = []
+    for start in range(0, len(input_ids), size):
+        part = slice(start, start + size)
+        logits = teacher.logits(residual[part], None if positions is None else positions[part])
+        losses.append(next_token_losses(logits, input_ids[part]).double().sum())
+    return torch.stack(losses).sum()

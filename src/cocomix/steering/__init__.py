@@ -1,0 +1,1 @@
+"""Concepts changed while a model runs, and what is stored beside a model about its concepts."""

@@ -1,0 +1,98 @@
+"""In which direction to shift the mixture so that a concept comes about in the next token.
+
+A label describes the token it stands at, so an active concept says what a token is and not what comes next. To steer toward a
+concept, its own vector is of no use; what is wanted is the shift v of the mixture W_compress @ TopK(z) that makes the concept
+likelier at the next token and changes the model's predictions least. With y = 1 where the concept is among the strongest of
+the next token, s = d log p(next token) / d mixture, and F = E[s s^T] (Fisher's information):
+
+    d E[y] / d v = E[s y] = g            (to first order)
+    KL(shifted || unshifted) = v^T F v / 2   (to second order)
+    v = F^-1 g, scaled to v^T F v = 1
+
+So strength s changes the next-token distribution by about s^2 / 2 nats a token, whatever the concept, while s is small. One
+backward pass over some text gives s, and with it the directions toward all concepts at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cocomix.base.errors import CocomixError
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.mixers.edits import ConceptEdit, concept_edits
+from cocomix.modeling.model import CoCoMixForCausalLM
+
+# Shapes: B batch, T tokens, K active concepts, C concepts, D width, N tokens.
+
+BATCH_SIZE = 16
+#: So many of a token's active concepts are what it is about; as many as it has labels by default.
+NUM_STRONGEST = 4
+#: Added to F, in units of its mean eigenvalue: text gives more samples of some directions than of others.
+RIDGE = 1.0
+
+
+class _Leaf(ConceptEdit):
+    """Makes the mixture a leaf of the graph, and remembers the strongest concepts; changes nothing."""
+
+    def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.strongest = indices[..., :NUM_STRONGEST]  # they come sorted
+        return indices, values
+
+    def edit_vectors(self, vectors: Tensor) -> Tensor:
+        self.vectors = vectors.detach().requires_grad_(True)
+        return self.vectors
+
+
+@torch.enable_grad()
+def concept_directions(
+    model: CoCoMixForCausalLM, dataset: TokenDataset, max_windows: int | None = None, *, description: str | None = None
+) -> Float[Tensor, "C D"]:
+    """Directions toward all concepts of a model; 0 for one that is never among a token's strongest.
+
+    Args:
+        model: in evaluation mode, with concepts mixed in.
+        dataset: text.
+        max_windows: look at so many evenly spaced windows; None: all.
+        description: name of the work in a progress line; None: no line.
+
+    Raises:
+        CocomixError: the model mixes no concepts in.
+    """
+    if model.config.mixer != "concept" or model.config.mixing == "none":
+        raise CocomixError("directions need a model whose concepts are mixed into its hidden states")
+    C, D = model.config.num_concepts, model.config.hidden_size
+    sums = torch.zeros(C, D, device=model.device)
+    counts = torch.zeros(C, dtype=torch.long, device=model.device)
+    total = torch.zeros(D, dtype=torch.float64, device=model.device)
+    products = torch.zeros(D, D, dtype=torch.float64, device=model.device)
+    N = 0
+    leaf = _Leaf()
+    for windows in dataset.batches(BATCH_SIZE, max_windows, description=description):
+        inputs = {name: tensor.to(model.device) for name, tensor in windows.inputs().items()}
+        with concept_edits(model, leaf):
+            output = model(**inputs, labels=inputs["input_ids"], use_cache=False, return_logits=False)
+        (gradients,) = torch.autograd.grad(-output.lm_loss_sum, leaf.vectors)
+        scores = gradients[:, :-1].flatten(0, 1).float()  # (B * (T - 1), D)
+        following = leaf.strongest[:, 1:].flatten(0, 1)  # (B * (T - 1), A)
+        for concepts in following.unbind(1):
+            sums.index_add_(0, concepts, scores)
+        counts += torch.bincount(following.flatten(), minlength=C)
+        wide = scores.double()
+        total += wide.sum(0)
+        products += wide.t() @ wide
+        N += len(scores)
+    mean = total / N
+    information = products / N - torch.outer(mean, mean)
+    gains = sums.double() / counts.clamp(min=1).unsqueeze(-1) - mean
+    return _natural(gains, information, counts > 0).float().cpu()
+
+
+def _natural(gains: Float[Tensor, "C D"], information: Float[Tensor, "D D"], is_known: Tensor) -> Float[Tensor, "C D"]:
+    """F^-1 g with v^T F v = 1, row by row; 0 where nothing is known."""
+    D = len(information)
+    ridge = RIDGE * information.trace() / D * torch.eye(D, dtype=information.dtype, device=information.device)
+    directions = torch.linalg.solve(information + ridge, gains.t()).t()
+    lengths = torch.einsum("cd,de,ce->c", directions, information, directions).clamp(min=1e-30).sqrt()
+    return torch.where(is_known.unsqueeze(-1), directions / lengths.unsqueeze(-1), 0.0)

@@ -1,0 +1,106 @@
+"""CoCoMix as the paper writes it down, and as its released code computes it: the reference that fast paths are judged by.
+
+Logits of all C concepts, a mask of the K_mix largest, mask times logits times the whole compress matrix, one cross-entropy
+a label, the vocabulary's logits whole; every position goes through every block, with the backbone's own attention (SDPA).
+Parameters have the names of `ConceptMixer`'s, so one state dict serves both.
+
+Shapes: B batch, T tokens, N = B * T, D width, C concepts, K active concepts, A labels a token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.mixers.base import STD_EPSILON, ConceptMixer, Mixer, MixerOutput
+from cocomix.mixers.edits import ConceptEdit
+from cocomix.modeling.model import CoCoMixForCausalLM
+
+
+class DenseConceptMixer(ConceptMixer):
+    """`ConceptMixer` with dense products; takes no edits."""
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        concept_labels: Int64[Tensor, "B T A"] | None = None,
+        edits: tuple[ConceptEdit, ...] = (),
+    ) -> MixerOutput:
+        B, T, D = hidden.shape
+        assert not edits, "the reference takes no edits"
+        mean = hidden.mean(-1, keepdim=True)
+        std = hidden.std(-1, keepdim=True) + STD_EPSILON
+        x = ((hidden - mean) / std - self.pre_bias).view(B * T, D)
+        z = F.linear(x, self.head_weight, self.head_bias)  # (N, C)
+        values, indices = z.topk(self.num_active_concepts, dim=-1)
+        mask = torch.zeros_like(z).scatter(-1, indices, 1.0)
+        vectors = ((mask * z) @ self.compress_weight).view(B, T, D)
+        concept = (vectors + self.compress_bias + self.pre_bias) * std + mean
+        loss_sum = count = None
+        if concept_labels is not None:
+            labels = concept_labels.view(B * T, -1)
+            valid = (labels != IGNORED_LABEL).all(-1)
+            columns = labels.masked_fill(~valid.unsqueeze(-1), IGNORED_LABEL).unbind(-1)
+            sums = [F.cross_entropy(z, column, ignore_index=IGNORED_LABEL, reduction="sum") for column in columns]
+            loss_sum, count = torch.stack(sums).mean(), valid.sum()
+        shape = (B, T, self.num_active_concepts)
+        return MixerOutput(
+            self.mixing.combine(hidden, concept), indices.view(shape), values.view(shape), loss_sum, count
+        )
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """What the dense student says of some windows."""
+
+    loss: Float[Tensor, ""]
+    concept_indices: Int64[Tensor, "B T K"]
+
+
+class DenseStudent(nn.Module):
+    """A CoCoMix student computed densely.
+
+    Args:
+        model: the student to copy, with a concept mixer; its weights are copied too.
+    """
+
+    def __init__(self, model: CoCoMixForCausalLM) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.model.mixer = dense_mixer(model)
+
+    def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> DenseOutput:
+        """The whole training loss of some windows: next token plus weighted concepts."""
+        model, mixer = self.model, self.model.mixer
+        assert mixer is not None
+        adapter, insert, layout = model.adapter, model.config.insert_layer, model.layout
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        hidden = adapter.embed(adapter.token_embeddings(input_ids), positions)
+        hidden = adapter.run_blocks(hidden, 0, insert, position_ids=positions)
+        mixed = mixer(hidden, concept_labels)
+        span = layout.span(0, input_ids.shape[1], input_ids.device)
+        hidden = adapter.run_blocks(  # without `read`: all positions through all blocks
+            mixed.hidden,
+            insert,
+            adapter.num_blocks,
+            position_ids=span.positions(positions, model.config.position_mode),
+            layout=layout,
+        )
+        logits = adapter.logits(hidden[:, span.read])  # (B, T, V)
+        lm_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+        concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
+        return DenseOutput(lm_loss + model.config.concept_loss_weight * concept_loss, mixed.concept_indices)
+
+
+def dense_mixer(model: CoCoMixForCausalLM) -> Mixer:
+    """The dense mixer with a student's concept mixer's weights."""
+    assert isinstance(model.mixer, ConceptMixer)
+    mixer = DenseConceptMixer(model.config).to(model.mixer.head_weight)
+    mixer.load_state_dict(model.mixer.state_dict())
+    return mixer

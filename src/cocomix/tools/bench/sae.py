@@ -1,0 +1,175 @@
+"""Training of an autoencoder on given activations: against a dense formulation, and against eai-sparsify if installed.
+
+All take the same updates on the same activations, with the same width, number of latents, k and optimizer (Adam). sparsify's
+update is that of its trainer with `optimizer="adam"`, without its reading of a model and without its logging.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.sae.trainer import SaeTrainer
+from cocomix.tools.bench.agreement import require_agreement
+from cocomix.tools.bench.report import Section, ratio, seconds
+from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
+
+LEARNING_RATE = 1e-4
+#: Float32 sums over tokens and latents in another order, relative to each gradient's largest element.
+TOLERANCE = 1e-4
+#: The library that is compared with; another one has a module of the same name, `sparsify`.
+DISTRIBUTION = "eai-sparsify"
+
+
+@dataclass(frozen=True)
+class SaeShape:
+    """What is measured on; the defaults are GPT-2 small's width and its published dictionary's size."""
+
+    width: int = 768
+    num_latents: int = 32768
+    k: int = 32
+    tokens_per_update: int = 1024
+    repetitions: int = 9
+
+
+SIZES = {
+    "default": SaeShape(),
+    "smoke": SaeShape(width=16, num_latents=64, k=4, tokens_per_update=48, repetitions=2),
+}
+
+Update = Callable[[], object]
+
+
+def measure(shape: SaeShape) -> dict[str, Any]:
+    """Times of an update.
+
+    Raises:
+        CocomixError: the gradients of an update differ from the dense formulation's.
+    """
+    h = torch.randn(shape.tokens_per_update, shape.width, generator=torch.Generator().manual_seed(1))
+    trainer, reference = _trainer(shape), _trainer(shape)
+    contestants: dict[str, Update] = {
+        "fast": lambda: trainer.train_on(h, shape.tokens_per_update, LEARNING_RATE),
+        "dense": lambda: dense_update(reference, h),
+    }
+    for update in contestants.values():
+        update()
+    difference = require_agreement(_moments(trainer), _moments(reference), TOLERANCE)
+    sparsify = None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        sparsify = importlib.metadata.version(DISTRIBUTION)
+    if sparsify is not None:
+        contestants["sparsify"] = _sparsify_update(shape, h)
+    times = interleaved(contestants, shape.repetitions)
+    return {
+        "shape": asdict(shape),
+        "optimizer": "Adam",
+        "tolerance": TOLERANCE,
+        "largest_difference": difference,
+        "sparsify_version": sparsify,
+        "seconds": {name: asdict(spread_of(values)) for name, values in times.items()},
+        "tokens_per_second": {
+            name: shape.tokens_per_update / spread_of(values).median for name, values in times.items()
+        },
+        "dense_over_fast": asdict(paired_ratio(times, "dense", "fast")),
+        "sparsify_over_fast": None if sparsify is None else asdict(paired_ratio(times, "sparsify", "fast")),
+    }
+
+
+def _trainer(shape: SaeShape) -> SaeTrainer:
+    torch.manual_seed(0)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.k))
+    # No latent dies in a run this short, as in sparsify's default.
+    return SaeTrainer(sae, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
+
+
+def _moments(trainer: SaeTrainer) -> dict[str, Tensor]:
+    """Adam's first moments: after one update a tenth of the gradients."""
+    return {
+        f"the gradient of {name}": trainer.optimizer.state[parameter]["exp_avg"]
+        for name, parameter in trainer.sae.named_parameters()
+    }
+
+
+def dense_update(trainer: SaeTrainer, h: Tensor) -> None:
+    """An update as one would first write it down: all C latents, most of them zero, times the decoder.
+
+    Args:
+        trainer: whose autoencoder and optimizer are used.
+        h: residual streams [N, D].
+    """
+    sae, k = trainer.sae, trainer.k
+    trainer.optimizer.param_groups[0]["lr"] = LEARNING_RATE
+    x, _, _ = sae.normalize(h)
+    z = F.linear(x - sae.decoder_bias, sae.encoder_weight, sae.encoder_bias)  # (N, C)
+    values, indices = z.topk(k, dim=-1)
+    c = torch.zeros_like(z).scatter(-1, indices, values.relu())
+    error = x - (c @ sae.decoder_weight + sae.decoder_bias)
+    (error.pow(2).sum() / (x - x.mean(0)).pow(2).sum()).backward()
+    weight, gradient = sae.decoder_weight.data, sae.decoder_weight.grad
+    assert gradient is not None
+    gradient -= (gradient * weight).sum(-1, keepdim=True) * weight
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    weight /= weight.norm(dim=-1, keepdim=True)
+
+
+def _sparsify_update(shape: SaeShape, h: Tensor) -> Update:
+    """An update of sparsify's, step by step as its trainer takes it."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it says on import which decoder it uses
+        from sparsify import SparseCoder, SparseCoderConfig
+
+    torch.manual_seed(0)
+    coder = SparseCoder(shape.width, SparseCoderConfig(num_latents=shape.num_latents, k=shape.k))
+    optimizer = torch.optim.Adam(coder.parameters(), lr=LEARNING_RATE)
+    tokens_since_fired = torch.zeros(shape.num_latents, dtype=torch.long)
+    did_fire = torch.zeros(shape.num_latents, dtype=torch.bool)
+
+    def update() -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        total_variance = (h - h.mean(0)).pow(2).sum()
+        out = coder(x=h, y=h, dead_mask=None, total_variance=total_variance)
+        did_fire[out.latent_indices.flatten()] = True
+        (out.fvu + out.multi_topk_fvu / 8).backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens_since_fired.add_(len(h))
+        tokens_since_fired[did_fire] = 0
+        did_fire.zero_()
+
+    return update
+
+
+def describe(result: dict[str, Any]) -> Section:
+    """A row for each contestant."""
+    shape, version = result["shape"], result["sparsify_version"]
+    names = {"fast": "`cocomix train-sae`", "dense": "dense formulation", "sparsify": f"{DISTRIBUTION} {version}"}
+    rows = [
+        [label, seconds(result["seconds"][name]), f"{result['tokens_per_second'][name]:.0f}"]
+        for name, label in names.items()
+        if name in result["seconds"]
+    ]
+    compared = (
+        f"{DISTRIBUTION} is not installed (`pip install {DISTRIBUTION}`), so nothing is said of it."
+        if version is None
+        else f"It trains on **{ratio(result['sparsify_over_fast'])}** times {DISTRIBUTION}'s tokens a second."
+    )
+    return Section(
+        "Training an autoencoder",
+        f"{shape['num_latents']:,} latents on activations of width {shape['width']}, k = {shape['k']}, "
+        f"{shape['tokens_per_update']:,} tokens an update, Adam, float32; activations are given, and no latent is dead. "
+        f"Training is **{ratio(result['dense_over_fast'])}** times as fast as the dense formulation; gradients equal its to "
+        f"{result['largest_difference']:.0e} of the largest element. {compared}",
+        ["", "an update", "tokens a second"],
+        rows,
+    )

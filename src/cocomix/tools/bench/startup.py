@@ -1,0 +1,40 @@
+"""Processor time until something can be done: importing the package, and its help."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from cocomix.tools.bench.report import Section, seconds
+from cocomix.tools.bench.timing import spread_of
+
+REPETITIONS = 7
+_CODE = {
+    "import cocomix": "import cocomix",
+    "cocomix --help": "from cocomix.cli.main import main; main(['--help'])",
+}
+NAMES = ("the interpreter alone", *_CODE)
+
+
+def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
+    """CPU seconds of whole processes, the interpreter's own start included; a first round is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in NAMES}
+    for repetition in range(repetitions + 1):
+        for name, values in taken.items():
+            before = os.times()
+            subprocess.run([sys.executable, "-c", _CODE.get(name, "")], check=True, capture_output=True)
+            after = os.times()
+            if repetition:
+                values.append(
+                    after.children_user - before.children_user + after.children_system - before.children_system
+                )
+    return {"cpu_seconds": {name: asdict(spread_of(values)) for name, values in taken.items()}}
+
+
+def describe(result: dict[str, Any]) -> Section:
+    """A row for each command."""
+    rows = [[f"`{name}`" if name in _CODE else name, seconds(result["cpu_seconds"][name])] for name in NAMES]
+    return Section("Start-up", "Processor time of a whole process.", ["", "time"], rows)

@@ -1,0 +1,240 @@
+"""A whole training step: forward, backward, clipping, AdamW; of CoCoMix, of its dense reference, and of plain NTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.formats import format_flops
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.tools.bench.agreement import require_agreement
+from cocomix.tools.bench.dense import DenseStudent
+from cocomix.tools.bench.memory import Work, peak_bytes
+from cocomix.tools.bench.report import Section, memory, ratio, seconds
+from cocomix.tools.bench.students import student_config
+from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
+from cocomix.training.config import OptimizerConfig
+from cocomix.training.optimizer import adamw
+
+#: Float32 through all blocks and back, sums in another order; relative to each gradient's largest element.
+TOLERANCE = 1e-4
+#: Rounding can turn a tie among a thousand tokens' concepts; other tokens are drawn then, so many times.
+MAX_DRAWS = 8
+
+
+@dataclass(frozen=True)
+class TrainShape:
+    """What is measured on; the defaults are the paper's smallest model, with shorter windows."""
+
+    width: int = 512
+    num_blocks: int = 8
+    num_heads: int = 8
+    insert_layer: int = 3
+    vocab_size: int = 50257
+    num_concepts: int = 32768
+    num_active: int = 32
+    num_labels: int = 4
+    context: int = 256
+    """T."""
+    batch: int = 4
+    """B."""
+    repetitions: int = 7
+
+
+SIZES = {
+    "default": TrainShape(),
+    "smoke": TrainShape(
+        width=16,
+        num_blocks=3,
+        num_heads=2,
+        insert_layer=1,
+        vocab_size=50,
+        num_concepts=64,
+        num_active=4,
+        context=9,
+        batch=2,
+        repetitions=2,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens and concept labels, random."""
+
+    ids: Tensor
+    labels: Tensor
+
+
+def measure(shape: TrainShape) -> dict[str, Any]:
+    """Times, FLOPs and memory of the three.
+
+    Raises:
+        CocomixError: CoCoMix's loss, a gradient or its choice of concepts differs from the dense reference's.
+    """
+    fast = student(shape)
+    modules: dict[str, nn.Module] = {"fast": fast, "dense": DenseStudent(fast), "ntp": student(shape, mixer="none")}
+    batch, difference = _agreeing_batch(shape, modules)
+    flops = {name: _flops(name, shape) for name in modules}
+    times = interleaved({name: step_of(module, batch) for name, module in modules.items()}, shape.repetitions)
+    time_over_ntp = paired_ratio(times, "fast", "ntp")
+    flop_ratio = flops["dense"] / flops["ntp"]
+    num_tokens = shape.batch * shape.context
+    return {
+        "shape": asdict(shape),
+        "optimizer": "AdamW, gradients clipped to a norm of 1",
+        "tolerance": TOLERANCE,
+        "largest_difference": difference,
+        "seconds": {name: asdict(spread_of(values)) for name, values in times.items()},
+        "tokens_per_second": {name: num_tokens / spread_of(values).median for name, values in times.items()},
+        "dense_over_fast": asdict(paired_ratio(times, "dense", "fast")),
+        "fast_over_ntp": asdict(time_over_ntp),
+        "flops_per_token": {name: count / num_tokens for name, count in flops.items()},
+        "flop_ratio": flop_ratio,
+        "time_ratio_over_flop_ratio": time_over_ntp.median / flop_ratio,
+        "peak_bytes": dict(zip(modules, peak_bytes("train", [(name, shape) for name in modules]), strict=True)),
+    }
+
+
+def student(shape: TrainShape, mixer: str = "concept") -> CoCoMixForCausalLM:
+    """CoCoMix, or with mixer `none` the plain decoder of the same width; the same weights at every call."""
+    config = student_config(
+        width=shape.width,
+        num_blocks=shape.num_blocks,
+        num_heads=shape.num_heads,
+        vocab_size=shape.vocab_size,
+        num_positions=shape.context,
+        mixer=mixer,
+        insert_layer=shape.insert_layer,
+        num_concepts=shape.num_concepts,
+        num_active=shape.num_active,
+    )
+    torch.manual_seed(0)
+    model = CoCoMixForCausalLM(config)
+    model.train()
+    return model
+
+
+def draw(shape: TrainShape, seed: int) -> Batch:
+    """Random tokens and labels; a window's last position has no label."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(shape.vocab_size, (shape.batch, shape.context), generator=generator)
+    labels = torch.randint(shape.num_concepts, (*ids.shape, shape.num_labels), generator=generator)
+    labels[:, -1] = -100
+    return Batch(ids, labels)
+
+
+def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The training loss, and the chosen concepts where there are any."""
+    if isinstance(module, CoCoMixForCausalLM):
+        labels = batch.labels if module.mixer is not None else None
+        out = module(input_ids=batch.ids, labels=batch.ids, concept_labels=labels)
+    else:
+        out = module(batch.ids, batch.labels)
+    return out.loss, getattr(out, "concept_indices", None)
+
+
+def step_of(module: nn.Module, batch: Batch) -> Callable[[], None]:
+    """A training step, as training does it."""
+    config = OptimizerConfig(learning_rate=6e-4)
+    optimizer = adamw(module, config)
+
+    def step() -> None:
+        loss, _ = loss_of(module, batch)
+        loss.backward()
+        clip_grad_norm_(module.parameters(), config.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def work(variant: str, shape: TrainShape) -> Work:
+    """Build one of the three and take two steps: the first one makes the optimizer's state."""
+
+    def run() -> int:
+        module: nn.Module = student(shape, "none" if variant == "ntp" else "concept")
+        if variant == "dense":
+            module = DenseStudent(module)  # type: ignore[arg-type]
+        step = step_of(module, draw(shape, 0))
+        step()
+        step()
+        return 0
+
+    return run
+
+
+def _agreeing_batch(shape: TrainShape, modules: dict[str, nn.Module]) -> tuple[Batch, float]:
+    """A batch without turned ties, on which loss and gradients agree, and by how much they differ."""
+    for seed in range(MAX_DRAWS):
+        batch = draw(shape, seed)
+        found: dict[str, dict[str, Tensor]] = {}
+        chosen = []
+        for name in ("fast", "dense"):
+            loss, indices = loss_of(modules[name], batch)
+            loss.backward()
+            assert indices is not None
+            chosen.append(indices.sort(-1).values)
+            found[name] = {"the loss": loss.detach()}
+            for key, p in modules[name].named_parameters():
+                assert p.grad is not None
+                found[name][f"the gradient of {key.removeprefix('model.')}"] = p.grad
+            modules[name].zero_grad(set_to_none=True)
+        if torch.equal(*chosen):
+            return batch, require_agreement(found["fast"], found["dense"], TOLERANCE)
+    raise CocomixError(
+        f"the fast path disagrees with its reference: on each of {MAX_DRAWS} batches it chose other concepts, which ties "
+        "do not explain; nothing is reported"
+    )
+
+
+def _flops(name: str, shape: TrainShape) -> int:
+    """Of forward and backward, as torch counts them; on the meta device, where it sees attention's products too."""
+    with torch.device("meta"):
+        module: nn.Module = student(shape, "none" if name == "ntp" else "concept")
+        if name == "dense":
+            module = DenseStudent(module)  # type: ignore[arg-type]
+        batch = Batch(
+            torch.zeros(shape.batch, shape.context, dtype=torch.long),
+            torch.zeros(shape.batch, shape.context, shape.num_labels, dtype=torch.long),
+        )
+    with FlopCounterMode(display=False) as counter:
+        loss_of(module, batch)[0].backward()
+    return int(counter.get_total_flops())
+
+
+def describe(result: dict[str, Any]) -> Section:
+    """A row for each contestant."""
+    shape = result["shape"]
+    names = {"fast": "CoCoMix", "dense": "CoCoMix, dense reference", "ntp": "NTP of the same width"}
+    rows = [
+        [
+            label,
+            seconds(result["seconds"][name]),
+            f"{result['tokens_per_second'][name]:.0f}",
+            format_flops(result["flops_per_token"][name]),
+            memory(result["peak_bytes"][name]),
+        ]
+        for name, label in names.items()
+    ]
+    return Section(
+        "Training step",
+        f"GPT-2 of {shape['num_blocks']} blocks, width {shape['width']}, {shape['num_heads']} heads and "
+        f"{shape['vocab_size']:,} tokens; concepts inserted before block {shape['insert_layer']}, {shape['num_concepts']:,} "
+        f"of them, {shape['num_active']} active, {shape['num_labels']} labels a token; {shape['batch']} windows of "
+        f"{shape['context']} tokens, float32. Forward, backward, clipping and AdamW. CoCoMix is "
+        f"**{ratio(result['dense_over_fast'])}** times as fast as its dense reference. It takes "
+        f"{ratio(result['fast_over_ntp'])} times NTP's time, where the dense formulation's FLOPs (torch's count) are "
+        f"{result['flop_ratio']:.2f} times NTP's: **{result['time_ratio_over_flop_ratio']:.2f}** of that ratio. Memory is "
+        "the peak of a process of its own, parameters and optimizer included. Loss and all gradients equal the dense "
+        f"reference's to {result['largest_difference']:.0e} of the largest element.",
+        ["", "a step", "tokens a second", "FLOPs a token", "memory"],
+        rows,
+    )

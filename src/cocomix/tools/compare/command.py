@@ -1,0 +1,72 @@
+"""`cocomix compare RUN...`: runs side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
+from cocomix.tools.compare.comparison import compare_groups
+from cocomix.tools.compare.page import write_page
+from cocomix.tools.compare.runs import Group, Run, read_groups
+from cocomix.tools.compare.terminal import comparison_text
+
+KIND = "comparison"
+RESULT_NAME = "comparison.json"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which runs, and where to."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders made by `cocomix train`, finished or not; those that differ in nothing but the seed are one group. Groups of
+    one's own are written name=RUN,RUN."""
+    baseline: str | None = None
+    """Run or group that the others are compared with; by default the first."""
+    output: Path | None = None
+    """Folder for the comparison: `comparison.html`, `comparison.json` and figures as PNG; by default none is written."""
+    json: bool = False
+    """Print JSON in place of tables."""
+    overwrite: bool = False
+    """Replace what a former comparison left in the output folder."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise CocomixError("no run is given; name the folders of one or more training runs")
+
+
+def compare(config: CompareConfig) -> dict[str, Any] | str:
+    """Compare training runs; returns the result as JSON, or as text for a terminal.
+
+    Raises:
+        CocomixError: a folder is no training run, or two runs can't be compared.
+    """
+    groups = read_groups(config.runs)
+    result = compare_groups(groups, config.baseline)
+    if config.output is not None:
+        _write(config.output, groups, result, overwrite=config.overwrite)
+    return result if config.json else comparison_text(result)
+
+
+def _write(output: Path, groups: list[Group], result: dict[str, Any], *, overwrite: bool) -> None:
+    settings = {
+        "baseline": result["baseline"],
+        "runs": {group.name: [artifacts.fingerprint_of_json(_content(run)) for run in group.runs] for group in groups},
+    }
+    with artifacts.begin(output, KIND, settings, overwrite=overwrite) as finished:
+        if finished:
+            say(f"{output}: the comparison is there already")
+            return
+        artifacts.write_json(output / RESULT_NAME, result)
+        write_page(output, result)
+        artifacts.finish(output)
+
+
+def _content(run: Run) -> list[Any]:
+    return [run.settings, run.curve, run.consumed, run.is_finished]

@@ -1,0 +1,217 @@
+"""Figures of loss curves, as the comparison's page and the demo's report share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cocomix.base.drawing import INK, MUTED, SERIES, Drawing, panel, save
+from cocomix.base.formats import format_count, format_flops, format_seconds
+from cocomix.tools.compare.curves import Curve
+
+LINE_STYLES = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
+
+#: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
+CUT_SHARE = 0.2
+#: Longer names do not fit beside the end of a curve.
+MAX_DIRECT_LABEL = 10
+#: Curves that leave the upper right corner free enough for their names.
+MAX_INSIDE_LEGEND = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run's curve in a figure."""
+
+    title: str
+    curve: Curve
+    series: int
+    """Number of its colour and line style: runs of one setting share it, and one entry of the legend."""
+    crossing: Mapping[str, float | None] | None = None
+    """Where it reaches the target, by axis; None in it: never; None: not to be marked."""
+
+    @property
+    def color(self) -> str:
+        return SERIES[self.series % len(SERIES)]
+
+    @property
+    def style(self) -> Any:
+        """As many combinations of colour and style as both allow."""
+        return LINE_STYLES[(self.series + self.series // len(SERIES)) % len(LINE_STYLES)]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A loss to reach."""
+
+    title: str
+    loss: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a run consumes."""
+
+    key: str
+    """In a point of a curve."""
+    name: str
+    """In a sentence."""
+    text: Callable[[float | int, float | int], str]
+    """A value in words, as part of a whole."""
+    unit: Callable[[float | int], tuple[float, str]]
+    """Divisor and name of the unit in which the largest value is readable."""
+
+
+def _token_unit(largest: float | int) -> tuple[float, str]:
+    units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+    return next((unit for unit in units if largest >= unit[0]), (1.0, "tokens"))
+
+
+def _flop_unit(largest: float | int) -> tuple[float, str]:
+    units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+    return next((unit for unit in units if largest >= unit[0]), (1.0, "FLOP"))
+
+
+def _time_unit(largest: float | int) -> tuple[float, str]:
+    if largest < 120:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if largest < 7200 else (3600.0, "hours")
+
+
+def _tokens_text(part: float | int, whole: float | int) -> str:
+    return f"{format_count(part, whole)} tokens"
+
+
+AXES = (
+    Axis("train_tokens", "training tokens", _tokens_text, _token_unit),
+    Axis("train_flops", "training FLOPs", lambda part, _: format_flops(part), _flop_unit),
+    Axis("train_seconds", "training time", lambda part, _: format_seconds(part), _time_unit),
+)
+
+
+def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: str) -> Drawing:
+    """Validation loss of some runs against one axis.
+
+    Args:
+        lines: of which at least one has a point.
+        target: drawn as a line, with a ring where a curve is said to cross it; None: there is none.
+        axis: what the loss is drawn against.
+        alt: what the figure shows, in words.
+    """
+    largest = max(line.curve[-1][axis.key] for line in lines)
+    divisor, unit = axis.unit(largest)
+    ends = [line.curve[-1] for line in lines]
+    titles = list(dict.fromkeys(line.title for line in lines))
+    is_single = len(titles) == len(lines)
+    direct = is_single and len({end[axis.key] for end in ends}) == 1 and max(map(len, titles)) <= MAX_DIRECT_LABEL
+    # A long legend has no free corner inside; its lines go below the panel.
+    below = 0.0 if len(titles) <= MAX_INSIDE_LEGEND else 0.165 * len(titles) + 0.05
+    figure, axes = panel(3.4, 2.75 + below, left=0.36, right=0.68 if direct else 0.12, bottom=0.47 + below, top=0.28)
+    named: set[str] = set()
+    for line, end in zip(lines, ends, strict=True):
+        points = [(point[axis.key] / divisor, point["validation_loss"]) for point in line.curve]
+        label = None if line.title in named else line.title
+        named.add(line.title)
+        axes.plot(*zip(*points, strict=True), color=line.color, linestyle=line.style, linewidth=1.6, label=label)
+        axes.plot(end[axis.key] / divisor, end["validation_loss"], "o", color=line.color, markersize=3.5)
+    lowest, highest = _loss_range([line.curve for line in lines], axis.key)
+    height = highest - lowest
+    axes.set_ylim(lowest - 0.2 * height, highest)
+    axes.set_xlim(0, largest / divisor * 1.02)
+    axes.set_xlabel(f"{axis.name[0].upper()}{axis.name[1:]} ({unit})", loc="left")
+    axes.set_title("Validation loss (nats a token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    if direct:
+        _label_ends(axes, lines, gap=0.095 * height)
+    else:
+        _legend(figure, axes, inside=not below)
+    crossings = [(line, line.crossing[axis.key]) for line in lines if line.crossing is not None]
+    crossed = [(line, x) for line, x in crossings if x is not None]
+    if target is not None:
+        _mark_target(axes, target, height, crosses_early=any(x < 0.6 * largest for _, x in crossed))
+        for line, x in crossed:
+            text = axis.text(x, largest) if len(crossed) == 1 else ""  # several would lie on one another
+            _mark_crossing(axes, x / divisor, target.loss, text, line.color)
+    return save(figure, f"loss-{axis.key.removeprefix('train_')}", alt)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Move values apart until neighbours differ by `gap`, each group staying centred on where it was."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[list[int]] = []
+    centers: list[float] = []
+    for index in order:
+        members, center = [index], values[index]
+        while groups and center - centers[-1] < gap * (len(members) + len(groups[-1])) / 2:
+            members = groups.pop() + members
+            centers.pop()
+            center = sum(values[i] for i in members) / len(members)
+        groups.append(members)
+        centers.append(center)
+    moved = list(values)
+    for members, center in zip(groups, centers, strict=True):
+        for rank, index in enumerate(members):
+            moved[index] = center + gap * (rank - (len(members) - 1) / 2)
+    return moved
+
+
+def _legend(figure: Figure, axes: Axes, *, inside: bool) -> None:
+    look: dict[str, Any] = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handlelength": 2.8, "borderaxespad": 0}
+    if inside:
+        axes.legend(loc="upper right", **look)
+    else:
+        left = axes.get_position().x0
+        figure.legend(loc="lower left", bbox_to_anchor=(left, 0.01), borderpad=0, labelspacing=0.35, **look)
+
+
+def _loss_range(curves: Sequence[Sequence[Mapping[str, float | int]]], key: str) -> tuple[float, float]:
+    """Lowest loss of all, and the highest that is left after the cut first part of each run."""
+    lowest = min(point["validation_loss"] for curve in curves for point in curve)
+    shown = [p["validation_loss"] for curve in curves for p in curve if p[key] >= CUT_SHARE * curve[-1][key]]
+    # A run that learned nothing has a flat curve, and an axis needs a height.
+    return lowest, max(*shown, lowest + 0.01)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line], gap: float) -> None:
+    heights = spread([line.curve[-1]["validation_loss"] for line in lines], gap)
+    for line, height in zip(lines, heights, strict=True):
+        axes.annotate(
+            line.title,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            color=line.color,
+            fontsize=8.5,
+            annotation_clip=False,
+        )
+
+
+def _mark_target(axes: Axes, target: Target, height: float, *, crosses_early: bool) -> None:
+    """The loss to reach as a line, named where no curve crosses the name."""
+    axes.axhline(target.loss, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    right = axes.get_xlim()[1]
+    text = f"{target.title}, {target.loss:.3f}"
+    x, side = (0.985 * right, "right") if crosses_early else (0.015 * right, "left")
+    axes.text(x, target.loss - 0.02 * height, text, va="top", ha=side, color=MUTED, fontsize=8)
+
+
+def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -> None:
+    """A ring where a curve reaches the target, and its place on the axis, in the free strip below all curves."""
+    bottom, (_, right) = axes.get_ylim()[0], axes.get_xlim()
+    axes.plot([x, x], [bottom, target], color=color, linewidth=0.8, linestyle=(0, (1, 1.5)))
+    axes.plot(x, target, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.3)
+    left_side = x > 0.5 * right
+    axes.annotate(
+        text,
+        (x, bottom),
+        xytext=(-4 if left_side else 4, 4),
+        textcoords="offset points",
+        ha="right" if left_side else "left",
+        color=color,
+        fontsize=8,
+    )

@@ -1,0 +1,1 @@
+"""A prompt continued, with concepts steered."""

@@ -1,0 +1,173 @@
+"""`cocomix generate`: a prompt continued, with concepts steered or not.
+
+The continuation goes to standard output, token by token where that is a terminal; what each edit means to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
+
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.progress import say
+from cocomix.data.tokenizer import load_tokenizer
+from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.steering.steer import SteerMode, Unit, steer
+from cocomix.tools.generate.continuations import sampling_options
+from cocomix.tools.generate.strengths import explain_strengths, parse_strengths
+
+# Shapes: T tokens.
+
+USUAL_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What to continue, and what to steer."""
+
+    model: Path
+    """Any causal LM: a training run, a folder of `save_pretrained`, a GGUF file or a Hub name."""
+    prompt: str
+    """Text to continue."""
+    steer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """CONCEPT=STRENGTH, once for each concept to steer: `--steer 1234=4 --steer "import statements=2"`."""
+    mode: SteerMode = "set"
+    """What a strength does: scale (multiplies the value where active), set and add (also where not active), zero (removes;
+    needs no strength), scale_logits (multiplies the logit before the strongest concepts are chosen), toward (brings the
+    concept about in what follows)."""
+    unit: Unit = "raw"
+    """Of the strengths of set and add: raw values, or multiples of the concept's usual activation."""
+    max_new_tokens: int | None = None
+    """Generate so many tokens at most; by default 64, or as many as the context has room for."""
+    temperature: float = 0.0
+    """Sample at this temperature; 0: always take the likeliest token."""
+    top_k: int | None = None
+    """Sample from so many of the likeliest tokens; by default from all."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens that have this share of the probability; by default from all."""
+    seed: int = 0
+    """Of sampling."""
+    compare: bool = False
+    """Also continue without steering, from the same seed."""
+    json: bool = False
+    """Print one JSON object, with the meaning of the edits in it."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "max_new_tokens", "top_k")
+        if not 0 <= self.temperature < math.inf:
+            raise CocomixError(f"temperature is {self.temperature}; it must be a number of at least 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise CocomixError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1")
+        if not self.temperature and (self.top_k is not None or self.top_p is not None):
+            raise CocomixError("top_k and top_p say what is sampled from; give a temperature above 0")
+        if self.compare and not self.steer:
+            raise CocomixError("--compare shows what steering changes; give --steer")
+
+
+def generate(config: GenerateConfig) -> str | dict[str, Any]:
+    """Continue the prompt; returns what is to be printed, which is nothing if it was printed while it was made."""
+    strengths = parse_strengths(config.steer, config.mode)
+    path = local_model(config.model)
+    model = load_causal_lm(path)
+    if strengths and not isinstance(model, CoCoMixForCausalLM):
+        raise CocomixError(f"{config.model} is a plain decoder, which has no concepts; leave out --steer")
+    meanings: list[str] = []
+    if strengths:
+        with steer(model, strengths, config.mode, unit=config.unit):  # what can't be is refused before anything is said
+            meanings = explain_strengths(model, strengths, config.mode, config.unit)
+    for meaning in meanings:
+        say(meaning)
+    tokenizer = load_tokenizer(path)
+    prompt = prompt_tokens(tokenizer, config.prompt)
+    num_new = room_for_new_tokens(model, prompt.shape[1], config.max_new_tokens)
+
+    runs: dict[str, dict[str, float]] = {"original": {}} if config.compare else {}
+    runs["steered" if strengths else "continuation"] = strengths
+    streams = sys.stdout.isatty() and not config.json
+    sampling = sampling_options(config.temperature, config.top_k, config.top_p)
+    texts = {}
+    for title, edits in runs.items():
+        if streams and config.compare:
+            print(f"--- {title}")
+        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        with steer(model, edits, config.mode, unit=config.unit) if edits else contextlib.nullcontext():
+            ids = continue_tokens(model, tokenizer, prompt, num_new, seed=config.seed, streamer=streamer, **sampling)
+        texts[title] = str(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
+    if config.json:
+        lengths = {"num_prompt_tokens": prompt.shape[1], "max_new_tokens": num_new}
+        return {"prompt": config.prompt, **texts, "edits": meanings, **lengths}
+    if streams:
+        return ""
+    return "\n".join(f"--- {title}\n{text}" for title, text in texts.items()) if config.compare else texts.popitem()[1]
+
+
+@torch.no_grad()
+def continue_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: Int64[Tensor, "1 T"],
+    num_new_tokens: int,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> Int64[Tensor, "1 _"]:
+    """Prompt and continuation, which ends early at the end of a document; leaves the global random state alone.
+
+    Args:
+        model: any causal LM, steered by the blocks around the call.
+        tokenizer: its own.
+        prompt: token ids.
+        num_new_tokens: at most.
+        seed: of sampling.
+        options: of `generate` of transformers.
+    """
+    prompt = prompt.to(model.device)
+    eos = tokenizer.eos_token_id
+    settings = {"attention_mask": torch.ones_like(prompt), "eos_token_id": eos, "pad_token_id": eos}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ids: Tensor = model.generate(prompt, max_new_tokens=num_new_tokens, **settings, **options)
+    return ids
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerFast, prompt: str) -> Int64[Tensor, "1 T"]:
+    """Token ids of a prompt; of an empty one, the token between documents."""
+    ids = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
+    return torch.tensor([ids])
+
+
+def room_for_new_tokens(model: PreTrainedModel, num_prompt_tokens: int, wanted: int | None) -> int:
+    """How many tokens to generate: prompt and new tokens together fit into the model's context.
+
+    Args:
+        model: whose `max_position_embeddings` is the context; without one there is no limit.
+        num_prompt_tokens: of the prompt.
+        wanted: None: 64, or as many as there is room for.
+
+    Raises:
+        CocomixError: the prompt fills the context, or leaves too little room.
+    """
+    context = getattr(model.config, "max_position_embeddings", None)
+    room = math.inf if context is None else context - num_prompt_tokens
+    if room < 1:
+        raise CocomixError(
+            f"the prompt has {num_prompt_tokens} tokens and the model's context is {context}: there is no room to continue; "
+            "shorten the prompt"
+        )
+    if wanted is not None and wanted > room:
+        raise CocomixError(
+            f"the prompt has {num_prompt_tokens} tokens and the model's context is {context}, which leaves room for {room} "
+            f"new ones, not {wanted}; shorten the prompt or lower --max-new-tokens"
+        )
+    return int(min(USUAL_NEW_TOKENS, room)) if wanted is None else wanted

@@ -1,0 +1,260 @@
+"""`cocomix inspect`: a card for every concept of a model, numbers of the whole, and a site to read them.
+
+The work has two stages. Everything computed goes into `concepts.parquet` and `summary.json`; names, and what is laid out for
+reading (`concepts.jsonl`, the site), follow from these and from `concept_names.json`, and are made again in seconds when a
+name was edited.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.base.progress import say
+from cocomix.data.concept_dataset import ConceptDataset
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.evaluation.probes import run_probes
+from cocomix.labels.attribution import AttributionConfig, ConceptExtractor
+from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.label_sources import TeacherLabels
+from cocomix.mixers.base import ConceptMixer
+from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.steering.concept_notes import NAMES_NAME, add_names, read_notes, write_statistics
+from cocomix.steering.directions import concept_directions
+from cocomix.tools.inspect.card_making import Findings, make_cards
+from cocomix.tools.inspect.cards import CARDS_NAME, KIND, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
+from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
+from cocomix.tools.inspect.model_wide import model_wide
+from cocomix.tools.inspect.occurrences import find_occurrences
+from cocomix.tools.inspect.site import write_site
+
+# Shapes: C concepts.
+
+WINDOWS_PER_READ = 512
+#: Enough for the directions of concepts that are used; they need a backward pass.
+MAX_DIRECTION_WINDOWS = 512
+#: Names are made from more contexts than are shown, and of equal texts one is left.
+KEPT_PER_CONTEXT = 2
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Which model's concepts, on what text, and how much of each."""
+
+    model: Path
+    """A model with a concept mixer: a training run, a folder of `save_pretrained` or a Hub name."""
+    data: Path
+    """Token dataset with the model's tokenizer. Its validation split is read, except with --labels alone."""
+    output: Path
+    """Folder for the cards and the site."""
+    labels: Path | None = None
+    """Concept dataset of --data that the model was trained on: how often each concept is a label. Without --teacher and
+    --sae its training windows are read, as only these have labels."""
+    teacher: Path | None = None
+    """Teacher of the labels: labels are then computed for held-out text, and contexts found for the latents."""
+    sae: Path | None = None
+    """The teacher's autoencoder."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
+    """How labels are chosen; with --labels as those were."""
+    num_contexts: int = 8
+    """Contexts of each concept and source."""
+    num_tokens: int = 10
+    """Tokens that a concept promotes, and as many that it suppresses."""
+    num_nearest: int = 8
+    """Nearest concepts."""
+    num_measured: int = 1024
+    """Effects on the next token are measured for so many concepts, the most often predicted ones."""
+    max_windows: int | None = 2048
+    """Read so many evenly spaced windows."""
+    num_probe_windows: int = 256
+    """The same for the causal probes; 0: no probes."""
+    overwrite: bool = False
+    """Replace what a former run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_contexts", "num_tokens", "num_nearest", "max_windows")
+        require_at_least(0, self, "num_measured", "num_probe_windows")
+        if (self.teacher is None) != (self.sae is None):
+            raise CocomixError("labels for held-out text need both --teacher and --sae")
+        if self.sae is None and self.layer is not None:
+            raise CocomixError("--layer is the autoencoder's: give --teacher and --sae")
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Make the cards, or take those made before with equal settings and bring their names up to date.
+
+    Returns:
+        numbers of the whole model, which are also in `summary.json`.
+
+    Raises:
+        CocomixError: the model has no concepts, its labels or its autoencoder are of others, or a file of names is damaged.
+    """
+    teacher = None if config.teacher is None else local_model(config.teacher)
+    config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
+    inputs = _Inputs(config)
+    with artifacts.begin(config.output, KIND, inputs.settings, overwrite=config.overwrite) as finished:
+        if not (config.output / CARDS_NAME).exists():
+            _compute(config, inputs)
+        names = _current_names(config)
+        if finished is None or names != read_columns(config.output, "name")["name"]:
+            (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
+            rename(config.output, names)
+            write_site(config.output)
+            artifacts.finish(config.output)
+        return read_summary(config.output)
+
+
+class _Inputs:
+    """What is inspected, checked as far as nothing has to be computed."""
+
+    def __init__(self, config: InspectConfig) -> None:
+        train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
+        self.labels = None if config.labels is None else ConceptDataset(config.labels, train)
+        attribution = config.attribution
+        if self.labels is not None:
+            attribution = AttributionConfig(**self.labels.settings["attribution"])
+        # Labels that were made from others can't be computed for other text.
+        is_derived = attribution.control in DERIVED_CONTROLS
+        self.source: TeacherLabels | None = None
+        if config.teacher is not None and config.sae is not None:
+            own = dataclasses.replace(attribution, control="none") if is_derived else attribution
+            self.source = TeacherLabels(validation, config.teacher, config.sae, config.layer, own)
+        self.read_labels = self.labels if self.source is None or is_derived else None
+        """Labels of the windows that are read, where they are not computed."""
+        self.dataset = validation if self.read_labels is None else train
+        names = ("num_contexts", "num_tokens", "num_nearest", "num_measured", "max_windows", "num_probe_windows")
+        self.settings: dict[str, Any] = {
+            "model": artifacts.fingerprint_of_path(config.model),
+            "data": train.fingerprint,
+            "labels": None if self.labels is None else self.labels.fingerprint,
+            "source": None if self.source is None else self.source.settings,
+            **{name: getattr(config, name) for name in names},
+        }
+
+    def extractor(self, num_concepts: int) -> ConceptExtractor | None:
+        """Teacher and autoencoder, which must have the model's concepts."""
+        if self.source is None:
+            return None
+        if self.source.num_concepts != num_concepts:
+            raise CocomixError(
+                f"the model has {num_concepts} concepts, the autoencoder {self.source.num_concepts} latents"
+            )
+        return self.source.extractor
+
+
+def _compute(config: InspectConfig, inputs: _Inputs) -> None:
+    """Everything but the names that people edit: statistics, `summary.json`, and last `concepts.parquet`."""
+    model = load_causal_lm(config.model)
+    if not isinstance(model, CoCoMixForCausalLM) or not isinstance(model.mixer, ConceptMixer):
+        raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
+    inputs.dataset.check_model(config.model, model.config.vocab_size)
+    C, labels = model.config.num_concepts, inputs.labels
+    if labels is not None and labels.num_concepts != C:
+        raise CocomixError(f"the model has {C} concepts, the labels in {labels.path} have {labels.num_concepts}")
+    extractor = inputs.extractor(C)
+    findings = _find(config, inputs, model, extractor)
+    summary = model_wide(findings) | {
+        "model": config.model.name,
+        "num_active_concepts": model.config.num_active_concepts,
+        "mixing": model.config.mixing,
+        "split": inputs.dataset.split,
+        "has_label_dataset": labels is not None,
+        "probes": None,
+        "num_probe_windows": 0,
+    }
+    if config.num_probe_windows and model.config.mixing != "none":
+        has_room = extractor is not None and extractor.config.num_labels <= model.config.num_active_concepts
+        oracle = extractor if has_room else None
+        probes = run_probes(model, inputs.dataset, oracle, max_windows=config.num_probe_windows)
+        summary["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
+        summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
+    artifacts.write_json(config.output / SUMMARY_NAME, summary)
+    statistics = findings.occurrences.activations
+    if model.config.mixing != "none":
+        num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
+        directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
+        statistics = dataclasses.replace(statistics, directions=directions)
+    write_statistics(config.output, statistics)
+    say("writing the cards")
+    write_cards(config.output, make_cards(findings, inputs.dataset, config.num_contexts))
+
+
+def _find(
+    config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM, extractor: ConceptExtractor | None
+) -> Findings:
+    assert isinstance(model.mixer, ConceptMixer)
+    occurrences = find_occurrences(
+        model,
+        inputs.dataset,
+        extractor=extractor,
+        labels=inputs.read_labels,
+        num_kept=KEPT_PER_CONTEXT * config.num_contexts,
+        max_windows=config.max_windows,
+    )
+    # Where concepts are not mixed in, they do nothing to any token.
+    is_mixed = model.config.mixing != "none"
+    measured = None
+    if is_mixed and config.num_measured:
+        counts = occurrences.strongest["prediction"].counts
+        used = [concept for concept in counts.argsort(descending=True, stable=True).tolist() if counts[concept] > 0]
+        usual = occurrences.activations.usual
+        measured = measured_effects(model, inputs.dataset, used[: config.num_measured], usual, config.num_tokens)
+    num_labels, num_labelled_tokens = None, 0
+    if inputs.labels is not None:
+        num_labels, num_labelled_tokens = label_counts(inputs.labels)
+    elif occurrences.quality is not None:
+        num_labels, num_labelled_tokens = occurrences.quality.num_labels, occurrences.quality.num_tokens
+    read = occurrences.token_counts.nonzero().squeeze(-1)
+    compress, head = model.mixer.compress_weight.detach(), model.mixer.head_weight.detach()
+    return Findings(
+        occurrences=occurrences,
+        direct=direct_effects(model, read, config.num_tokens if is_mixed else 0),
+        measured=measured,
+        nearest=nearest_concepts(compress, config.num_nearest),
+        nearest_predicted=nearest_concepts(head, config.num_nearest),
+        compress_norms=compress.float().norm(dim=-1),
+        num_labels=num_labels,
+        num_labelled_tokens=num_labelled_tokens,
+    )
+
+
+def label_counts(concepts: ConceptDataset) -> tuple[Int64[Tensor, " C"], int]:
+    """How often each concept is a label, and how many tokens have labels."""
+    counts, num_tokens = torch.zeros(concepts.num_concepts, dtype=torch.long), 0
+    for start in range(0, concepts.num_windows, WINDOWS_PER_READ):
+        labels = concepts.labels(range(start, min(start + WINDOWS_PER_READ, concepts.num_windows)))
+        is_label = labels != IGNORED_LABEL
+        counts += torch.bincount(labels[is_label], minlength=concepts.num_concepts)
+        num_tokens += int(is_label.all(-1).sum())
+    return counts, num_tokens
+
+
+def _current_names(config: InspectConfig) -> list[str]:
+    """Names of all concepts; those that had none are named, and the statistics noted, beside the model's weights.
+
+    Where that folder can't be written to, both are in the output.
+    """
+    made = read_columns(config.output, "made_name")["made_name"]
+    C = len(made)
+    folder = config.model if os.access(config.model, os.W_OK) else config.output
+    names = add_names(folder, dict(enumerate(made)), C)
+    num_kept = sum(names[concept] != name for concept, name in enumerate(made))
+    if num_kept:
+        say(f"{num_kept:,} names in {folder / NAMES_NAME} are kept; delete it, and run this again, for those made here")
+    statistics, known = read_notes(config.output, C).statistics, read_notes(folder, C).statistics
+    if statistics is not None and (known is None or known.num_tokens <= statistics.num_tokens):
+        write_statistics(folder, statistics)  # what more text says stays
+    return [names[concept] for concept in range(C)]

@@ -1,0 +1,162 @@
+"""What a concept does to the next token: directly, from the weights alone, and measured, on text.
+
+Directly: concept c adds its row w_c of the compression to the residual stream, so head(norm(w_c)) - head(norm(0)) are the
+logits of a residual stream that is nothing but that row. The norm takes out the row's length, which says nothing of how
+strongly a concept is active; blocks above the mixer are passed by.
+
+Measured: the concept is set to its usual activation at every token of some prompts, and the probabilities of the next token
+are compared with those of the untouched model, over all the way through the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocomix.base.progress import ProgressLine
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.edits import concept_edits
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.steering.steer import Steer
+
+# Shapes: C concepts, c concepts of a chunk, N tokens or neighbours kept, P prompts, T tokens, V vocabulary, D width.
+
+#: Elements of one chunk's logits or similarities: 64 MB in float32.
+CHUNK_ELEMENTS = 2**24
+NUM_PROMPTS = 8
+TOKENS_PER_PROMPT = 32
+#: Positions of each prompt whose next-token distributions are compared.
+POSITIONS_PER_PROMPT = 8
+ROWS_PER_PASS = 64
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The tokens that each concept promotes and suppresses most, strongest first."""
+
+    promoted: Int64[Tensor, "C N"]
+    promoted_by: Float[Tensor, "C N"]
+    suppressed: Int64[Tensor, "C N"]
+    suppressed_by: Float[Tensor, "C N"]
+
+
+@dataclass(frozen=True)
+class MeasuredEffects:
+    """The same, measured, of some concepts."""
+
+    concepts: Sequence[int]
+    """In the order of the rows."""
+    effects: Effects
+    """Mean change of the next token's probability."""
+    change: Float[Tensor, " C"]
+    """Mean total variation distance between the two distributions: the share of probability that moves."""
+
+
+@torch.no_grad()
+def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_tokens: int) -> Effects:
+    """Logits of some tokens through compression and output head, about their mean.
+
+    Args:
+        model: with a concept mixer.
+        tokens: to choose from: those that text has. Tokens that were never trained on would win everywhere.
+        num_tokens: N, tokens kept a side.
+    """
+    adapter = model.adapter
+    # All of one length: the norm's epsilon would otherwise make short rows say less.
+    rows = F.normalize(_mixer(model).compress_weight, dim=-1) * model.config.hidden_size**0.5
+    at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
+    parts = []
+    for chunk in rows.split(max(1, CHUNK_ELEMENTS // model.config.vocab_size)):
+        logits = (adapter.logits(chunk.unsqueeze(0))[0] - at_zero).float()[:, tokens]
+        most, most_by, least, least_by = _extremes(logits - logits.mean(-1, keepdim=True), num_tokens)
+        parts.append((tokens[most], most_by, tokens[least], least_by))
+    return _joined(parts)
+
+
+@torch.no_grad()
+def measured_effects(
+    model: CoCoMixForCausalLM,
+    dataset: TokenDataset,
+    concepts: Sequence[int],
+    usual: Float[Tensor, " C"],
+    num_tokens: int,
+) -> MeasuredEffects:
+    """Mean change of the next token's probability when a concept is set to its usual activation.
+
+    Args:
+        model: whose concepts are mixed into its hidden states.
+        dataset: the prompts are starts of evenly spaced windows of it.
+        concepts: which.
+        usual: of all concepts, what each is set to.
+        num_tokens: N, tokens kept a side.
+    """
+    windows = next(dataset.batches(NUM_PROMPTS, NUM_PROMPTS))
+    prompts = {name: tensor[:, :TOKENS_PER_PROMPT] for name, tensor in windows.inputs().items()}
+    P, T = prompts["input_ids"].shape
+    kept = torch.linspace(T // POSITIONS_PER_PROMPT, T - 1, min(POSITIONS_PER_PROMPT, T)).long()
+    base = _probabilities(model, prompts, kept)
+    parts, changes = [], []
+    with ProgressLine("setting concepts", len(concepts) * P * T) as progress:
+        for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
+            inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
+            strengths = [{concept: float(usual[concept])} for concept in chunk]
+            with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
+                change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
+            parts.append(_extremes(change.mean((1, 2)), num_tokens))
+            changes.append(change.abs().sum(-1).mean((1, 2)) / 2)
+            progress.advance(len(chunk) * P * T)
+    return MeasuredEffects(concepts, _joined(parts), torch.cat(changes))
+
+
+def _probabilities(model: CoCoMixForCausalLM, inputs: dict[str, Tensor], kept: Tensor) -> Tensor:
+    """Of the next token at some positions: [B, kept, V]."""
+    logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    return logits.float().softmax(-1)
+
+
+@torch.no_grad()
+def nearest_concepts(rows: Float[Tensor, "C D"], num_nearest: int) -> tuple[Tensor, Tensor]:
+    """The concepts whose rows have the largest cosine with each, itself left out; never [C, C] at once.
+
+    Returns:
+        concepts and cosines, both [C, N].
+    """
+    unit = F.normalize(rows.float(), dim=-1)
+    num_nearest = min(num_nearest, len(unit) - 1)
+    found, similarities = [], []
+    start = 0
+    for chunk in unit.split(max(1, CHUNK_ELEMENTS // len(unit))):
+        cosine = chunk @ unit.t()
+        places = torch.arange(len(chunk))
+        cosine[places, start + places] = -torch.inf
+        best = cosine.topk(num_nearest, dim=-1)
+        found.append(best.indices)
+        similarities.append(best.values)
+        start += len(chunk)
+    return torch.cat(found), torch.cat(similarities)
+
+
+def _mixer(model: CoCoMixForCausalLM) -> ConceptMixer:
+    assert isinstance(model.mixer, ConceptMixer)
+    return model.mixer
+
+
+def _extremes(change: Float[Tensor, "c V"], num_tokens: int) -> tuple[Tensor, ...]:
+    num_tokens = min(num_tokens, change.shape[-1])
+    most, least = change.topk(num_tokens, dim=-1), change.topk(num_tokens, dim=-1, largest=False)
+    return most.indices, most.values, least.indices, least.values
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> Effects:
+    return Effects(*(torch.cat([part[i] for part in parts]) for i in range(4)))
+
+
+def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

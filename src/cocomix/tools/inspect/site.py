@@ -1,0 +1,128 @@
+"""The cards as a site: `index.html`, opened from disk, with nothing to fetch and nothing from elsewhere.
+
+    index.html       the numbers of the whole model, and an empty frame for the rest
+    inspect.js       fills the frame
+    data/index.js    of every concept its name, its numbers and its first tokens: all that a list needs
+    data/00000.js    whole cards, `CARDS_PER_FILE` a file, loaded when one of them is looked at
+
+A page opened from disk may not fetch, but it may add a script; so data are scripts that call one function each. The page's
+content security policy forbids everything but its own scripts. Texts reach the page as `textContent` only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from cocomix.base.formats import NARROW_SPACE
+from cocomix.base.page import page_environment, write_file
+from cocomix.tools.inspect.cards import iter_rows, read_summary
+from cocomix.tools.inspect.model_wide import SMALL_NORM, norm_figure
+
+PAGE_NAME = "index.html"
+SCRIPT_NAME = "inspect.js"
+DATA_NAME = "data"
+LINES_NAME = "concepts.jsonl"
+CARDS_PER_FILE = 128
+NUM_LISTED_TOKENS = 3
+#: Digits of the numbers in a list.
+LISTED_DIGITS = 4
+
+#: Fields of a card that a list can be sorted by.
+NUMBERS = (
+    "prediction_rate",
+    "label_rate",
+    "sae_rate",
+    "precision",
+    "recall",
+    "mean_probability",
+    "evaluated_label_rate",
+    "usual",
+    "compress_norm",
+    "measured_change",
+)
+PROBES = {
+    "zero": "No concept is active.",
+    "mean": "Every position gets the average concept vector.",
+    "shuffle_batch": "Every sequence gets the concepts of another one.",
+    "shuffle_position": "Every position gets the concepts of an earlier one of its own sequence.",
+    "oracle": "The teacher’s labels replace the strongest predictions, whose values they take.",
+}
+
+
+def write_site(folder: Path) -> None:
+    """Write the site, and `concepts.jsonl`, from the cards and the summary in a folder."""
+    summary = read_summary(folder)
+    data = folder / DATA_NAME
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir()
+    index: dict[str, list[Any]] = {"name": [], "tokens": [], **{name: [] for name in NUMBERS}}
+    cards: list[dict[str, Any]] = []
+    num_files = 0
+    partial = folder / f".{LINES_NAME}.partial"
+    with partial.open("w", encoding="utf-8") as lines:
+        for row in iter_rows(folder):
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+            index["name"].append(row["name"])
+            index["tokens"].append([effect["token"] for effect in row["promoted"][:NUM_LISTED_TOKENS]])
+            for name in NUMBERS:
+                index[name].append(_short(row[name]))
+            cards.append(_compact(row))
+            if len(cards) == CARDS_PER_FILE or row["concept"] == summary["num_concepts"] - 1:
+                _write_script(data / f"{num_files:05d}.js", "cocomixCards", num_files, cards)
+                num_files, cards = num_files + 1, []
+    partial.replace(folder / LINES_NAME)
+    _write_script(data / "index.js", "cocomixIndex", index | {"cards_per_file": CARDS_PER_FILE})
+    script = resources.files("cocomix.tools.inspect") / "templates" / SCRIPT_NAME
+    write_file(folder / SCRIPT_NAME, script.read_bytes())
+    write_file(folder / PAGE_NAME, page(summary).encode())
+
+
+def page(summary: Mapping[str, Any]) -> str:
+    """`index.html`."""
+    template = page_environment("cocomix.tools.inspect").get_template("inspection.html")
+    figure = Markup(norm_figure(summary["compress_norm"]).svg)
+    return template.render(s=summary, norms=figure, probes=PROBES, small_norm=SMALL_NORM, percent=percent)
+
+
+def percent(share: float | None) -> str:
+    """0.0123 as 1.23 %."""
+    return "–" if share is None else f"{100 * share:.3g}{NARROW_SPACE}%"
+
+
+def script_json(value: Any) -> str:
+    """JSON that is safe inside a script, wherever that stands: no `<`, and no line end that JavaScript alone knows."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _write_script(path: Path, function: str, *arguments: Any) -> None:
+    write_file(path, f"{function}({','.join(map(script_json, arguments))});\n".encode())
+
+
+def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A card without the names of nested fields, which would be most of it."""
+    effects = {
+        name: None if row[name] is None else [[effect["token"], _short(effect["change"])] for effect in row[name]]
+        for name in ("promoted", "suppressed", "measured_promoted", "measured_suppressed")
+    }
+    nearest = {
+        name: [[neighbour["concept"], _short(neighbour["similarity"])] for neighbour in row[name]]
+        for name in ("nearest", "nearest_predicted")
+    }
+    contexts = [list(context.values()) for context in row["contexts"]]
+    counts = {name: row[name] for name in ("num_labels", "num_predicted")}
+    return {"contexts": contexts, **counts, **effects, **nearest}
+
+
+def _short(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{LISTED_DIGITS}g}")

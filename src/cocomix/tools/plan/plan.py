@@ -1,0 +1,353 @@
+"""What a run costs before it starts: parameters, FLOPs, memory, storage and time.
+
+A plan is made of a training configuration, as complete as it is, and of the devices it is to run on. Nothing is loaded,
+downloaded or computed but shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cocomix.base.devices import DeviceSpec, known_devices
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.tools.plan.costs import TeacherCost, regression_head_flops, teacher_cost
+from cocomix.tools.plan.inputs import Inputs, PlannedText, read_inputs
+from cocomix.tools.plan.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
+from cocomix.tools.plan.teachers import planned_teacher
+from cocomix.training.config import TrainConfig
+from cocomix.training.drafts import fields_of, nearest
+from cocomix.training.numbers import parse_count
+from cocomix.training.recipes import find_recipe
+from cocomix.training.widths import (
+    Width,
+    equal_flops_width,
+    equal_parameters_width,
+    meta_model,
+    num_active_parameters,
+)
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """A training run that is still to be decided on, and the devices for it. Takes every option of `cocomix train`."""
+
+    data: Path | None = None  # type: ignore[assignment]
+    """Token dataset, for its vocabulary and context; by default the recipe's."""
+    output: Path | None = None  # type: ignore[assignment]
+    """Not used: a plan writes nothing."""
+    recipe: str | None = None
+    """Plan this recipe; `cocomix recipes` lists them. Other options change it."""
+    tokens: str | None = None
+    """Tokens to train on, such as 64M, 200B or 1.5T; by default num_tokens."""
+    devices: int = 1
+    """How many."""
+    device: str = "h100"
+    """Of which kind: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
+    --memory-gb."""
+    strategy: Literal["ddp", "fsdp"] | None = None
+    """How the model is spread over them; by default parallel.strategy."""
+    utilisation: float = 0.4
+    """Share of the devices' peak that the algorithmic FLOPs are expected to reach."""
+    peak_tflops: float | None = None
+    """Peak of one device in the run's precision, in place of the table's."""
+    memory_gb: float | None = None
+    """Memory of one device, in place of the table's."""
+    vocab_size: int | None = None
+    """V; by default that of --data, or the recipe's."""
+    context_length: int | None = None
+    """T, likewise."""
+    json: bool = False
+    """Print JSON in place of a table."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "devices", "vocab_size", "num_concepts", "batch_size", "micro_batch_size")
+        require_at_least(2, self, "context_length")
+        if not 0 < self.utilisation <= 1:
+            raise CocomixError(f"utilisation is {self.utilisation}; it must lie above 0 and at most at 1")
+        for name in ("peak_tflops", "memory_gb"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise CocomixError(f"{name} is {value}; it must be a number above 0")
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs a token of text, by one of the two counts."""
+
+    training: float
+    """Forward and backward of the student."""
+    inference: float
+    """Its forward pass."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Time on all devices together."""
+
+    student_hours: float
+    teacher_hours: float
+    """Of the teacher where it runs along."""
+    labels_hours: float
+    """Of the labels' extraction, before training, where they are stored."""
+    targets_hours: float
+    """Of drawing distillation's targets, before training, where they are stored."""
+    num_devices: int
+
+    @property
+    def hours(self) -> float:
+        """Of training."""
+        return self.student_hours + self.teacher_hours
+
+    @property
+    def device_hours(self) -> float:
+        """Of everything."""
+        return self.num_devices * (self.hours + self.labels_hours + self.targets_hours)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything there is to know of a run before it starts."""
+
+    config: PlanConfig
+    num_tokens: int
+    num_stored_tokens: int
+    """Tokens that labels and draws are computed for where they are stored: of each window once."""
+    num_parameters: int
+    num_active_parameters: int
+    vocab_size: int
+    context_length: int
+    num_concepts: int | None
+    flops: Mapping[str, Flops]
+    """By the name of the count: algorithmic, counter."""
+    teacher: TeacherCost
+    teacher_name: str | None
+    """What stands for the teacher in these figures; None: there is none."""
+    num_teacher_parameters: int | None
+    """None: its cost is the labels' or the targets' own word, or there is none."""
+    is_teacher_online: bool
+    device: DeviceSpec
+    windows_per_pass: int
+    memory: Memory
+    kv_cache_bytes_per_token: int
+    label_bytes_per_token: int
+    target_bytes_per_token: int
+    """Of stored distillation targets."""
+    equal_parameters: Width | None
+    """A plain decoder of as many active parameters; None where the run's is one."""
+    equal_flops: Width | None
+    duration: Duration
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        config = self.config
+        return {
+            "recipe": config.recipe,
+            "student": dataclasses.asdict(config.student),
+            "num_tokens": self.num_tokens,
+            "vocab_size": self.vocab_size,
+            "context_length": self.context_length,
+            "num_concepts": self.num_concepts,
+            "num_parameters": self.num_parameters,
+            "num_active_parameters": self.num_active_parameters,
+            "flops_per_token": {
+                **{count: dataclasses.asdict(flops) for count, flops in self.flops.items()},
+                "teacher": dataclasses.asdict(self.teacher),
+                "training_with_teacher": self.flops["algorithmic"].training + self.teacher.total,
+            },
+            "teacher": {
+                "name": self.teacher_name,
+                "num_parameters": self.num_teacher_parameters,
+                "runs_along": self.is_teacher_online,
+            },
+            "memory_bytes_per_device": {
+                **dataclasses.asdict(self.memory),
+                "total": self.memory.total,
+                "available": self.device.memory_bytes,
+                "windows_per_pass": self.windows_per_pass,
+                "strategy": config.parallel.strategy,
+            },
+            "kv_cache_bytes_per_token": self.kv_cache_bytes_per_token,
+            "label_bytes_per_token": self.label_bytes_per_token,
+            "label_bytes": self.label_bytes_per_token * self.num_stored_tokens,
+            "target_bytes_per_token": self.target_bytes_per_token,
+            "target_bytes": self.target_bytes_per_token * self.num_stored_tokens,
+            "num_stored_tokens": self.num_stored_tokens,
+            "equal_ntp": {
+                name: None if width is None else {**dataclasses.asdict(width), "difference": width.difference}
+                for name, width in (("parameters", self.equal_parameters), ("flops", self.equal_flops))
+            },
+            "duration": {
+                **dataclasses.asdict(self.duration),
+                "hours": self.duration.hours,
+                "device_hours": self.duration.device_hours,
+                "device": self.device.name,
+                "peak_flops": peak_flops(self.device, config.parallel.precision),
+                "utilisation": config.utilisation,
+            },
+        }
+
+
+def plan(recipe: str, **options: Any) -> Plan:
+    """The plan of a recipe.
+
+    Args:
+        recipe: its name.
+        options: fields of `PlanConfig`, such as `tokens="200B"`, `devices=64`, `device="h100"`, and any of `TrainConfig`.
+    """
+    names = [field.name for field in dataclasses.fields(PlanConfig)]
+    for key in options:
+        if key not in names:
+            raise CocomixError(f"plan has no option {key!r}{nearest(key, names)}")
+    fields = fields_of(find_recipe(recipe).draft()) | {"data": None, "output": None, "recipe": recipe}
+    return make_plan(PlanConfig(**(fields | options)))
+
+
+def make_plan(config: PlanConfig) -> Plan:
+    """The plan of a configuration.
+
+    Raises:
+        CocomixError: a number, a name or a shape is wrong, or the batch can't be shared by the devices.
+    """
+    if config.strategy is not None:
+        config = replace(config, parallel=replace(config.parallel, strategy=config.strategy))
+    num_tokens = config.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
+    device, windows_per_pass = _device(config), _windows_per_pass(config)
+    inputs = read_inputs(config, config.recipe, config.vocab_size, config.context_length)
+    text, num_concepts = inputs.text, inputs.num_concepts
+    if num_concepts is not None:  # labels may say another number than the recipe
+        config = replace(config, num_concepts=num_concepts)
+    size = find_recipe(config.recipe).size if config.recipe is not None else None
+    model, teacher = meta_model(config, text), planned_teacher(config, size, text)
+    cost = teacher_cost(
+        config,
+        teacher,
+        num_concepts or config.student.num_active_concepts,
+        text.context_length,
+        labels_flops=inputs.labels_flops,
+        draws_flops=inputs.draws_flops,
+    )
+    head = regression_head_flops(config, teacher)
+    flops = {count: _flops(model, text, count, head) for count in ("algorithmic", "counter")}
+    is_online = bool(cost.targets) or bool(cost.labels and config.sae)
+    is_counted = is_online or bool(cost.labels and inputs.labels_flops is None)
+    is_counted = is_counted or bool(cost.stored_targets and inputs.draws_flops is None)
+    held = teacher.num_parameters
+    if config.sae is not None and num_concepts is not None:
+        held += 2 * num_concepts * teacher.model.config.hidden_size
+    is_plain = config.student.mixer == "none"
+    num_stored_tokens = inputs.stored_tokens(num_tokens)
+    return Plan(
+        config=config,
+        num_tokens=num_tokens,
+        num_stored_tokens=num_stored_tokens,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_active_parameters=num_active_parameters(model),
+        vocab_size=text.vocab_size,
+        context_length=text.context_length,
+        num_concepts=num_concepts,
+        flops=flops,
+        teacher=cost,
+        teacher_name=(teacher.name if is_counted else "that of the stored labels or targets") if cost.total else None,
+        num_teacher_parameters=teacher.num_parameters if is_counted else None,
+        is_teacher_online=is_online,
+        device=device,
+        windows_per_pass=windows_per_pass,
+        memory=device_memory(
+            config, text, num_concepts, config.devices, windows_per_pass, FLOAT32_BYTES * held if is_online else 0
+        ),
+        kv_cache_bytes_per_token=kv_cache_bytes(model, config.parallel.precision),
+        label_bytes_per_token=_label_bytes(inputs) if cost.labels and config.sae is None else 0,
+        target_bytes_per_token=_target_bytes(inputs) if cost.stored_targets else 0,
+        equal_parameters=None if is_plain else equal_parameters_width(config, text),
+        equal_flops=None if is_plain else equal_flops_width(config, text),
+        duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device),
+    )
+
+
+def kv_cache_bytes(model: CoCoMixForCausalLM, precision: str) -> int:
+    """Bytes that a token leaves in the cache: a key and a value in each block, for each position it has there."""
+    num_blocks = model.adapter.num_blocks
+    insert = num_blocks if model.mixer is None else model.config.insert_layer
+    positions = insert + model.layout.positions_per_token * (num_blocks - insert)
+    num_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
+    return round(2 * key_width(model.backbone) * positions * num_bytes)
+
+
+def peak_flops(device: DeviceSpec, precision: str) -> float:
+    """FLOP/s of one device at best."""
+    return device.bfloat16_flops if precision == "bfloat16" else device.float32_flops
+
+
+def _flops(model: CoCoMixForCausalLM, text: PlannedText, count: Any, head: float) -> Flops:
+    return Flops(
+        training_flops_per_token(model, text.context_length, count) + head,
+        forward_flops_per_token(model, text.context_length, count),
+    )
+
+
+def _label_bytes(inputs: Inputs) -> int:
+    """As a concept dataset stores them, before compression: two bytes a label while C fits."""
+    assert inputs.num_concepts is not None
+    return inputs.num_labels * (2 if inputs.num_concepts < 2**16 else 4)
+
+
+def _target_bytes(inputs: Inputs) -> int:
+    """As `distill-targets` stores them: two bytes a draw while V fits, and an entropy in float32."""
+    return inputs.num_draws * (2 if inputs.text.vocab_size <= 2**16 else 4) + 4
+
+
+def _device(config: PlanConfig) -> DeviceSpec:
+    """From the table, with what was given in place of its figures."""
+    name = config.device.strip().lower().replace(" ", "-").replace("_", "-")
+    found = known_devices().get(name)
+    if found is None and (config.peak_tflops is None or config.memory_gb is None):
+        close = nearest(config.device, known_devices())
+        raise CocomixError(
+            f"nothing is known of a device {config.device!r}{close}; for another, give --peak-tflops and --memory-gb"
+        )
+    spec = found or DeviceSpec(config.device, 0.0, 0.0, 0)
+    if config.peak_tflops is not None:
+        peak = config.peak_tflops * 1e12
+        spec = replace(spec, bfloat16_flops=peak, float32_flops=spec.float32_flops if found else peak)
+        if config.parallel.precision == "float32":
+            spec = replace(spec, float32_flops=peak)
+    if config.memory_gb is not None:
+        spec = replace(spec, memory_bytes=round(config.memory_gb * 1e9))
+    return spec
+
+
+def _windows_per_pass(config: PlanConfig) -> int:
+    wanted = config.devices * (config.micro_batch_size or 1)
+    if config.batch_size % wanted:
+        of_size = "" if config.micro_batch_size is None else f" of micro_batch_size {config.micro_batch_size}"
+        raise CocomixError(
+            f"batch_size {config.batch_size} can't be shared equally by {config.devices} devices{of_size}; "
+            f"make it a multiple of {wanted}"
+        )
+    return config.micro_batch_size or config.batch_size // config.devices
+
+
+def _duration(
+    config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: TeacherCost, device: DeviceSpec
+) -> Duration:
+    """Labels and stored draws are computed in float32, targets along with training in the run's precision."""
+
+    def hours(count: int, flops_per_token: float, precision: str) -> float:
+        rate = config.devices * peak_flops(device, precision) * config.utilisation
+        return count * flops_per_token / rate / 3600
+
+    precision, is_online = config.parallel.precision, config.sae is not None
+    return Duration(
+        student_hours=hours(num_tokens, flops.training, precision),
+        teacher_hours=hours(num_tokens, cost.targets, precision)
+        + (hours(num_tokens, cost.labels, "float32") if is_online else 0.0),
+        labels_hours=0.0 if is_online else hours(num_stored_tokens, cost.labels, "float32"),
+        targets_hours=hours(num_stored_tokens, cost.stored_targets, "float32"),
+        num_devices=config.devices,
+    )

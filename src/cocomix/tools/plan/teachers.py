@@ -1,0 +1,92 @@
+"""The teacher's shape, before there is one or without loading it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+
+from cocomix.base.errors import CocomixError, reason_of
+from cocomix.modeling.loading import may_be_on_hub
+from cocomix.training.config import TrainConfig
+from cocomix.training.recipes import Draft
+from cocomix.training.sizes import Size
+from cocomix.training.students import TextShape
+from cocomix.training.widths import meta_model
+
+#: Shapes that need no file.
+_KNOWN_SHAPES = {"gpt2": GPT2Config}
+
+
+@dataclass(frozen=True)
+class PlannedTeacher:
+    """A teacher that costs are counted with."""
+
+    name: str
+    """For people: as it was given, or what is assumed in its place."""
+    model: PreTrainedModel
+    """On the meta device, frozen."""
+    layer: int
+    """0-based block after which its dictionary reads."""
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def planned_teacher(config: TrainConfig, size: Size | None, text: TextShape) -> PlannedTeacher:
+    """The teacher of a run: as given, or that of the recipe's size, or GPT-2 124M.
+
+    Raises:
+        CocomixError: nothing can be read where `teacher` points.
+    """
+    if config.teacher is None and size is not None:
+        found = teacher_of_size(size, text)
+    else:
+        name = "gpt2" if config.teacher is None else str(config.teacher)
+        shape = _shape(name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(shape).requires_grad_(False)
+        assumed = "GPT-2 124M (assumed; give --teacher)"
+        found = PlannedTeacher(assumed if config.teacher is None else name, model, (shape.num_hidden_layers - 1) // 2)
+    return found if config.layer is None else replace(found, layer=config.layer)
+
+
+def teacher_of_size(size: Size, text: TextShape | None = None) -> PlannedTeacher:
+    """The teacher that recipes of a size are counted with.
+
+    Args:
+        size: of the recipe.
+        text: vocabulary and context; None: the size's.
+    """
+    shape = text or size
+    model = _model_of_size(size, shape.vocab_size, shape.context_length)
+    student = size.teacher
+    name = f"{student.family} of {student.num_layers} blocks, width {student.hidden_size} (assumed; give --teacher)"
+    return PlannedTeacher(name, model, size.teacher_layer)
+
+
+@functools.lru_cache
+def _model_of_size(size: Size, vocab_size: int, context_length: int) -> PreTrainedModel:
+    text = replace(size, vocab_size=vocab_size, context_length=context_length)
+    return meta_model(Draft(student=size.teacher), text).backbone.requires_grad_(False)
+
+
+def _shape(name: str) -> Any:
+    if name in _KNOWN_SHAPES:
+        return _KNOWN_SHAPES[name]()
+    folder = Path(name)
+    if not folder.exists() and not may_be_on_hub(name):
+        raise CocomixError(f"--teacher is {name}, and nothing is there; give a model's folder, or its name on the Hub")
+    if folder.exists() and not (folder / "config.json").exists():
+        raise CocomixError(
+            f"--teacher is {name}, which has no config.json; give a model's folder, or its name on the Hub"
+        )
+    try:
+        return AutoConfig.from_pretrained(name)
+    except Exception as error:  # transformers raises a dozen kinds of its own for what is no model
+        raise CocomixError(f"the shape of --teacher {name} could not be read: {reason_of(error)}") from error

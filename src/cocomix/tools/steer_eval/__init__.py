@@ -1,0 +1,1 @@
+"""How well steering works, against random concepts."""

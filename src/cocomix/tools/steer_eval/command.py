@@ -1,0 +1,228 @@
+"""`cocomix steer-eval`: the steering score of a model, as a folder.
+
+DIR/steering.json   everything: the headline, a summary of each strength, a score of each concept and of its random other
+DIR/steering.md     the same as tables, for people
+DIR/rise.png        how much more active concepts are, by strength; DIR/cost.png: what it costs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.extraction import load_extractor
+from cocomix.labels.label_sources import identify_sae
+from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.steering.activations import concept_activations
+from cocomix.steering.concept_notes import ConceptNotes, read_notes
+from cocomix.steering.directions import NUM_STRONGEST, concept_directions
+from cocomix.steering.steer import SteerMode
+from cocomix.tools.generate.continuations import Continuing
+from cocomix.tools.steer_eval.figures import draw_figures
+from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
+from cocomix.tools.steer_eval.report import headline, markdown, summarize_strengths
+from cocomix.tools.steer_eval.score import (
+    ConceptScore,
+    Measurements,
+    measure_steering,
+    random_others,
+    score_steering,
+)
+
+KIND = "steering-score"
+RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
+
+#: What to try by default: multiples of the usual activation for `set` and `add`, factors for the others.
+STRENGTHS = {
+    "toward": (0.15, 0.25, 0.35, 0.5),
+    "set": (0.5, 1.0, 2.0, 4.0),
+    "add": (0.5, 1.0, 2.0, 4.0),
+    "scale": (2.0, 3.0, 5.0, 10.0),
+    "scale_logits": (2.0, 3.0, 5.0, 10.0),
+}
+
+#: With fewer, half of them are too few for a sign-flip test to find anything at 5 %, however clear (2^-5 < 0.05).
+MIN_PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class SteerEvalConfig:
+    """What to steer, and how to measure what it does."""
+
+    model: Path
+    """Student with a concept mixer: a training run, or a folder of `save_pretrained`."""
+    teacher: Path
+    """The teacher of its labels, which reads the text back."""
+    sae: Path
+    """The teacher's autoencoder: concept i of the model is its latent i."""
+    data: Path
+    """Token dataset: prompts are from its validation split, what is usual from its training split."""
+    output: Path
+    """Folder for the score."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    mode: SteerMode = "toward"
+    """How to steer; see `cocomix generate`."""
+    strengths: tuple[float, ...] = ()
+    """To try, in units of the usual activation for set and add; by default four for the mode."""
+    concepts: tuple[int, ...] = ()
+    """The sample; by default the most used ones."""
+    num_concepts: int = 100
+    """Size of the sample, without --concepts: those most often among the four strongest of a token."""
+    num_prompts: int = 64
+    """Half of them choose the strengths, half score."""
+    num_prompt_tokens: int = 16
+    num_new_tokens: int = 32
+    """Tokens of each continuation."""
+    temperature: float = 1.0
+    """Of sampling; 0: always the likeliest token."""
+    steer_prompt: bool = True
+    """Whether all tokens of the prompt are edited; if not, from its last one on, which decides the first new token."""
+    max_fluency_cost: float = 0.5
+    """Nats a token that steering may add to the teacher's loss."""
+    num_windows: int = 512
+    """Training windows that say which concepts are used and what is usual."""
+    batch_size: int = 256
+    """Continuations in a batch."""
+    seed: int = 0
+    """Of sampling, of the halves and of the random others."""
+    overwrite: bool = False
+    """Replace what a former run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(MIN_PROMPTS, self, "num_prompts")
+        require_at_least(2, self, "num_concepts")
+        require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows", "batch_size")
+        if self.mode not in STRENGTHS:
+            raise CocomixError(f"mode is {self.mode!r}; what has a strength to try is one of {', '.join(STRENGTHS)}")
+        if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
+            raise CocomixError("--concepts takes two or more different concepts: each is compared with another")
+
+
+def steer_eval(config: SteerEvalConfig) -> str:
+    """Score, or recognise a finished score with equal settings; returns the headline and the table of strengths."""
+    config = dataclasses.replace(config, model=local_model(config.model), teacher=local_model(config.teacher))
+    teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
+    sae_fingerprint, layer = identify_sae(config.sae, config.layer, config.teacher, teacher_fingerprint)
+    paths = ("model", "teacher", "sae", "data", "output", "overwrite", "layer")
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in paths} | {
+        "model": artifacts.fingerprint_of_path(config.model),
+        "teacher": teacher_fingerprint,
+        "sae": sae_fingerprint,
+        "layer": layer,
+        "data": artifacts.fingerprint_of_path(config.data),
+        "strengths": config.strengths or STRENGTHS[config.mode],
+    }
+    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+        if not finished:
+            _write(config, settings, layer)
+            artifacts.finish(config.output)
+        result = artifacts.read_json(config.output / RESULT_NAME)
+    return f"{config.output}\n{headline(result)}"
+
+
+def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> None:
+    measured, concepts, names = _measure(config, settings["strengths"], layer)
+    scores = {
+        name: score_steering(measured, concepts, steered, config.max_fluency_cost, seed=config.seed)
+        for name, steered in (
+            ("concepts", list(range(len(concepts)))),
+            ("others", random_others(len(concepts), config.seed)),
+        )
+    }
+    result = {
+        "mode": config.mode,
+        "max_fluency_cost": config.max_fluency_cost,
+        "num_concepts": len(concepts),
+        "share_rising": _share_rising(scores["concepts"]),
+        "share_rising_by_others": _share_rising(scores["others"]),
+        "unsteered": {
+            "teacher_loss": float(measured.unsteered_losses.mean()),
+            "repetition": float(measured.unsteered_repetition.mean()),
+        },
+        "strengths": summarize_strengths(measured, config.max_fluency_cost),
+        "names": {str(concept): names[concept] for concept in concepts if concept in names},
+        **{name: [dataclasses.asdict(score) for score in found] for name, found in scores.items()},
+    }
+    artifacts.write_json(config.output / RESULT_NAME, result)
+    (config.output / TABLE_NAME).write_text(markdown(result), encoding="utf-8")
+    for drawing in draw_figures(result):
+        (config.output / f"{drawing.name}.png").write_bytes(drawing.png)
+
+
+def _measure(
+    config: SteerEvalConfig, strengths: Sequence[float], layer: int
+) -> tuple[Measurements, list[int], Mapping[int, str]]:
+    """Measurements, the concepts of the sample, and the names of concepts."""
+    model = _student(config)
+    extractor = load_extractor(config.teacher, config.sae, AttributionConfig(), layer)
+    teacher, sae = extractor.teacher, extractor.sae
+    train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
+    validation.check_model(config.model, model.config.vocab_size)
+    validation.check_model(config.teacher, teacher.model.config.vocab_size)
+    C, L = model.config.num_concepts, sae.config.num_latents
+    if C != L:
+        raise CocomixError(f"{config.model} has {C} concepts, but {config.sae} has {L} latents: they can't be the same")
+    prompts = _prompts(config, model, validation)
+    for concept in config.concepts:
+        ConceptNotes(C).resolve(concept)
+    concepts = list(config.concepts)
+    if not concepts:
+        concepts = most_used_latents(teacher, sae, train, NUM_STRONGEST, config.num_windows)[: config.num_concepts]
+    statistics = concept_activations(model, train, config.num_windows)
+    directions = concept_directions(model, train, config.num_windows, description="directions toward concepts")
+    names = read_notes(config.model, C).names
+    how = Continuing(
+        num_new_tokens=config.num_new_tokens,
+        pad_token_id=validation.eos_token_id,
+        temperature=config.temperature,
+        mode=config.mode,
+        positions=None if config.steer_prompt else slice(config.num_prompt_tokens - 1, None),
+        unit="usual",
+        notes=ConceptNotes(C, names, dataclasses.replace(statistics, directions=directions)),
+        batch_size=config.batch_size,
+    )
+    # A concept that the model never predicts has no direction: it is in the sample, and does not rise.
+    unknown = [concept for concept in concepts if config.mode == "toward" and not bool(directions[concept].any())]
+    reader = TextReader(teacher, sae, concepts)
+    measured = measure_steering(model, reader, prompts, concepts, strengths, how, left_alone=unknown, seed=config.seed)
+    return measured, concepts, names
+
+
+def _student(config: SteerEvalConfig) -> CoCoMixForCausalLM:
+    model = load_causal_lm(config.model)
+    if not isinstance(model, CoCoMixForCausalLM) or model.config.mixer != "concept" or model.config.mixing == "none":
+        raise CocomixError(
+            f"{config.model} has no concepts to steer; steer-eval needs a model whose concepts are mixed in"
+        )
+    return model
+
+
+def _prompts(config: SteerEvalConfig, model: CoCoMixForCausalLM, validation: TokenDataset) -> Tensor:
+    """Starts of evenly spaced windows: [P, T]."""
+    length, context = config.num_prompt_tokens + config.num_new_tokens, model.config.max_position_embeddings
+    if length > context or config.num_prompt_tokens > validation.context_length:
+        raise CocomixError(
+            f"prompts of {config.num_prompt_tokens} tokens and {config.num_new_tokens} new ones do not fit: the model's "
+            f"context is {context}, the windows of {config.data} have {validation.context_length} tokens"
+        )
+    if validation.num_windows < config.num_prompts:
+        raise CocomixError(
+            f"num_prompts is {config.num_prompts}, but {config.data} has {validation.num_windows} validation windows"
+        )
+    (windows,) = validation.batches(config.num_prompts, config.num_prompts)
+    return windows.input_ids[:, : config.num_prompt_tokens]
+
+
+def _share_rising(scores: Sequence[ConceptScore]) -> float:
+    return sum(score.rises for score in scores) / len(scores)

@@ -1,0 +1,91 @@
+"""Text read back through the teacher and its autoencoder: what is active in it, how fluent it is, how much it repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.modeling.losses import next_token_losses
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.model import SparseAutoencoder
+
+# Shapes: B texts, T tokens, L latents.
+
+BATCH_SIZE = 64
+REPEATED_LENGTH = 4
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Of continuations; each number is about the continuation alone."""
+
+    activations: Float[Tensor, "*B L"]
+    """Mean activation of each latent, zero where it is not active."""
+    losses: Float[Tensor, "*B"]
+    """The teacher's loss, nats a token."""
+    repetition: Float[Tensor, "*B"]
+    """Share of the runs of four tokens that occurred before."""
+
+
+class TextReader:
+    """Reads continuations.
+
+    Args:
+        teacher: whose residual stream is read, and whose loss says how fluent a text is.
+        sae: the dictionary.
+        latents: L of its latents, to be read.
+    """
+
+    def __init__(self, teacher: Teacher, sae: SparseAutoencoder, latents: Sequence[int]) -> None:
+        self.teacher, self.sae, self.num_latents = teacher, sae, len(latents)
+        self.slots = torch.full((sae.config.num_latents,), len(latents))  # L: none of them
+        self.slots[torch.tensor(list(latents), dtype=torch.long)] = torch.arange(len(latents))
+
+    @torch.no_grad()
+    def read(self, ids: Int64[Tensor, "*B T"], num_prompt_tokens: int) -> Readings:
+        """Read what follows the first `num_prompt_tokens` tokens, with them as its context."""
+        parts = [self._read(batch, num_prompt_tokens) for batch in ids.flatten(0, -2).split(BATCH_SIZE)]
+        columns = (torch.cat(column).unflatten(0, ids.shape[:-1]) for column in zip(*parts, strict=True))
+        return Readings(*columns)
+
+    def _read(self, ids: Tensor, num_prompt_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = self.teacher.residual(ids)
+        latents = self.sae.encode(hidden[:, num_prompt_tokens:])
+        dense = hidden.new_zeros(*latents.values.shape[:2], self.num_latents + 1)
+        dense.scatter_add_(-1, self.slots[latents.indices], latents.values)
+        losses = next_token_losses(self.teacher.logits(hidden), ids)[:, num_prompt_tokens - 1 :]
+        repetition = torch.tensor([_repetition(row) for row in ids[:, num_prompt_tokens:].tolist()])
+        return dense[..., :-1].mean(1), losses.mean(1), repetition
+
+
+def _repetition(tokens: Sequence[int]) -> float:
+    runs = [tuple(tokens[start : start + REPEATED_LENGTH]) for start in range(len(tokens) - REPEATED_LENGTH + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+@torch.no_grad()
+def most_used_latents(
+    teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, num_strongest: int, max_windows: int | None = None
+) -> list[int]:
+    """Latents by how often they are among the strongest of a token, as labels are chosen by default; unused ones left out.
+
+    Args:
+        teacher: whose residual stream is read.
+        sae: the dictionary.
+        dataset: text.
+        num_strongest: how many of a token count.
+        max_windows: look at so many evenly spaced windows; None: all.
+    """
+    counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
+    for windows in dataset.batches(BATCH_SIZE, max_windows):
+        latents = sae.encode(teacher.residual(**windows.inputs()))
+        best = latents.values.topk(min(num_strongest, latents.values.shape[-1]), dim=-1)
+        chosen = latents.indices.gather(-1, best.indices)[best.values > 0]
+        counts += torch.bincount(chosen, minlength=len(counts))
+    order = counts.argsort(descending=True, stable=True)
+    return [latent for latent in order.tolist() if counts[latent]]

@@ -1,0 +1,207 @@
+"""Plans: arithmetic that can be redone by hand, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cocomix
+from cocomix import CocomixError, ParallelConfig, PlanConfig
+from cocomix.base.devices import known_devices
+from cocomix.cli.main import main
+from cocomix.tools.plan.listing import recipe_row
+from cocomix.tools.plan.memory import device_memory
+from cocomix.tools.plan.plan_table import show_plan
+from cocomix.training.numbers import parse_count
+from cocomix.training.recipes import find_recipe
+from cocomix.training.sizes import SIZES
+from tests.conftest import Tiny
+
+SMALL: dict[str, Any] = {"device": "a100", "devices": 2}
+
+
+def test_the_plan_of_the_papers_smallest() -> None:
+    plan = cocomix.plan("gpt2-69m-cocomix", tokens="200B", devices=64, device="h100")
+    assert (plan.num_parameters, plan.num_active_parameters) == (85_064_192, 68_269_568)
+    assert (plan.vocab_size, plan.context_length, plan.num_concepts) == (50257, 1024, 32768)
+    assert plan.equal_parameters.hidden_size == 624
+    assert plan.equal_flops.hidden_size == find_recipe("gpt2-69m-ntp-equal-flops").draft().student.hidden_size
+    # Blocks 0 to 2 hold one key and value of width 512 a token, blocks 3 to 7 two, in two bytes a number.
+    assert plan.kv_cache_bytes_per_token == 2 * 512 * (3 + 2 * 5) * 2
+    assert plan.label_bytes_per_token == 8
+    assert plan.as_dict()["label_bytes"] == 8 * 200_000_000_000
+    device = known_devices()["h100"]
+    flops = plan.flops["algorithmic"].training * 200e9
+    assert plan.duration.student_hours == pytest.approx(flops / (64 * device.bfloat16_flops * 0.4) / 3600)
+    labels = plan.teacher.labels * 200e9 / (64 * device.float32_flops * 0.4) / 3600
+    assert plan.duration.labels_hours == pytest.approx(labels)
+    assert plan.duration.device_hours == pytest.approx(64 * (plan.duration.student_hours + labels))
+    memory = plan.memory
+    assert (memory.weights, memory.gradients, memory.moments) == (4 * 85_064_192, 4 * 85_064_192, 8 * 85_064_192)
+    assert memory.activations_with_checkpointing < memory.activations
+    assert memory.temporaries > 0
+
+
+def test_shards_are_shares() -> None:
+    size = SIZES["tiny"]
+    draft = find_recipe("gpt2-tiny-cocomix").draft()
+    sharded = replace(draft, parallel=ParallelConfig(strategy="fsdp"))
+    ddp, fsdp = (device_memory(config, size, 512, 2, 4, teacher=0) for config in (draft, sharded))
+    assert fsdp.weights == ddp.weights / 2
+    assert fsdp.moments == ddp.moments / 2
+    assert fsdp.gradients == ddp.gradients / 2
+    assert fsdp.activations == ddp.activations
+    assert ddp.exchange == ddp.gradients
+    # While a step has more passes to come, every rank holds its gradients whole.
+    accumulating = device_memory(sharded, size, 512, 2, 1, teacher=0)
+    assert accumulating.gradients == ddp.gradients
+    assert accumulating.activations == pytest.approx(ddp.activations / 4, rel=1e-3)  # positions are shared by windows
+
+
+def test_the_teacher_is_apart_and_runs_along_where_it_must() -> None:
+    stored = cocomix.plan("gpt2-tiny-cocomix", **SMALL)
+    along = cocomix.plan("gpt2-tiny-cocomix", teacher=Path("gpt2"), sae=Path("s"), **SMALL)
+    assert not stored.is_teacher_online
+    assert stored.memory.teacher == stored.duration.teacher_hours == 0
+    assert along.is_teacher_online
+    assert along.num_teacher_parameters == 124_439_808
+    assert along.memory.teacher == 4 * (124_439_808 + 2 * 512 * 768)
+    assert along.duration.labels_hours == along.label_bytes_per_token == 0
+    assert along.duration.teacher_hours > 0
+    distilled = cocomix.plan("gpt2-tiny-kd", **SMALL)
+    assert distilled.is_teacher_online
+    assert distilled.teacher.labels == 0 < distilled.teacher.targets
+    assert distilled.equal_flops is None
+
+
+def test_a_finished_run_and_its_dataset_can_be_planned(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", str(tiny.teacher), "--teacher", str(tiny.teacher), "--device", "cpu", "--peak-tflops", "0.1"]
+    assert main(["plan", *words, "--memory-gb", "8", "--tokens", "2M", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["vocab_size"], found["context_length"], found["num_tokens"]) == (300, 16, 2_000_000)
+    assert found["student"]["hidden_size"] == 16
+    assert found["equal_ntp"] == {"parameters": None, "flops": None}
+    assert found["memory_bytes_per_device"]["available"] == 8e9
+    assert found["duration"]["peak_flops"] == 1e11
+
+
+def test_the_table_says_what_does_not_fit() -> None:
+    text = show_plan(PlanConfig(vocab_size=300, context_length=16, device="A100 40gb", memory_gb=0.001))
+    assert "does NOT fit in 1.0" in text
+    assert "a100-40gb" in text
+    assert "mixer none" in text
+
+
+def test_labels_say_how_many_concepts_and_what_they_cost(tiny: Tiny) -> None:
+    student = find_recipe("gpt2-tiny-cocomix").draft().student
+    shape: dict[str, Any] = {"vocab_size": 300, "context_length": 16, "num_tokens": 10**6, **SMALL}
+    given = cocomix.plan("gpt2-tiny-cocomix", num_concepts=32, **shape)
+    labelled = cocomix.plan("gpt2-tiny-cocomix", labels=tiny.concepts, **shape)
+    run = cocomix.make_plan(PlanConfig(student=student, labels=tiny.concepts, **shape))
+    for plan in (labelled, run):
+        assert plan.num_concepts == 32
+        assert (plan.equal_parameters, plan.equal_flops) == (given.equal_parameters, given.equal_flops)
+        manifest = json.loads((tiny.concepts / "manifest.json").read_text())
+        assert plan.teacher.labels == manifest["facts"]["flops_per_token"]
+        assert plan.teacher_name == "that of the stored labels or targets"
+        # Labels are computed once a window, and the run sees its windows many times.
+        assert plan.num_stored_tokens == 16 * manifest["settings"]["num_windows"] < 10**6
+        assert plan.as_dict()["label_bytes"] == 8 * plan.num_stored_tokens
+        share = plan.num_stored_tokens / 10**6
+        hours = 10**6 * plan.teacher.labels / (2 * known_devices()["a100"].float32_flops * 0.4) / 3600
+        assert plan.duration.labels_hours == pytest.approx(share * hours)
+    assert given.teacher_name == "gpt2 of 2 blocks, width 64 (assumed; give --teacher)"
+    assert given.as_dict()["teacher"]["name"] == given.teacher_name
+
+
+def test_stored_targets_are_drawn_before_training() -> None:
+    along = cocomix.plan("gpt2-tiny-kd", **SMALL)
+    config = PlanConfig(
+        distillation=cocomix.DistillationConfig(weight=0.1, targets=Path("not-there-yet")),
+        vocab_size=300,
+        context_length=16,
+        **SMALL,
+    )
+    stored = cocomix.make_plan(config)
+    assert along.teacher.targets > 0 == along.teacher.stored_targets
+    assert stored.teacher.stored_targets > 0 == stored.teacher.targets
+    assert not stored.is_teacher_online
+    assert stored.duration.targets_hours > 0 == stored.duration.teacher_hours
+    assert stored.target_bytes_per_token == 16 * 2 + 4
+    assert stored.teacher_name == "GPT-2 124M (assumed; give --teacher)"
+    text = show_plan(config)
+    assert "draws, before it" in text
+    assert "runs along" not in text
+
+
+def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: Path) -> None:
+    inputs = {"data": tiny.data, "teacher": tiny.teacher}
+    plan = cocomix.plan("gpt2-tiny-hidden-regression", num_tokens=128, **inputs, **SMALL)
+    run = cocomix.recipe("gpt2-tiny-hidden-regression", output=tmp_path / "r", num_tokens=128, **inputs)
+    facts = cocomix.train(dataclasses.replace(run, num_evaluations=1)).facts
+    assert facts["train_flops_per_token"] == plan.flops["algorithmic"].training
+    assert facts["teacher_flops"] == 128 * plan.teacher.total
+    row = recipe_row(find_recipe("gpt2-tiny-hidden-regression"))
+    alone = cocomix.plan("gpt2-tiny-hidden-regression", **SMALL)
+    assert (row.train_flops_per_token, row.teacher_flops_per_token) == (
+        alone.flops["algorithmic"].training,
+        alone.teacher.total,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "h1000"}, r"nothing is known of a device 'h1000'; perhaps h100"),
+        ({"device": "cpu"}, r"nothing is known of a device 'cpu'.*give --peak-tflops and --memory-gb$"),
+        ({"devices": 3}, r"batch_size 8 can't be shared equally by 3 devices; make it a multiple of 3"),
+        ({"devices": 0}, r"devices is 0; it must be at least 1"),
+        ({"tokens": "200X"}, r"--tokens is '200X'; expected a number such as 64M"),
+        ({"utilisation": 0.0}, r"utilisation is 0.0; it must lie above 0"),
+        ({"peak_tflops": -1.0}, r"peak_tflops is -1.0; it must be a number above 0"),
+        ({"teacher": Path("/nowhere")}, r"--teacher is /nowhere, and nothing is there; give a model's folder"),
+        ({"token": "1B"}, r"plan has no option 'token'; perhaps tokens"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(options: dict[str, object], message: str) -> None:
+    with pytest.raises(CocomixError, match=message):
+        cocomix.plan("gpt2-tiny-cocomix", **({"device": "h100"} | options))
+
+
+def test_what_is_not_known_is_asked_for() -> None:
+    with pytest.raises(CocomixError, match=r"a plan without a recipe needs --data, or --vocab-size"):
+        cocomix.make_plan(PlanConfig())
+    student = cocomix.StudentConfig(mixer="concept")
+    with pytest.raises(CocomixError, match=r"give --num-concepts, or --labels"):
+        cocomix.make_plan(PlanConfig(student=student, vocab_size=300, context_length=16))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("200B", 200 * 10**9),
+        ("1.5T", 15 * 10**11),
+        ("64M", 64 * 10**6),
+        ("64m", 64 * 10**6),
+        ("2e9", 2 * 10**9),
+        ("20_000", 20_000),
+        ("20,000", 20_000),
+        (" 5 ", 5),
+        (".5k", 500),
+        ("3 B", 3 * 10**9),
+        ("1", 1),
+    ],
+)
+def test_counts_are_read(text: str, value: int) -> None:
+    assert parse_count(text, "--tokens") == value
+
+
+@pytest.mark.parametrize("text", ["", "B", "-1", "0", "0.1", "1BB", "nan", "inf", "1e", "one", "1e400", "."])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(CocomixError, match="--tokens is "):
+        parse_count(text, "--tokens")
