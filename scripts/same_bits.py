@@ -61,7 +61,6 @@ COMMANDS = {
     "kd-targets": f"{TRAIN.format('kd')} {FROM_TARGETS}",
     "residual": f"{TRAIN.format('cocomix')} {BY_ATTRIBUTION} --student.mixing interleave_residual",
     "stride": f"{TRAIN.format('cocomix')} {BY_ATTRIBUTION} --student.concept-stride 2",
-    "window-groups": f"{TRAIN.format('cocomix')} {BY_ATTRIBUTION} --student.concept-window 16 --student.concept-groups 64",
     "llama": f"{TRAIN.format('cocomix')} {BY_ATTRIBUTION} --student.family llama",
     "llama-sequential": f"{TRAIN.format('cocomix')} {BY_ATTRIBUTION} --student.family llama "
     "--student.position-mode sequential --micro-batch-size 4",
