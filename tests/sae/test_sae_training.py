@@ -141,7 +141,7 @@ def test_the_teacher_runs_once_a_step_up_to_the_highest_layer(
     assert [layers for layers in calls if layers == (0, 1)] == [(0, 1)] * 5
 
 
-@pytest.mark.parametrize("layer", [0, (0, 1)])
+@pytest.mark.parametrize("layer", [pytest.param(0, marks=pytest.mark.slow), (0, 1)])
 def test_interrupted_and_continued_equals_undisturbed(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int | tuple[int, ...]
 ) -> None:

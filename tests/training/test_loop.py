@@ -154,7 +154,7 @@ def test_mix_only_trains_without_labels(tiny: Tiny, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_concepts == 32
 
 
-@pytest.mark.parametrize("criterion", ["attribution", "activation_value"])
+@pytest.mark.parametrize("criterion", ["attribution", pytest.param("activation_value", marks=pytest.mark.slow)])
 def test_labels_on_the_fly_train_as_stored_ones_do(tiny: Tiny, tmp_path: Path, criterion: str) -> None:
     attribution = AttributionConfig(criterion)  # type: ignore[arg-type]
     sources: dict[str, Path] = {"teacher": tiny.teacher, "sae": tiny.sae}
