@@ -19,11 +19,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
 install_import_hook("cocomix", "tests.shape_checker.check")
 
-from cocomix.data.prepare import PrepareConfig, prepare
-from cocomix.labels.extraction import ExtractConfig, extract
-from cocomix.sae.training import TrainSaeConfig, train_sae
-from cocomix.training.config import StudentConfig, TrainConfig
 from cocomix.training.loop import train
+
+from cocomix.data.prepare import PrepareConfig, prepare
+from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.sae.train import TrainSaeConfig
+from cocomix.tools.sae_card.command import train_sae
+from cocomix.training.config import StudentConfig, TrainConfig
 
 WORDS = ("def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True")
 STUDENT = StudentConfig(hidden_size=16, num_layers=2, num_heads=2, num_active_concepts=4)

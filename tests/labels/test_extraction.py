@@ -25,10 +25,9 @@ from cocomix import (
 )
 from cocomix.base import artifacts
 from cocomix.base.ranks import Ranks
-from cocomix.labels import extraction
+from cocomix.labels import extract as extraction
 from cocomix.labels.controls import draw_labels, shuffle_labels
-from cocomix.labels.extraction import load_extractor
-from cocomix.labels.label_sources import TeacherLabels, identify_sae
+from cocomix.labels.live import TeacherLabels, identify_sae, load_extractor
 from tests.conftest import Tiny, write_corpus
 from tests.training.helpers import on_ranks
 

@@ -7,9 +7,9 @@ import re
 
 import pytest
 import torch
+from cocomix.sae.fit import reconstruction_fvu, sae_fit_warning
 
 from cocomix import SparseAutoencoder, SparseAutoencoderConfig
-from cocomix.sae.fit import reconstruction_fvu, sae_fit_warning
 
 D, C, K = 16, 64, 4
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cocomix.sae.formats.recognition import recognise
 from safetensors.torch import load_file, save_file
 
 from cocomix import CocomixError, SparseAutoencoder
 from cocomix.sae.formats import hub
-from cocomix.sae.formats.recognition import recognise
 from tests.sae.sae_files import (
     CASES,
     OPENAI_TOPK,

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from cocomix.sae.card import card_page, density_histogram, sample_latents
+from cocomix.sae.trainer import SaeTrainer, geometric_median
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cocomix import (
@@ -32,9 +34,7 @@ from cocomix import (
 from cocomix.data.order import windows_of_step
 from cocomix.modeling.teacher import Teacher, load_teacher
 from cocomix.sae import training as sae_training
-from cocomix.sae.card import card_page, density_histogram, sample_latents
 from cocomix.sae.quality import measure_sae
-from cocomix.sae.trainer import SaeTrainer, geometric_median
 from tests.conftest import STUDENT, Tiny
 from tests.reference.sae_training import written_out_losses
 
