@@ -12,10 +12,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,21 +113,24 @@ class TrainSaeConfig:
         return self.output if len(self.layers) == 1 else self.output / f"layer-{layer:02d}"
 
 
-class CardWriter(Protocol):
-    """Writes a report of a trained autoencoder into its folder, before the manifest, whose files then include it."""
+@dataclass(frozen=True)
+class TrainedAutoencoder:
+    """One layer's autoencoder, trained and measured: everything that a card can show."""
 
-    def __call__(
-        self,
-        output: Path,
-        teacher: Teacher,
-        sae: SparseAutoencoder,
-        dataset: TokenDataset,
-        *,
-        quality: SaeQuality,
-        counts: Int64[Tensor, " C"],
-        train_tokens: int,
-        max_windows: int | None = None,
-    ) -> None: ...
+    output: Path
+    """Its folder, which has no manifest yet: files that are written now are part of the content."""
+    teacher: Teacher
+    sae: SparseAutoencoder
+    quality: SaeQuality
+    counts: Int64[Tensor, " C"]
+    """At how many of the counted tokens each latent was active."""
+    train_tokens: int
+    validation: TokenDataset
+    max_windows: int | None
+    """Evenly spaced validation windows that were measured on; None: all."""
+
+
+CardWriter = Callable[[TrainedAutoencoder], None]
 
 
 def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = None) -> tuple[artifacts.Manifest, ...]:
@@ -135,7 +138,7 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 
     Args:
         config: the dictionaries.
-        write_card: how each folder gets its card; None: it gets none. `cocomix.train_sae` writes that of `tools/sae_card`.
+        write_card: writes a card into each folder; None: there is none. `cocomix.train_sae` passes that of `tools/sae_card`.
 
     Returns:
         a manifest for each layer, ascending; its facts hold the quality.
@@ -298,14 +301,9 @@ class _Run:
         train_tokens = self.num_steps * self.tokens_per_step
         if self.write_card is not None:
             self.write_card(
-                layer.output,
-                layer.teacher,
-                sae,
-                validation,
-                quality=quality,
-                counts=counts,
-                train_tokens=train_tokens,
-                max_windows=max_windows,
+                TrainedAutoencoder(
+                    layer.output, layer.teacher, sae, quality, counts, train_tokens, validation, max_windows
+                )
             )
         facts = {
             "train_tokens": train_tokens,

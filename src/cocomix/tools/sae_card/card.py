@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,8 @@ from cocomix.base.artifacts import write_json
 from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
-from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.teacher import Teacher
-from cocomix.sae.model import SparseAutoencoder
-from cocomix.sae.quality import SaeQuality, windows_per_batch
+from cocomix.sae.quality import windows_per_batch
+from cocomix.sae.train import TrainedAutoencoder
 from cocomix.tools.inspect.excerpts import excerpts
 from cocomix.tools.inspect.strongest import StrongestOccurrences
 
@@ -38,37 +35,16 @@ NUM_CONTEXTS = 5
 BINS_PER_DECADE = 4
 
 
-def write_card(
-    output: Path,
-    teacher: Teacher,
-    sae: SparseAutoencoder,
-    dataset: TokenDataset,
-    *,
-    quality: SaeQuality,
-    counts: Int64[Tensor, " C"],
-    train_tokens: int,
-    max_windows: int | None = None,
-) -> None:
-    """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes.
-
-    Args:
-        output: folder of the autoencoder.
-        teacher: whose residual stream it reads.
-        sae: the dictionary.
-        dataset: text to search for contexts, `max_windows` evenly spaced windows of it.
-        quality: as `measure_sae` returns it.
-        counts: likewise, at how many tokens each latent was active.
-        train_tokens: number of tokens that it was trained on.
-        max_windows: None: all.
-    """
+def write_card(trained: TrainedAutoencoder) -> None:
+    """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes."""
+    sae, quality, counts = trained.sae, trained.quality, trained.counts
     sample = sample_latents(counts)
-    strongest = strongest_occurrences(sample, teacher, sae, dataset, max_windows)
-    contexts = excerpts(dataset, strongest, "sae")
+    contexts = excerpts(trained.validation, strongest_occurrences(sample, trained), "sae")
     card = {
-        "layer": teacher.layer,
+        "layer": trained.teacher.layer,
         "num_latents": sae.config.num_latents,
         "k": sae.config.num_active_latents,
-        "train_tokens": train_tokens,
+        "train_tokens": trained.train_tokens,
         "quality": dataclasses.asdict(quality),
         "density": density_histogram(counts, quality.num_counted_tokens),
         "latents": [
@@ -83,21 +59,20 @@ def write_card(
             for latent in sample
         ],
     }
-    write_json(output / CARD_NAME, card)
-    write_file(output / PAGE_NAME, card_page(card).encode())
+    write_json(trained.output / CARD_NAME, card)
+    write_file(trained.output / PAGE_NAME, card_page(card).encode())
 
 
 @torch.no_grad()
-def strongest_occurrences(
-    latents: Sequence[int], teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, max_windows: int | None
-) -> StrongestOccurrences:
-    """Where some latents are strongest, in evenly spaced windows of a split (None: in all)."""
+def strongest_occurrences(latents: Sequence[int], trained: TrainedAutoencoder) -> StrongestOccurrences:
+    """Where some latents are strongest in the validation text that was measured on."""
+    sae, dataset, max_windows = trained.sae, trained.validation, trained.max_windows
     strongest = StrongestOccurrences(sae.config.num_latents, NUM_CONTEXTS)
     count = min(max_windows or dataset.num_windows, dataset.num_windows)
     window_ids = torch.from_numpy(np.arange(count) * dataset.num_windows // count)
     start = 0
     for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
-        active = sae.encode(teacher.residual(**windows.inputs()))
+        active = sae.encode(trained.teacher.residual(**windows.inputs()))
         present = (active.values > 0) & torch.isin(active.indices, torch.tensor(latents, dtype=torch.long))
         strongest.add(window_ids[start : start + len(windows)], active.indices, active.values, present)
         start += len(windows)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cocomix.base.artifacts import Manifest
-from cocomix.sae.train import TrainSaeConfig, train_autoencoders
+from cocomix.sae.train import TrainedAutoencoder, TrainSaeConfig, train_autoencoders
 
 
 def train_sae(config: TrainSaeConfig) -> tuple[Manifest, ...]:
@@ -17,8 +15,8 @@ def train_sae(config: TrainSaeConfig) -> tuple[Manifest, ...]:
     return train_autoencoders(config, write_card)
 
 
-def write_card(*arguments: Any, **options: Any) -> None:
-    """As `tools.sae_card.card.write_card`, whose drawing library is loaded when the training is over."""
+def write_card(trained: TrainedAutoencoder) -> None:
+    """Write the card; the libraries that draw it are loaded after the training."""
     from cocomix.tools.sae_card import card
 
-    card.write_card(*arguments, **options)
+    card.write_card(trained)
