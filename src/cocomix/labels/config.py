@@ -78,16 +78,16 @@ class AttributionConfig:
         return names if self.control == "none" else (*names, "seed")
 
 
-def require_labels(path: Path, stored: Mapping[str, Any], wanted: AttributionConfig) -> None:
-    """Refuse labels that were chosen another way than wanted.
+def require_labels(path: Path, stored: Mapping[str, Any], asked: AttributionConfig) -> None:
+    """Refuse labels that were chosen another way than a run asks for.
 
     Args:
         path: concept dataset.
         stored: its attribution settings, which an earlier version may have accepted.
-        wanted: the attribution settings of a run or its recipe.
+        asked: the attribution settings of a run or its recipe.
     """
-    for name in wanted.names_that_matter:
-        actual, expected = stored.get(name, getattr(AttributionConfig, name)), getattr(wanted, name)
+    for name in asked.names_that_matter:
+        actual, expected = stored.get(name, getattr(AttributionConfig, name)), getattr(asked, name)
         if actual != expected:
             raise CocomixError(
                 f"the labels in {path} have {name} {actual!r}, but the run asks for {expected!r}: extract labels with "

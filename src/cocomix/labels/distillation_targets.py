@@ -116,7 +116,7 @@ class _Shards(ShardWork):
         return Teacher(model, adapter_for(model).num_blocks - 1)
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
-        parts = [self._drawn(batch) for batch in batches]
+        parts = [self._draw(batch) for batch in batches]
         targets = SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
         write_targets(self.folder, index, targets, self.data.vocab_size)
         return {"entropy": float(targets.entropy.double().sum())}
@@ -130,7 +130,7 @@ class _Shards(ShardWork):
             "flops_per_token": causal_lm_flops_per_token(self.teacher.model, self.context_length),
         }
 
-    def _drawn(self, windows: Sequence[int]) -> SampledTargets:
+    def _draw(self, windows: Sequence[int]) -> SampledTargets:
         config, V = self.config, self.data.vocab_size
         hidden = self.teacher.residual(**self.data.windows(windows).inputs())[:, :-1]
         B, P, _ = hidden.shape

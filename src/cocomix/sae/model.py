@@ -138,7 +138,7 @@ class SparseAutoencoder(nn.Module):
     def _active_latents(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, int]:
         """Indices and values of a chunk's active latents, and the largest number of them at one token, at least 1.
 
-        Choosing first and indexing then leaves a graph, where one is wanted, without any [n, C] tensor.
+        Choosing before indexing keeps any [n, C] tensor out of the graph, if one is recorded.
         """
         z = torch.addmm(self.encoder_bias, x, self.encoder_weight.t())  # (n, C)
         with torch.no_grad():
