@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -313,11 +311,3 @@ def test_numbers_that_cannot_be_are_refused(tiny: Tiny, tmp_path: Path, settings
 def test_a_run_that_diverges_stops(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"layer 0 .*step \d+.*learning_rate"):
         train_autoencoders(config(tiny, tmp_path / "sae", learning_rate=1e30))
-
-
-def test_training_and_labels_import_nothing_that_draws() -> None:
-    modules = "cocomix.sae.train, cocomix.tools.sae_card.command, cocomix.labels.extract, cocomix.training.command"
-    drawing = ("matplotlib", "cocomix.base.drawing", "cocomix.base.page")
-    code = f"import sys, {modules}; print([name for name in {drawing} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
