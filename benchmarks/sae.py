@@ -22,7 +22,8 @@ from cocomix import TrainSaeConfig, train_sae
 from cocomix.base import artifacts
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
-from cocomix.sae.training import KIND, LEARNING_RATE_AT_2_14
+from cocomix.base.kinds import SPARSE_AUTOENCODER
+from cocomix.sae.train import LEARNING_RATE_AT_2_14
 from cocomix.tools.demo.sizes import demo_size
 
 #: Of a dictionary of 4,096 latents: FVU and the share of dead latents at most, loss recovered at least.
@@ -99,7 +100,7 @@ def is_finished(work: Path, name: str) -> bool:
 
 def row(work: Path, name: str) -> dict[str, Any]:
     """Settings, quality and time of a finished row, and whether it meets the targets."""
-    manifest = artifacts.read(folder(work, name), KIND)
+    manifest = artifacts.read(folder(work, name), SPARSE_AUTOENCODER)
     quality = manifest.facts["quality"]
     dead_share = quality["num_dead"] / manifest.settings["num_latents"]
     return {

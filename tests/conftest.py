@@ -39,9 +39,10 @@ for _library in (
 install_import_hook("cocomix", "tests.shape_checker.check")
 
 from cocomix.data.prepare import PrepareConfig, prepare
-from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.labels.extract import ExtractConfig, extract
 from cocomix.mixers.config import ConceptConfig
-from cocomix.sae.training import TrainSaeConfig, train_sae
+from cocomix.sae.train import TrainSaeConfig
+from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import StudentConfig, TrainConfig
 

@@ -35,7 +35,7 @@ from cocomix.base.devices import known_devices
 from cocomix.base.kinds import read_metrics
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss
-from cocomix.labels import label_sources
+from cocomix.labels import live
 from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives import base as objectives
@@ -173,7 +173,7 @@ def test_one_teacher_serves_labels_and_distillation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    for module in (objectives, label_sources):
+    for module in (objectives, live):
         monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
     train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))

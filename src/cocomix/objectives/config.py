@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-@cast, runtime_checkable
+@runtime_checkable
 class StudentSettings(Protocol):
     """What objectives look at in a student's settings."""
 
@@ -35,7 +35,7 @@ class StudentSettings(Protocol):
     def mixer(self) -> MixerConfig: ...
 
 
-@cast, runtime_checkable
+@runtime_checkable
 class RunSettings(Protocol):
     """What objectives look at in a run's settings; `TrainConfig` is one."""
 

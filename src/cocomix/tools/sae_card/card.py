@@ -1,17 +1,17 @@
 """The quality card of a dictionary: `quality.json`, and the same as one page, `quality.html`.
 
-It shows the reconstruction, how often latents are active, and the top contexts of a sample of them, from the most used to the
-rarest, so that a person sees more than the best.
+It shows the quality of the reconstruction, how often latents are active, and where a sample of latents is strongest. The
+sample runs from the most used latent to the rarest, so that a person sees more than the best ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from markupsafe import Markup
@@ -21,67 +21,66 @@ from cocomix.base.artifacts import write_json
 from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
-from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.teacher import Teacher
-from cocomix.sae.contexts import top_contexts
-from cocomix.sae.model import SparseAutoencoder
-from cocomix.sae.quality import SaeQuality
+from cocomix.sae.quality import windows_per_batch
+from cocomix.sae.train import TrainedAutoencoder
+from cocomix.tools.inspect.excerpts import excerpts
+from cocomix.tools.inspect.strongest import StrongestOccurrences
 
 # Shapes: C latents.
 
 CARD_NAME = "quality.json"
 PAGE_NAME = "quality.html"
 NUM_SAMPLED_LATENTS = 24
+NUM_CONTEXTS = 5
 BINS_PER_DECADE = 4
 
 
-def write_card(
-    output: Path,
-    teacher: Teacher,
-    sae: SparseAutoencoder,
-    dataset: TokenDataset,
-    *,
-    quality: SaeQuality,
-    counts: Int64[Tensor, " C"],
-    train_tokens: int,
-    max_windows: int | None = None,
-) -> None:
-    """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes.
-
-    Args:
-        output: folder of the autoencoder.
-        teacher: whose residual stream it reads.
-        sae: the dictionary.
-        dataset: text to search for contexts, `max_windows` evenly spaced windows of it.
-        quality: as `measure_sae` returns it.
-        counts: likewise, at how many tokens each latent was active.
-        train_tokens: that it was trained on.
-        max_windows: None: all.
-    """
+def write_card(trained: TrainedAutoencoder) -> None:
+    """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes."""
+    sae, quality, counts = trained.sae, trained.quality, trained.counts
     sample = sample_latents(counts)
-    contexts = top_contexts(sample, teacher, sae, dataset, max_windows=max_windows)
+    contexts = excerpts(trained.validation, strongest_occurrences(sample, trained), "sae")
     card = {
-        "layer": teacher.layer,
+        "layer": trained.teacher.layer,
         "num_latents": sae.config.num_latents,
         "k": sae.config.num_active_latents,
-        "train_tokens": train_tokens,
+        "train_tokens": trained.train_tokens,
         "quality": dataclasses.asdict(quality),
         "density": density_histogram(counts, quality.num_counted_tokens),
         "latents": [
             {
                 "latent": latent,
                 "density": int(counts[latent]) / quality.num_counted_tokens,
-                "contexts": [dataclasses.asdict(context) for context in contexts[latent]],
+                "contexts": [
+                    {name: getattr(context, name) for name in ("before", "token", "after", "activation")}
+                    for context in contexts[latent]
+                ],
             }
             for latent in sample
         ],
     }
-    write_json(output / CARD_NAME, card)
-    write_file(output / PAGE_NAME, card_page(card).encode())
+    write_json(trained.output / CARD_NAME, card)
+    write_file(trained.output / PAGE_NAME, card_page(card).encode())
+
+
+@torch.no_grad()
+def strongest_occurrences(latents: Sequence[int], trained: TrainedAutoencoder) -> StrongestOccurrences:
+    """Where some latents are strongest in the validation text that was measured on."""
+    sae, dataset, max_windows = trained.sae, trained.validation, trained.max_windows
+    strongest = StrongestOccurrences(sae.config.num_latents, NUM_CONTEXTS)
+    count = min(max_windows or dataset.num_windows, dataset.num_windows)
+    window_ids = torch.from_numpy(np.arange(count) * dataset.num_windows // count)
+    start = 0
+    for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
+        active = sae.encode(trained.teacher.residual(**windows.inputs()))
+        present = (active.values > 0) & torch.isin(active.indices, torch.tensor(latents, dtype=torch.long))
+        strongest.add(window_ids[start : start + len(windows)], active.indices, active.values, present)
+        start += len(windows)
+    return strongest
 
 
 def sample_latents(counts: Int64[Tensor, " C"], num_latents: int = NUM_SAMPLED_LATENTS) -> list[int]:
-    """Living latents, evenly spaced from the most to the least often active."""
+    """Latents that are not dead, evenly spaced from the most to the least often active."""
     ranked = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())]
     num_latents = min(num_latents, len(ranked))
     places = [i * (len(ranked) - 1) // max(num_latents - 1, 1) for i in range(num_latents)]
@@ -89,7 +88,7 @@ def sample_latents(counts: Int64[Tensor, " C"], num_latents: int = NUM_SAMPLED_L
 
 
 def density_histogram(counts: Int64[Tensor, " C"], num_tokens: int) -> dict[str, Any]:
-    """Living latents by the log10 of the share of tokens at which they are active, from once to always.
+    """How many latents, dead ones aside, are active at which share of tokens (its log10), from once to always.
 
     Returns:
         `log10_edges`, one more than there are bins, and `num_latents` of each bin, the last including its upper edge.
@@ -106,7 +105,7 @@ def density_histogram(counts: Int64[Tensor, " C"], num_tokens: int) -> dict[str,
 
 def card_page(card: Mapping[str, Any]) -> str:
     """The page of a card, one self-contained HTML file."""
-    template = page_environment("cocomix.sae").get_template(PAGE_NAME)
+    template = page_environment("cocomix.tools.sae_card").get_template(PAGE_NAME)
     return template.render(card=card, histogram=Markup(_histogram(card).svg))
 
 

@@ -118,11 +118,11 @@ def test_no_tokens_and_no_active_latents_are_fine() -> None:
 
 
 def test_contradictory_configurations_are_refused() -> None:
-    with pytest.raises(CocomixError, match="num_active_latents is 21; it must lie between 1 and num_latents"):
+    with pytest.raises(CocomixError, match=r"num_active_latents is 21.*\(20\)"):
         SparseAutoencoderConfig(6, 20, 21)
     with pytest.raises(CocomixError, match="num_active_latents is None"):
         SparseAutoencoderConfig(6, 20)
-    with pytest.raises(CocomixError, match="divisible"):
+    with pytest.raises(CocomixError, match=r"num_latents \(20\).*num_active_latents \(3\)"):
         SparseAutoencoderConfig(6, 20, 3, activation="groupmax")
-    with pytest.raises(CocomixError, match="has no effect"):
+    with pytest.raises(CocomixError, match="'layer_norm'"):
         make("topk", 4).fold_input_scale(2.0)

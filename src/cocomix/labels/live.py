@@ -1,7 +1,7 @@
-"""Where labels come from: a teacher with its dictionary, or finished labels that a control is made from.
+"""Labels computed by a teacher and its dictionary: for `extract`, which stores them, and live, while a student trains.
 
-A source knows its fingerprints at once and loads models when they are first needed: finished work is recognised without them.
-`extract` writes down what a source gives; training takes `TeacherLabels` in place of a concept dataset.
+`TeacherLabels` knows its fingerprints at once and loads the models when they are first needed, so that finished work is
+recognised without them. Training takes it in place of a concept dataset.
 """
 
 from __future__ import annotations
@@ -20,23 +20,19 @@ from torch import Tensor
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import SPARSE_AUTOENCODER
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
-from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.controls import draw_labels, shuffle_labels
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae.fit import sae_fit_warning
-from cocomix.sae.formats.hub import local_path
+from cocomix.sae.formats.find import local_path
 from cocomix.sae.model import SparseAutoencoder
+from cocomix.sae.quality import sae_fit_warning
 
 # Shapes: B windows, T tokens, A labels a token.
 
-WINDOWS_PER_COUNT = 512
-#: Enough to see whether a dictionary fits the teacher at all.
+#: Windows on which the dictionary is tried: enough to see whether it fits the teacher at all.
 WINDOWS_PER_FIT = 4
 
 
@@ -47,10 +43,10 @@ class TeacherLabels:
         data: the windows.
         teacher: causal LM: a folder or a file.
         sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
-        layer: 0-based block after which the dictionary reads; None: the one that `train-sae` wrote down.
+        layer: 0-based block after which the dictionary reads; None: the one that `train-sae` recorded.
         attribution: how labels are chosen.
 
-    `inputs` are what a training run on these labels depends on.
+    A training run on these labels depends on its `inputs`.
 
     Raises:
         CocomixError: the dictionary belongs to another teacher or layer.
@@ -105,50 +101,12 @@ class TeacherLabels:
         return self.scored(windows).labels
 
     def training_flops(self, num_tokens: int, num_windows: int) -> float:
-        """What labels cost in a run of `num_tokens`: computed again whenever a window is seen again."""
+        """Cost of the labels in a run of `num_tokens`; they are computed again whenever a window is seen again."""
         return num_tokens * self.flops_per_token
 
 
-class DerivedLabels:
-    """The controls `shuffled` and `frequency`, made from finished labels.
-
-    Args:
-        data: the windows.
-        source: concept dataset with the true labels; its attribution settings hold here too.
-        attribution: the control and its seed.
-    """
-
-    def __init__(self, data: TokenDataset, source: Path, attribution: AttributionConfig) -> None:
-        self.data, self.control, self.seed = data, attribution.control, attribution.seed
-        self.source = ConceptDataset(source, data)
-        self.num_windows, self.num_concepts = self.source.num_windows, self.source.num_concepts
-        self.flops_per_token = self.source.flops_per_token  # the true labels had to be computed
-        self.settings: dict[str, Any] = {
-            "labels": self.source.fingerprint,
-            "attribution": self.source.settings["attribution"] | {"control": self.control, "seed": self.seed},
-        }
-
-    @cached_property
-    def histogram(self) -> Int64[Tensor, " C"]:
-        """How often each concept is a label of the source, over all its windows."""
-        counts = torch.zeros(self.num_concepts, dtype=torch.long)
-        for start in range(0, self.num_windows, WINDOWS_PER_COUNT):
-            labels = self.source.labels(range(start, min(start + WINDOWS_PER_COUNT, self.num_windows)))
-            counts += torch.bincount(labels[labels != IGNORED_LABEL], minlength=self.num_concepts)
-        return counts
-
-    def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
-        """Labels; their scores mean nothing and are zero."""
-        input_ids, labels = self.data.input_ids(windows), self.source.labels(windows)
-        if self.control == "shuffled":
-            made = shuffle_labels(input_ids, labels, self.seed)
-        else:
-            made = draw_labels(input_ids, labels, self.histogram, self.seed)
-        return ScoredLabels(made, torch.zeros(made.shape))
-
-
 def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int) -> float:
-    """Teacher up to the hook and the SAE's encoder; with attribution also what is above the hook, forward and backward."""
+    """FLOPs of the teacher up to the hook and of the encoder; with attribution also of all above the hook, both ways."""
     adapter, hook, settings = extractor.teacher.adapter, extractor.teacher.layer + 1, extractor.config
     C, D = extractor.sae.config.num_latents, extractor.sae.config.hidden_size
     flops = span_flops_per_token(adapter, 0, hook, context_length) + 2 * C * D
@@ -158,28 +116,33 @@ def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int)
     forward = blocks + head_flops(adapter)
     # A frozen weight's product has one in the backward, the gradient of its input; attention's have two.
     backward = forward + attention_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
-    is_plain = (settings.point, settings.loss) == ("original", "all_future")
-    is_slow = (settings.point, settings.loss) == ("reconstruction", "all_future")
-    # One pass a position, over the positions from it on: (T + 1) / 2 in the mean.
-    flops += ((context_length + 1) / 2 if is_slow else 1) * (forward + backward)
-    if not is_plain:
+    flops += forward + backward
+    if settings.loss == "next_token":
         flops += blocks  # the cached keys and values
     if settings.value == "pre_activation":
         flops += 2 * 2 * C * D  # all pre-activations, and the gradient along all directions
     return flops
 
 
+def load_extractor(
+    teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
+) -> ConceptExtractor:
+    """Teacher and dictionary from their folders, at the layer that `train-sae` recorded or the given one."""
+    _, layer = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
+    return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
+
+
 def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str) -> tuple[str, int]:
     """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
-        found = local_path(sae)
-        if found.is_dir() and (layers := sorted(path.parent.name for path in found.glob("layer-*/manifest.json"))):
+        local = local_path(sae)
+        if local.is_dir() and (layers := sorted(path.parent.name for path in local.glob("layer-*/manifest.json"))):
             raise CocomixError(
                 f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
             )
         if layer is None:
             raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
-        return artifacts.fingerprint_of_path(found), layer
+        return artifacts.fingerprint_of_path(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")

@@ -1,4 +1,4 @@
-"""One dictionary in training: a TopK autoencoder with Adam, after Gao et al. (arXiv 2406.04093).
+"""One optimizer step of one dictionary in training: a TopK autoencoder with Adam, after Gao et al. (arXiv 2406.04093).
 
     loss = |x - x_hat|^2 / |x - mean(x)|^2  +  1/32 |e - e_hat|^2 / |e - mean(e)|^2      sums over an update's tokens
 
@@ -7,25 +7,69 @@ learn what the living ones leave over, until they are alive again. Decoder rows 
 at the geometric median of the data.
 
 An update holds z = W_enc (x - b_dec) + b_enc, [N, C]: at 1,024 tokens and C = 131,072 it is 0.5 GB, and fewer tokens an
-update make it smaller. Its gradient is never formed (`sae_gradient.py`), and nothing larger is held.
+update make it smaller. Nothing larger is held, and the gradient of z is never formed: the loss reads K of a token's C
+latents, whose gradients are sums of gathered rows.
+
+    z_k = W_k x + b_k,   k in I        dL/dx = sum_k g_k W_k,   dL/dW_k = sum over tokens of g_k x,   dL/db_k = sum of g_k
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.base.checkpoints import Checkpoint, restore_state, state_of
-from cocomix.sae.gradient import chosen_pre_activations
 from cocomix.sae.model import SparseAutoencoder
 
-# Shapes: N tokens, D width of the teacher, C latents, K active latents.
+# Shapes: N tokens, D width of the teacher, C latents, K chosen latents.
 
 AUXILIARY_LOSS_WEIGHT = 1 / 32
+
+
+class _Chosen(torch.autograd.Function):
+    """Columns of the pre-activations, as a function of what they were made from."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, indices: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(indices, x, weight, bias)
+        return z.gather(-1, indices)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        indices, x, weight, bias = ctx.saved_tensors
+        (grad,) = grads
+        leaf = weight.detach().requires_grad_(True)
+        with torch.enable_grad():
+            grad_x = F.embedding_bag(indices, leaf, per_sample_weights=grad, mode="sum")
+        # The same rows, weighted alike: what x contributes to each is the derivative of that sum.
+        (grad_weight,) = torch.autograd.grad(grad_x, leaf, x)
+        grad_bias = torch.zeros_like(bias).index_add_(0, indices.flatten(), grad.flatten())
+        return None, None, grad_x.detach(), grad_weight, grad_bias
+
+
+def chosen_pre_activations(
+    z: Float[Tensor, "N C"],
+    indices: Int64[Tensor, "N K"],
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "C D"],
+    bias: Float[Tensor, " C"],
+) -> Float[Tensor, "N K"]:
+    """The pre-activations at `indices`, with gradients for x, weight and bias.
+
+    Args:
+        z: all of them, x @ weight.T + bias, without a graph.
+        indices: latents of each token, none of them twice.
+        x: what the encoder reads.
+        weight: of the encoder.
+        bias: of the encoder.
+    """
+    chosen: Tensor = _Chosen.apply(z, indices, x, weight, bias)  # type: ignore[no-untyped-call]
+    return chosen
 
 
 class Encoded:
@@ -59,12 +103,12 @@ class UpdateStats:
     """Mean number of latents with a positive activation."""
 
 
-class SaeTrainer:
+class SaeUpdater:
     """Weights, Adam's moments, and for how long each latent has been silent.
 
     Args:
         sae: the dictionary, as initialised; trained in place.
-        dead_after_tokens: a latent that was not active for so many tokens is dead.
+        dead_after_tokens: a latent that was active at none of this many tokens is dead.
         num_auxiliary_latents: k_aux, dead latents that the auxiliary loss uses for a token.
     """
 
@@ -87,7 +131,7 @@ class SaeTrainer:
         x, _, _ = self.sae.normalize(h)
         self.sae.decoder_bias.copy_(geometric_median(x))
 
-    def train_on(self, h: Float[Tensor, "N D"], tokens_per_update: int, learning_rate: float) -> UpdateStats:
+    def update(self, h: Float[Tensor, "N D"], tokens_per_update: int, learning_rate: float) -> UpdateStats:
         """One pass over some residual streams, an optimizer step for each `tokens_per_update` of them."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix import CocomixError, SparseAutoencoder
-from cocomix.sae.formats import hub
-from cocomix.sae.formats.recognition import recognise
-from tests.sae.sae_files import (
+from cocomix.sae.formats.find import local_path, recognise
+from tests.sae.format_files import (
     CASES,
     OPENAI_TOPK,
     C,
@@ -28,7 +27,7 @@ from tests.sae.sae_files import (
     saelens_settings,
     sparsify_settings,
 )
-from tests.sae.test_sae import dense
+from tests.sae.test_model import dense
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 first_case_of_each_format = pytest.mark.parametrize(
@@ -36,10 +35,12 @@ first_case_of_each_format = pytest.mark.parametrize(
 )
 
 
-def refused(path: Path, match: str, **options: Any) -> None:
-    with pytest.raises(CocomixError, match=match) as caught:
+def refused(path: Path, *named: str, **options: Any) -> None:
+    """Loading raises one sentence that names these files, tensors, settings and values."""
+    with pytest.raises(CocomixError) as caught:
         SparseAutoencoder.from_pretrained(path, **options)
     assert "\n" not in str(caught.value)
+    assert [name for name in named if name not in str(caught.value)] == []
 
 
 @every_case
@@ -78,15 +79,15 @@ def test_tensors_that_are_not_exactly_those_of_the_format_are_refused(case: Case
             continue
         others = {key: value for key, value in good.items() if key != name}
         path = case.write(tmp_path, {**others, f"{name}_renamed": good[name]}, case.settings)
-        refused(path, "has no tensor|holds|could be", format=case.format)
+        refused(path, name, format=case.format)
         if good[name].ndim:
             path = case.write(tmp_path, {**good, name: good[name][:-1].clone()}, case.settings)
-            refused(path, r"of shape \[.* where its other content asks for")
+            refused(path, "shape", str(tmp_path))
         if good[name].ndim == 2 and len(set(good[name].shape)) == 2:
             path = case.write(tmp_path, {**good, name: good[name].T.contiguous()}, case.settings)
-            refused(path, f"has {name} of shape .*transposed")
+            refused(path, name, "transposed")
     extra = case.write(tmp_path, {**good, "W_more": randn(2)}, case.settings)
-    refused(extra, "W_more beside what cocomix knows")
+    refused(extra, "W_more")
 
 
 @first_case_of_each_format
@@ -96,14 +97,13 @@ def test_damaged_files_are_refused(case: Case, tmp_path: Path) -> None:
     whole = weights.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no weights"):
         weights.write_bytes(content)
-        refused(path, "damaged", format=case.format)
+        refused(path, weights.name, format=case.format)
     for settings in tmp_path.glob("*.json"):
-        settings.write_text("{")
-        refused(path, r"\.json is damaged", format=case.format)
-        settings.write_text("[]")
-        refused(path, r"\.json holds no JSON object", format=case.format)
+        for content in ("{", "[]"):
+            settings.write_text(content)
+            refused(path, settings.name, format=case.format)
         settings.unlink()
-        refused(path, "has no c", format=case.format)
+        refused(path, settings.name, format=case.format)
 
 
 @first_case_of_each_format
@@ -114,53 +114,55 @@ def test_as_many_latents_as_inputs_need_a_word(case: Case, tmp_path: Path) -> No
     if "k" in tensors:
         tensors["k"] = torch.tensor(2)
     path = case.write(tmp_path, tensors, settings)
-    refused(path, r"as many latents as inputs \(6\).*allow_square=True")
+    refused(path, f"({D})", "allow_square=True")
     assert SparseAutoencoder.from_pretrained(path, allow_square=True).config.num_latents == D
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "match"),
+    ("name", "changed", "named"),
     [
-        ("openai", {"activation": "Swish"}, "the activation 'Swish'"),
+        ("openai", {"activation": "Swish"}, "activation 'Swish'"),
         ("openai", {"activation_state_dict": {"k": K, "postact_fn": "Identity"}}, "postact_fn = 'Identity'"),
-        ("openai", {"activation_state_dict": [K]}, "activation_state_dict as list"),
+        ("openai", {"activation_state_dict": [K]}, "activation_state_dict"),
         ("openai", {"activation_state_dict": {"k": "5", "postact_fn": "ReLU"}}, "k = '5'"),
         ("openai", {"activation_state_dict": {**OPENAI_TOPK["activation_state_dict"], "slope": 2}}, "slope"),
-        ("sparsify", {"signed": True}, "signed = True.*negative"),
-        ("sparsify", {"activation": "relu"}, "activation = 'relu'.*topk and groupmax"),
-        ("sparsify", {"jump": 1}, r"does not know \(jump\)"),
-        ("sparsify", {"k": True}, "k = True; expected int"),
-        ("sparsify", {"k": None}, "no setting k"),
+        ("sparsify", {"signed": True}, "signed = True"),
+        ("sparsify", {"activation": "relu"}, "activation = 'relu'"),
+        ("sparsify", {"jump": 1}, "(jump)"),
+        ("sparsify", {"k": True}, "k = True"),
+        ("sparsify", {"k": None}, "setting k"),
         ("sparsify", {"k": C + 1}, "num_active_latents is 16"),
-        ("sparsify, groupmax", {"k": 4}, "divisible"),
+        ("sparsify, groupmax", {"k": 4}, "num_active_latents (4)"),
         ("saelens 6, standard", {"architecture": "gated"}, "architecture = 'gated'"),
         ("saelens 6, standard", {"architecture": "transcoder"}, "architecture = 'transcoder'"),
         ("saelens 6, standard", {"reshape_activations": "hook_z"}, "reshape_activations = 'hook_z'"),
         ("saelens 6, standard", {"normalize_activations": "covariance_whitening"}, "'covariance_whitening'"),
         ("saelens 6, standard", {"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm"),
-        ("saelens 6, standard", {"slope": 0.1}, r"does not know \(slope\)"),
+        ("saelens 6, standard", {"slope": 0.1}, "(slope)"),
+        ("saelens 6, standard", {"k": 3}, "(k)"),
         ("saelens 5, standard", {"hook_name": "blocks.3.attn.hook_z"}, "reshape_activations = 'hook_z'"),
         ("saelens 5, standard", {"activation_fn_str": "tanh-relu"}, "activation_fn = 'tanh-relu'"),
         ("saelens 5, standard", {"activation_fn_kwargs": {"slope": 1}}, "slope"),
-        ("saelens 5, standard", {"slope": 0.1}, r"does not know \(slope\)"),
-        ("saelens 5, topk", {"activation_fn_kwargs": {}}, "no setting k"),
-        ("saelens 5, fine-tuned", {"finetuning_scaling_factor": False}, "does not say that it is used"),
+        ("saelens 5, standard", {"activation_fn_kwargs": ["slope"]}, "activation_fn_kwargs = ['slope']"),
+        ("saelens 5, standard", {"slope": 0.1}, "(slope)"),
+        ("saelens 5, topk", {"activation_fn_kwargs": {}}, "setting k"),
+        ("saelens 5, fine-tuned", {"finetuning_scaling_factor": False}, "finetuning_scaling_factor"),
         ("saelens 5, scaled input", {"scaling_factor": -1}, "scaling_factor = -1"),
         ("gemma scope 2", {"architecture": "topk"}, "architecture = 'topk'"),
         ("gemma scope 2", {"type": "transcoder"}, "type = 'transcoder'"),
         ("gemma scope 2", {"affine_connection": True}, "affine_connection = True"),
-        ("gemma scope 2", {"hf_hook_point_out": "model.layers.7.mlp"}, "a transcoder, whose input"),
-        ("gemma scope 2", {"slope": 1}, r"does not know \(slope\)"),
+        ("gemma scope 2", {"hf_hook_point_out": "model.layers.7.mlp"}, "hf_hook_point_out = 'model.layers.7.mlp'"),
+        ("gemma scope 2", {"slope": 1}, "(slope)"),
         ("dictionary_learning, topk", {"dict_class": "GatedAutoEncoder"}, "dict_class = 'GatedAutoEncoder'"),
-        ("dictionary_learning, topk", {"slope": 1}, r"does not know \(slope\)"),
-        ("dictionary_learning, topk", {"k": K - 1}, "has k = 5, but .* has k = 4"),
+        ("dictionary_learning, topk", {"slope": 1}, "(slope)"),
+        ("dictionary_learning, topk", {"k": K - 1}, "k = 4"),
     ],
 )
 def test_settings_that_change_the_result_are_refused_by_name(
-    name: str, changed: dict[str, Any], match: str, tmp_path: Path
+    name: str, changed: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     case = CASES[name]
-    refused(case.write(tmp_path, case.tensors(), case.settings | changed), match)
+    refused(case.write(tmp_path, case.tensors(), case.settings | changed), named)
 
 
 def test_a_transcoder_of_dictionary_learning_is_refused(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_transcoder_of_dictionary_learning_is_refused(tmp_path: Path) -> None:
     case.write(tmp_path, case.tensors(), case.settings)
     settings = {"trainer": dictionary_learning_settings("AutoEncoderTopK"), "buffer": {"io": "in_and_out"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    refused(tmp_path, "io = 'in_and_out'.*transcoder")
+    refused(tmp_path, "io = 'in_and_out'")
 
 
 class Payload:
@@ -185,40 +187,36 @@ def test_files_that_could_run_code_are_refused_without_running_it(tmp_path: Path
     victim = tmp_path / "victim"
     case = CASES["openai"]
     path = case.write(tmp_path, case.tensors() | {"pre_bias": Payload(victim)}, case.settings)
-    refused(path, "could run code")
+    refused(path, path.name)
     (tmp_path / "npz").mkdir()
     np.savez(tmp_path / "npz" / "params.npz", W_enc=np.array([Payload(victim)], dtype=object))
-    refused(tmp_path / "npz", "no file of plain arrays")
+    refused(tmp_path / "npz", "params.npz")
     assert not victim.exists()
 
 
 def test_pickles_of_something_else_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.pt"
-    for content, match in (
-        ([torch.ones(2)], "no named tensors"),
-        ({"weight": torch.ones(2)}, "no dictionary that cocomix knows"),
-        (torch.nn.Linear(2, 3), "could run code"),
-    ):
+    for content in ([torch.ones(2)], {"weight": torch.ones(2)}, torch.nn.Linear(2, 3)):
         torch.save(content, path)
-        refused(path, match)
+        refused(path, path.name)
     torch.save({"pre_bias": "text", "latent_bias": torch.ones(3)}, path)
-    refused(path, "pre_bias as str; expected a tensor")
+    refused(path, "pre_bias", "str")
     case = CASES["openai"]
     quantised = case.tensors()["encoder.weight"].to(torch.int8)
     refused(case.write(tmp_path, case.tensors() | {"encoder.weight": quantised}, case.settings), "torch.int8")
 
 
 def test_folders_that_are_no_dictionary_are_refused(tmp_path: Path) -> None:
-    refused(tmp_path, r"no dictionary that cocomix knows \(own: sae.json \+ sae.safetensors")
-    refused(tmp_path, "'npy' is no format of dictionaries; choose one of own, openai", format="npy")
+    refused(tmp_path, "sae.json + sae.safetensors", "params.npz")
+    refused(tmp_path, "'npy'", "own, openai", format="npy")
     sparsify, saelens = CASES["sparsify"], CASES["saelens 6, standard"]
     (tmp_path / "layers.3").mkdir()
     sparsify.write(tmp_path / "layers.3", sparsify.tensors(), sparsify.settings)
-    refused(tmp_path, "name one of the folders in it: layers.3")
-    refused(tmp_path / "layers.3" / "sae.safetensors", "one file of a dictionary; name its folder")
+    refused(tmp_path, "layers.3")
+    refused(tmp_path / "layers.3" / "sae.safetensors", "folder")
     saelens.write(tmp_path / "layers.3", saelens.tensors(), saelens.settings)
-    refused(tmp_path / "layers.3", "could be sparsify or saelens; name its format")
-    refused(tmp_path / "layers.3", "no file", format="gemma_scope")
+    refused(tmp_path / "layers.3", "sparsify or saelens")
+    refused(tmp_path / "layers.3", "params.npz", format="gemma_scope")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,7 @@ def test_sparsify_counts_latents_by_its_expansion_factor(settings: dict[str, Any
 def test_a_scaled_input_without_its_factor_is_warned_about(settings: dict[str, Any], tmp_path: Path) -> None:
     case = CASES["saelens 6, standard"]
     tensors = case.tensors()
-    with pytest.warns(UserWarning, match=r"activation_scaler.json is missing.*fold_input_scale"):
+    with pytest.warns(UserWarning, match=r"activation_scaler.json.*fold_input_scale"):
         sae = SparseAutoencoder.from_pretrained(case.write(tmp_path, tensors, settings))
     h = randn(4, D)
     torch.testing.assert_close(sae(h), case.formula(tensors, settings)(h)[1])
@@ -276,7 +274,7 @@ def test_written_for_saelens_is_read_back_the_same_or_refused(case: Case, tmp_pa
     sae = SparseAutoencoder.from_pretrained(case.write(tmp_path, case.tensors(), case.settings))
     target = tmp_path / "saelens"
     if sae.config.activation == "groupmax" or sae.config.skip_connection:
-        with pytest.raises(CocomixError, match="SAELens has no autoencoder with"):
+        with pytest.raises(CocomixError, match="SAELens"):
             sae.save_pretrained(target, format="saelens")
         return
     sae.save_pretrained(target, format="saelens")
@@ -292,28 +290,28 @@ def test_written_for_saelens_is_read_back_the_same_or_refused(case: Case, tmp_pa
 def test_own_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     case = CASES["gemma scope"]
     sae = SparseAutoencoder.from_pretrained(case.write(tmp_path, case.tensors(), case.settings))
-    with pytest.raises(CocomixError, match="written as own or saelens, not as 'npz'"):
+    with pytest.raises(CocomixError, match=r"own or saelens.*'npz'"):
         sae.save_pretrained(tmp_path, format="npz")
     own = tmp_path / "own"
     sae.save_pretrained(own)
     good = load_file(own / "sae.safetensors")
-    for bad, match in (
-        (good | {"extra": torch.ones(1)}, "holds extra"),
-        ({name: tensor for name, tensor in good.items() if name != "threshold"}, "has no tensor threshold"),
-        (good | {"decoder_weight": good["decoder_weight"].T.contiguous()}, "transposed"),
+    for bad, named in (
+        (good | {"extra": torch.ones(1)}, "extra"),
+        ({name: tensor for name, tensor in good.items() if name != "threshold"}, "threshold"),
+        (good | {"decoder_weight": good["decoder_weight"].T.contiguous()}, "decoder_weight"),
     ):
         save_file(bad, own / "sae.safetensors")
-        refused(own, match)
+        refused(own, named)
     settings = json.loads((own / "sae.json").read_text())
-    for changed, match in (
-        ({"format_version": 1}, "format version 1; this cocomix reads 2"),
+    for changed, named in (
+        ({"format_version": 1}, "format version 1"),
         ({"slope": 1}, "slope"),
-        ({"activation": "tanh"}, "activation is 'tanh'; choose one of topk"),
-        ({"normalize_input": True}, "normalize_input = True; expected str"),
-        ({"num_active_latents": 3}, "num_active_latents is 3; activation 'jumprelu' has no fixed number"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
+        ({"normalize_input": True}, "normalize_input = True"),
+        ({"num_active_latents": 3}, "num_active_latents is 3"),
     ):
         (own / "sae.json").write_text(json.dumps(settings | changed))
-        refused(own, match)
+        refused(own, named)
 
 
 def test_hub_names_are_downloaded_where_nothing_is_at_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,17 +329,14 @@ def test_hub_names_are_downloaded_where_nothing_is_at_the_path(tmp_path: Path, m
     assert sae.config.activation == "jumprelu"
     assert asked[0][0] == "google/gemma-scope"
     assert "layer_7/width_16k/params.npz" in asked[0][1]
-    with pytest.raises(CocomixError, match="has no dictionary at layer_8"):
+    with pytest.raises(CocomixError, match="layer_8"):
         SparseAutoencoder.from_pretrained("google/gemma-scope/layer_8")
     shutil.rmtree(tmp_path / "layer_7")
     case.write(tmp_path, case.tensors(), {})
-    assert hub.local_path("google/gemma-scope") == tmp_path
+    assert local_path("google/gemma-scope") == tmp_path
     assert "params.npz" in asked[-1][1]
 
 
 def test_names_that_lead_nowhere_are_refused_with_a_sentence(tmp_path: Path) -> None:
-    refused(tmp_path / "missing", "does not exist, and is no name on the Hugging Face Hub")
-    with pytest.raises(
-        CocomixError, match=r"nobody/nothing-here could not be downloaded from the Hugging Face Hub: \w"
-    ):
-        SparseAutoencoder.from_pretrained("nobody/nothing-here")
+    refused(tmp_path / "missing", "missing", "Hugging Face Hub")
+    refused(Path("nobody/nothing-here"), "nobody/nothing-here", "Hugging Face Hub")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cocomix import SparseAutoencoder, SparseAutoencoderConfig
-from cocomix.sae.fit import reconstruction_fvu, sae_fit_warning
+from cocomix.sae.quality import reconstruction_fvu, sae_fit_warning
 
 D, C, K = 16, 64, 4
 
@@ -45,8 +45,8 @@ def test_another_place_is_warned_about() -> None:
     rotation = torch.linalg.qr(torch.randn(D, D)).Q
     warning = sae_fit_warning(sae, h @ rotation)
     assert warning is not None
-    assert "unexplained (FVU" in warning
-    assert warning.endswith("check that it was trained on this teacher, layer and place")
+    assert "FVU" in warning
+    assert "normalize_input" not in warning  # no other normalisation would fit either
 
 
 @pytest.mark.parametrize("wrong", ["layer_norm", "constant_norm_rescale"])
@@ -58,7 +58,7 @@ def test_a_wrong_normalisation_is_named(wrong: str) -> None:
     sae.config = dataclasses.replace(sae.config, normalize_input=wrong)
     warning = sae_fit_warning(sae, h)
     assert warning is not None
-    assert "with normalize_input 'none' it would be 0." in warning
+    assert "normalize_input 'none'" in warning
 
 
 def test_a_missing_factor_on_the_input_is_named() -> None:
@@ -67,7 +67,7 @@ def test_a_missing_factor_on_the_input_is_named() -> None:
     sae.fold_input_scale(float(h.norm(dim=-1).mean()) / D**0.5)
     warning = sae_fit_warning(sae, h / 50)
     assert warning is not None
-    assert re.search(r"with (fold_input_scale\(|normalize_input 'constant_norm_rescale').* it would be 0\.0", warning)
+    assert re.search(r"fold_input_scale\(|normalize_input 'constant_norm_rescale'", warning)
 
 
 def test_a_transcoder_is_named() -> None:

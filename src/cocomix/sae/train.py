@@ -1,9 +1,9 @@
 """Train sparse autoencoders of one or several layers on activations streamed from the teacher.
 
 Each step reads some windows, runs the teacher once up to the highest layer, and for each layer takes some optimizer steps
-(`sae_trainer.py`) on that layer's tokens in random order; no more activations than a step's are ever held. The order is a
-pure function of (seed, step), and layers share nothing but the teacher's pass: each is a folder of its own with its own
-checkpoints, equal to that of a run for it alone, and an interrupted run resumes each where it was.
+(`update.py`) on that layer's tokens in random order; only one step's activations are ever held. The order is a pure function
+of (seed, step), and layers share nothing but the teacher's pass: each has a folder and checkpoints of its own, equal to those
+of a run for that layer alone. An interrupted run resumes each layer where it was.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
@@ -31,10 +31,9 @@ from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.loading import local_model
 from cocomix.modeling.teacher import Teacher, load_teacher
-from cocomix.sae.card import write_card
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
-from cocomix.sae.quality import measure_sae, windows_per_batch
-from cocomix.sae.trainer import SaeTrainer, UpdateStats
+from cocomix.sae.quality import SaeQuality, measure_sae, windows_per_batch
+from cocomix.sae.update import SaeUpdater, UpdateStats
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
 
@@ -70,25 +69,25 @@ class TrainSaeConfig:
     tokens_per_update: int = 1024
     """Tokens in one optimizer step."""
     num_windows: int | None = None
-    """Train on the first so many windows; by default all."""
+    """Train on the first N windows; by default all."""
     learning_rate: float | None = None
     """Adam's; by default 1e-3 / sqrt(num_latents / 2^14)."""
     dead_after_tokens: int | None = None
-    """A latent that was not active for so many tokens is dead, and the auxiliary loss works on it; by default a tenth of
+    """A latent that was active at none of this many tokens is dead, and the auxiliary loss trains it; by default a tenth of
     num_tokens, at most 10 million."""
     num_auxiliary_latents: int | None = None
     """Dead latents that the auxiliary loss uses for a token; by default half the teacher's width, at most 512."""
     max_validation_windows: int | None = None
-    """Measure quality on so many evenly spaced validation windows; by default on all."""
+    """Measure quality on N evenly spaced validation windows; by default on all."""
     num_counted_tokens: int = 1_000_000
-    """Count dead latents on at least so many tokens that were not trained on: the validation windows above, and where they
-    are too few, training windows that no step read, as far as there are any."""
+    """Count dead latents on at least this many tokens that were not trained on: the validation windows above, and where
+    they are too few, training windows that no step read, as far as any are left."""
     seed: int = 0
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25
     """Steps between checkpoints."""
     overwrite: bool = False
-    """Replace what a former run left in the output folder."""
+    """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_latents", "k", "num_tokens", "batch_size", "num_windows")
@@ -109,13 +108,37 @@ class TrainSaeConfig:
         """All layers, ascending."""
         return (self.layer,) if isinstance(self.layer, int) else tuple(sorted(self.layer))
 
-    def output_of(self, layer: int) -> Path:
+    def layer_output(self, layer: int) -> Path:
         """Folder of one layer's autoencoder."""
         return self.output if len(self.layers) == 1 else self.output / f"layer-{layer:02d}"
 
 
-def train_sae(config: TrainSaeConfig) -> tuple[artifacts.Manifest, ...]:
+@dataclass(frozen=True)
+class TrainedAutoencoder:
+    """One layer's autoencoder, trained and measured: everything that a card can show."""
+
+    output: Path
+    """Its folder, which has no manifest yet: files that are written now are part of the content."""
+    teacher: Teacher
+    sae: SparseAutoencoder
+    quality: SaeQuality
+    counts: Int64[Tensor, " C"]
+    """At how many of the counted tokens each latent was active."""
+    train_tokens: int
+    validation: TokenDataset
+    max_windows: int | None
+    """Evenly spaced validation windows that were measured on; None: all."""
+
+
+CardWriter = Callable[[TrainedAutoencoder], None]
+
+
+def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = None) -> tuple[artifacts.Manifest, ...]:
     """Train autoencoders, continue an interrupted run, or recognise finished ones.
+
+    Args:
+        config: the dictionaries.
+        write_card: writes a card into each folder; None: there is none. `cocomix.train_sae` passes that of `tools/sae_card`.
 
     Returns:
         a manifest for each layer, ascending; its facts hold the quality.
@@ -127,22 +150,22 @@ def train_sae(config: TrainSaeConfig) -> tuple[artifacts.Manifest, ...]:
     with contextlib.ExitStack() as stack:
         manifests: dict[int, artifacts.Manifest] = {}
         for layer in config.layers:
-            output = config.output_of(layer)
-            found = stack.enter_context(
+            output = config.layer_output(layer)
+            finished = stack.enter_context(
                 artifacts.begin(output, SPARSE_AUTOENCODER, settings | {"layer": layer}, overwrite=config.overwrite)
             )
-            if found:
+            if finished:
                 say(f"{output}: the autoencoder is finished already")
                 Checkpoints(output).clear()
-                manifests[layer] = found
+                manifests[layer] = finished
         unfinished = [layer for layer in config.layers if layer not in manifests]
         if unfinished:
-            manifests |= _Run(config, data, settings["num_windows"], unfinished).finish()
+            manifests |= _Run(config, data, settings["num_windows"], unfinished, write_card).finish()
         return tuple(manifests[layer] for layer in config.layers)
 
 
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
-    """What determines an autoencoder, its layer aside."""
+    """Everything that determines an autoencoder, except its layer."""
     settings = dataclasses.asdict(config)
     for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps"):
         del settings[name]
@@ -157,23 +180,23 @@ def _check_output(config: TrainSaeConfig) -> None:
         for entry in sorted(config.output.iterdir()):
             if not entry.name.startswith((".", "layer-")):
                 raise CocomixError(
-                    f"{config.output} holds {entry.name}; a run of several layers wants a folder of its own as --output"
+                    f"{config.output} holds {entry.name}; a run of several layers needs a folder of its own as --output"
                 )
 
 
 class _Layer:
-    """One layer's autoencoder on its way."""
+    """One layer's autoencoder in training."""
 
     def __init__(self, config: TrainSaeConfig, teacher: Teacher) -> None:
         self.index, self.teacher = teacher.layer, teacher
-        self.output = config.output_of(teacher.layer)
+        self.output = config.layer_output(teacher.layer)
         self.checkpoints = Checkpoints(self.output)
         D = int(teacher.model.config.hidden_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             sae = SparseAutoencoder(SparseAutoencoderConfig(D, config.num_latents, config.k))
         num_auxiliary, dead_after = config.num_auxiliary_latents, config.dead_after_tokens
-        self.trainer = SaeTrainer(
+        self.updater = SaeUpdater(
             sae,
             dead_after_tokens=min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS) if dead_after is None else dead_after,
             num_auxiliary_latents=min(D // 2, MAX_AUXILIARY_LATENTS) if num_auxiliary is None else num_auxiliary,
@@ -182,18 +205,25 @@ class _Layer:
         latest = self.checkpoints.latest()
         self.is_new = latest is None
         if latest is not None:
-            self.trainer.restore(latest)
+            self.updater.restore(latest)
             self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
 
     def save(self) -> None:
-        self.checkpoints.save(self.step, self.trainer.state(), {"seconds": self.seconds})
+        self.checkpoints.save(self.step, self.updater.state(), {"seconds": self.seconds})
 
 
 class _Run:
     """All unfinished layers of one command."""
 
-    def __init__(self, config: TrainSaeConfig, data: TokenDataset, num_windows: int, layers: Sequence[int]) -> None:
-        self.config, self.data, self.num_windows = config, data, num_windows
+    def __init__(
+        self,
+        config: TrainSaeConfig,
+        data: TokenDataset,
+        num_windows: int,
+        layers: Sequence[int],
+        write_card: CardWriter | None,
+    ) -> None:
+        self.config, self.data, self.num_windows, self.write_card = config, data, num_windows, write_card
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         by_size = LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
@@ -203,7 +233,7 @@ class _Run:
         self.layers = [_Layer(config, Teacher(model, layer)) for layer in layers]
         new = [layer for layer in self.layers if layer.is_new]
         for layer, h in self._activations(0, new):
-            layer.trainer.start_bias(h)
+            layer.updater.start_bias(h)
         self.step = min(layer.step for layer in self.layers)
         if self.step:
             say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
@@ -238,7 +268,7 @@ class _Run:
         rate = self.max_learning_rate * min(1.0, (self.num_steps - self.step) / (0.2 * self.num_steps))
         stats = []
         for layer, h in self._activations(self.step, layers):
-            stats.append(layer.trainer.train_on(h, self.config.tokens_per_update, rate))
+            stats.append(layer.updater.update(h, self.config.tokens_per_update, rate))
             layer.step += 1
             if not math.isfinite(stats[-1].fvu):
                 raise CocomixError(
@@ -254,32 +284,28 @@ class _Run:
             return
         windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
         inputs = self.data.windows(windows).inputs()
-        found = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
+        residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         order = torch.randperm(self.tokens_per_step, generator=generator)
-        for layer, h in zip(layers, found, strict=True):
+        for layer, h in zip(layers, residuals, strict=True):
             yield layer, h.flatten(0, 1)[order]
 
     def _finish(self, layer: _Layer) -> artifacts.Manifest:
         """Write and measure one layer's autoencoder."""
-        config, sae = self.config, layer.trainer.sae.eval().requires_grad_(False)
+        config, sae = self.config, layer.updater.sae.eval().requires_grad_(False)
         sae.save_pretrained(layer.output)
         validation = TokenDataset(config.data, "validation")
         max_windows = config.max_validation_windows
         further = self._held_out(min(max_windows or validation.num_windows, validation.num_windows))
         quality, counts = measure_sae(layer.teacher, sae, validation, max_windows=max_windows, further=further)
         train_tokens = self.num_steps * self.tokens_per_step
-        write_card(
-            layer.output,
-            layer.teacher,
-            sae,
-            validation,
-            quality=quality,
-            counts=counts,
-            train_tokens=train_tokens,
-            max_windows=max_windows,
-        )
-        facts: Mapping[str, Any] = {
+        if self.write_card is not None:
+            self.write_card(
+                TrainedAutoencoder(
+                    layer.output, layer.teacher, sae, quality, counts, train_tokens, validation, max_windows
+                )
+            )
+        facts = {
             "train_tokens": train_tokens,
             "train_seconds": round(layer.seconds, 3),
             "quality": dataclasses.asdict(quality),
@@ -289,14 +315,14 @@ class _Run:
         return manifest
 
     def _held_out(self, num_validation_windows: int) -> Iterator[Windows]:
-        """Windows of the training split that no step read, as many as are wanted beside the validation windows."""
+        """Windows of the training split that no step read, as many as are needed beside the validation windows."""
         T, num_read = self.data.context_length, self.num_steps * self.config.batch_size
-        wanted = -(-self.config.num_counted_tokens // T) - num_validation_windows
-        if wanted <= 0:
+        num_needed = -(-self.config.num_counted_tokens // T) - num_validation_windows
+        if num_needed <= 0:
             return
         read = windows_of_step(self.config.seed, 0, min(num_read, self.num_windows), self.num_windows)
         unread = np.setdiff1d(np.arange(self.data.num_windows), read)
-        count = min(wanted, len(unread))
+        count = min(num_needed, len(unread))
         if not count:
             return
         chosen = unread[np.arange(count) * len(unread) // max(count, 1)]
@@ -313,6 +339,6 @@ def _shown(layers: Sequence[_Layer], stats: Sequence[UpdateStats]) -> dict[str, 
     figures = {
         "fvu": [f"{stat.fvu:.3f}" for stat in stats],
         "l0": [f"{stat.l0:.1f}" for stat in stats],
-        "dead": [f"{layer.trainer.num_dead:,}" for layer in layers],
+        "dead": [f"{layer.updater.num_dead:,}" for layer in layers],
     }
     return {name: " / ".join(values) for name, values in figures.items()}
