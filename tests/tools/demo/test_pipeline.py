@@ -13,9 +13,10 @@ import pytest
 
 from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
+from cocomix.mixers.config import PauseConfig
 from cocomix.tools.demo import pipeline
 from cocomix.tools.demo.sizes import StudentRun, default, demo_size, large, smoke
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, STUDENT, Tiny
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 
@@ -24,9 +25,9 @@ TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     students = {
         "ntp": StudentRun("NTP", STUDENT),
-        "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig()),
-        "paper": StudentRun("Paper", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig("attribution")),
-        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer="pause")),
+        "cocomix": StudentRun("CoCoMix", CONCEPT, AttributionConfig()),
+        "paper": StudentRun("Paper", CONCEPT, AttributionConfig("attribution")),
+        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer=PauseConfig())),
         "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
     }
     size = dataclasses.replace(
@@ -85,7 +86,7 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
     before = report.stat().st_mtime_ns
     run_demo(config(tiny, undisturbed))
     assert report.stat().st_mtime_ns == before, "a finished demo is recognised"
-    with pytest.raises(CocomixError, match=r"other settings .*seed"):
+    with pytest.raises(CocomixError, match="seed"):
         run_demo(config(tiny, undisturbed, seed=1))
 
 
@@ -144,7 +145,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(
-        CocomixError, match=r"teacher/model.safetensors does not match its checksum: .*delete that folder"
+        CocomixError, match="teacher/model.safetensors .*delete"
     ):
         run_demo(config(tiny, undisturbed))
     content[-1] ^= 1
