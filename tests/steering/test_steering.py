@@ -372,6 +372,15 @@ def test_bad_input_is_one_sentence(model: CoCoMixForCausalLM, arguments: dict[st
         model(input_ids=tokens())
 
 
+@torch.no_grad()
+def test_the_old_name_of_metadata_still_works(model: CoCoMixForCausalLM) -> None:
+    ids, metadata = tokens(), ConceptMetadata(NUM_CONCEPTS, {4: "imports"})
+    with steer(model, {"imports": 3.0}, metadata=metadata):
+        expected = model(input_ids=ids).logits
+    with pytest.warns(DeprecationWarning, match="metadata"), steer(model, {"imports": 3.0}, notes=metadata):
+        assert torch.equal(model(input_ids=ids).logits, expected)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"mixer": "pause"}, "concept mixer"), ({"mixing": "none"}, "mixing 'none'")],

@@ -34,7 +34,7 @@ def test_plain_decoders_and_unfinished_runs_are_curves_only(tiny: Tiny, tmp_path
     runs = find_runs([tiny.teacher])
     assert not runs.models
     assert [run.path for run in runs.curves] == [tiny.teacher]
-    with pytest.raises(CocomixError, match="no.* concepts"):
+    with pytest.raises(CocomixError, match=r"no.* concepts"):
         ModelCache(runs).model("")
     shutil.copytree(tiny.teacher, tmp_path / "run")
     (tmp_path / "run" / "manifest.json").unlink()
@@ -49,16 +49,16 @@ def test_equal_names_become_paths(demo: Demo, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_sentence(demo: Demo, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CocomixError, match="runs/demo .*make demo"):
+    with pytest.raises(CocomixError, match=r"runs/demo .*make demo"):
         find_runs([])
-    with pytest.raises(CocomixError, match="^nothing "):
+    with pytest.raises(CocomixError, match=r"^nothing "):
         find_runs([Path("nothing")])
     with pytest.raises(CocomixError, match="is not a run"):
         find_runs([demo.root, tiny.data])
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CocomixError, match="is not a run"):
         find_runs([tmp_path])
-    with pytest.raises(CocomixError, match="'x'.* demo/cocomix"):
+    with pytest.raises(CocomixError, match=r"'x'.* demo/cocomix"):
         ModelCache(find_runs([demo.root])).model("x")
 
 

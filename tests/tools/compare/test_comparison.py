@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,7 @@ def test_units_to_match_interpolates_and_can_be_never() -> None:
     assert units_to_match(curve, [{"validation_loss": 2.5}], "x") == 2.5
     assert units_to_match(curve, [{"validation_loss": 5.0}], "x") == 1.0
     assert units_to_match(curve, [{"validation_loss": 1.0}], "x") is None
-    assert loss_at(curve, "x", 1.25) == 3.75
-    assert loss_at(curve, "x", 3.5) is None
+    assert [loss_at(curve, "x", x) for x in (0.5, 1.0, 1.25, 3.0, 3.5)] == [None, 4.0, 3.75, 2.0, None]
 
 
 def test_two_runs_worked_out_by_hand(tmp_path: Path) -> None:
@@ -163,23 +164,23 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(CocomixError, match="nowhere "):
         compared(tmp_path / "nowhere")
     other = make_run(tmp_path / "other", [3.0], inputs={"data": "e"})
-    with pytest.raises(CocomixError, match="run and .*other .*dataset"):
+    with pytest.raises(CocomixError, match=r"run and .*other .*dataset"):
         compared(run, other)
     fewer = make_run(tmp_path / "fewer", [3.0], max_validation_windows=8)
-    with pytest.raises(CocomixError, match="run and .*fewer .*max_validation_windows None and 8"):
+    with pytest.raises(CocomixError, match=r"run and .*fewer .*max_validation_windows None and 8"):
         compared(run, fewer)
-    with pytest.raises(CocomixError, match="run and .*twin .*seed 0"):
+    with pytest.raises(CocomixError, match=r"run and .*twin .*seed 0"):
         compared(run, make_run(tmp_path / "twin", [3.0]))
     with pytest.raises(CocomixError, match="'a='"):
         compared("a=")
     with pytest.raises(CocomixError, match="same name"):
         compared(f"a={run}", f"a={other}")
-    with pytest.raises(CocomixError, match="--baseline is 'x'.* run"):
+    with pytest.raises(CocomixError, match=r"--baseline is 'x'.* run"):
         compared(run, baseline="x")
     with pytest.raises(CocomixError, match="no runs"):
         CompareConfig(())
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(CocomixError, match="metrics.jsonl"):
+    with pytest.raises(CocomixError, match=r"metrics.jsonl"):
         compared(run)
 
 
@@ -230,6 +231,26 @@ def test_one_run_and_many_groups_have_a_page(tmp_path: Path) -> None:
     for number, words in enumerate(([paths[0]], paths, [unevaluated, paths[0]])):
         compare(CompareConfig(tuple(map(str, words)), output=tmp_path / f"out{number}"))
         assert (tmp_path / f"out{number}" / "comparison.html").exists()
+
+
+def test_comparing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name, [4.0, 3.0], recipe=name)) for name in ("a", "b")]
+    heavy = ("torch", "transformers", "datasets", "matplotlib", "scipy", "numpy", "pyarrow")
+    code = (
+        "import sys\nfrom cocomix.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    for arguments in (["compare", *runs], ["compare", *runs, "--json"], ["compare", "--help"], ["compare", "--wrong"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines()[-1] == "[]", arguments
+    with_page = subprocess.run(
+        [sys.executable, "-c", code, "compare", *runs, "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert with_page.stdout.splitlines()[-1] == "['matplotlib', 'numpy']"
 
 
 def test_real_runs_from_the_command_line(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,9 +144,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(
-        CocomixError, match="teacher/model.safetensors .*delete"
-    ):
+    with pytest.raises(CocomixError, match=r"teacher/model.safetensors .*delete"):
         run_demo(config(tiny, undisturbed))
     content[-1] ^= 1
     weights.write_bytes(content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cocomix import CocomixError, TokenDataset
+from cocomix import CocomixError, CoCoMixForCausalLM, TokenDataset
 from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.steering import directions as module
 from cocomix.steering.concept_metadata import read_metadata
@@ -66,8 +66,11 @@ def test_models_without_mixed_concepts_are_refused(tiny: Tiny) -> None:
             concept_directions(model, TokenDataset(tiny.data, "validation"))
 
 
-def test_inspect_measures_them_beside_the_model(inspection: Path) -> None:
-    statistics = read_metadata(inspection.parent / "cocomix", 32).statistics
-    assert statistics is not None
-    assert statistics.directions is not None
-    assert bool(statistics.directions.any())
+def test_inspect_stores_exactly_these_beside_the_model(tiny: Tiny, inspection: Path) -> None:
+    folder = inspection.parent / "cocomix"
+    model = CoCoMixForCausalLM.from_pretrained(folder).eval()
+    expected = concept_directions(model, TokenDataset(tiny.data, "validation"), 24)  # as many windows as it read
+    for place in (folder, inspection):
+        statistics = read_metadata(place, 32).statistics
+        assert statistics is not None
+        assert torch.equal(statistics.directions, expected)

@@ -19,11 +19,13 @@ from cocomix import (
     TrainConfig,
     inspect,
     load_causal_lm,
+    steer,
     train,
 )
 from cocomix.base import artifacts
 from cocomix.base.kinds import INSPECTION
 from cocomix.cli.main import main
+from cocomix.steering.concept_metadata import DIRECTIONS_NAME, read_metadata
 from cocomix.tools.inspect import command as module
 from cocomix.tools.inspect.cards import read_card, read_cards, read_summary
 from tests.conftest import Tiny
@@ -122,7 +124,7 @@ def test_names_stand_beside_the_weights_and_edits_are_kept(
     assert '"other"' in page.read_text(encoding="utf-8")
     assert CardReader(given.output).columns("name")["name"][4] == "other"
     (own_student / "concept_names.json").write_text('{"4": "same", "5": "same"}')
-    with pytest.raises(CocomixError, match="concept 4 .*concept 5 'same'"):
+    with pytest.raises(CocomixError, match=r"concept 4 .*concept 5 'same'"):
         inspect(given)
 
 
@@ -179,12 +181,21 @@ def test_labels_alone_are_those_of_the_training_text(tiny: Tiny, own_student: Pa
     assert "on text that the model was trained on" in (given.output / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student = tmp_path / "loss-only"
     settings = dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(mixing="none"))
     train(TrainConfig(data=tiny.data, output=student, labels=tiny.concepts, student=settings, num_tokens=1024))
     summary = inspect(config(tiny, student, tmp_path / "out"))
     assert summary["probes"] is None
+    said = capsys.readouterr().err
+    assert all(missing in said for missing in ("effects", "probes", "directions"))
+    for folder in (tmp_path / "out", student):
+        statistics = read_metadata(folder, 32).statistics
+        assert statistics is not None
+        assert statistics.directions is None
+        assert not (folder / DIRECTIONS_NAME).exists()
+    with pytest.raises(CocomixError, match="mixing 'none'"), steer(load_causal_lm(student), {3: 1.0}, mode="toward"):
+        pass
     assert read_card(tmp_path / "out", 0).promoted == ()
     assert "promote no tokens" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
@@ -209,11 +220,11 @@ def test_errors_people_make(tiny: Tiny, student: Path, tmp_path: Path, capsys: p
         config(tiny, student, tmp_path, num_contexts=0)
     other = CoCoMixForCausalLM.from_backbone(load_causal_lm(tiny.teacher), num_concepts=16, num_active_concepts=3)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(CocomixError, match="16 concepts.* 32 latents"):
+    with pytest.raises(CocomixError, match=r"16 concepts.* 32 latents"):
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", labels=None))
-    with pytest.raises(CocomixError, match="16 concepts.* 32"):
+    with pytest.raises(CocomixError, match=r"16 concepts.* 32"):
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", teacher=None, sae=None))
-    with pytest.raises(CocomixError, match="nothing .*concept-inspection"):
+    with pytest.raises(CocomixError, match=r"nothing .*concept-inspection"):
         CardReader(tmp_path / "nothing")
     with pytest.raises(CocomixError, match="cocomix inspect"):
         read_card(tmp_path, 0)
