@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cocomix.training.numbers import parse_count
 
 import cocomix
 from benchmarks.recipes import SIZE, Inputs, evaluation
@@ -32,7 +33,6 @@ from cocomix.base.progress import say
 from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import StudentConfig
-from cocomix.training.numbers import parse_count
 from cocomix.training.recipes import find_recipe
 from cocomix.training.students import build_student
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cocomix.training.numbers import parse_count
 
 import cocomix
 from cocomix import (
@@ -39,7 +40,6 @@ from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
 from cocomix.training.metrics import read_metrics
-from cocomix.training.numbers import parse_count
 from cocomix.training.recipes import VARIANTS, Recipe, find_recipe
 from cocomix.training.sizes import SIZES
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+from cocomix.training.numbers import parse_count
+
 from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.statistics import (
@@ -34,7 +36,6 @@ from benchmarks.evidence.tables import (
 )
 from cocomix.base.formats import format_signed
 from cocomix.tools.compare.intervals import bootstrap_interval
-from cocomix.training.numbers import parse_count
 
 NO_ORDER = "no clear order"
 #: What was aimed at: shares of NTP's tokens and FLOPs that reach its final loss.

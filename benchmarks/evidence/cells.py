@@ -8,12 +8,13 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from cocomix.training.numbers import parse_count
+
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError
-from cocomix.training.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 #: What a command needs to find a corpus and what it is tested on.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cocomix.training.numbers import parse_count
+
 from benchmarks.evidence.cells import Cell, stored_cells
 from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.inputs import TEACHERS
@@ -27,7 +29,6 @@ from benchmarks.evidence.tables import (
 )
 from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from cocomix.base.formats import format_count, format_signed
-from cocomix.training.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 NOT_RUN = "not run yet"

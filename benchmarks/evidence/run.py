@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import transformers
+from cocomix.training.drafts import fields_of
+from cocomix.training.numbers import parse_count
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places, prepare_config
@@ -18,9 +20,7 @@ from benchmarks.evidence.tables import TOKENS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
-from cocomix.training.drafts import fields_of
 from cocomix.training.metrics import read_metrics
-from cocomix.training.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")

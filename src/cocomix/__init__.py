@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from cocomix.labels.distillation_targets import distill_targets as distill_targets
     from cocomix.labels.extraction import ExtractConfig as ExtractConfig
     from cocomix.labels.extraction import extract as extract
+    from cocomix.mixers.base import Mixer as Mixer
+    from cocomix.mixers.config import register_mixer as register_mixer
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.output import CoCoMixOutput as CoCoMixOutput
+    from cocomix.objectives.base import Objective as Objective
     from cocomix.objectives.config import DistillationConfig as DistillationConfig
     from cocomix.objectives.config import HiddenRegressionConfig as HiddenRegressionConfig
+    from cocomix.objectives.config import register_objective as register_objective
     from cocomix.sae.model import SparseAutoencoder as SparseAutoencoder
     from cocomix.sae.model import SparseAutoencoderConfig as SparseAutoencoderConfig
     from cocomix.sae.training import TrainSaeConfig as TrainSaeConfig
@@ -75,6 +79,10 @@ _OWNERS = {
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "labels.attribution",
     "DecoderAdapter": "modeling.backbones",
+    "Mixer": "mixers.base",
+    "Objective": "objectives.base",
+    "register_mixer": "mixers.config",
+    "register_objective": "objectives.config",
     "DemoConfig": "tools.demo.pipeline",
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "labels.extraction",

@@ -33,9 +33,9 @@ def loss(
     for i in range(insert_layer):
         h = block(h, weights, i, num_heads)
 
-    mean, std = h.mean(-1, keepdim=True), h.std(-1, keepdim=True, unbiased=True) + 1e-5
+    mean, std = h.mean(-1, keepdim=True), h.std(-1, keepdim=True, unbiased=True)
     pre_bias = weights["mixer.pre_bias"]
-    x = (h - mean) / std - pre_bias
+    x = (h - mean) / (std + 1e-5) - pre_bias
     labels = concept_labels.clamp(min=0).flatten(0, 1)
     active, losses = concept_head(
         x.flatten(0, 1), weights["mixer.head_weight"], weights["mixer.head_bias"], num_active, labels

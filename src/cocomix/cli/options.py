@@ -51,12 +51,12 @@ def parse(config_class: type[Any], prog: str, description: str, arguments: Seque
         name, from_file = (name, _taken(from_file, "--recipe")[1]) if name else _taken(from_file, "--recipe")
         recipe, default = presets.start(config_class, name)
         default, from_file, words = presets.with_mixer(default, from_file, words)
-        notes.append(_RECIPE_HELP)
+        notes += [_RECIPE_HELP, *presets.registered()]
     text = "\n".join([description, "", *notes]) if notes else description
     words = list(_with_whole_counts([*from_file, *words]))
     config = _parsed(config_class, default, prog, text, words, Path(file or ""), from_file)
-    if recipe is not None and config_class is type(recipe.config()):
-        recipe.check(config)
+    if default is not None:
+        presets.check(recipe, config)
     return config
 
 

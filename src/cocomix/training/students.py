@@ -77,7 +77,8 @@ def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerCon
     mixer = config.student.mixer
     if num_concepts is None or not mixer.has_concepts:
         return mixer
-    return mixer.changed(num_concepts=num_concepts)
+    counted: MixerConfig = mixer.changed(num_concepts=num_concepts)
+    return counted
 
 
 def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> CoCoMixForCausalLM:
