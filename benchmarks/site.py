@@ -23,8 +23,8 @@ import torch
 
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.base.host import tune_process
+from cocomix.base.kinds import INSPECTION
 from cocomix.tools.inspect.cards import (
-    KIND,
     SOURCES,
     SUMMARY_NAME,
     ConceptCard,
@@ -33,8 +33,8 @@ from cocomix.tools.inspect.cards import (
     TokenEffect,
     write_cards,
 )
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
 from cocomix.tools.inspect.site import write_site
+from cocomix.tools.inspect.summary import norm_histogram, usage
 
 NUM_CONCEPTS = 32_768
 NUM_RUNS = 5
@@ -136,7 +136,7 @@ def wait_until(page: Any, condition: str, timeout_seconds: float = 300.0) -> Non
 
 def make_inspection(folder: Path, num_concepts: int, num_contexts: int = 8, text: str = "") -> None:
     """Write an inspection with made-up cards; `text` is in every name, token and context."""
-    with begin(folder, KIND, {"synthetic": num_concepts}) as finished:
+    with begin(folder, INSPECTION, {"synthetic": num_concepts}) as finished:
         if finished:
             return
         write_json(folder / SUMMARY_NAME, _summary(num_concepts))

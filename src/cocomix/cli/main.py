@@ -187,8 +187,8 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
     tune_process()
     from cocomix.cli.options import parse
 
-    module = importlib.import_module(f"cocomix.{command.module}")
     _silence_progress_of_libraries()
+    module = importlib.import_module(f"cocomix.{command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
         config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
@@ -203,12 +203,12 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
 
 
 def _silence_progress_of_libraries() -> None:
-    """Their bars for files that take milliseconds would cut through our own line."""
-    import datasets
-    from transformers.utils import logging
+    """Turn off progress bars of datasets and transformers, which would break up our own line.
 
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    Both read these variables when they are imported, so a command that needs neither does not load them. Users can set them.
+    """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _overview() -> str:

@@ -1,16 +1,16 @@
-"""What is known about a model's concepts, kept beside its weights: their names, and how strongly they are active.
+"""Metadata of a model's concepts, kept beside its weights: their names, and how often and how strongly they are active.
 
-DIR/concept_names.json               {"7": "import statements", ...}: the one file to edit by hand
+DIR/concept_names.json               {"7": "import statements", ...}: the file to edit by hand
 DIR/concept_statistics.json          how often and how strongly each concept is active, measured on text
-DIR/concept_directions.safetensors   in which to shift the mixture so that a concept comes about
+DIR/concept_directions.safetensors   directions that shift the mixture toward each concept
 
-`cocomix inspect` writes them, and never over a name that is there. They are no part of the model, whose manifest and
-fingerprint stay what they were. So names and units work with nothing but the model: `notes_of` finds the folder it came from.
+`cocomix inspect` writes these files and keeps every name that already exists. They are not part of the model: its manifest
+and fingerprint do not change. Steering by name needs only the model, because `metadata_of` finds the folder it was loaded
+from.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import math
@@ -26,40 +26,44 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cocomix.base.artifacts import NOTE_NAMES, write_json
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, write_json
 from cocomix.base.errors import CocomixError, reason_of
 
 # Shapes: C concepts.
 
-NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = NOTE_NAMES
+NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = CONCEPT_METADATA_NAMES
 NUM_NEAREST_NAMES = 3
+
+
+#: Columns of the statistics file, and the field that holds each.
+_COLUMNS = {"share": "activation_rate", "mean": "mean", "std": "std", "largest": "largest", "usual": "mean_abs"}
 
 
 @dataclass(frozen=True)
 class ActivationStatistics:
-    """How concepts are active in the mixture on some text; values are top-k values, raw logits of the concept head."""
+    """How often and how strongly each concept is active on some text; an activation is a raw logit of the concept head."""
 
     num_tokens: int
-    """Tokens that were looked at."""
-    share: Float[Tensor, " C"]
-    """Share of the tokens where each concept is active."""
+    """Tokens measured on."""
+    activation_rate: Float[Tensor, " C"]
+    """Share of the tokens at which each concept is active."""
     mean: Float[Tensor, " C"]
-    """Mean value where it is active; 0 where it never is. Can be negative."""
+    """Mean activation where it is active; 0 if it never is. Can be negative."""
     std: Float[Tensor, " C"]
-    """Standard deviation of the value where it is active."""
+    """Standard deviation of the activation where it is active."""
     largest: Float[Tensor, " C"]
-    """Largest value; 0 where it is never active."""
-    usual: Float[Tensor, " C"]
-    """The unit that strengths are measured in: the mean size |value| where the concept is active, so that it is positive even
-    where values are negative. A concept that was never active takes the median of the others."""
+    """Largest activation; 0 if it is never active."""
+    mean_abs: Float[Tensor, " C"]
+    """Mean |activation| where it is active: the unit `usual` of steering, positive also for concepts whose activations are
+    negative. A concept that is never active takes the median of the others."""
     directions: Float[Tensor, "C D"] | None = None
-    """In which to shift W_compress @ TopK(z) to steer toward each concept (`steering/directions.py`); 0 for a concept
-    that was never among a token's strongest. None: not measured."""
+    """Shift of W_compress @ TopK(z) toward each concept (`steering/directions.py`); 0 for a concept that was never among the
+    strongest of a token. None: not measured, or the model does not mix its concepts in."""
 
 
 @dataclass(frozen=True)
-class ConceptNotes:
-    """Names and statistics of a model's concepts, as far as there are any."""
+class ConceptMetadata:
+    """Names and statistics of a model's concepts, as far as they are known."""
 
     num_concepts: int
     names: Mapping[int, str] = field(default_factory=dict)
@@ -67,24 +71,24 @@ class ConceptNotes:
     statistics: ActivationStatistics | None = None
 
     def title(self, concept: int) -> str:
-        """A concept for people: `1234 (import statements)`, or `1234` without a name."""
+        """A concept as shown to people: `1234 (import statements)`, or `1234` if it has no name."""
         return f"{concept} ({self.names[concept]})" if concept in self.names else str(concept)
 
     def resolve(self, concept: Any) -> int:
-        """The concept that an index, its digits, or a name means; upper and lower case count only where they must.
+        """The concept with an index (a number or its digits) or a name; case matters only if names differ in nothing else.
 
         Raises:
-            CocomixError: there is no such concept or name (the nearest names are offered), or a name fits several.
+            CocomixError: there is no such concept or name (the error suggests the nearest names), or a name fits several.
         """
         if isinstance(concept, str):
             exact = [key for key, name in self.names.items() if name == concept]
             folded = [key for key, name in self.names.items() if name.casefold() == concept.casefold().strip()]
-            found = exact or folded
-            if len(found) > 1:
-                titles = " and ".join(self.title(key) for key in found)
+            matches = exact or folded
+            if len(matches) > 1:
+                titles = " and ".join(self.title(key) for key in matches)
                 raise CocomixError(f"the concept name {concept!r} fits {titles}; give the index")
-            if found:
-                return found[0]
+            if matches:
+                return matches[0]
             if not _is_whole_number(concept):
                 raise CocomixError(f"no concept is called {concept!r}; {self._advice(concept)}")
             concept = int(concept)
@@ -96,7 +100,7 @@ class ConceptNotes:
 
     def _advice(self, name: str) -> str:
         if not self.names:
-            return f"this model's concepts have no names yet (`cocomix inspect` makes them); {self._range()}"
+            return f"this model's concepts have no names yet (`cocomix inspect` writes them); {self._range()}"
         by_folded = {known.casefold(): known for known in self.names.values()}
         nearest = difflib.get_close_matches(name.casefold(), by_folded, NUM_NEAREST_NAMES, cutoff=0.3)
         if not nearest:
@@ -107,41 +111,41 @@ class ConceptNotes:
         return f"the model has concepts 0 to {self.num_concepts - 1}"
 
 
-def notes_of(model: nn.Module) -> ConceptNotes:
-    """The notes in the folder that a model was loaded from; empty ones where there is none, or nothing in it.
+def metadata_of(model: nn.Module) -> ConceptMetadata:
+    """The metadata in the folder that a model was loaded from; empty if the folder has none.
 
-    Files are read when they are first needed, and again when they have changed.
+    Looks at the files on every call, and reads those that changed since the last one.
 
     Args:
         model: one with concepts.
 
     Raises:
-        CocomixError: a file is damaged; see `read_notes`.
+        CocomixError: a file is damaged; see `read_metadata`.
     """
     config: Any = model.config
     source = getattr(config, "_name_or_path", "")
-    return read_notes(Path(source), config.num_concepts) if source else ConceptNotes(config.num_concepts)
+    return read_metadata(Path(source), config.num_concepts) if source else ConceptMetadata(config.num_concepts)
 
 
-def read_notes(folder: Path, num_concepts: int) -> ConceptNotes:
-    """The notes of a model's folder.
+def read_metadata(folder: Path, num_concepts: int) -> ConceptMetadata:
+    """The metadata in a model's folder.
 
     Args:
-        folder: of the model; need not be there.
+        folder: of the model; need not exist.
         num_concepts: C of the model.
 
     Raises:
-        CocomixError: a file is no JSON of the expected form, two concepts have one name, or a concept does not exist.
+        CocomixError: a file is not JSON of the expected form, two concepts have the same name, or a concept does not exist.
     """
     folder = folder.absolute()
-    return _read_notes(folder, num_concepts, tuple(_stamp(folder / name) for name in NOTE_NAMES))
+    return _read_metadata(folder, num_concepts, tuple(_stamp(folder / name) for name in CONCEPT_METADATA_NAMES))
 
 
 def write_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> None:
-    """Write the names of a model's concepts in place of those that are there.
+    """Write the names of a model's concepts, replacing the old file.
 
     Raises:
-        CocomixError: a name is empty, a number, of several lines, or taken twice, or a concept does not exist.
+        CocomixError: a name is empty, a number, longer than a line, or used twice, or a concept does not exist.
     """
     path = folder / NAMES_NAME
     _checked_names(path, names.items(), num_concepts)
@@ -149,36 +153,35 @@ def write_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> No
 
 
 def add_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> dict[int, str]:
-    """Name the concepts that have no name yet; a name that is taken gets the concept's index behind it.
+    """Name the concepts that have no name yet; a name that is already used gets the concept's index after it.
 
     Returns:
-        all names, those that were there first.
+        all names, old and new.
     """
-    merged = dict(read_notes(folder, num_concepts).names)
-    taken = set(merged.values())
+    merged = dict(read_metadata(folder, num_concepts).names)
+    used = set(merged.values())
     for concept, name in names.items():
         if concept not in merged:
-            merged[concept] = name if name not in taken else f"{name} ({concept})"
-            taken.add(merged[concept])
+            merged[concept] = name if name not in used else f"{name} ({concept})"
+            used.add(merged[concept])
     write_names(folder, merged, num_concepts)
     return merged
 
 
 def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
-    """Write the statistics of a model's concepts in place of those that are there."""
-    columns = {name: getattr(statistics, name).tolist() for name in _column_names()}
+    """Write the statistics of a model's concepts, replacing the old files; without directions their file is removed."""
     path = folder / DIRECTIONS_NAME
     if statistics.directions is None:
         path.unlink(missing_ok=True)
     else:
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({"directions": statistics.directions.contiguous()}, partial)
-        partial.replace(path)
+        with atomic(path) as partial:
+            save_file({"directions": statistics.directions.contiguous()}, partial)
+    columns = {column: getattr(statistics, name).tolist() for column, name in _COLUMNS.items()}
     write_json(folder / STATISTICS_NAME, {"num_tokens": statistics.num_tokens, **columns})
 
 
 @lru_cache(maxsize=4)
-def _read_notes(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptNotes:
+def _read_metadata(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptMetadata:
     has_names, has_statistics, has_directions = (stamp is not None for stamp in stamps)
     path, names, statistics = folder / NAMES_NAME, {}, None
     if has_names:
@@ -186,11 +189,11 @@ def _read_notes(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> 
     if has_statistics:
         directions = _read_directions(folder / DIRECTIONS_NAME, num_concepts) if has_directions else None
         statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, directions)
-    return ConceptNotes(num_concepts, names, statistics)
+    return ConceptMetadata(num_concepts, names, statistics)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes with a file's content; None: there is none."""
+    """A value that changes when the file does; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -199,15 +202,15 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _pairs(path: Path) -> list[tuple[Any, Any]]:
-    """Keys and values of a JSON object, repeated keys and all."""
+    """Keys and values of a JSON object, repeated keys included."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
     except (ValueError, OSError) as error:
-        raise CocomixError(f"{path} is no JSON file ({reason_of(error)}); mend it or delete it") from error
-    # An empty array looks like an empty object here, and means as much.
-    if not isinstance(found, list) or not all(isinstance(pair, tuple) for pair in found):
-        raise CocomixError(f"{path} holds no JSON object; mend it or delete it")
-    return found
+        raise CocomixError(f"{path} is not a JSON file ({reason_of(error)}); correct it or delete it") from error
+    # An empty array and an empty object look the same here, and mean the same.
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise CocomixError(f"{path} does not hold a JSON object; correct it or delete it")
+    return pairs
 
 
 def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
@@ -218,7 +221,7 @@ def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
             raise CocomixError(f"{path} names concept {key!r}; the model has concepts 0 to {num_concepts - 1}")
         concept = int(key)
         if not isinstance(name, str) or not name.strip() or not name.isprintable() or _is_whole_number(name):
-            raise CocomixError(f"{path} calls concept {concept} {name!r}; a name is one line of text, and no number")
+            raise CocomixError(f"{path} calls concept {concept} {name!r}; a name is one line of text and not a number")
         if concept in names:
             raise CocomixError(f"{path} names concept {concept} twice: {names[concept]!r} and {name!r}")
         if name in owners:
@@ -229,38 +232,33 @@ def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
 
 def _read_directions(path: Path, num_concepts: int) -> Tensor:
     try:
-        found: Tensor = load_file(path)["directions"]
+        directions: Tensor = load_file(path)["directions"]
     except (SafetensorError, KeyError, OSError) as error:
         raise CocomixError(
             f"{path} is damaged ({reason_of(error)}); delete it and run `cocomix inspect` again"
         ) from error
-    if found.ndim != 2 or len(found) != num_concepts or not bool(found.isfinite().all()):
+    if directions.ndim != 2 or len(directions) != num_concepts or not bool(directions.isfinite().all()):
         raise CocomixError(
             f"{path} does not hold the directions of {num_concepts} concepts; delete it and run `cocomix inspect` again"
         )
-    return found
+    return directions
 
 
 def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -> ActivationStatistics:
-    found = dict(_pairs(path))
+    values = dict(_pairs(path))
     damaged = f"{path} does not hold the statistics of {num_concepts} concepts"
     advice = "delete it and run `cocomix inspect` again"
-    if found.keys() != {"num_tokens", *_column_names()} or not isinstance(found["num_tokens"], int):
+    if values.keys() != {"num_tokens", *_COLUMNS} or not isinstance(values["num_tokens"], int):
         raise CocomixError(f"{damaged}; {advice}")
-    for name in _column_names():
-        column = found[name]
+    for name in _COLUMNS:
+        column = values[name]
         is_column = isinstance(column, list) and len(column) == num_concepts
         if not is_column or not all(isinstance(value, int | float) and math.isfinite(value) for value in column):
-            raise CocomixError(f"{damaged}: {name} is no list of {num_concepts} numbers; {advice}")
-    columns = {name: torch.tensor(found[name], dtype=torch.float32) for name in _column_names()}
-    if not bool((columns["usual"] > 0).all()):
+            raise CocomixError(f"{damaged}: {name} is not a list of {num_concepts} numbers; {advice}")
+    columns = {name: torch.tensor(values[column], dtype=torch.float32) for column, name in _COLUMNS.items()}
+    if not bool((columns["mean_abs"] > 0).all()):
         raise CocomixError(f"{damaged}: a usual activation is not positive; {advice}")
-    return ActivationStatistics(found["num_tokens"], **columns, directions=directions)
-
-
-def _column_names() -> list[str]:
-    others = ("num_tokens", "directions")
-    return [column.name for column in dataclasses.fields(ActivationStatistics) if column.name not in others]
+    return ActivationStatistics(values["num_tokens"], **columns, directions=directions)
 
 
 def _is_whole_number(text: str) -> bool:

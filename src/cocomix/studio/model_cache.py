@@ -1,4 +1,4 @@
-"""Models and inspections that all browsers share, each loaded once, when it is first asked for."""
+"""Models and inspections, shared by all browsers; each is loaded once, at its first use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cocomix.studio.runs import Runs
 from cocomix.tools.inspect.cards import CardReader
 
 
-class Shelf:
-    """What was found on the command line.
+class ModelCache:
+    """Models by name, with their cards.
 
     Args:
-        runs: of `find_runs`.
+        runs: from `find_runs`.
     """
 
     def __init__(self, runs: Runs) -> None:
@@ -26,18 +26,16 @@ class Shelf:
         self._inspections: list[CardReader] | None = None
 
     def model(self, name: str) -> StudioModel:
-        """A model by its name; the first for an empty name. Blocks while it is loaded, whoever asked first.
+        """A model by its name; an empty name is the first model. Blocks until the model is loaded, by this thread or another.
 
         Raises:
             CocomixError: there is no such model, or it can't be loaded.
         """
         names = [run.name for run in self.runs.models]
         if not names:
-            raise CocomixError("none of the runs has concepts to steer; the loss curves are all there is to see")
+            raise CocomixError("none of the runs has concepts to steer; the page shows the loss curves only")
         if name and name not in names:
-            raise CocomixError(
-                f"no model is called {name!r}; there {'is' if len(names) == 1 else 'are'} {', '.join(names)}"
-            )
+            raise CocomixError(f"no model is called {name!r}; choose one of {', '.join(names)}")
         run = self.runs.models[names.index(name) if name else 0]
         with self._lock:
             is_first = run.name not in self._models
@@ -47,7 +45,7 @@ class Shelf:
                 future.set_result(StudioModel(run, self._cards()))
             except BaseException as error:
                 with self._lock:
-                    del self._models[run.name]  # the next one to ask tries again
+                    del self._models[run.name]  # the next request tries again
                 future.set_exception(error)
         return future.result()
 
@@ -58,6 +56,6 @@ class Shelf:
                 for folder in self.runs.inspections:
                     try:
                         self._inspections.append(CardReader(folder))
-                    except CocomixError as error:  # the models can be steered without it
-                        say(f"{error}; going on without its cards")
+                    except CocomixError as error:  # steering works without cards
+                        say(f"{error}; continuing without its cards")
             return self._inspections

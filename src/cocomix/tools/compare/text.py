@@ -1,4 +1,4 @@
-"""What the terminal's table and the page say, in the same words: headings and cells of their tables, and sentences."""
+"""The tables and sentences of a comparison, shared by the terminal and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import rich.table
+from rich import box
+from rich.text import Text
+
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
+from cocomix.base.tables import text_of
 from cocomix.tools.compare.comparison import mean_of
 from cocomix.tools.compare.curves import CURVE_AXES
 
@@ -21,7 +26,7 @@ AXIS_NAMES = {"train_tokens": "tokens", "train_flops": "FLOPs", "train_seconds":
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words under headings."""
+    """Cells of text under headings."""
 
     title: str
     headings: tuple[str, ...]
@@ -29,17 +34,30 @@ class Table:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """The tables of a comparison, those that have something to say."""
-    found = [_runs(result), _differences(result), *_reaching(result), _seeds(result)]
-    return [table for table in found if table.rows]
+    """The tables of a comparison that have rows."""
+    candidates = [_runs(result), _differences(result), *_reaching(result), _seeds(result)]
+    return [table for table in candidates if table.rows]
+
+
+def comparison_text(result: Mapping[str, Any], width: int | None = None) -> str:
+    """All tables and notes as text for a terminal.
+
+    Args:
+        result: as `compare_groups` returns it.
+        width: columns; None: as wide as the terminal.
+    """
+    parts: list[Any] = []
+    for table in tables(result):
+        parts += [Text(f"\n{table.title}"), _drawn(table)]
+    return text_of(*parts, Text(headline(result)), *map(Text, result["notes"]), width=width)
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The lowest loss, and how far below the baseline it is."""
+    """The lowest loss and its difference from the baseline."""
     losses = {name: facts["validation_loss"]["mean"] for name, facts in result["groups"].items()}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     best = min(known, key=known.__getitem__)
-    text = f"The lowest validation loss is that of {best}, {known[best]:.3f} nats a token"
+    text = f"The lowest validation loss is that of {best}, {known[best]:.3f} nats per token"
     difference = result["groups"][best].get("difference", {"mean": None})
     if difference["mean"] is None:
         return f"{text}."
@@ -78,7 +96,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
 
 
 def _reaching(result: Mapping[str, Any]) -> list[Table]:
-    """Each against each, where there are more than two; else the table above says it, but for the way back."""
+    """Every group against every other, in both directions."""
     groups = result["groups"]
     return [
         Table(
@@ -92,7 +110,7 @@ def _reaching(result: Mapping[str, Any]) -> list[Table]:
 
 
 def _seeds(result: Mapping[str, Any]) -> Table:
-    """The pairs behind the intervals."""
+    """The pairs from which the intervals are computed."""
     rows = []
     for name, facts in result["groups"].items():
         pairs = facts["difference"]["pairs"] if "difference" in facts else {}
@@ -104,7 +122,7 @@ def _seeds(result: Mapping[str, Any]) -> Table:
 
 
 def _progress(facts: Mapping[str, Any]) -> str:
-    """Tokens trained on, of how many where there are more to come."""
+    """Tokens trained on; of an unfinished run also the planned number."""
     tokens, planned = mean_of(facts["runs"], "train_tokens"), mean_of(facts["runs"], "planned_tokens")
     assert tokens is not None
     assert planned is not None
@@ -121,7 +139,7 @@ def _mean_text(value: Mapping[str, float | None]) -> str:
 
 
 def _difference_text(difference: Mapping[str, Any]) -> str:
-    """Mean difference, with its interval where there are seeds."""
+    """Mean difference, with its interval if there is one."""
     if difference["mean"] is None:
         return NOTHING
     text = format_signed(difference["mean"])
@@ -136,7 +154,7 @@ def _reached_texts(facts: Mapping[str, Any], other: str) -> tuple[str, ...]:
 
 
 def _cell(facts: Mapping[str, Any], other: str, axis: str) -> str:
-    """What was needed, as a share of the other's whole run, or that it never got there."""
+    """The amount needed, also as a share of the other's whole run; or "never"."""
     if other not in facts["to_reach"]:
         return ""
     reached = facts["to_reach"][other][axis]
@@ -149,3 +167,12 @@ def _cell(facts: Mapping[str, Any], other: str, axis: str) -> str:
 
 def _or_nothing(value: float | None, format_value: Callable[[float | int], str]) -> str:
     return NOTHING if value is None else format_value(value)
+
+
+def _drawn(table: Table) -> rich.table.Table:
+    drawn = rich.table.Table(box=box.SIMPLE_HEAD)
+    for number, heading in enumerate(table.headings):
+        drawn.add_column(Text(heading), justify="left" if number == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row))  # `Text` because names of runs may look like markup
+    return drawn

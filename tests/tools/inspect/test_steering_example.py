@@ -9,7 +9,7 @@ import torch
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset
 from cocomix.labels.live import load_extractor
 from cocomix.steering.directions import concept_directions
-from cocomix.tools.steer_eval.most_steerable import STRENGTH, most_steerable
+from cocomix.tools.demo.steering_example import STRENGTH, most_steerable
 from tests.conftest import Tiny
 
 
