@@ -25,9 +25,9 @@ KIND = "concept-dataset"
 
 
 class ConceptDataset(Sidecar):
-    """Concept labels of a token dataset, from the folder that `extract` made.
+    """Concept labels of the first `num_windows` training windows of a token dataset, from the folder that `extract` made.
 
-    `inputs` are what a training run on these labels depends on.
+    Arguments and errors are those of `Sidecar`. `inputs` are what a training run on these labels depends on.
     """
 
     kind, content, remedy = KIND, "labels", "extract labels"

@@ -120,7 +120,9 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset exists already")
-            shutil.rmtree(config.output / WORK_FOLDER, ignore_errors=True)  # the former process may have ended before it
+            shutil.rmtree(
+                config.output / WORK_FOLDER, ignore_errors=True
+            )  # the former process may have ended before it
             return finished
         work = _work_folder(config.output, settings)
         try:

@@ -52,5 +52,5 @@ class Sidecar:
         self._table = WindowTable(path, manifest.facts["num_shards"])
 
     def training_flops(self, num_tokens: int, num_windows: int) -> float:
-        """FLOPs of making the rows for a run of `num_tokens` on `num_windows`: each window counts once, however often seen."""
+        """FLOPs that made the rows of a run of `num_tokens` on `num_windows`; a window seen again costs nothing more."""
         return min(num_tokens, num_windows * self._context_length) * self.flops_per_token

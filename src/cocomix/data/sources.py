@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.io.generator import GeneratorDatasetInputStream
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
@@ -96,17 +97,21 @@ class Files(Source):
         self.files, self.text_field, self.name = files, text_field, name
 
     def rows(self, *, stream: bool, folder: Path) -> Rows:
+        if not stream and not folder.exists():
+            say(f"copying the text of {self} to {folder}")
         # In the order of their content, so that names play no part.
         files = [str(file) for _, file in sorted(zip(self._hashes, self.files, strict=True))]
-        arguments: dict[str, Any] = {"gen_kwargs": {"files": files, "text_field": self.text_field}}
-        if stream:
-            return datasets.IterableDataset.from_generator(_rows_of_files, **arguments)
-        say(f"copying the text of {self} to {folder}")
-        features = datasets.Features({self.column: datasets.Value("large_string")})
+        # What `from_generator` of both classes is; that of streams has no `cache_dir`, and leaves a lock in the user's.
+        generated = GeneratorDatasetInputStream(
+            _rows_of_files,
+            features=datasets.Features({self.column: datasets.Value("large_string")}),
+            gen_kwargs={"files": files, "text_field": self.text_field},
+            cache_dir=str(folder),
+            streaming=stream,
+            writer_batch_size=ROWS_PER_READ,
+        )
         try:
-            return datasets.Dataset.from_generator(
-                _rows_of_files, features, str(folder), writer_batch_size=ROWS_PER_READ, **arguments
-            )
+            return generated.read()
         except datasets.exceptions.DatasetGenerationError as error:
             raise error.__cause__ or error from None
 

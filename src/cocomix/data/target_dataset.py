@@ -40,7 +40,10 @@ class SampledTargets:
 
 
 class TargetDataset(Sidecar):
-    """Draws for the windows of a token dataset, from the folder that `distill-targets` made."""
+    """Draws for the first `num_windows` training windows of a token dataset, from the folder that `distill-targets` made.
+
+    Arguments and errors are those of `Sidecar`.
+    """
 
     kind, content, remedy = KIND, "distillation targets", "draw targets"
 
