@@ -120,9 +120,8 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset exists already")
-            shutil.rmtree(
-                config.output / WORK_FOLDER, ignore_errors=True
-            )  # the former process may have ended before it
+            # The process that finished it may have ended before it could clean up.
+            shutil.rmtree(config.output / WORK_FOLDER, ignore_errors=True)
             return finished
         work = _work_folder(config.output, settings)
         try:
