@@ -31,7 +31,7 @@ CHARS_PER_BATCH = 2**20
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns texts into token ids; it is sent to workers before its first use."""
+    """Turns texts into token ids. A worker process gets one that was not called yet."""
 
     tokenizer_json: str
     """The whole tokenizer."""
@@ -90,7 +90,7 @@ def encode_in_order(
     """Encode batches of texts; the result does not depend on the number of workers.
 
     Args:
-        encoder: not used before.
+        encoder: not called yet.
         batches: read only as far ahead as the workers need.
         num_workers: processes; 1: this one, with the threads of `tokenizers`.
     """
