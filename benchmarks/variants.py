@@ -22,7 +22,7 @@ from typing import Any, Literal
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, StudentConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.host import tune_process
-from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.tools.demo.sizes import DemoSize, demo_size
 from cocomix.training.metrics import read_metrics
 

@@ -16,12 +16,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.data.shards import write_shard
 from cocomix.data.sidecar import Sidecar
 from cocomix.data.token_dataset import TokenDataset
-
-KIND = "concept-dataset"
 
 
 class ConceptDataset(Sidecar):
@@ -30,7 +29,7 @@ class ConceptDataset(Sidecar):
     Arguments and errors are those of `Sidecar`. `inputs` are what a training run on these labels depends on.
     """
 
-    kind, content, remedy = KIND, "labels", "extract labels"
+    kind, content, remedy = CONCEPT_DATASET, "labels", "extract labels"
 
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
         super().__init__(path, tokens)

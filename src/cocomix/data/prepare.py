@@ -28,12 +28,13 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.document_pile import DocumentPile
 from cocomix.data.documents import cut_if_few, digest_of, head_of, is_held_out
 from cocomix.data.sources import Files, HubDataset, Source
 from cocomix.data.text_files import files_of, standard_library_files
-from cocomix.data.token_dataset import KIND, TOKENIZER_FOLDER, Split
+from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
     encoder_of,
@@ -117,7 +118,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     validation_source = None if config.validation_text is None else _files(config.validation_text, config)
     tokenizer = _given_tokenizer(config.tokenizer)
     settings = _settings_of(config, source, validation_source, tokenizer)
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, TOKEN_DATASET, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset exists already")
             # The process that finished it may have ended before it could clean up.

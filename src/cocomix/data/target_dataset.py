@@ -16,13 +16,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from cocomix.base.kinds import DISTILLATION_TARGETS
 from cocomix.data.shards import write_shard
 from cocomix.data.sidecar import Sidecar
 from cocomix.data.token_dataset import TokenDataset
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws a position.
-
-KIND = "target-dataset"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class TargetDataset(Sidecar):
     Arguments and errors are those of `Sidecar`.
     """
 
-    kind, content, remedy = KIND, "distillation targets", "draw targets"
+    kind, content, remedy = DISTILLATION_TARGETS, "distillation targets", "draw targets"
 
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
         super().__init__(path, tokens)

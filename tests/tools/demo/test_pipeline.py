@@ -13,9 +13,10 @@ import pytest
 
 from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
+from cocomix.mixers.config import PauseConfig
 from cocomix.tools.demo import pipeline
 from cocomix.tools.demo.sizes import StudentRun, default, demo_size, large, smoke
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, STUDENT, Tiny
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 
@@ -24,9 +25,9 @@ TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     students = {
         "ntp": StudentRun("NTP", STUDENT),
-        "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig()),
-        "paper": StudentRun("Paper", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig("attribution")),
-        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer="pause")),
+        "cocomix": StudentRun("CoCoMix", CONCEPT, AttributionConfig()),
+        "paper": StudentRun("Paper", CONCEPT, AttributionConfig("attribution")),
+        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer=PauseConfig())),
         "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
     }
     size = dataclasses.replace(
@@ -89,20 +90,34 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
         run_demo(config(tiny, undisturbed, seed=1))
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "prepare",
-        "train",
-        "train_sae",
-        "extract",
-        "evaluate",
-        "inspect",
-        "steering_example",
-        "summarize",
-        "write_report",
-    ],
-)
+#: The first stage, one in the middle and the last run always; each has tests of its own.
+STAGES = {
+    "prepare": True,
+    "train": False,
+    "train_sae": False,
+    "extract": True,
+    "evaluate": False,
+    "inspect": False,
+    "steering_example": False,
+    "summarize": False,
+    "write_report": True,
+}
+FOLDERS = {
+    "data": True,
+    "teacher": False,
+    "ntp": False,
+    "concepts": True,
+    "evaluation/ntp": False,
+    "inspection": False,
+    "report.html": True,
+}
+
+
+def some_slow(cases: dict[str, bool]) -> list[Any]:
+    return [pytest.param(case, marks=() if always else pytest.mark.slow) for case, always in cases.items()]
+
+
+@pytest.mark.parametrize("stage", some_slow(STAGES))
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -138,7 +153,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     artifacts.read(undisturbed / "teacher", "training-run")
 
 
-@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "inspection", "report.html"])
+@pytest.mark.parametrize("stage", some_slow(FOLDERS))
 def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
     if not (undisturbed / "summary.json").exists():
         run_demo(config(tiny, undisturbed))

@@ -1,0 +1,96 @@
+"""`train`: what a training run depends on, and whether its folder is new, unfinished, finished or another's."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from cocomix.base import artifacts
+from cocomix.base.checkpoints import Checkpoints
+from cocomix.base.devices import this_device
+from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import TRAINING_RUN
+from cocomix.base.progress import say
+from cocomix.base.ranks import Ranks, joined_ranks
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.modeling.loading import local_model
+from cocomix.training.batches import Batches
+from cocomix.training.config import TrainConfig, flat
+from cocomix.training.trackers import require_trackers
+from cocomix.training.trainer import Trainer
+
+
+def train(config: TrainConfig) -> artifacts.Manifest:
+    """Train a model, continue an interrupted run, or recognise a finished one; alone or under `torchrun`.
+
+    The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder where the mixer is `none`),
+    its tokenizer, and `metrics.jsonl`.
+
+    Raises:
+        CocomixError: an input or a setting is wrong, the folder is another run's, or the loss is not finite.
+        Stopped: Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    require_trackers(config.trackers)
+    device = this_device(config.parallel.device)
+    with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
+        _check_shares(config, ranks)
+        options = flat(config)
+        if config.teacher is not None:
+            config = dataclasses.replace(config, teacher=local_model(config.teacher))
+            if config.teacher is not None and not config.teacher.exists():
+                raise CocomixError(f"teacher {config.teacher} does not exist; give a folder, a GGUF file or a Hub name")
+        data = TokenDataset(config.data, "train")
+        opened = [objective.open(config, data) for objective in config.objectives]
+        batches = Batches(data, [part for part in opened if part is not None])
+        settings = _settings_of(config, batches)
+        begun = artifacts.begin(config.output, TRAINING_RUN, settings, overwrite=config.overwrite, config=options)
+        finished = ranks.from_first(lambda: stack.enter_context(begun))
+        if finished:
+            if ranks.is_first:
+                say(f"{config.output}: the training run is finished already")
+                Checkpoints(config.output).clear()  # in case the former process ended right before it
+            return finished
+        return Trainer(config, batches, settings, ranks, device).finish()
+
+
+def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse a batch that the ranks can't share equally."""
+    wanted = ranks.size * (config.micro_batch_size or 1)
+    if config.batch_size % wanted:
+        sizes = f"{ranks.size} processes"
+        if config.micro_batch_size is not None:
+            sizes += f" of micro_batch_size {config.micro_batch_size}"
+        raise CocomixError(
+            f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {wanted}"
+        )
+
+
+#: What the result does not depend on, and what `inputs` says by fingerprints.
+_LEFT_OUT = (
+    *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
+    *("data", "labels", "teacher", "sae", "layer", "attribution"),
+)
+
+
+def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
+    """What determines the result: options without paths, and the fingerprints of the inputs."""
+    settings = {name: value for name, value in flat(config).items() if name not in _LEFT_OUT}
+    student, mixer = config.student, config.student.mixer
+    plain = {each.name: getattr(student, each.name) for each in dataclasses.fields(student) if each.name != "mixer"}
+    settings["student"] = plain | mixer.settings()
+    for objective in config.objectives:
+        settings.pop(objective.name, None)
+        settings |= objective.settings(config)
+    settings["precision"] = config.parallel.precision
+    settings["num_windows"] = config.num_windows or batches.num_windows
+    if settings["num_windows"] > batches.num_windows:
+        raise CocomixError(
+            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows "
+            + ("are labelled" if batches.more else "exist")
+        )
+    settings["inputs"] = {
+        "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
+        **batches.inputs,
+    }
+    return settings

@@ -1,0 +1,316 @@
+"""The training loop: one run from its first step, or its newest checkpoint, to the finished folder.
+
+Read `Trainer.finish` first, then `_train_step`.
+
+Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments, the step and
+what the metrics count. Validation happens at fixed steps; between two log lines nothing is read back from the device. All
+ranks run the same lines; what differs between them is which windows of a step they read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cocomix.base import artifacts
+from cocomix.base.checkpoints import Checkpoints, restore_state, state_of, write_state
+from cocomix.base.devices import spec_of
+from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import METRICS_NAME
+from cocomix.base.progress import ProgressLine, say
+from cocomix.base.ranks import Ranks
+from cocomix.base.stopping import Stopped, StopRequest
+from cocomix.data.order import windows_of_step
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.evaluation.loss import validation_loss
+from cocomix.modeling.flops import training_flops_per_token
+from cocomix.modeling.losses import combined_loss
+from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.objectives.base import CONCEPT_LABELS, Batch
+from cocomix.training.batches import Batches
+from cocomix.training.config import TrainConfig
+from cocomix.training.engine import Engine
+from cocomix.training.metrics import MetricsFile
+from cocomix.training.nonfinite import StepValues, StepWatch
+from cocomix.training.optimizer import adamw, learning_rate
+from cocomix.training.students import build_objectives, build_student, trained_mixer
+from cocomix.training.trackers import Trackers
+from cocomix.training.trainable import TrainableModule, gradient_norms
+
+LOG_EVERY_STEPS = 10
+#: Where the state before a step that was not finite is kept.
+NON_FINITE_FOLDER = "non_finite"
+
+
+class Trainer:
+    """The state of one run, from where its newest checkpoint left it.
+
+    Args:
+        config: of the run.
+        batches: what it reads.
+        settings: what determines its result, `num_windows` among them.
+        ranks: who run it together; the first one speaks and writes.
+        device: this rank's.
+    """
+
+    def __init__(
+        self, config: TrainConfig, batches: Batches, settings: Mapping[str, Any], ranks: Ranks, device: torch.device
+    ) -> None:
+        self.config, self.batches, self.data = config, batches, batches.data
+        self.settings, self.num_windows = settings, int(settings["num_windows"])
+        self.ranks, self.device = ranks, device
+        self.validation = TokenDataset(config.data, "validation")
+        data = batches.data
+        model = self._build()
+        for part in batches.more.values():
+            part.to(device)
+        self.objectives = build_objectives(config, batches)
+        self.tokens_per_step = config.batch_size * data.context_length
+        self.num_steps = -(-config.num_tokens // self.tokens_per_step)
+        self.flops_per_token = training_flops_per_token(model, data.context_length)
+        self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
+        self.student = TrainableModule(model, self.objectives).train()
+        self.engine = Engine(self.student, config.parallel, ranks, device)
+        self.optimizer = adamw(self.student, config.optimizer)
+        self.watch = StepWatch(device)
+        self.mixer_metrics = model.mixer.metrics(
+            config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
+        )
+        self.checkpoints = Checkpoints(config.output, config.keep, ranks)
+        self.step, self.seconds = 0, 0.0
+        self.metrics: MetricsFile | None = None
+        self.trackers: Trackers | None = None
+        num_metric_bytes = self._resume()
+        ranks.from_first(lambda: self._open_records(num_metric_bytes))
+        self.logged_at = self.step, self.seconds
+
+    def finish(self) -> artifacts.Manifest:
+        """Run to the end and write the folder's content."""
+        config = self.config
+        evaluate_at = {round(self.num_steps * (i + 1) / config.num_evaluations) for i in range(config.num_evaluations)}
+        progress = ProgressLine(
+            f"training {config.output.name}",
+            self.num_steps * self.tokens_per_step,
+            completed=self.step * self.tokens_per_step,
+            shown=self.ranks.is_first,
+        )
+        with progress, self._closing_trackers(), StopRequest(insists=self.ranks.size == 1) as request:
+            self.timed_from = time.perf_counter()
+            while self.step < self.num_steps:
+                self._train_step()
+                self._log(progress)
+                if self.step in evaluate_at:
+                    self._evaluate()
+                signal_number = self.ranks.largest(request.signal_number)
+                is_due = self.step % config.checkpoint_every_steps == 0 or signal_number
+                if is_due and self.step < self.num_steps:
+                    self._checkpoint()
+                    if signal_number:
+                        raise Stopped(
+                            signal_number,
+                            f"{config.output} stopped after step {self.step:,} of {self.num_steps:,}, and saved; the same "
+                            "command continues from there",
+                        )
+        return self._write()
+
+    def _train_step(self) -> None:
+        """One optimizer step."""
+        config = self.config
+        batches = [self._batch(windows) for windows in self._micro_batches()]
+        # Counted before the first backward: one division a term, by the count of the whole step on all ranks.
+        targets = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
+        counts = self.ranks.sum(torch.stack(targets)).clamp(min=1)
+        means = torch.zeros(len(self.objectives), device=self.device)
+        for number, batch in enumerate(batches, start=1):
+            with self.engine.micro_batch(is_last=number == len(batches)):
+                sums = self.engine.forward(batch)
+                self.mixer_metrics.add(sums)
+                weights = [o.config.weight_at(self.step, self.num_steps) for o in self.objectives]
+                totals = [sums[o.name] for o in self.objectives]
+                loss, parts = combined_loss(zip(weights, totals, counts, strict=True))
+                means += torch.stack(parts).detach()
+                self.engine.backward(loss)
+        values = {o.name: mean for o, mean in zip(self.objectives, self.ranks.sum(means), strict=True)}
+        values |= gradient_norms(self.student)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optimizer.max_gradient_norm)
+        values["gradient_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.watch.add(self.step, values)
+        self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]
+        rate = learning_rate(config.optimizer, self.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _windows(self, step: int) -> np.ndarray:
+        return windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
+
+    def _micro_batches(self) -> list[np.ndarray]:
+        """Windows of each of this rank's passes in this step: the ranks read equal parts, one after another."""
+        mine = np.split(self._windows(self.step), self.ranks.size)[self.ranks.rank]
+        return np.split(mine, len(mine) // (self.config.micro_batch_size or len(mine)))
+
+    def _batch(self, windows: np.ndarray) -> Batch:
+        return self.batches.at(windows).to(self.device)
+
+    def _log(self, progress: ProgressLine) -> None:
+        if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:
+            progress.advance(self.tokens_per_step)
+            return
+        values = self._read_values()[-1].values
+        self.mixer_metrics.merge(self.ranks.size)
+        counted = self.mixer_metrics.line(self.step * self.tokens_per_step)
+        values |= {name: float(value) for name, value in counted.items()}
+        speed, shown = self._speed()
+        losses = {name: value for name, value in values.items() if name.endswith("loss")}
+        progress.advance(self.tokens_per_step, **losses, **shown)
+        self._record(**values, **speed)
+
+    def _speed(self) -> tuple[dict[str, float], dict[str, str]]:
+        """Since the last line: what is written down, and how the live line shows the use of the device."""
+        step, seconds = self.logged_at
+        self.logged_at = self.step, self.seconds
+        rate = (self.step - step) * self.tokens_per_step / (self.seconds - seconds)
+        flops_per_second = rate * self.flops_per_token
+        written, spec = {"tokens_per_second": round(rate, 1)}, spec_of(self.device)
+        if spec is None:
+            return written, {"speed": f"{flops_per_second / 1e9:,.1f} GFLOP/s"}
+        is_bfloat16 = self.config.parallel.precision == "bfloat16"
+        peak = spec.bfloat16_flops if is_bfloat16 else spec.float32_flops
+        utilization = flops_per_second / (peak * self.ranks.size)
+        return written | {"model_flops_utilization": round(utilization, 4)}, {"MFU": f"{utilization:.1%}"}
+
+    def _read_values(self) -> list[StepValues]:
+        """Values of the steps since the last time; brings the clock up to date; stops the run where one is not finite."""
+        found = self.watch.read()
+        self._tick()
+        failed = next((step for step in found if not step.is_finite), None)
+        if failed is not None:
+            self._give_up(failed)
+        return found
+
+    def _give_up(self, failed: StepValues) -> None:
+        """Save the state before the step that failed, and what it read."""
+        folder, windows = self.config.output / NON_FINITE_FOLDER, self._windows(failed.step).tolist()
+        values = {name: str(value) for name, value in failed.values.items()}
+        meta = {"step": failed.step + 1, "windows": windows, "values": values}
+        write_state(folder, state_of(self.student, self.optimizer), meta, self.ranks)
+        some = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
+        what = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise CocomixError(
+            f"{self.config.output} is not finite at step {failed.step + 1} ({what}), which read the training windows {some}; "
+            f"the state before it is saved in {folder}; a lower optimizer.learning_rate usually helps"
+        )
+
+    def _evaluate(self) -> None:
+        with self._untimed(), self.engine.evaluating() as model:
+            limit = self.config.max_validation_windows
+            result = validation_loss(model, self.validation, max_windows=limit, ranks=self.ranks)
+        self._record(validation_loss=result.loss)
+
+    def _record(self, **values: float) -> None:
+        """One line of the metrics, and of what shows them; only the first rank writes."""
+        if self.metrics is not None and self.trackers is not None:
+            line = self._position() | values
+            self.metrics.append(**line)
+            self.trackers.log(line)
+
+    def _position(self) -> dict[str, float]:
+        tokens = self.step * self.tokens_per_step
+        return {
+            "step": self.step,
+            "train_tokens": tokens,
+            "train_flops": tokens * self.flops_per_token,
+            "train_seconds": round(self.seconds, 3),
+        }
+
+    def _tick(self) -> None:
+        """Count the time since the last tick as training."""
+        self.engine.synchronize()
+        now = time.perf_counter()
+        self.seconds += now - self.timed_from
+        self.timed_from = now
+
+    @contextlib.contextmanager
+    def _untimed(self) -> Iterator[None]:
+        """Around work on a state that is known to be finite, and whose time does not count as training."""
+        self._read_values()
+        yield
+        self.timed_from = time.perf_counter()
+
+    def _checkpoint(self) -> None:
+        with self._untimed():
+            self.mixer_metrics.merge(self.ranks.size)
+            num_metric_bytes = self.metrics.sync() if self.metrics is not None else 0
+            meta = {"seconds": self.seconds, "num_metric_bytes": num_metric_bytes}
+            self.checkpoints.save(self.step, state_of(self.student, self.optimizer) | self._counts(), meta)
+
+    def _resume(self) -> int:
+        """Continue from the newest checkpoint, if there is one; returns how long the metrics were."""
+        found = self.checkpoints.latest()
+        if found is None:
+            return 0
+        restore_state(self.student, self.optimizer, found, self._counts())
+        self.step, self.seconds = found.meta["step"], found.meta["seconds"]
+        if self.ranks.is_first:
+            say(f"continuing {self.config.output} at step {self.step:,} of {self.num_steps:,}")
+        return int(found.meta["num_metric_bytes"])
+
+    def _open_records(self, num_metric_bytes: int) -> None:
+        """The first rank's files."""
+        config = self.config
+        self.metrics = MetricsFile(config.output, num_metric_bytes)
+        self.trackers = Trackers(config.trackers, config.output, self.settings, self.step)
+
+    @contextlib.contextmanager
+    def _closing_trackers(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self.trackers is not None:
+                self.trackers.close()
+
+    def _counts(self) -> dict[str, Tensor]:
+        """What the metrics count, by the names that a checkpoint gives it."""
+        return {f"metrics/{name}": tensor for name, tensor in self.mixer_metrics.state().items()}
+
+    def _build(self) -> CoCoMixForCausalLM:
+        return build_student(self.config, self.data, trained_mixer(self.config, self.batches))
+
+    def _write(self) -> artifacts.Manifest:
+        """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
+        model = self.engine.whole_model(self._build)
+        return self.ranks.from_first(lambda: self._write_folder(model))
+
+    def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
+        assert self.metrics is not None
+        output = self.config.output
+        self.metrics.close()
+        model.saved_form.save_pretrained(output)
+        self.data.tokenizer().save_pretrained(output)
+        facts = {
+            **self._position(),
+            "train_flops_per_token": self.flops_per_token,
+            "teacher_flops": self._teacher_flops(),
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "num_steps": self.num_steps,
+        }
+        shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # a former attempt's, that this one got beyond
+        manifest = artifacts.finish(output, facts, timed=[METRICS_NAME])
+        self.checkpoints.clear()
+        return manifest
+
+    def _teacher_flops(self) -> float:
+        """What teachers cost on top: running along, and computing labels and targets."""
+        tokens = self.step * self.tokens_per_step
+        flops = tokens * sum(o.teacher_flops_per_token(self.data.context_length) for o in self.objectives)
+        return flops + sum(part.training_flops(tokens, self.num_windows) for part in self.batches.more.values())
