@@ -46,12 +46,12 @@ class TeacherSpec:
 
 TEACHERS = {
     "weak": TeacherSpec(
-        "three quarters of its students' width, blocks and (longest run's) tokens",
+        "three quarters of its students' width and blocks",
         StudentConfig(family="gpt2", hidden_size=96, num_layers=3, num_heads=3),
         1,
         750_000,
     ),
-    "strong": TeacherSpec("the shape of its students, four times their tokens", None, None, 2_000_000),
+    "strong": TeacherSpec("the shape of its students", None, None, 2_000_000),
 }
 
 

@@ -14,7 +14,7 @@ import transformers
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places, prepare_config
 from benchmarks.evidence.inputs import Inputs, windows_of
-from benchmarks.evidence.tables import TOKENS
+from benchmarks.evidence.tables import REGIMES
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
@@ -27,7 +27,7 @@ FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops"
 CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
 #: Points of a curve.
 NUM_EVALUATIONS = 5
-#: Behind each point of a curve and each probe: evenly spaced validation windows. Losses are of the whole split.
+#: Evenly spaced validation windows for each point of a curve and each probe. Losses are of the whole split.
 CURVE_WINDOWS = PROBE_WINDOWS = 128
 #: Items of each benchmark (of each paradigm of BLiMP).
 TASK_ITEMS = {"lambada": 1000, "blimp": 100}
@@ -60,7 +60,11 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
-    if places.task_data is not None and TASKS[key.corpus] and key.tokens in TOKENS.values():
+    if (
+        places.task_data is not None
+        and TASKS[key.corpus]
+        and key.tokens in {regime.tokens for regime in REGIMES.values()}
+    ):
         result["tasks"] = tasks_of(config, places)
     return result
 
@@ -73,7 +77,7 @@ def repeated(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget(cell: Cell, places: Places) -> None:
-    """Remove what a cell's run and its evaluations left in the work folder; what it learned from stays.
+    """Remove what a cell's run and its evaluations left in the work folder; the data, teacher and labels stay.
 
     Raises:
         CocomixError: the corpus is missing, and the run could not be repeated.
@@ -86,13 +90,13 @@ def forget(cell: Cell, places: Places) -> None:
 
 
 def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
-    """The student's run: its variant with everything that was open."""
+    """The student's run: its variant, with data, labels and teacher filled in."""
     variant, size = VARIANTS[cell.variant], SIZES[cell.size]
     draft = variant.draft(cell.size)
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
-        most = max(num_windows, windows_of(parse_count(TOKENS[cell.teacher], "tokens"), size))
+        most = max(num_windows, windows_of(parse_count(REGIMES[cell.teacher].tokens, "tokens"), size))
         given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
     if draft.distillation.weight or draft.hidden_regression.weight:
         given["teacher"] = inputs.teacher
@@ -132,7 +136,7 @@ def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]
     attribution = variant.draft(cell.size).attribution
     if config.labels is not None and attribution.control == "none":
         oracle = {"teacher": inputs.teacher, "sae": inputs.sae(variant.num_latents), "attribution": attribution}
-    found = evaluate(
+    result = evaluate(
         EvalConfig(
             model=config.output,
             data=config.data,
@@ -142,7 +146,7 @@ def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]
             **oracle,
         )
     )
-    return dict(found["probes"])
+    return dict(result["probes"])
 
 
 def tasks_of(config: TrainConfig, places: Places) -> dict[str, Any]:
