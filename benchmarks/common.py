@@ -7,7 +7,6 @@ hand.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -102,9 +101,3 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 def fill(page: Path, blocks: Mapping[str, str]) -> None:
     page.write_text(filled(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
-
-
-def last_line(path: Path) -> dict[str, Any]:
-    """Of a file of JSON lines; empty if there is none."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return dict(json.loads(lines[-1])) if lines else {}

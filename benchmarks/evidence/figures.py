@@ -61,9 +61,7 @@ def curves(corpus: str, teacher: str) -> Drawing | None:
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
         axes.plot(tokens, losses, color=colors[name], linewidth=1.6)
         ends.append((tokens[-1], losses[-1], name, colors[name]))
-    loss = next(
-        run["teacher_loss"] for results in found.values() for run in results.values() if "teacher_loss" in run
-    )
+    loss = next(run["teacher_loss"] for results in found.values() for run in results.values() if "teacher_loss" in run)
     axes.hlines(loss, tokens[0], tokens[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     name_ends(axes, [*ends, (tokens[-1], loss, "the teacher's end", MUTED)])
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")

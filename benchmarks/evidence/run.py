@@ -13,7 +13,7 @@ import transformers
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places, prepare_config
-from benchmarks.evidence.inputs import Inputs, windows_of
+from benchmarks.evidence.inputs import TEACHERS, Inputs, windows_of
 from benchmarks.evidence.tables import REGIMES
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
@@ -38,7 +38,7 @@ NOT_REPEATED = ("train_seconds", "versions")
 def run(cell: Cell, places: Places) -> dict[str, Any]:
     """Train and evaluate a cell, continuing what was begun; returns its result."""
     key = cell.key
-    inputs = Inputs(places, key.corpus, key.teacher, key.size)
+    inputs = inputs_of(key, places)
     config = train_config(key, inputs)
     manifest = train(config)
     evaluation = config.output.with_name(config.output.name + "-evaluation")
@@ -69,6 +69,11 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     return result
 
 
+def inputs_of(cell: Cell, places: Places) -> Inputs:
+    folder = places.work / cell.corpus / f"{cell.teacher}-{cell.size}"
+    return Inputs(places, cell.corpus, TEACHERS.get(cell.teacher), cell.size, folder)
+
+
 def repeated(result: Mapping[str, Any]) -> dict[str, Any]:
     """What a rerun on the same machine gives again: all but times."""
     kept = {name: value for name, value in result.items() if name not in NOT_REPEATED}
@@ -84,7 +89,7 @@ def forget(cell: Cell, places: Places) -> None:
     """
     key = cell.key
     prepare_config(key.corpus, SIZES[key.size], places)
-    folder = Inputs(places, key.corpus, key.teacher, key.size).folder
+    folder = inputs_of(key, places).folder
     for path in (folder / key.stem, *folder.glob(f"{key.stem}-*")):
         shutil.rmtree(path, ignore_errors=True)
 
