@@ -138,13 +138,9 @@ def test_the_scaling_fit_finds_the_curve_that_the_runs_lie_on() -> None:
                     store(rated(scaled(name, shape), rate), tokens, 0, **facts)
     fits = scaling.fits()
     assert fits is not None
-    found = fits["ntp"]
-    assert found.residual < 1e-3
-    assert scaling.predicted(found.best, 2e6, 2e6) == pytest.approx(scaling.predicted(true, 2e6, 2e6), abs=0.01)
-    gained = scaling.gain(1e6, 1e6, "recommended")
-    assert gained[0] == pytest.approx(-0.1, abs=0.01)
-    share, fewest, most = scaling.token_share(1e6, 1e6, "recommended")
-    assert fewest <= share <= most < 1
+    assert fits["ntp"].residual < 1e-3
+    assert fits["ntp"].loss(2e6, 2e6) == pytest.approx(scaling.predicted(true, 2e6, 2e6), abs=0.01)
+    assert fits["recommended"].loss(1e6, 1e6) - fits["ntp"].loss(1e6, 1e6) == pytest.approx(-0.1, abs=0.01)
     scaling.fits.cache_clear()
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.corpora import CORPUS_NAMES
 from benchmarks.evidence.rows import results_of
-from benchmarks.evidence.scaling import FITTED, fits, points, predicted
+from benchmarks.evidence.scaling import FITTED, fits, points
 from benchmarks.evidence.tables import COMPARISONS, DISTILLED, PUBLISHED, RECOMMENDED, REGIMES, SCALING_SHAPES
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
@@ -83,7 +83,7 @@ def scaling_curves() -> Drawing | None:
         for shape, marker, dashes in zip(SCALING_SHAPES, MARKERS, DASHES, strict=True):
             some = [run for run in runs if run.shape == shape]
             tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
-            fitted = predicted(curve.best, some[0].parameters, tokens)
+            fitted = curve.loss(some[0].parameters, tokens)
             axes.plot(tokens, fitted, color=color, linewidth=1.2, linestyle=(0, dashes))
             axes.plot([r.tokens for r in some], [r.loss for r in some], marker, color=color, markersize=4)
             ends.append((some[-1].tokens, some[-1].loss, f"{'NTP' if name == 'ntp' else name} {shape}", color))

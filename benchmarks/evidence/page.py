@@ -9,9 +9,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from benchmarks.common import DOCS, fill, losses, mean, signed, table
+from benchmarks.evidence import tables as t
 from benchmarks.evidence.corpora import CORPUS_NAMES, TASKS
 from benchmarks.evidence.figures import figures
 from benchmarks.evidence.inputs import TEACHERS
@@ -24,34 +23,7 @@ from benchmarks.evidence.rows import (
     shares_to_match,
     values_of,
 )
-from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, held_out, points, token_share
-from benchmarks.evidence.tables import (
-    ABLATION_BASE,
-    ABLATION_TOKENS,
-    ABLATIONS,
-    BASE,
-    BOTH,
-    COMPARISONS,
-    CONTROL_COMPARISON,
-    CONTROLS,
-    DISTILLED,
-    EQUAL_FLOPS,
-    EQUAL_PARAMETERS,
-    LARGEST,
-    LONGER,
-    OWN_RATE,
-    PAUSE_RESIDUAL,
-    PREDICTED_ONLY,
-    PUBLISHED,
-    RATES,
-    RECOMMENDED,
-    REGIMES,
-    SCHEDULES,
-    SEEDS,
-    STRONG,
-    ntp_of,
-    rated,
-)
+from benchmarks.evidence.scaling import FITTED, fits, held_out, points
 from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
 from cocomix.base.formats import format_count, format_signed
 from cocomix.tools.compare.intervals import bootstrap_interval
@@ -60,17 +32,17 @@ PAGES = (DOCS / "evidence.md", DOCS / "evidence_details.md")
 IMAGES = DOCS / "images"
 #: Parts whose losses are compared, the second subtracted from the first.
 PAIRS = (
-    (RECOMMENDED, "NTP"),
-    (RECOMMENDED, EQUAL_PARAMETERS),
-    (RECOMMENDED, EQUAL_FLOPS),
-    (RECOMMENDED, PAUSE_RESIDUAL),
-    (RECOMMENDED, DISTILLED),
-    (RECOMMENDED, PUBLISHED),
-    (RECOMMENDED, PREDICTED_ONLY),
-    (BOTH, "NTP"),
-    (BOTH, DISTILLED),
-    (BOTH, RECOMMENDED),
-    (PUBLISHED, "NTP"),
+    (t.RECOMMENDED, "NTP"),
+    (t.RECOMMENDED, t.EQUAL_PARAMETERS),
+    (t.RECOMMENDED, t.EQUAL_FLOPS),
+    (t.RECOMMENDED, t.PAUSE_RESIDUAL),
+    (t.RECOMMENDED, t.DISTILLED),
+    (t.RECOMMENDED, t.PUBLISHED),
+    (t.RECOMMENDED, t.PREDICTED_ONLY),
+    (t.BOTH, "NTP"),
+    (t.BOTH, t.DISTILLED),
+    (t.BOTH, t.RECOMMENDED),
+    (t.PUBLISHED, "NTP"),
 )
 #: Causal probes and what they put in the place of a model's concepts.
 PROBES = {
@@ -105,13 +77,13 @@ def blocks() -> dict[str, str]:
         "ablations": ablation_table(),
         "probes": probe_table(),
         "rates": rate_table(),
-        "weights weak": first_seed_table([BASE], SCHEDULES),
-        "weights strong": first_seed_table([(corpus, "strong") for corpus in STRONG], STRONG["standard_library"]),
-        "larger": losses_table(*BASE, LARGEST),
+        "weights weak": first_seed_table([t.BASE], t.SCHEDULES),
+        "weights strong": first_seed_table([(corpus, "strong") for corpus in t.STRONG], t.STRONG["standard_library"]),
+        "larger": losses_table(*t.BASE, t.LARGEST),
         **scaling_tables(),
     }
-    for corpus, teacher in COMPARISONS:
-        found[f"losses {corpus} {teacher}"] = losses_table(corpus, teacher, REGIMES[teacher].variants)
+    for corpus, teacher in t.COMPARISONS:
+        found[f"losses {corpus} {teacher}"] = losses_table(corpus, teacher, t.REGIMES[teacher].variants)
         found[f"costs {corpus} {teacher}"] = costs_table(corpus, teacher)
         if TASKS[corpus]:
             found[f"tasks {corpus} {teacher}"] = task_table(corpus, teacher)
@@ -120,26 +92,26 @@ def blocks() -> dict[str, str]:
 
 def main_table() -> str:
     """Mean loss of every part in every comparison, and its difference to NTP's."""
-    parts = dict.fromkeys(part for regime in REGIMES.values() for part in regime.parts)
+    parts = dict.fromkeys(part for regime in t.REGIMES.values() for part in regime.parts)
     body = []
     for part in parts:
         row = [part]
-        for corpus, teacher in COMPARISONS:
-            regime = REGIMES[teacher]
+        for corpus, teacher in t.COMPARISONS:
+            regime = t.REGIMES[teacher]
             results = results_of(corpus, teacher, regime.parts[part]) if part in regime.parts else {}
             changes = differences(results, results_of(corpus, teacher, regime.ntp))
             change = "" if part == "NTP" or not changes else f" ({format_signed(statistics.fmean(changes))})"
             row.append(f"{statistics.fmean(values_of(results)):.3f}{change}" if results else "")
         body.append(row)
-    return table(["", *(f"{CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in COMPARISONS)], body)
+    return table(["", *(f"{CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in t.COMPARISONS)], body)
 
 
 def teacher_table() -> str:
     """How good the teachers and their dictionaries are, beside NTP."""
     body = []
-    for corpus, teacher in COMPARISONS:
-        regime = REGIMES[teacher]
-        taught = results_of(corpus, teacher, regime.parts[RECOMMENDED])
+    for corpus, teacher in t.COMPARISONS:
+        regime = t.REGIMES[teacher]
+        taught = results_of(corpus, teacher, regime.parts[t.RECOMMENDED])
         ntp = values_of(results_of(corpus, teacher, regime.ntp))
         facts = next(iter(taught.values()), None)
         if facts is not None:
@@ -155,7 +127,7 @@ def losses_table(corpus: str, teacher: str, variants: Iterable[str]) -> str:
     """What whole runs reach."""
     body = []
     for variant, results in _with_results(corpus, teacher, variants):
-        changes = differences(results, results_of(corpus, teacher, ntp_of(variant, teacher)))
+        changes = differences(results, results_of(corpus, teacher, t.ntp_of(variant, teacher)))
         bits = f"{statistics.fmean(values_of(results, 'bits_per_byte')):.3f}"
         body.append([_named(variant), *_loss_columns(results, changes), bits, _probe(results, "shuffle_batch")])
     head = ["run", "loss by seed", "mean ± sd", "difference to NTP", "95 % interval", "bits per byte"]
@@ -165,8 +137,8 @@ def losses_table(corpus: str, teacher: str, variants: Iterable[str]) -> str:
 def costs_table(corpus: str, teacher: str) -> str:
     """What whole runs take, and what reaching NTP's loss takes, both as shares of NTP's."""
     body = []
-    for variant, results in _with_results(corpus, teacher, REGIMES[teacher].variants):
-        ntp = results_of(corpus, teacher, ntp_of(variant, teacher))
+    for variant, results in _with_results(corpus, teacher, t.REGIMES[teacher].variants):
+        ntp = results_of(corpus, teacher, t.ntp_of(variant, teacher))
         costs = [ratios(results, ntp, name, "train_flops") for name in ("train_flops", WITH_TEACHER)]
         shares = [_listed(shares_to_match(corpus, teacher, variant, axis)) for axis in AXES]
         body.append([f"`{variant}`", *(f"{statistics.fmean(cost):.2f}" for cost in costs), *shares])
@@ -176,7 +148,7 @@ def costs_table(corpus: str, teacher: str) -> str:
 def task_table(corpus: str, teacher: str) -> str:
     """Scores on benchmarks by seed, with the standard error over items; LAMBADA's is the logarithm of its perplexity."""
     body = []
-    for variant, results in _with_results(corpus, teacher, REGIMES[teacher].variants):
+    for variant, results in _with_results(corpus, teacher, t.REGIMES[teacher].variants):
         tasks = [result["tasks"] for result in results.values() if "tasks" in result]
         pairs = [(task["lambada"]["perplexity"], task["lambada"]["perplexity_standard_error"]) for task in tasks]
         lambada = ", ".join(f"{math.log(value):.2f} ± {error / value:.2f}" for value, error in pairs)
@@ -193,21 +165,21 @@ def differences_table() -> str:
             f"{one} minus {other}",
             *(results_of(corpus, teacher, parts[part]) for part in (one, other)),
         )
-        for corpus, teacher in COMPARISONS
-        for parts in [REGIMES[teacher].parts]
+        for corpus, teacher in t.COMPARISONS
+        for parts in [t.REGIMES[teacher].parts]
         for one, other in PAIRS
         if one in parts and other in parts
     ]
     control = "labels of a random dictionary minus those of a trained one"
-    library = CORPUS_NAMES[BASE[0]]
+    library = CORPUS_NAMES[t.BASE[0]]
     pairs += [
-        (f"{library}, strong", control, *(results_of(*CONTROL_COMPARISON, name) for name in CONTROLS)),
-        (f"{library}, weak, 500K tokens", control, *map(_at_steady_rate, ("add-random-lambda-1", ABLATION_BASE))),
+        (f"{library}, strong", control, *(results_of(*t.CONTROL_COMPARISON, name) for name in t.CONTROLS)),
+        (f"{library}, weak, 500K tokens", control, *map(_at_steady_rate, ("add-random-lambda-1", t.ABLATION_BASE))),
         (
             f"{library}, weak",
-            f"NTP on {LONGER} tokens minus {RECOMMENDED}",
-            results_of(*BASE, "ntp", LONGER),
-            results_of(*BASE, "recommended"),
+            f"NTP on {t.LONGER} tokens minus {t.RECOMMENDED}",
+            results_of(*t.BASE, "ntp", t.LONGER),
+            results_of(*t.BASE, "recommended"),
         ),
     ]
     body = [[where, what, *_difference(one, other)] for where, what, one, other in pairs]
@@ -217,11 +189,11 @@ def differences_table() -> str:
 def ablation_table() -> str:
     """Losses, differences and costs, and the first seed's loss at the size's own rate; base and NTP come first."""
     ntp, body = _at_steady_rate("ntp"), []
-    for question, names in {"": ("ntp", ABLATION_BASE), **ABLATIONS}.items():
+    for question, names in {"": ("ntp", t.ABLATION_BASE), **t.ABLATIONS}.items():
         for name in names:
             results = _at_steady_rate(name)
             if results:
-                own = results_of(*BASE, name, ABLATION_TOKENS).get(SEEDS[0])
+                own = results_of(*t.BASE, name, t.ABLATION_TOKENS).get(t.SEEDS[0])
                 body.append(
                     [
                         question,
@@ -233,15 +205,15 @@ def ablation_table() -> str:
                     ]
                 )
     head = ["", "run", "loss by seed", "mean ± sd", "difference to NTP", "95 % interval", "FLOPs, NTP = 1"]
-    return table([*head, "loss change, concepts shuffled", f"loss of seed 0 at {OWN_RATE:g}"], body)
+    return table([*head, "loss change, concepts shuffled", f"loss of seed 0 at {t.OWN_RATE:g}"], body)
 
 
 def probe_table() -> str:
     """Mean loss changes under all causal probes."""
     body = []
-    for corpus, teacher in COMPARISONS:
-        parts = REGIMES[teacher].parts
-        for variant in (parts[PUBLISHED], parts[RECOMMENDED], parts[BOTH], CONTROLS[0]):
+    for corpus, teacher in t.COMPARISONS:
+        parts = t.REGIMES[teacher].parts
+        for variant in (parts[t.PUBLISHED], parts[t.RECOMMENDED], parts[t.BOTH], t.CONTROLS[0]):
             results = results_of(corpus, teacher, variant)
             if results:
                 models = f"{CORPUS_NAMES[corpus]}, {teacher}: `{variant}`"
@@ -251,11 +223,11 @@ def probe_table() -> str:
 
 def rate_table() -> str:
     """Losses of some rows at several learning rates."""
-    rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
-    lengths = [(name, REGIMES["weak"].tokens) for name in RATES]
+    rates = sorted({t.OWN_RATE, *(rate for some in t.RATES.values() for rate in some)})
+    lengths = [(name, t.REGIMES["weak"].tokens) for name in t.RATES]
     body = []
-    for name, tokens in [*lengths, ("ntp", ABLATION_TOKENS), ("recommended", ABLATION_TOKENS)]:
-        found = (results_of(*BASE, rated(name, rate), tokens) for rate in rates)
+    for name, tokens in [*lengths, ("ntp", t.ABLATION_TOKENS), ("recommended", t.ABLATION_TOKENS)]:
+        found = (results_of(*t.BASE, t.rated(name, rate), tokens) for rate in rates)
         body.append([f"`{name}`, {tokens} tokens", *(losses(values_of(results)) for results in found)])
     return table(["losses by seed at the learning rate", *map(str, rates)], body)
 
@@ -264,13 +236,13 @@ def first_seed_table(comparisons: Sequence[tuple[str, str]], variants: Sequence[
     """Losses of the first seed, a column a comparison."""
     body = []
     for name in variants:
-        runs = [results_of(*comparison, name).get(SEEDS[0]) for comparison in comparisons]
+        runs = [results_of(*comparison, name).get(t.SEEDS[0]) for comparison in comparisons]
         body.append([_named(name), *("" if run is None else f"{run['validation_loss']:.3f}" for run in runs)])
     return table(["run", *(f"{CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 
 
 def scaling_tables() -> dict[str, str]:
-    """All runs, the fits, what they say of runs they have not seen, and of the paper's sizes."""
+    """All runs, the fit, and what it says of runs it has not seen."""
     ntp, recommended = ({(p.shape, p.tokens): p.loss for p in points(variant)} for variant in FITTED)
     runs = [
         [f"{shape}, {format_count(tokens)} tokens", losses([loss]), losses([other]), format_signed(other - loss)]
@@ -278,35 +250,14 @@ def scaling_tables() -> dict[str, str]:
         if (other := recommended.get((shape, tokens))) is not None
     ]
     found = {"scaling runs": table(["width x blocks, tokens", "NTP", "recommended", "difference"], runs)}
-    curves = fits()
-    if curves is not None:
-        rows = [_fit_row(*item) for item in curves.items()]
-        found["scaling fit"] = table(["fit", "E", "A", "a", "B", "b", "residual, nats"], rows)
-        unseen = [[name, losses([fitted]), losses([measured])] for name, fitted, measured in held_out()]
-        found["scaling unseen"] = table(["run", "the fit's loss", "measured"], unseen)
-        head = ["extrapolated to", "difference, nats", "tokens to NTP's loss", "perplexity, NTP = 1", "the paper's"]
-        found["scaling paper"] = table(head, [_paper_row(*item) for item in PAPER.items()])
-    return found
-
-
-def _fit_row(name: str, curve: Curve) -> list[str]:
-    """Best values, and their 90 % intervals over resampled residuals."""
-    low, high = np.percentile(np.array(curve.resampled), INTERVAL, axis=0)
-    values = [f"{best:.2f} ({a:.2f} to {b:.2f})" for best, a, b in zip(curve.best, low, high, strict=True)]
-    return [f"`{name}`", *values, losses([curve.residual])]
-
-
-def _paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
-    N, T, ntp, cocomix = facts
-    best, low, high = gain(N, T, "recommended")
-    share, fewest, most = token_share(N, T, "recommended")
-    return [
-        f"{size}, {format_count(T)} tokens",
-        f"{format_signed(best)} ({format_signed(low)} to {format_signed(high)})",
-        f"{share:.0%} ({fewest:.0%} to {most:.0%})",
-        f"{math.exp(best):.3f}",
-        f"{cocomix / ntp:.3f} (NTP {ntp}, CoCoMix {cocomix})",
+    fitted = [
+        [f"`{name}`", *(f"{value:.2f}" for value in curve.parameters), losses([curve.residual])]
+        for name, curve in (fits() or {}).items()
     ]
+    found["scaling fit"] = table(["fit", "E", "A", "a", "B", "b", "residual, nats"], fitted)
+    unseen = [[name, losses([loss]), losses([measured])] for name, loss, measured in held_out()]
+    found["scaling unseen"] = table(["run", "the fit's loss", "measured"], unseen)
+    return found
 
 
 def _with_results(corpus: str, teacher: str, variants: Iterable[str]) -> list[tuple[str, Results]]:
@@ -315,7 +266,7 @@ def _with_results(corpus: str, teacher: str, variants: Iterable[str]) -> list[tu
 
 
 def _at_steady_rate(name: str) -> Results:
-    return results_of(*BASE, rated(name, STEADY_RATE), ABLATION_TOKENS)
+    return results_of(*t.BASE, t.rated(name, STEADY_RATE), t.ABLATION_TOKENS)
 
 
 def _named(variant: str) -> str:
