@@ -1,17 +1,21 @@
 # Two commands that do all the set-up: `make demo` and `make test`. Both also work without make; the README says how.
+# `make test-all` adds the tests marked slow: every family with every mixer, every stage of the demo interrupted.
 PYTHON ?= python3
 VENV ?= .venv
 SIZE ?= default
 OUTPUT ?= runs/demo$(if $(filter default,$(SIZE)),,-$(SIZE))
 BIN := $(VENV)/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test test-all install clean
 
 demo: install
 	@$(BIN)/cocomix demo --output $(OUTPUT) --size $(SIZE)
 
 test:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh
+
+test-all:
+	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh -m ""
 
 install: $(VENV)/.installed
 

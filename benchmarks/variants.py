@@ -19,7 +19,7 @@ from benchmarks.common import options, store
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
-from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.tools.demo.sizes import DemoSize, demo_size
 from cocomix.training.metrics import read_metrics
 

@@ -10,7 +10,7 @@ import cocomix
 from benchmarks.evidence.corpora import Places, prepare_config
 from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeConfig, extract, prepare, train, train_sae
 from cocomix.base.artifacts import fingerprint_of_json
-from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.modeling.flops import span_flops_per_token
 from cocomix.training.recipes import Draft
 from cocomix.training.sizes import SIZES, Size

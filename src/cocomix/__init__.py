@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.probes import run_probes as run_probes
-    from cocomix.labels.attribution import AttributionConfig as AttributionConfig
     from cocomix.labels.attribution import ConceptExtractor as ConceptExtractor
+    from cocomix.labels.config import AttributionConfig as AttributionConfig
     from cocomix.labels.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
     from cocomix.labels.distillation_targets import distill_targets as distill_targets
     from cocomix.labels.extraction import ExtractConfig as ExtractConfig
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.output import CoCoMixOutput as CoCoMixOutput
+    from cocomix.objectives.config import DistillationConfig as DistillationConfig
+    from cocomix.objectives.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.sae.model import SparseAutoencoder as SparseAutoencoder
     from cocomix.sae.model import SparseAutoencoderConfig as SparseAutoencoderConfig
     from cocomix.sae.training import TrainSaeConfig as TrainSaeConfig
@@ -52,13 +54,11 @@ if TYPE_CHECKING:
     from cocomix.tools.plan.plan import plan as plan
     from cocomix.tools.steer_eval.command import SteerEvalConfig as SteerEvalConfig
     from cocomix.tools.steer_eval.command import steer_eval as steer_eval
-    from cocomix.training.config import DistillationConfig as DistillationConfig
-    from cocomix.training.config import HiddenRegressionConfig as HiddenRegressionConfig
+    from cocomix.training.command import train as train
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
     from cocomix.training.config import ParallelConfig as ParallelConfig
     from cocomix.training.config import StudentConfig as StudentConfig
     from cocomix.training.config import TrainConfig as TrainConfig
-    from cocomix.training.loop import train as train
     from cocomix.training.recipes import recipe as recipe
 
 _OWNERS = {
@@ -66,7 +66,7 @@ _OWNERS = {
     "ConceptCard": "tools.inspect.cards",
     "InspectConfig": "tools.inspect.command",
     "inspect": "tools.inspect.command",
-    "AttributionConfig": "labels.attribution",
+    "AttributionConfig": "labels.config",
     "CoCoMixConfig": "modeling.configuration",
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
@@ -79,8 +79,8 @@ _OWNERS = {
     "EvalConfig": "evaluation.command",
     "ExtractConfig": "labels.extraction",
     "DistillTargetsConfig": "labels.distillation_targets",
-    "DistillationConfig": "training.config",
-    "HiddenRegressionConfig": "training.config",
+    "DistillationConfig": "objectives.config",
+    "HiddenRegressionConfig": "objectives.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
     "PlanConfig": "tools.plan.plan",
@@ -110,7 +110,7 @@ _OWNERS = {
     "steer": "steering.steer",
     "steer_eval": "tools.steer_eval.command",
     "stream_concepts": "data.streaming",
-    "train": "training.loop",
+    "train": "training.command",
     "train_sae": "sae.training",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from cocomix.labels import attribution, gradients
 from cocomix.labels.gradients import residual_gradient
 from cocomix.mixers import head as concept_head
 from cocomix.sae import model as sae_module
-from tests.modeling.helpers import FAMILIES, backbone_config, tokens
+from tests.modeling.helpers import FAMILIES, backbone_config, every_family_with, tokens
 from tests.reference.attribution import finite_difference_attribution
 from tests.reference.labels import pre_activation_attribution, top_labels
+
+POINTS = ("original", "reconstruction")
+LOSSES = ("all_future", "next_token")
 
 
 def make(
@@ -38,7 +42,7 @@ def make(
     return ConceptExtractor(teacher.requires_grad_(False), sae, layer, config)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """RMS norms and eager softmax compute in float32 whatever their input, which would drown a finite difference."""
     softmax = torch.nn.functional.softmax
@@ -56,10 +60,11 @@ def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
                 monkeypatch.setattr(getattr(module, name), "forward", rms_norm)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("normalize_input", ["layer_norm", "none"])
-@pytest.mark.parametrize("point", ["original", "reconstruction"])
-@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+@pytest.mark.usefixtures("_all_in_float64")
+@pytest.mark.parametrize(
+    ("family", "normalize_input", "point", "loss"),
+    every_family_with(list(itertools.product(("layer_norm", "none"), POINTS, LOSSES))),
+)
 def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
     ids = tokens(2, 6)
@@ -71,9 +76,7 @@ def test_attribution_equals_finite_differences(family: str, normalize_input: str
     torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("point", ["original", "reconstruction"])
-@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+@pytest.mark.parametrize(("family", "point", "loss"), every_family_with(list(itertools.product(POINTS, LOSSES))))
 def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor, ids = make(family, point=point, loss=loss), tokens(2, 7)
     whole = extractor.scored(ids)
@@ -85,8 +88,8 @@ def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, m
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("point", ["original", "reconstruction"])
-@pytest.mark.parametrize("loss", ["all_future", "next_token"])
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
     point: str, loss: str, layer: int
 ) -> None:
@@ -187,6 +190,7 @@ def test_isolated_documents_have_the_labels_they_have_alone(family: str, loss: s
     assert not torch.equal(crossing.labels, packed.labels)
 
 
+@pytest.mark.usefixtures("_all_in_float64")
 @pytest.mark.parametrize("activation", ["relu", "jumprelu"])
 def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None:
     teacher, ids = make("llama").teacher.model, tokens(2, 6)

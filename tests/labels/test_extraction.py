@@ -30,6 +30,7 @@ from cocomix.labels.controls import draw_labels, shuffle_labels
 from cocomix.labels.extraction import load_extractor
 from cocomix.labels.label_sources import TeacherLabels, identify_sae
 from tests.conftest import Tiny, write_corpus
+from tests.training.helpers import on_ranks
 
 
 def config(tiny: Tiny, output: Path, **settings: object) -> ExtractConfig:
@@ -93,6 +94,13 @@ def flip_a_byte(file: Path) -> None:
 
 
 def test_two_ranks_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
+    whole = extract(config(tiny, tmp_path / "one", windows_per_shard=32))
+    on_ranks(2, tmp_path, lambda _rank: extract(config(tiny, tmp_path / "two", windows_per_shard=32)))
+    assert artifacts.read(tmp_path / "two", "concept-dataset").files == whole.files
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
     whole = extract(config(tiny, tmp_path / "one", windows_per_shard=32))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "cocomix.cli.main", "extract", "--windows-per-shard", "32", "--output", str(tmp_path / "two")]

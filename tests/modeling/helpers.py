@@ -1,18 +1,23 @@
-"""Small models for the tests."""
+"""Small models for the tests, and the pairs of a family and something else on which they are tested."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 VOCAB_SIZE = 40
 NUM_CONCEPTS = 24
 FAMILIES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text")
+#: The first family of each adapter.
+ADAPTERS = tuple({supported_families()[family]: family for family in reversed(FAMILIES)}.values())
 SLIDING_WINDOW = 4
 MIXERS = (
     ("none", "none"),
@@ -24,6 +29,27 @@ MIXERS = (
     ("pause", "interleave_residual"),
     ("pause", "add"),
 )
+
+#: Most that a mixer does: a concept position behind each token.
+INTERLEAVED = ("concept", "interleave")
+
+
+def every_family_with(cases: Sequence[Any]) -> list[Any]:
+    """Parameters: each family, followed by each case (a tuple is several parameters).
+
+    The fast run has each adapter with all cases, and each other family with two: the case `INTERLEAVED`, or else the first,
+    and one of the rest in turn. The whole product is left to the tests marked slow.
+    """
+    always = cases.index(INTERLEAVED) if INTERLEAVED in cases else 0
+    rest = [index for index in range(len(cases)) if index != always]
+    others = [family for family in FAMILIES if family not in ADAPTERS]
+    parameters = []
+    for family in FAMILIES:
+        fast = range(len(cases)) if family in ADAPTERS else (always, rest[others.index(family) % len(rest)])
+        for index, case in enumerate(cases):
+            words = case if isinstance(case, tuple) else (case,)
+            parameters.append(pytest.param(family, *words, marks=() if index in fast else pytest.mark.slow))
+    return parameters
 
 
 def backbone_config(family: str, **settings: Any) -> PreTrainedConfig:

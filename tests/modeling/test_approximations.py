@@ -12,7 +12,7 @@ from cocomix import CocomixError
 from cocomix.mixers.layout import Layout
 from cocomix.mixers.linear_head import largest_of_groups
 from cocomix.modeling.model import CoCoMixForCausalLM
-from tests.modeling.helpers import FAMILIES, student, tokens
+from tests.modeling.helpers import every_family_with, student, tokens
 
 APPROXIMATE: tuple[dict[str, Any], ...] = (
     {"concept_stride": 2},
@@ -73,8 +73,7 @@ def test_logits_equal_those_of_a_mask_written_out(more: dict[str, int]) -> None:
     torch.testing.assert_close(model(ids).logits, by_hand(model, ids), rtol=1e-5, atol=1e-6)  # norms are in float32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("more", APPROXIMATE, ids=str)
+@pytest.mark.parametrize(("family", "more"), every_family_with(APPROXIMATE), ids=str)
 class TestEveryFamily:
     def test_chunks_with_a_cache_equal_the_whole(self, family: str, more: dict[str, Any]) -> None:
         model, ids = student(family, **more), tokens(2, 11)

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from cocomix import CocomixError
 from cocomix.modeling.model import CoCoMixForCausalLM
-from tests.modeling.helpers import FAMILIES, MIXERS, backbone_config, student, tokens
+from tests.modeling.helpers import MIXERS, backbone_config, every_family_with, student, tokens
 
 PROMPT_LENGTH = 5
 NUM_NEW = 8
@@ -44,19 +44,14 @@ def uncached(model: PreTrainedModel, ids: torch.Tensor, **more: Any) -> torch.Te
     return model.generate(ids, **settings(ids, use_cache=False, **more))
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS))
 def test_static_cache(family: str, mixer: str, mixing: str) -> None:
     model, ids = student(family, mixer, mixing), prompt()
     static = model.generate(ids, **settings(ids, cache_implementation="static"))
     assert torch.equal(static, uncached(model, ids))
 
 
-@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS))
 def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> None:
     model, ids = student(family, mixer, mixing), prompt(1)
     found = model.generate(ids, **settings(ids, num_beams=3, max_new_tokens=4))
@@ -64,8 +59,10 @@ def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("mixer", "mixing"),
-    [("concept", "interleave"), ("concept", "interleave_residual"), ("concept", "add"), ("pause", "interleave")],
+    ("family", "mixer", "mixing"),
+    every_family_with(
+        [("concept", "interleave"), ("concept", "interleave_residual"), ("concept", "add"), ("pause", "interleave")]
+    ),
 )
 class TestEveryFamily:
     def test_sampling(self, family: str, mixer: str, mixing: str) -> None:
@@ -156,7 +153,9 @@ def beam_search(model: CoCoMixForCausalLM, ids: torch.Tensor, num_beams: int, nu
     return beams[0][1]
 
 
-@pytest.mark.parametrize("more", [{"insert_layer": 0}, {"insert_layer": 2}, {"position_mode": "sequential"}])
+@pytest.mark.parametrize(
+    ("family", "more"), every_family_with([{"insert_layer": 0}, {"insert_layer": 2}, {"position_mode": "sequential"}])
+)
 def test_any_insertion_and_either_positions(family: str, more: dict[str, Any]) -> None:
     model, ids = student(family, **more), prompt()
     padded, mask = torch.cat([torch.zeros(2, 2, dtype=torch.long), ids], 1), torch.ones(2, PROMPT_LENGTH + 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, ClassVar
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import DynamicCache
 from cocomix.modeling import backbones
 from cocomix.modeling.backbones import DecoderAdapter, LlamaAdapter, supported_families
 from cocomix.modeling.model import CoCoMixForCausalLM
-from tests.modeling.helpers import FAMILIES, concept_labels, student, tokens
+from tests.modeling.helpers import FAMILIES, concept_labels, every_family_with, student, tokens
 
 MIXINGS = ("interleave", "interleave_residual")
 #: In float64 equal but for the order of sums; norms of some families compute in float32 all the same.
@@ -46,9 +47,9 @@ def step(model: CoCoMixForCausalLM, **inputs: Any) -> list[torch.Tensor]:
     return [output.logits, output.loss, *torch.autograd.grad(output.loss, parameters)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mixing", MIXINGS)
-@pytest.mark.parametrize("insert_layer", [1, 2])
+@pytest.mark.parametrize(
+    ("family", "mixing", "insert_layer"), every_family_with(list(itertools.product(MIXINGS, (1, 2))))
+)
 def test_logits_and_gradients_equal_those_of_the_whole_block(
     family: str, mixing: str, insert_layer: int, whole: Any
 ) -> None:

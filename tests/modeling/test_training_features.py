@@ -14,7 +14,16 @@ from cocomix.mixers.base import ConceptMixer
 from cocomix.mixers.layout import Layout
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
-from tests.modeling.helpers import FAMILIES, MIXERS, VOCAB_SIZE, backbone_config, concept_labels, student, tokens
+from tests.modeling.helpers import (
+    FAMILIES,
+    MIXERS,
+    VOCAB_SIZE,
+    backbone_config,
+    concept_labels,
+    every_family_with,
+    student,
+    tokens,
+)
 
 #: Its capped attention scores are beyond torch's fused kernel.
 NO_SDPA = ("gemma2",)
@@ -32,8 +41,7 @@ def training_inputs(mixer: str = "concept") -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids} | ({"concept_labels": concept_labels()} if mixer == "concept" else {})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("mixer", "mixing"), MIXERS)
+@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS))
 def test_checkpointed_gradients_equal_plain_ones(family: str, mixer: str, mixing: str) -> None:
     model, inputs = student(family, mixer, mixing).train(), training_inputs(mixer)
     plain_loss, plain = loss_and_gradients(model, **inputs)
@@ -45,8 +53,7 @@ def test_checkpointed_gradients_equal_plain_ones(family: str, mixer: str, mixing
     assert all(torch.equal(checkpointed[name], plain[name]) for name in plain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mixing", ["interleave", "interleave_residual", "add", "none"])
+@pytest.mark.parametrize(("family", "mixing"), every_family_with(["interleave", "interleave_residual", "add", "none"]))
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_documents_are_as_if_alone(family: str, mixing: str, attention: str) -> None:
     if attention == "sdpa" and family in NO_SDPA:

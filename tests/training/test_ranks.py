@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from cocomix import CocomixError, ParallelConfig, TrainConfig, train
 from cocomix.base.stopping import Stopped
@@ -20,8 +21,11 @@ from tests.conftest import Tiny
 from tests.training.helpers import config, equal_weights, full_disk, in_step, on_ranks, terminate, untimed, weights
 
 STRATEGIES = ("ddp", "fsdp")
+RUNS = (("ddp", "cocomix"), ("fsdp", "cocomix"), ("fsdp", "kd"))
 #: Loss only leaves parameters without a gradient; the regression has a head of its own.
-RUNS = (("ddp", "cocomix"), ("ddp", "loss only"), ("fsdp", "cocomix"), ("fsdp", "kd"), ("fsdp", "hidden"))
+SLOW_RUNS = (("ddp", "loss only"), ("fsdp", "hidden"))
+#: What is sharded is the harder case.
+FSDP_FIRST = ("fsdp", pytest.param("ddp", marks=pytest.mark.slow))
 NUM_STEPS = 8
 #: Two passes a rank in each step, and an epoch that ends within the fourth.
 SHARED: dict[str, object] = {"micro_batch_size": 2, "num_windows": 30, "num_tokens": 128 * NUM_STEPS}
@@ -35,15 +39,10 @@ def shared(tiny: Tiny, output: Path, kind: str, strategy: str = "ddp", **setting
     return config(tiny, output, kind, **{"parallel": parallel} | SHARED | settings)
 
 
-@pytest.fixture(scope="module")
-def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on one rank and on two, and runs that passed from one to two after four steps, or stopped there."""
-    root = tmp_path_factory.mktemp("ranks")
-    for kind in sorted({kind for _, kind in RUNS}):
+def on_two(tiny: Tiny, root: Path, runs: Sequence[tuple[str, str]], stopped: Sequence[str] = ()) -> None:
+    """Runs on one rank and on two, and runs on two that stop after four steps."""
+    for kind in sorted({kind for _, kind in runs}):
         train(shared(tiny, root / f"one {kind}", kind))
-    for strategy in STRATEGIES:
-        with in_step(3, terminate), pytest.raises(Stopped):
-            train(shared(tiny, root / f"from one to {strategy}", "cocomix"))
 
     def work(rank: int) -> None:
         seen: list[list[int]] = []
@@ -53,23 +52,56 @@ def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
             seen.append(windows.tolist())
             return read(self, windows)
 
-        for strategy, kind in RUNS:
+        for strategy, kind in runs:
             seen.clear()
             with mock.patch.object(Batches, "at", noted):
                 train(shared(tiny, root / f"{strategy} {kind}", kind, strategy))
             (root / f"{strategy} {kind}" / f".seen-{rank}").write_text(json.dumps(seen))
-        for strategy, other in zip(STRATEGIES, reversed(STRATEGIES), strict=True):
-            train(shared(tiny, root / f"from one to {strategy}", "cocomix", strategy))
-            for name in (f"{strategy} stopped", f"{strategy} continued", f"from {strategy} to {other}"):
-                # One rank gets the signal, and all stop.
-                with in_step(3, terminate if rank else lambda: None), pytest.raises(Stopped) as stopped:
-                    train(shared(tiny, root / name, "cocomix", strategy))
-                assert stopped.value.exit_code == 128 + signal.SIGTERM
-            train(shared(tiny, root / f"{strategy} continued", "cocomix", strategy))
-            train(shared(tiny, root / f"from {strategy} to {other}", "cocomix", other))
+        for strategy in stopped:
+            # One rank gets the signal, and all stop.
+            with in_step(3, terminate if rank else lambda: None), pytest.raises(Stopped) as stop:
+                train(shared(tiny, root / f"{strategy} stopped", "cocomix", strategy))
+            assert stop.value.exit_code == 128 + signal.SIGTERM
 
     on_ranks(2, root, work)
+
+
+def continued_on_two(tiny: Tiny, root: Path, passages: Sequence[tuple[str, str]]) -> None:
+    """Copies of runs that stopped, under one strategy or on one rank, continued on two ranks."""
+    for first, then in passages:
+        shutil.copytree(root / f"{first} stopped", root / f"from {first} to {then}")
+
+    def work(_rank: int) -> None:
+        for first, then in passages:
+            train(shared(tiny, root / f"from {first} to {then}", "cocomix", then))
+
+    on_ranks(2, root, work)
+
+
+@pytest.fixture(scope="module")
+def few_runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight runs on two ranks: each strategy, and what a test needs of them."""
+    root = tmp_path_factory.mktemp("ranks")
+    with in_step(3, terminate), pytest.raises(Stopped):
+        train(shared(tiny, root / "one stopped", "cocomix"))
+    on_two(tiny, root, RUNS, STRATEGIES)
+    continued_on_two(tiny, root, [("one", "fsdp"), ("fsdp", "fsdp"), ("ddp", "fsdp")])
     return root
+
+
+@pytest.fixture(scope="module")
+def all_runs(tiny: Tiny, few_runs: Path) -> Path:
+    """The other combinations as well."""
+    on_two(tiny, few_runs, SLOW_RUNS)
+    continued_on_two(tiny, few_runs, [("one", "ddp"), ("ddp", "ddp"), ("fsdp", "ddp")])
+    return few_runs
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> Path:
+    slow = request.node.get_closest_marker("slow") is not None
+    folder: Path = request.getfixturevalue("all_runs" if slow else "few_runs")
+    return folder
 
 
 def assert_as_one(runs: Path, name: str, kind: str = "cocomix") -> None:
@@ -84,7 +116,9 @@ def assert_as_one(runs: Path, name: str, kind: str = "cocomix") -> None:
         torch.testing.assert_close(tensor, expected_weights[tensor_name], **TOLERANCE)
 
 
-@pytest.mark.parametrize(("strategy", "kind"), RUNS)
+@pytest.mark.parametrize(
+    ("strategy", "kind"), [*RUNS, *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW_RUNS)]
+)
 def test_two_ranks_equal_one(runs: Path, strategy: str, kind: str) -> None:
     assert_as_one(runs, f"{strategy} {kind}", kind)
     one, two = runs / f"one {kind}", runs / f"{strategy} {kind}"
@@ -99,41 +133,52 @@ def test_two_ranks_equal_one(runs: Path, strategy: str, kind: str) -> None:
         assert [window for part in passes for window in part] == windows_of_step(0, step, 8, 30).tolist()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", FSDP_FIRST)
 def test_a_run_on_one_rank_continues_on_two(runs: Path, strategy: str) -> None:
     assert_as_one(runs, f"from one to {strategy}")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_on_two_ranks_continues_on_one(runs: Path, tiny: Tiny, strategy: str) -> None:
-    train(shared(tiny, runs / f"{strategy} stopped", "cocomix"))
-    assert_as_one(runs, f"{strategy} stopped")
+    shutil.copytree(runs / f"{strategy} stopped", runs / f"from {strategy} to one")
+    train(shared(tiny, runs / f"from {strategy} to one", "cocomix"))
+    assert_as_one(runs, f"from {strategy} to one")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", FSDP_FIRST)
 def test_two_ranks_continue_to_the_bit(runs: Path, strategy: str) -> None:
-    assert equal_weights(runs / f"{strategy} continued", runs / f"{strategy} cocomix")
-    assert untimed(runs / f"{strategy} continued") == untimed(runs / f"{strategy} cocomix")
+    continued, whole = runs / f"from {strategy} to {strategy}", runs / f"{strategy} cocomix"
+    assert equal_weights(continued, whole)
+    assert untimed(continued) == untimed(whole)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_ddp_and_fsdp_continue_one_another(runs: Path, strategy: str) -> None:
     other = STRATEGIES[strategy == "ddp"]
     assert_as_one(runs, f"from {strategy} to {other}")
 
 
-def test_saving_memory_and_products_in_bfloat16(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("fsdp", "cocomix"),
+        pytest.param("ddp", "cocomix", marks=pytest.mark.slow),
+        pytest.param("fsdp", "hidden", marks=pytest.mark.slow),  # its head is a group of shards of its own
+    ],
+)
+def test_saving_memory_and_products_in_bfloat16(tiny: Tiny, tmp_path: Path, strategy: str, kind: str) -> None:
     """Activation checkpointing, mixed precision and accumulation together, sharded and not."""
-    plain = train(shared(tiny, tmp_path / "plain", "cocomix"))
+    plain = train(shared(tiny, tmp_path / "plain", kind))
+    parallel = ParallelConfig(strategy=strategy, precision="bfloat16", activation_checkpointing=True)  # type: ignore[arg-type]
+    on_ranks(2, tmp_path, lambda _rank: train(shared(tiny, tmp_path / "two", kind, parallel=parallel)))
+    expected = untimed(plain.path)[-1]["validation_loss"]
+    # Products of 8 bits; the loss is a mean over many.
+    assert untimed(tmp_path / "two")[-1]["validation_loss"] == pytest.approx(expected, rel=0.01)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "two").values())
 
-    def parallel(strategy: str) -> ParallelConfig:
-        return ParallelConfig(strategy=strategy, precision="bfloat16", activation_checkpointing=True)  # type: ignore[arg-type]
 
+def test_what_one_rank_meets_ends_both(tiny: Tiny, tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        for strategy in STRATEGIES:
-            train(shared(tiny, tmp_path / strategy, "cocomix", parallel=parallel(strategy)))
-        # The regression's head is a group of shards of its own.
-        train(shared(tiny, tmp_path / "hidden", "hidden", parallel=parallel("fsdp")))
         full = full_disk() if rank else full_disk(after=100)
         with full, pytest.raises(CocomixError, match=r"step-000000002 can't be written \(.*No space left on device\)"):
             train(shared(tiny, tmp_path / "full", "cocomix", "fsdp", checkpoint_every_steps=2))
@@ -145,14 +190,6 @@ def test_saving_memory_and_products_in_bfloat16(tiny: Tiny, tmp_path: Path) -> N
     on_ranks(2, tmp_path, work)
     assert not (tmp_path / "refused").exists()
     assert not list((tmp_path / "full" / "checkpoints").iterdir())
-    expected = untimed(plain.path)[-1]["validation_loss"]
-    for strategy in STRATEGIES:
-        # Products of 8 bits; the loss is a mean over many.
-        assert untimed(tmp_path / strategy)[-1]["validation_loss"] == pytest.approx(expected, rel=0.01)
-        assert all(
-            tensor.dtype == torch.float32 for tensor in load_file(tmp_path / strategy / "model.safetensors").values()
-        )
-    assert untimed(tmp_path / "hidden")
 
 
 @pytest.mark.slow

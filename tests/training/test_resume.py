@@ -27,7 +27,10 @@ def kill() -> None:
     raise KilledError
 
 
-@pytest.mark.parametrize("kind", ["ntp", "cocomix", "kd", "hidden", "pause"])
+# All objectives at once are interrupted in test_objective_runs.py.
+@pytest.mark.parametrize(
+    "kind", ["ntp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("cocomix", "kd", "hidden", "pause"))]
+)
 def test_stopped_killed_and_continued_equals_undisturbed(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     # Few windows, so that the run crosses the end of an epoch; accumulation, so that a step has several passes.
     settings: dict[str, object] = {"num_windows": 30, "micro_batch_size": 4}

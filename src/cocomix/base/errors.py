@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Collection
 
 
 class CocomixError(ValueError):
@@ -24,3 +26,11 @@ def require_at_least(minimum: int, config: object, *names: str) -> None:
 def reason_of(error: Exception) -> str:
     """The first line of what a library's exception says, or its kind: for the end of a sentence of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
+    """The end of a sentence about an unknown name: the nearest ones, or all where none is near."""
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    if close:
+        return f"; perhaps {' or '.join(prefix + match for match in close)}"
+    return f"; there are {', '.join(prefix + known for known in names)}"

@@ -52,7 +52,7 @@ COMMANDS = {
         "distill_targets",
         "DistillTargetsConfig",
     ),
-    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.loop", "train", "TrainConfig"),
+    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig"),
     "recipes": Command(
         "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
     ),

@@ -1,7 +1,7 @@
-"""A command's configuration from its words: recipe, YAML file and options, each over the one before.
+"""A command's configuration: recipe, YAML file and options, each over the one before.
 
-`tyro` makes the options from the dataclass. It is given a draft of it, whose checks are left out and whose defaults are what
-recipe and file say, so that they show in the help and only what is whole is checked.
+`tyro` makes the options from the dataclass and checks them. A recipe gives their defaults. A YAML file becomes options that
+stand before those of the command line.
 """
 
 from __future__ import annotations
@@ -11,54 +11,93 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
+import yaml
 
-from cocomix.base.errors import CocomixError
-from cocomix.training.drafts import apply_yaml, fields_of, read_yaml
-from cocomix.training.numbers import parse_count
+from cocomix.base.artifacts import CONFIG_NAME
+from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.numbers import parse_count
 
-_RECIPE_HELP = "Start from this recipe; `cocomix recipes` lists them. Other options change it."
+_RECIPE_HELP = "  --recipe NAME   start from this recipe; `cocomix recipes` lists them. Other options change it."
 _FILE_HELP = (
-    "YAML file of options, nested as their names are: over the recipe's, below those given here; or a run's folder, for its "
-    "config.yaml. May name its recipe as `recipe: NAME`."
+    "  --config FILE   YAML file of options, nested as their names are: over the recipe's, below those given here; or a\n"
+    "                  run's folder, for its config.yaml. May name its recipe as `recipe: NAME`."
 )
 
 
-def parse(config_class: type[Any], prog: str, description: str, words: Sequence[str]) -> Any:
-    """The configuration that the words ask for.
+def parse(config_class: type[Any], prog: str, description: str, arguments: Sequence[str]) -> Any:
+    """The configuration that the arguments ask for.
 
     Raises:
-        CocomixError: a name, a value or the whole is wrong.
-        SystemExit: help was asked for and given.
+        CocomixError: a recipe, a file or the whole is wrong.
+        SystemExit: help was asked for and given, or an option is wrong, and `tyro` said which.
     """
-    words = [*_with_whole_counts(words)]
-    takes_recipe, takes_file = _takes_recipe(config_class), _takes_file(config_class)
-    fields: dict[str, Any] = {}
-    recipe = None
-    file = _value_of(words, "--config") if takes_file else None
-    values = {} if file is None else read_yaml(Path(file))
-    if takes_recipe:
-        from cocomix.training.recipes import find_recipe
+    names = {field.name for field in dataclasses.fields(config_class)}
+    words, values, notes = list(arguments), {}, []
+    file = recipe = default = None
+    if "output" in names or "run" in names:  # work with a result, worth being written down
+        file, words = _taken(words, "--config")
+        values = {} if file is None else read_yaml(Path(file))
+        notes.append(_FILE_HELP)
+    from_file = list(_as_options(values))
+    if names & {"student", "run"}:
+        from cocomix.training import presets
 
-        name = values.pop("recipe", None)
-        name = _value_of(words, "--recipe") or name
-        recipe = find_recipe(str(name)) if name is not None else None
-        if recipe is not None:
-            fields = {key: value for key, value in fields_of(recipe.draft()).items() if value is not tyro.MISSING}
-            if "recipe" in {field.name for field in dataclasses.fields(config_class)}:
-                fields["recipe"] = recipe.name
-    if file is not None:
-        fields = apply_yaml(fields, config_class, values, Path(file))
-    fields = _parse_words(config_class, fields, prog, description, words)
-    if config_class.__name__ == "TrainConfig":
-        from cocomix.training.recipes import finish_draft
+        name, words = _taken(words, "--recipe")
+        name, from_file = (name, _taken(from_file, "--recipe")[1]) if name else _taken(from_file, "--recipe")
+        recipe, default = presets.start(config_class, name)
+        default, from_file, words = presets.with_mixer(default, from_file, words)
+        notes.append(_RECIPE_HELP)
+    text = "\n".join([description, "", *notes]) if notes else description
+    words = list(_with_whole_counts([*from_file, *words]))
+    config = _parsed(config_class, default, prog, text, words, Path(file or ""), from_file)
+    if recipe is not None and config_class is type(recipe.config()):
+        recipe.check(config)
+    return config
 
-        return finish_draft(fields, recipe)
-    return config_class(**fields)
+
+def _parsed(
+    config_class: type[Any],
+    default: Any,
+    prog: str,
+    description: str,
+    words: Sequence[str],
+    file: Path,
+    from_file: Sequence[str],
+) -> Any:
+    """What `tyro` makes of the words; its complaint, with the file where the option comes from one."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint) if from_file else contextlib.nullcontext():
+            return tyro.cli(config_class, prog=prog, description=description, args=list(words), default=default)
+    except SystemExit:
+        said = complaint.getvalue()
+        options = {word.partition("=")[0] for word in from_file if word.startswith("--")}
+        if any(re.search(rf"{re.escape(option)}\b", said) for option in options):
+            print(f"in {file}:", file=sys.stderr)
+        print(said, end="", file=sys.stderr)
+        raise
+
+
+def _taken(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """What an option is given, the last time, and the words without it."""
+    value, rest, waits = None, [], False
+    for word in words:
+        if waits:
+            value, waits = word, False
+        elif word == option:
+            waits = True
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if waits:
+        raise CocomixError(f"{option} is given nothing")
+    return value, rest
 
 
 def _with_whole_counts(words: Sequence[str]) -> Iterator[str]:
@@ -80,98 +119,57 @@ def _is_count(option: str) -> bool:
 
 
 def _in_digits(value: str, option: str) -> str:
-    """Plain numbers are left to `tyro`, with what is out of range."""
-    return value if re.fullmatch(r"[+-]?\d+", value) else str(parse_count(value, option))
+    """Plain numbers, and no number at all, are left to `tyro`."""
+    return value if value == "None" or re.fullmatch(r"[+-]?\d+", value) else str(parse_count(value, option))
 
 
-def _takes_recipe(config_class: type[Any]) -> bool:
-    """Whether it is a training run, of which there are recipes."""
-    module = sys.modules.get("cocomix.training.config")
-    return module is not None and issubclass(config_class, module.TrainConfig)
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, or in the `config.yaml` of a run's folder.
 
-
-def _takes_file(config_class: type[Any]) -> bool:
-    """Whether it is work with a result, worth being written down, and not a question."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return "output" in names and "config" not in names
-
-
-def _parse_words(
-    config_class: type[Any],
-    fields: dict[str, Any],
-    prog: str,
-    description: str,
-    words: Sequence[str],
-) -> dict[str, Any]:
-    """Fields of the draft after `tyro` read the words; its complaint, if any, as one sentence."""
-    draft_class = _draft_class(config_class)
-    required = {
-        field.name: tyro.MISSING
-        for field in dataclasses.fields(config_class)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    complaint = io.StringIO()
+    Raises:
+        CocomixError: there is none, it can't be read, or a key is there twice.
+    """
+    file = path / CONFIG_NAME if path.is_dir() else path
     try:
-        with contextlib.redirect_stderr(complaint):
-            parsed = tyro.cli(
-                draft_class,
-                prog=prog,
-                description=description,
-                args=list(words),
-                default=draft_class(**(required | fields)),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise CocomixError(f"{_sentence(complaint.getvalue())}; see {prog} --help") from None
-    return {field.name: getattr(parsed, field.name) for field in dataclasses.fields(config_class)}
-
-
-def _draft_class(config_class: type[Any]) -> type[Any]:
-    """The dataclass without its checks, and with options for recipe and file."""
-    extra: list[Any] = []
-    names = {field.name for field in dataclasses.fields(config_class)}
-    if _takes_recipe(config_class) and "recipe" not in names:
-        recipe_type = Annotated[str | None, tyro.conf.arg(help=_RECIPE_HELP, metavar="NAME")]
-        extra.append(("recipe", recipe_type, dataclasses.field(default=None)))
-    if _takes_file(config_class):
-        file_type = Annotated[Path | None, tyro.conf.arg(help=_FILE_HELP, metavar="FILE")]
-        extra.append(("config", file_type, dataclasses.field(default=None)))
-    namespace = {"__post_init__": lambda _: None}
-    return dataclasses.make_dataclass(
-        config_class.__name__, extra, bases=(config_class,), frozen=True, namespace=namespace
-    )
-
-
-def _value_of(words: Sequence[str], option: str) -> str | None:
-    """What an option is given, the last time; whether it is complete is left to `tyro`."""
-    value = None
-    for index, word in enumerate(words):
-        if word == option:
-            value = words[index + 1] if index + 1 < len(words) else None
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
+        value = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise CocomixError(f"{file} does not exist; --config takes a YAML file, or the folder of a run") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CocomixError(f"{file} can't be read: {reason_of(error)}") from error
+    except yaml.YAMLError as error:
+        raise CocomixError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CocomixError(f"{file} holds a {type(value).__name__}; expected options as `name: value`")
     return value
 
 
-def _sentence(box: str) -> str:
-    """What a box of `tyro`'s says, without its frame and the help of single options."""
-    said, options, part = [], [], "said"
-    lines = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
-    # Without UTF-8 there is no frame, but a rule below the title.
-    framed = [line[1:-1].rstrip() for line in lines if line.startswith("│")]
-    for line in framed or lines[2:]:
-        text = line.strip()
-        if text and not text.strip("─-"):
-            part = "help"  # behind a rule
-        elif text == "Perhaps you meant:":
-            part = "options"
-        elif text.startswith("--") and part != "help":
-            options.append(text.split()[0])
-        elif part == "said" and not line.startswith("      "):
-            said.append(text)
-    sentence = " ".join(said).removeprefix("Error parsing ").rstrip(".:")
-    sentence = sentence[:1].lower() + sentence[1:]
-    if not options:
-        return sentence
-    return f"{sentence}{'; perhaps' if sentence.startswith('unrecognized') else ':'} {', '.join(options)}"
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.YAMLError(f"the key {key!r} in line {key_node.start_mark.line + 1} is no name")
+            if key in mapping:
+                raise yaml.YAMLError(f"the key {key!r} is there twice, again in line {key_node.start_mark.line + 1}")
+            mapping[key] = None
+        return dict(super().construct_mapping(node, deep))
+
+
+def _as_options(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """A mapping as the words of a command line."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        option = f"--{name}".replace("_", "-")
+        if isinstance(value, dict):
+            yield from _as_options(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield option if value else f"--{prefix}no-{key}".replace("_", "-")
+        elif isinstance(value, list):
+            yield from (option, *map(str, value))
+        else:
+            yield f"{option}={value}"

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.data.shards import WindowTable, write_shard
 from cocomix.data.token_dataset import TokenDataset, difference
-
-KIND = "concept-dataset"
 
 
 class ConceptDataset:
@@ -39,7 +38,7 @@ class ConceptDataset:
 
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
         path = Path(path)
-        manifest = artifacts.read(path, KIND)
+        manifest = artifacts.read(path, CONCEPT_DATASET)
         other = difference(tokens.parts, manifest.settings["data"])
         if other is not None:
             raise CocomixError(

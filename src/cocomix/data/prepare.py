@@ -20,11 +20,12 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.corpus import TEXT_FIELD, Document, fingerprint_of_documents, head_of
 from cocomix.data.source import Files, HubDataset, Source, StandardLibrary
 from cocomix.data.stream_prepare import SPLITS, clear_stream, describe_duplicates, write_stream
-from cocomix.data.token_dataset import KIND, TOKENIZER_FOLDER
+from cocomix.data.token_dataset import TOKENIZER_FOLDER
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
     encoder_config,
@@ -119,7 +120,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     settings = _settings_of(config, text, tokenizer)
     if held_out is not None:
         settings |= {"validation_text": fingerprint_of_documents(held_out), "validation_fraction": None}
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, TOKEN_DATASET, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset is there already")
             clear_stream(config.output)  # in case the former process ended right before it

@@ -15,8 +15,9 @@ import numpy as np
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.data import concept_dataset, token_dataset
+from cocomix.data import token_dataset
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import Split
 
@@ -39,14 +40,14 @@ def stream_concepts(tokens: str, concepts: str | None = None, *, split: Split = 
     """
     if split not in get_args(Split):
         raise CocomixError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
-    manifest = _manifest(tokens, token_dataset.KIND)
+    manifest = _manifest(tokens, TOKEN_DATASET)
     counts = manifest["facts"]["splits"][split]
     rows = _rows(f"{tokens}/{split}", counts["num_shards"])
     if concepts is None:
         return rows
     if split != "train":
         raise CocomixError(f"labels are of the training windows; split is {split!r}, so leave the concepts out")
-    labelled = _manifest(concepts, concept_dataset.KIND)
+    labelled = _manifest(concepts, CONCEPT_DATASET)
     difference = token_dataset.difference(token_dataset.parts_of(manifest), labelled["settings"]["data"])
     if difference is not None:
         raise CocomixError(

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import DISTILLATION_TARGETS
 from cocomix.data.shards import WindowTable, write_shard
 from cocomix.data.token_dataset import TokenDataset, difference
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws a position.
-
-KIND = "target-dataset"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class TargetDataset:
 
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
         path = Path(path)
-        manifest = artifacts.read(path, KIND)
+        manifest = artifacts.read(path, DISTILLATION_TARGETS)
         other = difference(tokens.parts, manifest.settings["data"])
         if other is not None:
             raise CocomixError(

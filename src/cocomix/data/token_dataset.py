@@ -24,11 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine
 from cocomix.data.shards import WindowTable
 from cocomix.data.tokenizer import fingerprint_of_tokenizer, has_tokenizer, load_tokenizer
 
-KIND = "token-dataset"
 TOKENIZER_FOLDER = "tokenizer"
 
 Split = Literal["train", "validation"]
@@ -70,7 +70,7 @@ class TokenDataset:
         if split not in get_args(Split):
             raise CocomixError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
         path = Path(path)
-        manifest = artifacts.read(path, KIND)
+        manifest = artifacts.read(path, TOKEN_DATASET)
         self.path = path
         self.split = split
         self.fingerprint = manifest.fingerprint

@@ -11,17 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import EVALUATION
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.label_sources import TeacherLabels
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 
-KIND = "evaluation"
 RESULT_NAME = "evaluation.json"
 
 
@@ -96,7 +96,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     }
     if task_files:
         settings |= {"tasks": {files.name: files.fingerprint for files in task_files}, "limit": config.limit}
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, EVALUATION, settings, overwrite=config.overwrite) as finished:
         if not finished:
             artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files, oracle))
             artifacts.finish(config.output)

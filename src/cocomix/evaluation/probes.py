@@ -140,7 +140,7 @@ def run_probes(
         extractor: teacher and autoencoder, for `oracle`; left out without.
         max_windows: evaluate on so many evenly spaced windows; None: all.
     """
-    if model.config.mixer != "concept" or model.config.mixing == "none":
+    if not model.config.mixer.is_steerable:
         raise CocomixError("probes need a model whose concepts are mixed into its hidden states")
     if extractor is not None:
         C, A = extractor.sae.config.num_latents, extractor.config.num_labels

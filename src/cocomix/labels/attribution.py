@@ -10,72 +10,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
 
 import torch
-import tyro
 from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.labels.controls import DERIVED_CONTROLS, Control, random_dictionary
-from cocomix.labels.gradients import AttributionLoss, AttributionPoint, residual_gradient
+from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
+from cocomix.labels.controls import random_dictionary
+from cocomix.labels.gradients import residual_gradient
 from cocomix.modeling.teacher import Teacher
 from cocomix.sae.model import Latents, SparseAutoencoder
 
 # Shapes: B batch, T tokens, N = B * T, D width of the teacher, C latents, K active latents, A labels a token.
 
-AttributionValue = Literal["activation", "pre_activation"]
-AttributionSign = Literal["raises_loss", "lowers_loss", "magnitude"]
-LabelCriterion = Literal["attribution", "activation_value"]
-
 #: Elements of one chunk's scores where all C latents have one: 64 MB in float32.
 CHUNK_ELEMENTS = 2**24
-
-_NAMES = {
-    "criterion": LabelCriterion,
-    "point": AttributionPoint,
-    "loss": AttributionLoss,
-    "value": AttributionValue,
-    "sign": AttributionSign,
-    "control": Control,
-}
-
-
-@dataclass(frozen=True)
-class AttributionConfig:
-    """How labels are chosen. The paper's released code: attribution, original, all_future, activation, raises_loss."""
-
-    criterion: LabelCriterion = "activation_value"
-    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), which leaves the next four unused."""
-    point: AttributionPoint = "original"
-    """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text)."""
-    loss: AttributionLoss = "all_future"
-    """Gradient of the sum of -log p(x_s) over all s > t (the released code), or of s = t + 1 only (the paper's text).
-    With point `reconstruction`, `all_future` takes one pass a position: T / 2 times the time."""
-    value: AttributionValue = "activation"
-    """a_i = c_i * d(loss)/dc_i of the active latents (the released code), or z_i * d(loss)/dc_i of all C latents with the
-    encoder's output z before its activation (the paper's first version)."""
-    sign: AttributionSign = "raises_loss"
-    """Top of +a (paper and released code: their presence makes the true token less likely), of -a, or of |a|."""
-    num_labels: Annotated[int, tyro.conf.arg(aliases=("--num-labels",))] = 4
-    """A, labels a token (the paper's K_attr)."""
-    control: Control = "none"
-    """What the labels are to be compared with. random: the same labels of a fixed random dictionary. shuffled: true labels,
-    permuted over the labelled positions of each window. frequency: concepts drawn from the histogram of the true labels."""
-    seed: int = 0
-    """Seed of the control."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "num_labels")
-        require_at_least(0, self, "seed")
-        for name, allowed in _NAMES.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise CocomixError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
-                )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ same labels in any batch, shard or process. `shuffled` and `frequency` are made 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,10 +23,6 @@ from cocomix.sae.config import SparseAutoencoderConfig
 from cocomix.sae.model import SparseAutoencoder
 
 # Shapes: B batch, T tokens, C concepts, A labels a token, n labelled positions of a window.
-
-Control = Literal["none", "random", "shuffled", "frequency"]
-#: Made from finished labels.
-DERIVED_CONTROLS: tuple[Control, ...] = ("shuffled", "frequency")
 
 
 def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:

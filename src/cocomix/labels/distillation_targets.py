@@ -24,7 +24,8 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.data.target_dataset import KIND, SampledTargets, write_targets
+from cocomix.base.kinds import DISTILLATION_TARGETS
+from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.shard_work import ShardWork, finish_work
 from cocomix.modeling.backbones import adapter_for
@@ -89,7 +90,11 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
         "windows_per_shard": config.windows_per_shard,
     }
     return finish_work(
-        config.output, KIND, settings, lambda: _Shards(config, data, settings), overwrite=config.overwrite
+        config.output,
+        DISTILLATION_TARGETS,
+        settings,
+        lambda: _Shards(config, data, settings),
+        overwrite=config.overwrite,
     )
 
 

@@ -12,12 +12,13 @@ import torch
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
-from cocomix.data.concept_dataset import KIND, write_labels
+from cocomix.data.concept_dataset import write_labels
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.attribution import AttributionConfig, ConceptExtractor
-from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.attribution import ConceptExtractor
+from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.label_sources import DerivedLabels, TeacherLabels, identify_sae
 from cocomix.labels.shard_work import ShardWork, finish_work
 from cocomix.labels.verification import verify
@@ -108,7 +109,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
     }
     return finish_work(
         config.output,
-        KIND,
+        CONCEPT_DATASET,
         settings,
         lambda: _Shards(config, source, settings, data.context_length),
         overwrite=config.overwrite,

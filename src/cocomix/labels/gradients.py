@@ -12,8 +12,6 @@ residual stream: no graph exists below the hook and no parameter gradient is all
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -21,12 +19,11 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
 from cocomix.base.labels import IGNORED_LABEL
+from cocomix.labels.config import AttributionLoss
 from cocomix.modeling.teacher import Teacher
 
 # Shapes: B batch, T tokens, D width of the teacher, V vocabulary, P copies in one pass.
 
-AttributionPoint = Literal["original", "reconstruction"]
-AttributionLoss = Literal["all_future", "next_token"]
 
 #: Elements of one chunk's logits: 64 MB in float32.
 CHUNK_ELEMENTS = 2**24

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.attribution import AttributionConfig, ConceptExtractor, ScoredLabels
+from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.controls import draw_labels, shuffle_labels
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae import training as sae_training
 from cocomix.sae.fit import sae_fit_warning
 from cocomix.sae.formats.hub import local_path
 from cocomix.sae.model import SparseAutoencoder
@@ -179,7 +180,7 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
         if layer is None:
             raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
         return artifacts.fingerprint_of_path(found), layer
-    manifest = artifacts.read(sae, sae_training.KIND)
+    manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
     trained = int(manifest.settings["layer"])

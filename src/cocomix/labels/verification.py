@@ -12,7 +12,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.label_sources import TeacherLabels
 
 NUM_BATCHES = 4

@@ -23,7 +23,6 @@ def predict_concepts(
     labels: Int64[Tensor, "N A"] | None = None,
     row_weights: Float[Tensor, " N"] | None = None,
     logits_megabytes: int = LOGITS_MEGABYTES,
-    num_groups: int | None = None,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The `num_active` largest concept logits of each row, and the concept loss, summed over the rows.
 
@@ -37,7 +36,6 @@ def predict_concepts(
         labels: concepts of each row, each in [0, C); None: the loss is zero and not computed.
         row_weights: w, constants, zero at rows without labels; by default ones.
         logits_megabytes: of memory for a chunk's logits.
-        num_groups: at least `num_active`: choose among the best of so many groups only; None: the exact choice.
 
     Returns:
         values and indices of the active concepts, largest first (raw logits, which can be negative), and the loss; values
@@ -50,7 +48,6 @@ def predict_concepts(
         labels=labels,
         row_weights=row_weights,
         num_largest=num_active,
-        num_groups=num_groups,
         logits_megabytes=logits_megabytes,
     )
 

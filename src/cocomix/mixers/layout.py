@@ -25,11 +25,9 @@ class Layout:
 
     Args:
         stride: tokens for each concept position; 0: no concept positions.
-        concept_window: the keys of a concept are seen by so many tokens, its own the first; None: by all later ones.
     """
 
     stride: int = 0
-    concept_window: int | None = None
 
     def num_positions(self, num_tokens: Any) -> Any:
         """Positions of a row's first tokens."""
@@ -51,11 +49,6 @@ class Layout:
     def token_of(self, position: Any) -> Any:
         """The token that positions of a row belong to; not for tokens alone."""
         return self.num_tokens(position + 1) - 1
-
-    def is_seen(self, batch: Any, head: Any, query: Any, key: Any) -> Any:
-        """Whether the concept window lets a position be seen from a later one: a mask function of `transformers`."""
-        distance = self.token_of(query) - self.token_of(key)
-        return ~self.is_concept(key) | (distance < self.concept_window)
 
     def attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
         """The padding mask of positions, from that of tokens: [B, keys] -> [B, positions].

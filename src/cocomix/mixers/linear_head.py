@@ -50,7 +50,6 @@ class _Head:
     labels: Tensor | None
     row_weights: Tensor | None
     num_largest: int
-    num_groups: int | None
     chunk_bytes: int
 
     @property
@@ -128,34 +127,11 @@ class _Gradients:
         return self.x, weight, bias
 
 
-def largest_of_groups(
-    z: Float[Tensor, "N C"], num_largest: int, num_groups: int
-) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"]]:
-    """Values and indices of the largest logits among the best of each group c, c + num_groups, ...: an approximation of
-    each row's largest, that has the first of them for certain; a pass over the logits instead of a sort.
-
-    Args:
-        z: logits.
-        num_largest: K.
-        num_groups: at least K.
-    """
-    missing = -z.shape[-1] % num_groups
-    if missing:
-        z = F.pad(z, (0, missing), value=-torch.inf)
-    grouped = z.unflatten(-1, (-1, num_groups))  # (n, members, groups)
-    values, groups = grouped.amax(1).topk(num_largest, dim=-1)
-    # Which member it is matters in the chosen groups only: a maximum with its index costs several without.
-    chosen = groups.unsqueeze(1).expand(-1, grouped.shape[1], -1)
-    return values, grouped.gather(-1, chosen).argmax(1) * num_groups + groups
-
-
-def _largest(z: Tensor, num_largest: int, num_groups: int | None = None) -> tuple[Tensor, Tensor]:
+def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
     """Values and indices of each row's largest logits, largest first.
 
     Looked for in the groups with the largest maxima: whatever lies in another group is below as many logits as are wanted.
     """
-    if num_groups is not None:
-        return largest_of_groups(z, num_largest, num_groups)
     n, C = z.shape
     if C % _GROUP or 2 * num_largest * _GROUP > C:
         values, indices = z.topk(num_largest, dim=-1)
@@ -187,7 +163,7 @@ def _sweep(head: _Head, gradients: _Gradients | None) -> tuple[Tensor, Tensor, T
     loss = head.x.new_zeros((), dtype=head.dtype)
     for rows, z in head.chunks():
         if K:
-            values[rows], indices[rows] = _largest(z, K, head.num_groups)
+            values[rows], indices[rows] = _largest(z, K)
         if head.labels is None or head.row_weights is None:
             continue
         top = (values[rows, :1], indices[rows, :1]) if K else z.max(-1, keepdim=True)
@@ -207,16 +183,15 @@ class _LinearHead(torch.autograd.Function):
         labels: Tensor | None,
         row_weights: Tensor | None,
         num_largest: int,
-        num_groups: int | None,
         chunk_bytes: int,
         is_recording: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = _Head(x, weight, bias, labels, row_weights, num_largest, num_groups, chunk_bytes)
+        head = _Head(x, weight, bias, labels, row_weights, num_largest, chunk_bytes)
         wanted = tuple(is_recording and wants for wants in ctx.needs_input_grad[:3])
         gradients = _Gradients(head, wanted) if labels is not None and any(wanted) else None
         values, indices, loss = _sweep(head, gradients)
         ctx.save_for_backward(x, weight, bias, labels, row_weights, indices)
-        ctx.sizes, ctx.wanted = (num_largest, num_groups, chunk_bytes), wanted
+        ctx.sizes, ctx.wanted = (num_largest, chunk_bytes), wanted
         # To be scaled in place by the first backward, and handed on as they are.
         ctx.ready = [] if gradients is None else [gradients]
         ctx.mark_non_differentiable(indices)
@@ -244,7 +219,7 @@ class _LinearHead(torch.autograd.Function):
             gradients.scale(grad_loss)
         if grad_values is not None and grad_values.shape[1]:
             gradients.add_largest(head, indices, grad_values)
-        return (*gradients.returned(head), None, None, None, None, None, None)
+        return (*gradients.returned(head), None, None, None, None, None)
 
 
 # Compiled code calls it as it is: the chunks are fused by hand, and a trace would unroll them and save nothing.
@@ -259,7 +234,6 @@ def linear_head(
     labels: Int64[Tensor, "N A"] | None = None,
     row_weights: Float[Tensor, " N"] | None = None,
     num_largest: int = 0,
-    num_groups: int | None = None,
     logits_megabytes: int = LOGITS_MEGABYTES,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The largest logits of a linear head, and its summed cross entropy.
@@ -275,7 +249,6 @@ def linear_head(
         labels: classes of each row, each in [0, C); None: no loss.
         row_weights: w, factors of the rows in the sum, zero where labels mean nothing; constants. Default: ones.
         num_largest: K.
-        num_groups: of `largest_of_groups`, in place of the exact choice.
         logits_megabytes: of memory for a chunk's logits; one row at least.
 
     Returns:
@@ -297,7 +270,6 @@ def linear_head(
                 labels=labels,
                 row_weights=row_weights,
                 num_largest=num_largest,
-                num_groups=num_groups,
                 logits_megabytes=logits_megabytes,
             )
     if labels is not None:
@@ -310,7 +282,6 @@ def linear_head(
         labels,
         row_weights,
         num_largest,
-        num_groups,
         logits_megabytes * _MEGABYTE,
         torch.is_grad_enabled(),
     )

@@ -1,44 +1,44 @@
-"""How a concept vector enters the sequence of hidden states."""
+"""How a vector enters the sequence of hidden states: a new way is a row in `MIXINGS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from cocomix.mixers.layout import Layout
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Shapes: B batch, T tokens, D width.
 
 
 def _interleave(hidden: Tensor, vectors: Tensor) -> Tensor:
     """h_1, c_1, h_2, c_2, ..."""
+    import torch  # here, so that settings are read without it
+
     B, T, D = hidden.shape
     return torch.stack([hidden, vectors], dim=2).reshape(B, 2 * T, D)
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """One way of mixing.
-
-    Args:
-        interleaves: whether a concept has a position of its own, right behind its token.
-        combine: (hidden [B, T, D], vectors [B, T, D]) -> [B, T, D], or [B, 2T, D] where it interleaves.
-    """
+    """One way of mixing."""
 
     interleaves: bool
+    """Whether a concept has a position of its own, right after its token."""
     combine: Callable[[Tensor, Tensor], Tensor]
-
-    def layout(self, stride: int = 1, concept_window: int | None = None) -> Layout:
-        """Of the positions above the mixer, with a concept behind every `stride`-th token where it interleaves."""
-        return Layout(stride, concept_window) if self.interleaves else Layout()
+    """(hidden [B, T, D], vectors [B, T, D]) -> [B, T, D], or [B, 2T, D] where it interleaves."""
+    summary: str
+    """What the vectors become, in a few words."""
 
 
 MIXINGS: dict[str, Mixing] = {
-    "interleave": Mixing(True, _interleave),
-    "interleave_residual": Mixing(True, lambda hidden, vectors: _interleave(hidden, hidden + vectors)),
-    "add": Mixing(False, torch.add),
-    "none": Mixing(False, lambda hidden, _: hidden),
+    "interleave": Mixing(True, _interleave, "interleaved with the hidden states"),
+    "interleave_residual": Mixing(
+        True,
+        lambda hidden, vectors: _interleave(hidden, hidden + vectors),
+        "interleaved with the hidden states, each added to its token's",
+    ),
+    "add": Mixing(False, lambda hidden, vectors: hidden + vectors, "added to the hidden states"),
+    "none": Mixing(False, lambda hidden, _: hidden, "predicted, and not mixed in"),
 }

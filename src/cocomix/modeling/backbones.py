@@ -54,6 +54,11 @@ class DecoderAdapter(abc.ABC):
         self.model = model
         self.config: PreTrainedConfig = model.config
 
+    @classmethod
+    def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
+        """Settings of a decoder that is trained from scratch, beyond those that all families have."""
+        return {"intermediate_size": gated_width(hidden_size), "num_key_value_heads": num_heads}
+
     @property
     def decoder(self) -> Any:
         """The causal LM without its head."""
@@ -211,6 +216,11 @@ class DecoderAdapter(abc.ABC):
         return cast(Tensor, head(self.final_norm(hidden)))
 
 
+def gated_width(hidden_size: int) -> int:
+    """Width of a gated MLP with about the parameters of a plain one of 4 D: 8/3 D, rounded up to 32."""
+    return -(-8 * hidden_size // 3 // 32) * 32
+
+
 class GPT2Adapter(DecoderAdapter):
     """GPT-2: learned positions, added once below the first block."""
 
@@ -219,6 +229,10 @@ class GPT2Adapter(DecoderAdapter):
     decoder_name = "transformer"
     blocks_name = "h"
     final_norm_name = "ln_f"
+
+    @classmethod
+    def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
+        return {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
     def embed(
         self, inputs_embeds: Float[Tensor, "B T D"], position_ids: Int64[Tensor, "#B T"]
@@ -246,6 +260,10 @@ class GPTNeoXAdapter(DecoderAdapter):
     decoder_name = "gpt_neox"
     final_norm_name = "final_layer_norm"
     cache_argument = "layer_past"
+
+    @classmethod
+    def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
+        return {"intermediate_size": 4 * hidden_size}
 
     def embed(
         self, inputs_embeds: Float[Tensor, "B T D"], position_ids: Int64[Tensor, "#B T"]
@@ -277,6 +295,13 @@ class LlamaAdapter(DecoderAdapter):
         "qwen3": "Qwen3",
         "olmo2": "OLMo 2",
     }
+
+    @classmethod
+    def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
+        settings = super().scratch_settings(family, hidden_size, num_heads)
+        if family in ("qwen3", "gemma2", "gemma3_text"):  # these set a head's width apart from the model's
+            settings |= {"head_dim": hidden_size // num_heads, "query_pre_attn_scalar": hidden_size // num_heads}
+        return settings
 
     def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
         attention = block.self_attn

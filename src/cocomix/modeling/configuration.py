@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cocomix.base.errors import CocomixError
-from cocomix.mixers.layout import Layout
-from cocomix.mixers.mixing import MIXINGS
+from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 
-MixerName = Literal["concept", "pause", "none"]
-MixingName = Literal["interleave", "interleave_residual", "add", "none"]
-PositionMode = Literal["shared", "sequential"]
-
+#: Of the settings in `config.json`. 1: version 0.1, which numbered the mixer's place by the block before which it stands and
+#: scaled concept vectors back by std + 1e-5.
+FORMAT_VERSION = 2
+#: Approximations of version 0.1 that gained nothing.
+_REFUSED = ("concept_window", "concept_groups")
 
 #: Settings of transformers that say nothing of the backbone.
 _TRANSFORMERS_SETTINGS = frozenset(
@@ -48,26 +49,17 @@ _TRANSFORMERS_SETTINGS = frozenset(
 class CoCoMixConfig(PreTrainedConfig):
     """Settings of a `CoCoMixForCausalLM`, checked when built.
 
+    The mixer's own settings (`mixing`, `layer`, `num_concepts` and so on, see `mixers/config.py`) are given and stored flat,
+    and read as `config.mixer.NAME` or, shorter, as `config.NAME`.
+
     Args:
         backbone_config: configuration of the decoder, or its dictionary with `model_type` inside.
         mixer: `concept` (predict, compress and mix concepts), `pause` (one learned vector in place of every concept
-            vector) or `none` (the plain backbone).
-        mixing: how the vector enters: `interleave` (the paper's: a position of its own behind each token),
-            `interleave_residual` (the same, started from the token's hidden state plus the vector), `add` (hidden state
-            plus vector, no extra position) or `none` (concepts are predicted, not mixed).
-        insert_layer: 0-based block before which the mixer sits.
-        position_mode: for rotary backbones, whether a token and its concept share position t (`shared`) or stand at
-            2t and 2t + 1 (`sequential`).
-        num_concepts: C, concepts that can be predicted; the latents of the SAE.
-        num_active_concepts: K_mix, concepts kept in the mixture.
+            vector), `none` (the plain backbone) or another registered name; or the mixer's settings as one object.
         concept_loss_weight: lambda, weight of the concept loss in `loss`.
         initializer_range: standard deviation of the mixer's initial weights.
-        concept_stride: with interleaving, tokens for each concept position; above 1 an approximation, where the next token is
-            read at the token itself if no concept stands behind it.
-        concept_window: with interleaving, how many tokens see the keys of a concept, its own the first; None: all later
-            ones, as published.
-        concept_groups: the active concepts are the strongest of so many groups, of each of which only the best can be
-            one; None: the strongest of all, as published.
+        settings: the mixer's, and those of every configuration of `transformers`. `insert_layer`, the block *before* which
+            the mixer stands, is taken for `layer` + 1.
 
     Raises:
         CocomixError: a name is unknown or a number is out of range.
@@ -89,47 +81,70 @@ class CoCoMixConfig(PreTrainedConfig):
     ]
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
 
+    mixer: MixerConfig
+
     def __init__(
         self,
         backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
-        mixer: str = "concept",
-        mixing: str = "interleave",
-        insert_layer: int = 1,
-        position_mode: str = "shared",
-        num_concepts: int = 32768,
-        num_active_concepts: int = 32,
+        mixer: str | MixerConfig = "concept",
         concept_loss_weight: float = 0.1,
         initializer_range: float = 0.02,
-        concept_stride: int = 1,
-        concept_window: int | None = None,
-        concept_groups: int | None = None,
-        **kwargs: Any,
+        format_version: int = FORMAT_VERSION,
+        **settings: Any,
     ) -> None:
         backbone = _backbone(backbone_config)
+        if format_version not in (1, FORMAT_VERSION):
+            raise CocomixError(f"format_version is {format_version!r}; this cocomix reads 1 and {FORMAT_VERSION}")
+        settings = _current(settings, format_version)
+        self.format_version = FORMAT_VERSION
         self.backbone_config = backbone
-        self.mixer = mixer
-        self.mixing = mixing
-        self.insert_layer = insert_layer
-        self.position_mode = position_mode
-        self.num_concepts = num_concepts
-        self.num_active_concepts = num_active_concepts
         self.concept_loss_weight = concept_loss_weight
         self.initializer_range = initializer_range
-        self.concept_stride = concept_stride
-        self.concept_window = concept_window
-        self.concept_groups = concept_groups
+        if isinstance(mixer, MixerConfig):
+            self.mixer = mixer
+        else:
+            known = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)}
+            own = {name: settings.pop(name) for name in list(settings) if name in known}
+            if mixer == "concept":
+                own.setdefault("num_concepts", 32768)
+            elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
+                own = {name: value for name, value in own.items() if hasattr(MIXERS[mixer], name)}
+            self.mixer = mixer_config(mixer, own)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, getattr(backbone, name, None))
+            settings.setdefault(name, getattr(backbone, name, None))
         # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
-        kwargs.setdefault("attn_implementation", backbone._attn_implementation)
+        settings.setdefault("attn_implementation", backbone._attn_implementation)
         is_tied = bool(getattr(backbone, "tie_word_embeddings", False))
-        if kwargs.setdefault("tie_word_embeddings", is_tied) != is_tied:
+        if settings.setdefault("tie_word_embeddings", is_tied) != is_tied:
             raise CocomixError(f"tie_word_embeddings is the backbone's setting, and there it is {is_tied}")
-        unknown = sorted(name for name in kwargs if not name.startswith("_") and name not in _TRANSFORMERS_SETTINGS)
+        unknown = sorted(name for name in settings if not name.startswith("_") and name not in _TRANSFORMERS_SETTINGS)
         if unknown:
             raise CocomixError(f"unknown setting {unknown[0]!r}; the backbone's own belong into backbone_config")
-        super().__init__(**kwargs)
+        super().__init__(**settings)
         self.validate()
+
+    def __getattr__(self, name: str) -> Any:
+        """The mixer's settings by their own names."""
+        mixer = self.__dict__.get("mixer")
+        if mixer is not None and name in {field.name for field in dataclasses.fields(mixer)}:
+            return getattr(mixer, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        mixer = self.__dict__.get("mixer")
+        if name != "mixer" and mixer is not None and name in {field.name for field in dataclasses.fields(mixer)}:
+            name, value = "mixer", mixer.changed(**{name: value})
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
+        """Settings as they are stored; those of version 0.1 have no format version."""
+        return super().from_dict({"format_version": 1, **config_dict}, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings as they are stored: the mixer's are flat."""
+        stored: dict[str, Any] = super().to_dict()
+        return stored | dataclasses.asdict(stored.pop("mixer"))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's: what generation, caches and resized vocabularies go by."""
@@ -151,63 +166,29 @@ class CoCoMixConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         return int(self.backbone_config.max_position_embeddings)
 
-    @property
-    def layout(self) -> Layout:
-        """Of the positions above the mixer."""
-        return MIXINGS[self.mixing].layout(self.concept_stride, self.concept_window)
-
     def validate(self) -> None:
-        """Check names, types and numbers; also done when a model is built, for settings that were changed since."""
-        for name in ("insert_layer", "num_concepts", "num_active_concepts"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise CocomixError(f"{name} is {value!r}; it must be a whole number")
+        """Check numbers and what depends on the backbone; also done when a model is built, for settings changed since."""
         for name in ("concept_loss_weight", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise CocomixError(f"{name} is {value!r}; it must be a number of at least 0")
-        for name, allowed in (("mixer", MixerName), ("mixing", MixingName), ("position_mode", PositionMode)):
-            if getattr(self, name) not in get_args(allowed):
-                raise CocomixError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
-                )
-        self._validate_approximations()
-        if self.mixer == "none":
-            return
-        if not 0 <= self.insert_layer < self.num_hidden_layers:
-            raise CocomixError(
-                f"insert_layer is {self.insert_layer}; a decoder of {self.num_hidden_layers} blocks takes "
-                f"0 to {self.num_hidden_layers - 1}"
-            )
-        if self.mixer == "pause" and self.mixing == "none":
-            raise CocomixError("mixer 'pause' with mixing 'none' would insert nothing; use mixer 'none'")
-        if not 1 <= self.num_active_concepts <= self.num_concepts:
-            raise CocomixError(
-                f"num_active_concepts is {self.num_active_concepts}; it must lie between 1 and num_concepts "
-                f"({self.num_concepts})"
-            )
+        self.mixer.check(self.num_hidden_layers)
 
-    def _validate_approximations(self) -> None:
-        for name, lowest in (
-            ("concept_stride", 1),
-            ("concept_window", 1),
-            ("concept_groups", self.num_active_concepts),
-        ):
-            value = getattr(self, name)
-            if value is None and name != "concept_stride":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise CocomixError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
-        interleaves = self.mixer != "none" and MIXINGS[self.mixing].interleaves
-        if not interleaves and (self.concept_stride != 1 or self.concept_window is not None):
-            raise CocomixError("concept_stride and concept_window are settings of an interleaving mixer")
-        if self.concept_groups is not None:
-            if self.mixer != "concept":
-                raise CocomixError(f"concept_groups is set, but the mixer is {self.mixer!r}")
-            if self.concept_groups > self.num_concepts:
-                raise CocomixError(
-                    f"concept_groups is {self.concept_groups}; there are only {self.num_concepts} concepts to group"
-                )
+
+def _current(settings: dict[str, Any], format_version: int) -> dict[str, Any]:
+    """Settings by today's names and conventions."""
+    settings = dict(settings)
+    for name in _REFUSED:
+        if settings.pop(name, None) is not None:
+            raise CocomixError(f"{name} is set; cocomix 0.1 had this approximation, and later versions don't")
+    if "insert_layer" in settings:
+        before = settings.pop("insert_layer")
+        if not isinstance(before, int) or isinstance(before, bool):
+            raise CocomixError(f"insert_layer is {before!r}; it must be a whole number")
+        settings.setdefault("layer", before - 1)
+    if format_version == 1:
+        settings["rescale_epsilon"] = 1e-5
+    return settings
 
 
 def _backbone(given: Any) -> PreTrainedConfig:

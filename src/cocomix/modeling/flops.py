@@ -14,46 +14,44 @@ Neither counts norms, activations, softmax, top-k and embedding look-ups.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.config import Count
 from cocomix.mixers.layout import Layout
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for
 from cocomix.modeling.model import CoCoMixForCausalLM
-
-Count = Literal["algorithmic", "counter"]
 
 BACKWARD_OVER_FORWARD = 2.0
 
 
 def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic") -> float:
     """Of one forward pass, a token of text, in windows of `context_length`."""
-    adapter, mixer = model.adapter, model.mixer
-    if mixer is None:
-        return span_flops_per_token(adapter, 0, adapter.num_blocks, context_length, count=count) + head_flops(adapter)
-    insert, layout = model.config.insert_layer, model.layout
+    adapter, mixer = model.adapter, model.mixer.config
+    insert, layout = mixer.insertion, mixer.layout
     num_positions: int = layout.num_positions(context_length)
     upper = span_flops_per_token(adapter, insert, adapter.num_blocks, num_positions, layout, count)
     flops = span_flops_per_token(adapter, 0, insert, context_length, count=count)
     flops += upper * num_positions / context_length - _skipped_flops(model, context_length, count)
-    return flops + _concept_flops(model, count) + head_flops(adapter)
+    return flops + mixer.forward_flops(model.config.hidden_size, count) + head_flops(adapter)
 
 
 def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic") -> float:
     """Of one training step, a token of text; a teacher's work is not in it."""
     forward = forward_flops_per_token(model, context_length, count)
-    concepts = _concept_flops(model, count)
-    return (1 + BACKWARD_OVER_FORWARD) * (forward - concepts) + concepts + _concept_backward_flops(model, count)
+    mixer, D = model.mixer.config, model.config.hidden_size
+    own = mixer.forward_flops(D, count)
+    backward = mixer.backward_flops(D, count, has_concept_loss=bool(model.config.concept_loss_weight))
+    return (1 + BACKWARD_OVER_FORWARD) * (forward - own) + own + backward
 
 
 def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
     """What the last block leaves out where nothing is read: all of it but keys and values."""
-    adapter, layout, last = model.adapter, model.layout, model.adapter.num_blocks - 1
+    adapter, layout, last = model.adapter, model.mixer.config.layout, model.adapter.num_blocks - 1
     if not layout.stride or not adapter.can_skip(adapter.blocks[last], None):
         return 0.0
     num_positions: int = layout.num_positions(context_length)
@@ -68,28 +66,6 @@ def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count)
     projections = 2 * 2 * model.config.hidden_size * key_width(model.backbone)
     skipped = _linear_flops(adapter, last, last + 1) - projections + attention
     return float(skipped * num_unread / context_length)
-
-
-def _concept_flops(model: CoCoMixForCausalLM, count: Count) -> float:
-    """Forward of concept head and compression."""
-    if not isinstance(model.mixer, ConceptMixer):
-        return 0.0
-    C, D = model.mixer.head_weight.shape
-    return 2.0 * C * D + (2 * model.mixer.num_active_concepts * D if count == "algorithmic" else 0)
-
-
-def _concept_backward_flops(model: CoCoMixForCausalLM, count: Count) -> float:
-    """Their backward: without a concept loss, only K_mix of a token's logits have gradients."""
-    if not isinstance(model.mixer, ConceptMixer):
-        return 0.0
-    C, D = model.mixer.head_weight.shape
-    K = model.mixer.num_active_concepts
-    has_loss = bool(model.config.concept_loss_weight)
-    if not has_loss and model.config.mixing == "none":
-        return 0.0
-    if count == "algorithmic":
-        return BACKWARD_OVER_FORWARD * float(2 * (C if has_loss else K) * D + 2 * K * D)
-    return BACKWARD_OVER_FORWARD * 2 * C * D * has_loss
 
 
 def span_flops_per_token(
@@ -131,7 +107,7 @@ def attention_flops_per_token(
 
 
 def mean_keys(num_positions: int, window: int | None, layout: Layout, part: slice = slice(None)) -> float:
-    """Keys that a position attends to, on average: all up to itself that windows of tokens and of concepts leave.
+    """Keys that a position attends to, on average: all up to itself that a window leaves.
 
     Args:
         num_positions: of a sequence.
@@ -143,10 +119,6 @@ def mean_keys(num_positions: int, window: int | None, layout: Layout, part: slic
     width = num_positions if window is None else min(layout.num_positions(window), num_positions)
     first = np.maximum(positions + 1 - width, 0)
     keys = positions + 1 - first
-    if layout.concept_window is not None:
-        # Concepts up to the newest one out of sight, less those that lie before the block's own window.
-        hidden = np.maximum(layout.token_of(positions) - layout.concept_window + 1, 0) // layout.stride
-        keys = keys - np.maximum(hidden - first // (layout.stride + 1), 0)
     return float(keys.mean())
 
 

@@ -54,8 +54,8 @@ def checked_labels(
         labels = labels.long()
     if concept_labels is None:
         return labels, None
-    if config.mixer != "concept":
-        raise CocomixError(f"concept_labels were given to a model with mixer {config.mixer!r}")
+    if not config.mixer.has_concepts:
+        raise CocomixError(f"concept_labels were given to a model with mixer {config.mixer.mixer!r}")
     if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape or not concept_labels.shape[2]:
         raise CocomixError(
             f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels a token')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -12,6 +13,24 @@ from torch.nn import functional as F
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.mixers.linear_head import linear_head
 from cocomix.modeling.backbones import DecoderAdapter
+
+
+def combined_loss(terms: Iterable[tuple[float, Tensor, Tensor | int]]) -> tuple[Tensor, list[Tensor]]:
+    """The loss of every model and every run: the weighted sum of the means of some terms.
+
+    Args:
+        terms: weight, sum over the targets and number of targets of each; the number may be that of a whole step, of which
+            this is a part.
+
+    Returns:
+        the loss, and the mean of each term.
+    """
+    terms = list(terms)
+    means = [total / count for _, total, count in terms]
+    loss = sum(
+        (weight * mean for (weight, _, _), mean in zip(terms, means, strict=True)), start=torch.zeros(()).to(means[0])
+    )
+    return loss, means
 
 
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:

@@ -43,14 +43,12 @@ def make_mask(
         inputs: of the span.
         is_explicit: never None, for whoever wants some rows only.
     """
-    layout, make, more = inputs.layout, create_causal_mask, {}
+    layout, make = inputs.layout, create_causal_mask
     if layer_type == SLIDING:
         make = create_sliding_window_causal_mask
         if layout.stride:
             config = copy.copy(config)
             config.sliding_window = layout.num_positions(config.sliding_window)
-    if layout.concept_window is not None:
-        more["and_mask_function"] = layout.is_seen
     return make(
         config=config,
         inputs_embeds=hidden,
@@ -59,7 +57,6 @@ def make_mask(
         position_ids=inputs.packed_positions,
         layer_idx=index,
         allow_is_causal_skip=not is_explicit,
-        **more,
     )
 
 
@@ -81,8 +78,6 @@ def check_attention(
         return
     if inputs.packed_positions is not None and batch_size > 1:
         raise CocomixError("flash attention keeps packed documents apart in a batch of one window only")
-    if inputs.layout.concept_window is not None:
-        raise CocomixError("flash attention has no concept_window; load the model with attn_implementation 'sdpa'")
     if SLIDING in layer_types and inputs.layout.stride:  # it takes its window from the block, not from a mask
         raise CocomixError(
             "flash attention has no doubled sliding window above an interleaving mixer; load the model with "

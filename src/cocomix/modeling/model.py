@@ -23,9 +23,10 @@ from transformers import (
 )
 
 from cocomix.base.errors import CocomixError
-from cocomix.mixers.base import ConceptMixer, Dictionary, MixerOutput, mixer_for
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
+from cocomix.mixers.concept import ConceptMixer
 from cocomix.mixers.edits import ConceptEdit, edits_at, generating
-from cocomix.mixers.layout import Layout
 from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.cache import adopt_cache
@@ -56,14 +57,14 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if backbone is None:
             backbone = AutoModelForCausalLM.from_config(config.backbone_config)
         self.backbone = backbone
-        self.mixer = mixer_for(config)
+        self.mixer = config.mixer.build(config.hidden_size)
         self.limit_logits(LOGITS_MEGABYTES)
         adapter_for(backbone)  # refuses an unsupported family before anything runs
         self.post_init()
 
     @classmethod
     def from_backbone(
-        cls, backbone: PreTrainedModel, *, sae: Dictionary | None = None, **settings: Any
+        cls, backbone: PreTrainedModel, *, sae: AutoencoderWeights | None = None, **settings: Any
     ) -> CoCoMixForCausalLM:
         """Build around a decoder that has its weights already, so that the first logits are close to its own.
 
@@ -91,13 +92,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         model = cls(CoCoMixConfig(backbone_config=backbone.config, **settings), backbone)
         if backbone.generation_config is not None:
             model.generation_config = copy.deepcopy(backbone.generation_config)
-        if model.mixer is not None:
-            model.mixer.to(device=backbone.device, dtype=backbone.dtype)
-            model.mixer.silence()
+        model.mixer.to(device=backbone.device, dtype=backbone.dtype)
+        model.mixer.zero_init()
         if sae is not None:
-            if not isinstance(model.mixer, ConceptMixer):
-                raise CocomixError(f"an autoencoder can start a concept mixer only, not {model.config.mixer!r}")
-            model.mixer.start_from_dictionary(sae)
+            model.mixer.start_from_autoencoder(sae)
         model.train(backbone.training)
         return model
 
@@ -127,9 +125,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """
         if megabytes < 1:
             raise CocomixError(f"logits of {megabytes} MB can't be computed; the least is 1")
-        self.logits_megabytes = megabytes
-        if isinstance(self.mixer, ConceptMixer):
-            self.mixer.logits_megabytes = megabytes
+        self.logits_megabytes = self.mixer.logits_megabytes = megabytes
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
@@ -141,9 +137,20 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return adapter_for(self.backbone)
 
     @property
-    def layout(self) -> Layout:
-        """Of the positions above the mixer."""
-        return Layout() if self.mixer is None else self.config.layout
+    def concept_mixer(self) -> ConceptMixer:
+        """The mixer of a model with concepts.
+
+        Raises:
+            CocomixError: the model has none.
+        """
+        if not self.config.mixer.has_concepts:
+            raise CocomixError(f"a model with mixer {self.config.mixer.mixer!r} has no concepts")
+        return cast(ConceptMixer, self.mixer)
+
+    @property
+    def saved_form(self) -> PreTrainedModel:
+        """What is written to disk: the plain decoder where nothing is inserted."""
+        return self if self.config.mixer.inserts else self.backbone
 
     def get_input_embeddings(self) -> nn.Module:
         return cast(nn.Module, self.backbone.get_input_embeddings())
@@ -250,9 +257,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
                 if logits is None
                 else loss_of_logits(logits, labels)
             )
-            output.add_next_token_loss(loss_sum, labels)
-        if mixed is not None:
-            output.add_concepts(mixed, self.config.concept_loss_weight)
+            output.lm_loss_sum, output.lm_count = loss_sum, (labels[:, 1:] != IGNORED_LABEL).sum()
+        output.set_concepts(mixed)
+        output.set_loss(self.config.concept_loss_weight)
         return output.to_tuple() if return_dict is False else output
 
     def _run(
@@ -266,11 +273,10 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         concept_labels: Tensor | None,
         edits: tuple[ConceptEdit, ...],
         states: list[Tensor] | None,
-    ) -> tuple[Tensor, MixerOutput | None]:
+    ) -> tuple[Tensor, MixerOutput]:
         """Hidden states [B, T, D] that predict the next token, and what the mixer said."""
         adapter, L = self.adapter, self.adapter.num_blocks
-        insert = L if self.mixer is None else self.config.insert_layer
-        layout = self.layout
+        insert, layout = self.mixer.config.insertion, self.mixer.config.layout
         if cache is not None and layout.stride:
             adopt_cache(cache, self.config.backbone_config, insert, layout)
         hidden = adapter.embed(inputs_embeds, position_ids)
@@ -288,9 +294,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             cache=cache,
             collected=states,
         )
-        if self.mixer is None:
-            return hidden, None
-        mixed = self.mixer(hidden, concept_labels, edits)
+        mixed: MixerOutput = self.mixer(hidden, MixerInputs(concept_labels, edits))
         if span is None:
             hidden = adapter.run_blocks(
                 mixed.hidden,
@@ -307,7 +311,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             span.kept(mixed.hidden),
             insert,
             L,
-            position_ids=span.positions(position_ids, self.config.position_mode),
+            position_ids=span.positions(position_ids, self.mixer.config.position_mode),
             attention_mask=layout.attention_mask(attention_mask),
             packed_positions=span.packed_positions(packed_positions),
             cache=cache,

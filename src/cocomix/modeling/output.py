@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.utils import ModelOutput
 
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.mixers.base import MixerOutput
+from cocomix.modeling.losses import combined_loss
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts.
 
@@ -35,23 +35,22 @@ class CoCoMixOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     """If asked for: the residual stream below the first block and after each, [B, T, D], above the mixer [B, S, D]."""
 
-    def add_next_token_loss(self, loss_sum: Float[Tensor, ""], labels: Int64[Tensor, "B T"]) -> None:
-        """Set the next-token loss, and with it `loss`.
-
-        Args:
-            loss_sum: over the labels that are not `IGNORED_LABEL`.
-            labels: not shifted yet.
-        """
-        self.lm_loss_sum, self.lm_count = loss_sum, (labels[:, 1:] != IGNORED_LABEL).sum()
-        self.lm_loss = loss_sum / self.lm_count.clamp(min=1)
-        self.loss = self.lm_loss
-
-    def add_concepts(self, mixed: MixerOutput, weight: float) -> None:
-        """Set what the mixer said; its loss, if there is one, joins `loss` with a weight."""
+    def set_concepts(self, mixed: MixerOutput) -> None:
+        """Set what the mixer said."""
         self.concept_indices, self.concept_values = mixed.concept_indices, mixed.concept_values
-        if mixed.concept_loss_sum is None or mixed.concept_count is None:
-            return
         self.concept_loss_sum, self.concept_count = mixed.concept_loss_sum, mixed.concept_count
-        self.concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
-        weighted = weight * self.concept_loss
-        self.loss = weighted if self.loss is None else self.loss + weighted
+
+    def set_loss(self, concept_loss_weight: float) -> None:
+        """Set the means and `loss` from the sums and counts that there are."""
+        terms = []
+        if self.lm_loss_sum is not None and self.lm_count is not None:
+            terms.append((1.0, self.lm_loss_sum, self.lm_count.clamp(min=1)))
+        if self.concept_loss_sum is not None and self.concept_count is not None:
+            terms.append((concept_loss_weight, self.concept_loss_sum, self.concept_count.clamp(min=1)))
+        if not terms:
+            return
+        self.loss, means = combined_loss(terms)
+        if self.concept_loss_sum is not None:
+            self.concept_loss = means.pop()
+        if means:
+            self.lm_loss = means[0]

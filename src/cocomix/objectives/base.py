@@ -1,64 +1,155 @@
-"""What a step minimises: the `Objective` seam.
+"""The `Objective` seam: what a step minimises.
 
 Each objective gives a sum over its targets and, from the batch alone, how many targets there are. The loop divides once, by
-the count of the whole step, so that accumulation, packing and uneven labels do not change the result.
+the count of the whole step, so that accumulation, packing and uneven labels do not change the result. All that can be said of
+an objective before anything is loaded is in its `Config` (`objectives/config.py`).
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
-from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.label_sources import TeacherLabels
-from cocomix.mixers.base import STD_EPSILON
-from cocomix.mixers.layout import Layout
-from cocomix.mixers.mixing import MIXINGS
-from cocomix.modeling.backbones import adapter_for
-from cocomix.modeling.flops import BACKWARD_OVER_FORWARD, causal_lm_flops_per_token, span_flops_per_token
+from cocomix.data.token_dataset import Windows
+from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.output import CoCoMixOutput
-from cocomix.modeling.teacher import Teacher, load_teacher
-from cocomix.training.batches import Batch
-from cocomix.training.config import Schedule, TrainConfig
-from cocomix.training.labels import ConceptLabels
-from cocomix.training.schedule import scheduled_weight
+from cocomix.objectives.config import ObjectiveConfig
 
-# Shapes: B batch, T tokens, V vocabulary, A labels a token, K draws a position, D width.
+# Shapes: B batch, T tokens, A labels a token.
 
-#: Of the initial weights of heads, as the paper's of its concept head.
-HEAD_STD = 0.02
+#: Of `Batch.extra`: concepts of each token, [B, T, A], which the student's mixer reads as well.
+CONCEPT_LABELS = "concept_labels"
+
+
+@dataclass(frozen=True)
+class WindowData:
+    """What is known of every training window beside its tokens, such as labels; opened, and loaded when first read."""
+
+    name: str
+    """In `Batch.extra`."""
+    num_windows: int
+    """The first windows of the dataset have it."""
+    read: Callable[[Sequence[int] | np.ndarray], Any]
+    """Windows -> a tensor, or anything with a method `to(device)`."""
+    inputs: Mapping[str, Any]
+    """Fingerprints that a run depends on, by the names that they have in its settings."""
+    training_flops: Callable[[int, int], float] = lambda num_tokens, num_windows: 0.0
+    """What it costs a run of so many tokens on so many windows, in FLOPs of a teacher."""
+    to: Callable[[torch.device], Any] = lambda device: None
+    """Compute on another device from now on, if it is computed."""
+    source: Any = None
+    """Where it comes from, for whoever wants more of it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows of a step."""
+
+    windows: Windows
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What objectives read beside the tokens, by the names of their `WindowData`."""
+
+    @property
+    def concept_labels(self) -> Int64[Tensor, "B T A"] | None:
+        """`IGNORED_LABEL` where a position has none."""
+        labels: Tensor | None = self.extra.get(CONCEPT_LABELS)
+        return labels
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        windows = self.windows.to(device)
+        return replace(self, windows=windows, extra={name: value.to(device) for name, value in self.extra.items()})
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What objectives are built with."""
+
+    hidden_size: int
+    """Width D of the student."""
+    num_layers: int
+    """Blocks of the student."""
+    mixer: MixerConfig
+    teacher: Callable[[], PreTrainedModel]
+    """Loads the run's teacher, frozen; once, however many objectives ask."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs a token of text that an objective adds to a run."""
+
+    labels: float = 0.0
+    """Of the teacher, for concept labels: before training, or along with it."""
+    targets: float = 0.0
+    """Of the teacher, which runs along."""
+    stored_targets: float = 0.0
+    """Of the teacher, before training."""
+    student: float = 0.0
+    """Of what is trained beside the student."""
+
+    @property
+    def teacher(self) -> float:
+        """All that the teacher computes."""
+        return self.labels + self.targets + self.stored_targets
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.labels + other.labels,
+            self.targets + other.targets,
+            self.stored_targets + other.stored_targets,
+            self.student + other.student,
+        )
+
+
+@dataclass(frozen=True)
+class CostInputs:
+    """What costs are counted with: shapes, and what finished folders say of themselves."""
+
+    run: Any
+    """The run's settings."""
+    teacher: PreTrainedModel
+    """On the meta device."""
+    teacher_layer: int
+    """0-based block of the teacher after which its autoencoder reads."""
+    num_concepts: int
+    """C, latents of the autoencoder."""
+    context_length: int
+    """T."""
+    labels_flops: float | None = None
+    """FLOPs of the teacher a token, as finished labels say; None: to be counted."""
+    draws_flops: float | None = None
+    """Likewise, as finished distillation targets say."""
 
 
 class Objective(abc.ABC):
     """A weighted term of the loss.
 
     Args:
-        weight: its factor in the sum.
-        schedule: of the weight over the run.
+        config: its settings.
+        surroundings: of the run.
     """
 
-    name: str
-    needs_logits = False
-    needs_hidden_states = False
+    Config: ClassVar[type[ObjectiveConfig]]
+    name: ClassVar[str]
+    """In the metrics."""
+    needs_logits: ClassVar[bool] = False
+    needs_hidden_states: ClassVar[bool] = False
     head: nn.Module | None = None
-    """What it learns beside the student; trained and saved with it, and left behind when the run is finished."""
+    """What it learns beside the student; trained and saved with it, and left out of the finished model."""
     frozen: tuple[nn.Module, ...] = ()
     """What it reads, such as a teacher; to be moved to where the student runs."""
 
-    def __init__(self, weight: float = 1.0, schedule: Schedule = "constant") -> None:
-        self.weight, self.schedule = weight, schedule
-
-    def weight_at(self, step: int, num_steps: int) -> float:
-        """Its factor at a 0-based step of a run."""
-        return scheduled_weight(self.weight, self.schedule, step, num_steps)
+    def __init__(self, config: Any, surroundings: Surroundings) -> None:
+        self.config = config
 
     @abc.abstractmethod
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
@@ -76,221 +167,17 @@ class Objective(abc.ABC):
         """What training its head costs, a token."""
         return 0.0
 
+    @classmethod
+    def cost(cls, config: Any, inputs: CostInputs) -> Cost:
+        """What it adds to a run, before anything is loaded."""
+        return Cost()
 
-class NextToken(Objective):
-    """-log p(x_{t+1} | x_{<=t})."""
-
-    name = "lm_loss"
-
-    def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.windows.input_ids[:, 1:].numel())
-
-    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        assert output.lm_loss_sum is not None
-        return output.lm_loss_sum
+    @classmethod
+    def memory_bytes(cls, config: Any, num_tokens: int, vocab_size: int) -> float:
+        """What a pass over `num_tokens` tokens holds for it on top of the student's own activations."""
+        return 0.0
 
 
-class Concepts(Objective):
-    """mean_k CE(z, I_k) over the labelled positions (paper, equation 4)."""
-
-    name = "concept_loss"
-
-    def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        assert batch.concept_labels is not None
-        return (batch.concept_labels != IGNORED_LABEL).all(-1).sum()
-
-    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        assert output.concept_loss_sum is not None
-        return output.concept_loss_sum
-
-
-class Distillation(Objective):
-    """temperature^2 * KL(teacher || student) of the next-token distributions (Hinton et al., arXiv 1503.02531).
-
-    Args:
-        weight: its factor in the sum.
-        teacher: frozen causal LM with the student's tokenizer.
-        temperature: divides both models' logits.
-        schedule: of the weight.
-    """
-
-    name = "distillation_loss"
-    needs_logits = True
-
-    def __init__(
-        self, weight: float, teacher: PreTrainedModel, temperature: float = 1.0, schedule: Schedule = "constant"
-    ) -> None:
-        super().__init__(weight, schedule)
-        adapter_for(teacher)  # its cost is counted at the end: refuse now what could not be counted then
-        self.teacher = teacher
-        self.frozen = (teacher,)
-        self.temperature = temperature
-
-    def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.windows.input_ids[:, 1:].numel())
-
-    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        assert output.logits is not None
-        with torch.no_grad():
-            target = self.teacher(**batch.windows.inputs(), use_cache=False).logits[:, :-1].float() / self.temperature
-            target = target[..., : output.logits.shape[-1]]  # rows beyond the tokenizer's tokens are padding
-        divergence = F.kl_div(
-            (output.logits[:, :-1].float() / self.temperature).log_softmax(-1),
-            target.log_softmax(-1),
-            reduction="sum",
-            log_target=True,
-        )
-        return self.temperature**2 * divergence
-
-    def teacher_flops_per_token(self, context_length: int) -> float:
-        return causal_lm_flops_per_token(self.teacher, context_length)
-
-
-class SampledDistillation(Objective):
-    """The same from K stored draws x_k of the teacher's distribution p at the temperature, without a teacher.
-
-    temperature^2 * (-mean_k log q(x_k) - H(p)), q the student at the temperature. Over the draws, value and gradient have the
-    means of `Distillation`'s (Anshumann et al., arXiv 2503.16870).
-
-    Args:
-        weight: its factor in the sum.
-        temperature: that of the draws.
-        schedule: of the weight.
-    """
-
-    name = "distillation_loss"
-    needs_logits = True
-
-    def __init__(self, weight: float, temperature: float = 1.0, schedule: Schedule = "constant") -> None:
-        super().__init__(weight, schedule)
-        self.temperature = temperature
-
-    def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.windows.input_ids[:, 1:].numel())
-
-    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        assert output.logits is not None
-        assert batch.targets is not None
-        logits = output.logits[:, :-1].float() / self.temperature
-        # mean_k CE(q, x_k) = logsumexp(z) - mean_k z[x_k]
-        losses = logits.logsumexp(-1) - logits.gather(-1, batch.targets.tokens).mean(-1)
-        return self.temperature**2 * (losses - batch.targets.entropy).sum()
-
-
-class HiddenRegression(Objective):
-    """Mean squared error a hidden dimension between a linear map of the student's residual stream and the teacher's.
-
-    Both are normalised per token as the mixer does, x = (h - mean) / (std + 1e-5), so that the scale of neither counts.
-    Positions are tokens; above an interleaving mixer a token is read where its next token is, at its concept position.
-
-    Args:
-        weight: its factor in the sum.
-        teacher: opened after the block whose residual stream is the target.
-        layer: 0-based block of the student after which its residual stream is read.
-        hidden_size: width D of the student.
-        seed: of the head's initial weights.
-        schedule: of the weight.
-    """
-
-    name = "hidden_loss"
-    needs_hidden_states = True
-    head: nn.Linear
-
-    def __init__(
-        self,
-        weight: float,
-        teacher: Teacher,
-        layer: int,
-        hidden_size: int,
-        *,
-        seed: int = 0,
-        schedule: Schedule = "constant",
-        layout: Layout = Layout(1),  # noqa: B008 (it is frozen)
-    ) -> None:
-        super().__init__(weight, schedule)
-        self.teacher, self.layer, self.layout = teacher, layer, layout
-        self.frozen = (teacher.model,)
-        self.head = nn.utils.skip_init(nn.Linear, hidden_size, int(teacher.model.config.hidden_size))
-        # A stream of its own: torch's of the same seed would repeat numbers of the student's embedding.
-        drawn = np.random.default_rng([seed, *self.name.encode()]).normal(0.0, HEAD_STD, self.head.weight.shape)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(drawn))
-            self.head.bias.zero_()
-
-    def count(self, batch: Batch) -> Int64[Tensor, ""]:
-        return torch.tensor(batch.windows.input_ids.numel())
-
-    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        assert output.hidden_states is not None
-        target = normalized(self.teacher.residual(**batch.windows.inputs()).float())
-        hidden = output.hidden_states[self.layer + 1]
-        if hidden.shape[1] != target.shape[1]:
-            hidden = hidden[:, self.layout.span(0, target.shape[1], hidden.device).read]
-        predicted = self.head(normalized(hidden.float()))
-        return F.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
-
-    def teacher_flops_per_token(self, context_length: int) -> float:
-        return span_flops_per_token(self.teacher.adapter, 0, self.teacher.layer + 1, context_length)
-
-    def student_flops_per_token(self) -> float:
-        return (1 + BACKWARD_OVER_FORWARD) * 2 * self.head.weight.numel()
-
-
-def normalized(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """Mean 0 and (unbiased) standard deviation 1 over each token's dimensions, as the method's normalise step."""
-    return (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + STD_EPSILON)
-
-
-def build_objectives(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> list[Objective]:
-    """What a run minimises; a teacher is loaded once, whatever it serves."""
-    objectives: list[Objective] = [NextToken()]
-    if labels is not None and config.concept_loss_weight:
-        objectives.append(Concepts(config.concept_loss_weight, config.concept_loss_schedule))
-    distillation, regression = config.distillation, config.hidden_regression
-    layer = regression_layer(config) if regression.weight else 0
-    is_sampled = distillation.targets is not None
-    teacher = None
-    if regression.weight or (distillation.weight and not is_sampled):
-        teacher = _teacher(config, data, labels)
-    if distillation.weight and is_sampled:
-        objectives.append(SampledDistillation(distillation.weight, distillation.temperature, distillation.schedule))
-    elif distillation.weight:
-        assert teacher is not None
-        objectives.append(Distillation(distillation.weight, teacher, distillation.temperature, distillation.schedule))
-    if regression.weight:
-        assert teacher is not None
-        middle = (adapter_for(teacher).num_blocks - 1) // 2
-        opened = Teacher(teacher, middle if regression.teacher_layer is None else regression.teacher_layer)
-        objectives.append(
-            HiddenRegression(
-                regression.weight,
-                opened,
-                layer,
-                config.student.hidden_size,
-                seed=config.seed,
-                schedule=regression.schedule,
-                layout=MIXINGS[config.student.mixing].layout(config.student.concept_stride),
-            )
-        )
-    return objectives
-
-
-def regression_layer(config: TrainConfig) -> int:
-    """Block of the student whose residual stream is regressed: the given one, or the last below the mixer's place."""
-    layer, student = config.hidden_regression.layer, config.student
-    if layer is None:
-        return max(0, min(student.insert_layer, student.num_layers) - 1)
-    if layer >= student.num_layers:
-        raise CocomixError(
-            f"hidden_regression.layer is {layer}; a student of {student.num_layers} blocks takes 0 to "
-            f"{student.num_layers - 1}"
-        )
-    return layer
-
-
-def _teacher(config: TrainConfig, data: TokenDataset, labels: ConceptLabels | None) -> PreTrainedModel:
-    assert config.teacher is not None
-    shared = labels.extractor.teacher.model if isinstance(labels, TeacherLabels) else None
-    teacher = load_teacher(config.teacher) if shared is None else shared
-    data.check_model(config.teacher, teacher.config.vocab_size)
-    return teacher
+def num_next_tokens(batch: Batch) -> Int64[Tensor, ""]:
+    """Tokens that have one before them."""
+    return torch.tensor(batch.windows.input_ids[:, 1:].numel())

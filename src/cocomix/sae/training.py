@@ -25,6 +25,7 @@ from torch import Tensor
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
@@ -37,7 +38,6 @@ from cocomix.sae.trainer import SaeTrainer, UpdateStats
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
 
-KIND = "sparse-autoencoder"
 #: Adam's rate scales with the dictionary as 2e-4 / sqrt(C / 2^14) in the large runs of Gao et al.; runs of a million
 #: tokens are hundreds of times shorter and take a few times more (`docs/sae_training.md` has what was measured).
 LEARNING_RATE_AT_2_14 = 1e-3
@@ -129,7 +129,7 @@ def train_sae(config: TrainSaeConfig) -> tuple[artifacts.Manifest, ...]:
         for layer in config.layers:
             output = config.output_of(layer)
             found = stack.enter_context(
-                artifacts.begin(output, KIND, settings | {"layer": layer}, overwrite=config.overwrite)
+                artifacts.begin(output, SPARSE_AUTOENCODER, settings | {"layer": layer}, overwrite=config.overwrite)
             )
             if found:
                 say(f"{output}: the autoencoder is finished already")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cocomix.base.errors import CocomixError
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -92,8 +91,7 @@ def concept_activations(
     Raises:
         CocomixError: the model predicts no concepts.
     """
-    if model.config.mixer != "concept":
-        raise CocomixError(f"a model with mixer {model.config.mixer!r} has no concepts")
+    model.concept_mixer  # noqa: B018 (refuses a model without concepts)
     recorder = ActivationRecorder(model.config.num_concepts, model.config.hidden_size, model.device)
     with concept_edits(model, recorder):
         for windows in dataset.batches(BATCH_SIZE, max_windows, description=description):

@@ -60,7 +60,7 @@ def concept_directions(
     Raises:
         CocomixError: the model mixes no concepts in.
     """
-    if model.config.mixer != "concept" or model.config.mixing == "none":
+    if not model.config.mixer.is_steerable:
         raise CocomixError("directions need a model whose concepts are mixed into its hidden states")
     C, D = model.config.num_concepts, model.config.hidden_size
     sums = torch.zeros(C, D, device=model.device)

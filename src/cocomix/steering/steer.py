@@ -314,8 +314,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The model with a concept mixer inside whatever wraps it: edits belong to that one."""
     for module in model.modules():
         config: Any = getattr(module, "config", None)
-        if hasattr(module, "mixer") and getattr(config, "mixer", None) == "concept":
-            if config.mixing == "none":
+        mixer = getattr(config, "mixer", None)
+        if hasattr(module, "mixer") and mixer is not None and mixer.has_concepts:
+            if not mixer.is_steerable:
                 raise CocomixError(
                     "this model's concepts are predicted but not mixed in (mixing 'none'): nothing to steer"
                 )

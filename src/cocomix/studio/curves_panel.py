@@ -9,11 +9,11 @@ from nicegui import ui
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_count, format_flops, format_seconds
+from cocomix.base.kinds import read_metrics
 from cocomix.studio.rendering import render
 from cocomix.studio.runs import Run
 from cocomix.studio.tasks import Latest
 from cocomix.tools.compare.curves import validation_curve
-from cocomix.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage

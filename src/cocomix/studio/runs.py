@@ -9,8 +9,8 @@ from typing import Any
 
 from cocomix.base.artifacts import MANIFEST_NAME, SETTINGS_NAME, read_json
 from cocomix.base.errors import CocomixError
-from cocomix.tools.inspect import cards
-from cocomix.training import loop, metrics
+from cocomix.base.kinds import INSPECTION, METRICS_NAME, TRAINING_RUN
+from cocomix.mixers.config import MIXERS
 
 DEFAULT_RUN = Path("runs/demo")
 #: A folder of demos, such as `runs`, holds its runs two levels down.
@@ -55,8 +55,8 @@ def find_runs(paths: Sequence[Path]) -> Runs:
             folders.setdefault(folder.resolve(), name)
     names = _distinct(folders)
     models = [Run(names[path], path) for path in folders if _has_concepts(path)]
-    curves = [Run(names[path], path) for path in folders if (path / metrics.NAME).is_file()]
-    inspections = {path: None for path in folders if _kind_of(path) == cards.KIND}
+    curves = [Run(names[path], path) for path in folders if (path / METRICS_NAME).is_file()]
+    inspections = {path: None for path in folders if _kind_of(path) == INSPECTION}
     for path in folders:  # one beside a run that was named alone
         inspections |= dict.fromkeys(sibling.resolve() for sibling in _inspections_in(path.parent))
     return Runs(tuple(models), tuple(curves), tuple(inspections))
@@ -74,19 +74,24 @@ def _folders_of(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _is_of_interest(path: Path) -> bool:
-    return _has_concepts(path) or (path / metrics.NAME).is_file() or _kind_of(path) in (loop.KIND, cards.KIND)
+    return _has_concepts(path) or (path / METRICS_NAME).is_file() or _kind_of(path) in (TRAINING_RUN, INSPECTION)
 
 
 def _inspections_in(path: Path) -> Iterator[Path]:
     for settings in path.glob(f"*/{SETTINGS_NAME}"):
-        if _kind_of(settings.parent) == cards.KIND and (settings.parent / MANIFEST_NAME).exists():
+        if _kind_of(settings.parent) == INSPECTION and (settings.parent / MANIFEST_NAME).exists():
             yield settings.parent
 
 
 def _has_concepts(path: Path) -> bool:
     config = _json_object(path / "config.json")
     is_trained = not (path / SETTINGS_NAME).exists() or (path / MANIFEST_NAME).exists()
-    return is_trained and config.get("model_type") == "cocomix" and config.get("mixer") == "concept"
+    return is_trained and config.get("model_type") == "cocomix" and _predicts_concepts(config)
+
+
+def _predicts_concepts(config: dict[str, Any]) -> bool:
+    mixer = MIXERS.get(config.get("mixer", "concept"))
+    return mixer is not None and mixer.has_concepts
 
 
 def _kind_of(path: Path) -> Any:

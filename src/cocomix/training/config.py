@@ -3,57 +3,53 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, cast
+
+import tyro
 
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
+from cocomix.mixers.config import MixerConfig, NoMixerConfig
+from cocomix.objectives.config import (
+    BUILT_IN,
+    OBJECTIVES,
+    ConceptLossConfig,
+    DistillationConfig,
+    HiddenRegressionConfig,
+    NextTokenConfig,
+    ObjectiveConfig,
+)
 
-Schedule = Literal["constant", "linear", "cosine"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
-Family = Literal["llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "gemma3_text"]
 
-#: Settings of a student that make the method cheaper and are off as published, with what they are then.
-APPROXIMATIONS: dict[str, int | None] = {"concept_stride": 1, "concept_window": None, "concept_groups": None}
+#: Settings that stand among those of their owner on the command line, in YAML and in stored settings.
+FLAT = {"flat": True}
+#: A path that a preset leaves open. What contradicts itself is refused once nothing is open.
+OPEN = cast(Path, tyro.MISSING)
+#: A path of what is no run, such as a plan.
+NO_PATH = cast(Path, None)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """A decoder to train from scratch, and what is inserted into it."""
 
-    family: Family = "llama"
-    """Architecture of the backbone, as `transformers` names it."""
+    family: str = "llama"
+    """Architecture of the backbone, as `transformers` names it: llama, gpt2, qwen3 and others (docs/families.md)."""
     hidden_size: int = 128
     """Width D."""
     num_layers: int = 4
     """Decoder blocks L."""
     num_heads: int = 4
     """Attention heads."""
-    mixer: Literal["concept", "pause", "none"] = "none"
-    """What is inserted: predicted concepts, a pause vector, nothing."""
-    mixing: Literal["interleave", "interleave_residual", "add", "none"] = "interleave"
-    """How it enters the sequence; the paper's is `interleave`."""
-    insert_layer: int = 1
-    """0-based block before which it is inserted."""
-    position_mode: Literal["shared", "sequential"] = "shared"
-    """Rotary positions of a token and its concept: both t, or 2t and 2t + 1."""
-    num_active_concepts: int = 32
-    """K_mix, concepts kept in the mixture."""
-    concept_stride: int = 1
-    """Tokens for each interleaved concept position; above 1 an approximation that costs less."""
-    concept_window: int | None = None
-    """Tokens that see the keys of an interleaved concept; by default all later ones."""
-    concept_groups: int | None = None
-    """Choose the active concepts among the best of so many groups of concepts; by default among all."""
+    mixer: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=NoMixerConfig, metadata=FLAT)
+    """What is inserted."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "hidden_size", "num_layers", "num_heads", "num_active_concepts")
-        require_at_least(1, self, *APPROXIMATIONS)
-        if self.hidden_size % (2 * self.num_heads) and self.family != "gpt2":
-            raise CocomixError(
-                f"hidden_size {self.hidden_size} is not divisible by twice num_heads {self.num_heads} (rotary positions)"
-            )
+        require_at_least(1, self, "hidden_size", "num_layers", "num_heads")
         if self.hidden_size % self.num_heads:
             raise CocomixError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
 
@@ -89,40 +85,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class DistillationConfig:
-    """Learning from the teacher's next-token distributions."""
+class MoreObjectives:
+    """Settings of the registered objectives that a run's configuration has no field for, each in a field of its name."""
 
-    weight: float = 0.0
-    """Of KL(teacher || student)."""
-    schedule: Schedule = "constant"
-    """Of the weight over the run."""
-    temperature: float = 1.0
-    """Divides both models' logits."""
-    targets: Path | None = None
-    """Stored sampled targets of the same windows, in place of a teacher that runs along."""
-
-    def __post_init__(self) -> None:
-        require_at_least(0, self, "weight")
-        if not 0 < self.temperature < math.inf:
-            raise CocomixError(f"distillation.temperature is {self.temperature}; it must be above 0 and finite")
+    def __iter__(self) -> Iterator[ObjectiveConfig]:
+        return (getattr(self, field.name) for field in fields(self))
 
 
-@dataclass(frozen=True)
-class HiddenRegressionConfig:
-    """Regression of the student's hidden states onto the teacher's."""
-
-    weight: float = 0.0
-    """Of the mean squared error a hidden dimension."""
-    schedule: Schedule = "constant"
-    """Of the weight over the run."""
-    layer: int | None = None
-    """0-based block of the student after which its residual stream is projected; by default the one before the mixer's
-    place, insert_layer - 1."""
-    teacher_layer: int | None = None
-    """0-based block of the teacher after which its residual stream is the target; by default the middle one."""
-
-    def __post_init__(self) -> None:
-        require_at_least(0, self, "weight", "layer", "teacher_layer")
+def more_objectives(**settings: ObjectiveConfig) -> MoreObjectives:
+    """Settings of registered objectives by name; what is not named is as its class says, off."""
+    others = {name: config for name, config in OBJECTIVES.items() if name not in BUILT_IN}
+    made = make_dataclass(
+        "MoreObjectives",
+        [(name, config, field(default_factory=config)) for name, config in others.items()],
+        bases=(MoreObjectives,),
+        frozen=True,
+    )
+    return cast(MoreObjectives, made(**settings))
 
 
 @dataclass(frozen=True)
@@ -147,20 +126,20 @@ class ParallelConfig:
 class TrainConfig:
     """One training run: NTP, CoCoMix, pause, distillation or regression, by its mixer and its weights."""
 
-    data: Path
+    data: Path = OPEN
     """Token dataset."""
-    output: Path
+    output: Path = OPEN
     """Folder of the run."""
     labels: Path | None = None
-    """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss_weight is 0."""
+    """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss.weight is 0."""
     teacher: Path | None = None
-    """Causal LM: distilled from and regressed onto where their weights are not 0; with sae, the source of labels."""
+    """Causal LM that objectives learn from; with sae, the source of labels."""
     sae: Path | None = None
     """The teacher's autoencoder: labels are computed on the fly, in place of a concept dataset."""
     layer: int | None = None
     """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
-    """How labels on the fly are chosen."""
+    """How labels are chosen: those on the fly, and what is expected of those in a concept dataset."""
     student: StudentConfig = field(default_factory=StudentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
@@ -170,17 +149,17 @@ class TrainConfig:
     micro_batch_size: int | None = None
     """Windows in one forward pass; a divisor of batch_size; by default the whole batch."""
     num_windows: int | None = None
-    """Train on the first so many windows of the dataset; by default all, or all that have labels."""
-    concept_loss_weight: float = 0.1
-    """lambda, weight of the concept loss."""
-    concept_loss_schedule: Schedule = "constant"
-    """Of lambda over the run: constant, or down to zero in a line or a cosine."""
+    """Train on the first N windows of the dataset; by default all, or all that have labels."""
+    concept_loss: ConceptLossConfig = field(default_factory=ConceptLossConfig)
+    """Of the concepts that labels name."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """From the teacher's next-token distributions."""
     hidden_regression: HiddenRegressionConfig = field(default_factory=HiddenRegressionConfig)
     """Onto the teacher's hidden states."""
-    num_concepts: int | None = None
-    """C, where no labels say it."""
+    more_objectives: Annotated[MoreObjectives, tyro.conf.arg(name="")] = field(
+        default_factory=more_objectives, metadata=FLAT
+    )
+    """Registered by others."""
     seed: int = 0
     """Seed of the initial weights and the data order."""
     num_evaluations: int = 20
@@ -199,33 +178,44 @@ class TrainConfig:
     """Replace what a former run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "concept_loss_weight", "seed")
-        require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_concepts", "num_evaluations")
+        require_at_least(0, self, "seed")
+        require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_evaluations")
         require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps", "keep")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        if self.distillation.weight and self.teacher is None and self.distillation.targets is None:
-            raise CocomixError("distillation.weight is set but no teacher; give --teacher, or --distillation.targets")
-        if self.hidden_regression.weight and self.teacher is None:
-            raise CocomixError("hidden_regression.weight is set but no teacher; give --teacher")
-        learns_from_teacher = self.sae is not None or self.distillation.weight or self.hidden_regression.weight
-        if self.teacher is not None and not learns_from_teacher:
+        if all(path is not NO_PATH and path is not OPEN for path in (self.data, self.output)):
+            self.check()
+
+    @property
+    def objectives(self) -> tuple[ObjectiveConfig, ...]:
+        """Settings of every objective, whether it is on or off; the first is the next token."""
+        return (NextTokenConfig(), self.concept_loss, self.distillation, self.hidden_regression, *self.more_objectives)
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other."""
+        for objective in self.objectives:
+            objective.check(self)
+        if self.teacher is not None and not any(objective.uses_teacher(self) for objective in self.objectives):
             raise CocomixError(
                 "teacher is given but nothing learns from it: set distillation.weight or hidden_regression.weight, or give "
                 "--sae"
             )
         if self.sae is not None and (self.teacher is None or self.labels is not None):
             raise CocomixError("labels on the fly need --teacher and --sae, and leave no use for --labels")
-        if self.sae is None and (self.layer is not None or self.attribution != AttributionConfig()):
-            raise CocomixError("layer and attribution are of labels on the fly; give --sae, or leave them out")
-        has_labels = self.labels is not None or self.sae is not None
-        if has_labels and self.student.mixer != "concept":
-            raise CocomixError(f"labels are given but the mixer is {self.student.mixer!r}; use mixer 'concept'")
-        if self.student.mixer == "concept" and not has_labels:
-            if self.concept_loss_weight:
-                raise CocomixError(
-                    "mixer 'concept' learns from labels: give --labels, or --teacher and --sae, or set "
-                    "concept_loss_weight to 0"
-                )
-            if self.num_concepts is None:
-                raise CocomixError("mixer 'concept' without labels needs num_concepts")
+        mixer, has_labels = self.student.mixer, self.labels is not None or self.sae is not None
+        if self.sae is None and self.layer is not None:
+            raise CocomixError("layer is a setting of labels on the fly; give --sae, or leave it out")
+        if not has_labels and not mixer.has_concepts and self.attribution != AttributionConfig():
+            raise CocomixError("attribution is set, but the run has no labels; give --labels or --sae, or leave it out")
+        if mixer.has_concepts and not has_labels and getattr(mixer, "num_concepts", None) is None:
+            raise CocomixError(f"mixer {mixer.mixer!r} without labels needs student.num_concepts")
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """A configuration's fields as they stand on the command line and in YAML, by name; nested ones as dictionaries."""
+    values: dict[str, Any] = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        nested = flat(value) if hasattr(value, "__dataclass_fields__") else value
+        values |= nested if each.metadata.get("flat") else {each.name: nested}
+    return values

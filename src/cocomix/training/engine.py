@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.base.ranks import Ranks
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.training.batches import Batch
+from cocomix.objectives.base import Batch
 from cocomix.training.config import ParallelConfig
-from cocomix.training.trained import TrainedStudent
+from cocomix.training.trainable import TrainableModule
 
 
 class Engine:
@@ -33,7 +33,7 @@ class Engine:
     Parameters must be taken from the student after this: with shards they are new ones.
     """
 
-    def __init__(self, student: TrainedStudent, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+    def __init__(self, student: TrainableModule, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
         self.student, self.ranks, self.device = student, ranks, device
         self.is_sharded = config.strategy == "fsdp" and ranks.size > 1
         self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
@@ -51,7 +51,7 @@ class Engine:
         else:
             student.to(device)
         if ranks.size > 1 and not self.is_sharded:
-            has_unused = student.model.mixer is not None and student.model.config.mixing == "none"
+            has_unused = student.model.config.mixer.inserts and not student.model.config.mixer.mixes
             with warnings.catch_warnings():
                 # torch 2.13 has another name for it, which earlier ones do not know.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -62,7 +62,7 @@ class Engine:
                 )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """What `TrainedStudent.forward` returns for this rank's part of the batch."""
+        """What `TrainableModule.forward` returns for this rank's part of the batch."""
         with self._autocast(), warnings.catch_warnings():
             # Concept positions are a view of the mixer's output; nothing changes it in place, which torch warns about.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -130,16 +130,16 @@ def _checkpoint_activations(model: CoCoMixForCausalLM) -> None:
     enable({"use_reentrant": False})
 
 
-def _shard(student: TrainedStudent, ranks: Ranks, device: torch.device, product_dtype: torch.dtype | None) -> None:
+def _shard(student: TrainableModule, ranks: Ranks, device: torch.device, product_dtype: torch.dtype | None) -> None:
     """Every block a group of shards, concept head and compression one, each objective's head one, the rest the last."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (ranks.size,))
     policy = MixedPrecisionPolicy(param_dtype=product_dtype, reduce_dtype=torch.float32)
-    mixer = [student.model.mixer] if student.model.mixer is not None else []
-    for part in (*student.model.adapter.blocks, *mixer, *student.heads.values(), student):
-        fully_shard(part, mesh=mesh, mp_policy=policy)
+    for part in (*student.model.adapter.blocks, student.model.mixer, *student.heads.values(), student):
+        if any(True for _ in part.parameters()):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
     for module in student.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -1,31 +1,17 @@
 """What a run writes down about itself.
 
 `metrics.jsonl` is the primary record, one JSON object a line. On resuming, the file is cut back to what the checkpoint
-knew, so that it reads as if nothing had happened. What is counted between two lines is kept on the device, and is part of a
-checkpoint.
+knew, so that it reads as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, distributed
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
-from cocomix.modeling.output import CoCoMixOutput
-
-# Shapes: B batch, T tokens, C concepts, K active concepts, A labels a token.
-
-NAME = "metrics.jsonl"
-#: A concept that is in no token's mixture for a tenth of the run, or for so many tokens, is dead.
-MAX_DEAD_AFTER_TOKENS = 10_000_000
+from cocomix.base.kinds import METRICS_NAME
 
 
 class MetricsFile:
@@ -40,13 +26,13 @@ class MetricsFile:
     """
 
     def __init__(self, output: Path, num_bytes: int = 0) -> None:
-        found = (output / NAME).stat().st_size if (output / NAME).exists() else 0
+        found = (output / METRICS_NAME).stat().st_size if (output / METRICS_NAME).exists() else 0
         if found < num_bytes:
             raise CocomixError(
-                f"{output / NAME} has {found} bytes, and had {num_bytes} when the checkpoint was written: put it back, or "
-                f"delete {output} to start over"
+                f"{output / METRICS_NAME} has {found} bytes, and had {num_bytes} when the checkpoint was written: put it "
+                f"back, or delete {output} to start over"
             )
-        self._file = (output / NAME).open("ab")
+        self._file = (output / METRICS_NAME).open("ab")
         self._file.truncate(num_bytes)
         self._file.seek(0, os.SEEK_END)  # truncating leaves the position behind the new end
 
@@ -61,108 +47,3 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics; a last one that is still being written is left out."""
-    try:
-        whole = (run / NAME).read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise CocomixError(f"{run / NAME} can't be read ({error}); is {run} a finished training run?") from error
-
-
-class ConceptMetrics:
-    """Concept recall, label entropy and dead concepts between two lines of the metrics.
-
-    On several ranks call `merge` before `line` and before `state`, on all of them; then all ranks hold the same.
-
-    Args:
-        num_concepts: C.
-        dead_after_tokens: a concept that was active at no token for so many is dead; while a run has seen fewer, one that
-            was never active.
-        has_labels: whether the run has any; without them there is no recall and no label entropy.
-        device: where the student runs.
-    """
-
-    def __init__(
-        self, num_concepts: int, dead_after_tokens: int, *, has_labels: bool, device: torch.device | str = "cpu"
-    ) -> None:
-        self.num_concepts, self.dead_after_tokens, self.has_labels = num_concepts, max(1, dead_after_tokens), has_labels
-        # One tensor, for one reduction: recalled labels, labels, how often each is a label, how often each is active.
-        self._own = torch.zeros(2 + 2 * num_concepts, dtype=torch.long, device=device)
-        self._merged = torch.zeros_like(self._own)
-        self._tokens_since_active = torch.zeros(num_concepts, dtype=torch.long, device=device)
-        self._num_tokens = torch.zeros((), dtype=torch.long, device=device)
-
-    def add(self, counts: Mapping[str, Tensor]) -> None:
-        """Count what `TrainedStudent.forward` returned; nothing is read back from the device."""
-        if "active_counts" in counts:
-            self._own += torch.cat([counts[name].reshape(-1) for name in _COUNTS])
-
-    def merge(self, num_ranks: int = 1) -> None:
-        """Bring together what the ranks counted."""
-        if num_ranks > 1:
-            distributed.all_reduce(self._own)
-        self._merged += self._own
-        self._own.zero_()
-
-    def line(self, num_tokens: int) -> dict[str, Float[Tensor, ""]]:
-        """Values since the last line, and start counting anew.
-
-        Args:
-            num_tokens: how many tokens the run has seen so far.
-
-        Returns:
-            `concept_recall`, the share of labels that were among their position's active concepts; `label_entropy` of the
-            histogram of labels, in nats (both 0 where no position had any); and `dead_concepts`, a share of C.
-        """
-        recalled, num_labels = self._merged[:2]
-        label_counts, active_counts = self._merged[2:].view(2, self.num_concepts)
-        passed = num_tokens - self._num_tokens
-        self._tokens_since_active = torch.where(active_counts > 0, 0, self._tokens_since_active + passed)
-        self._num_tokens.fill_(num_tokens)
-        dead = self._tokens_since_active >= min(self.dead_after_tokens, num_tokens)
-        values = {"dead_concepts": dead.float().mean()}
-        if self.has_labels:
-            values["concept_recall"] = recalled / num_labels.clamp(min=1)
-            values["label_entropy"] = torch.special.entr(label_counts / num_labels.clamp(min=1)).sum()
-        self._merged.zero_()
-        return values
-
-    def state(self) -> dict[str, Int64[Tensor, "..."]]:
-        """Tensors of a checkpoint, equal on all ranks once merged; overwritten with another's, metrics go on as its."""
-        return {
-            "counts": self._merged,
-            "tokens_since_active": self._tokens_since_active,
-            "num_tokens": self._num_tokens,
-        }
-
-
-_COUNTS = ("recalled_labels", "num_labels", "label_counts", "active_counts")
-
-
-@torch.no_grad()
-def concept_counts(
-    output: CoCoMixOutput, labels: Int64[Tensor, "B T A"] | None, num_concepts: int
-) -> dict[str, Int64[Tensor, "..."]]:
-    """What one forward pass adds to `ConceptMetrics`; nothing for a student without concepts."""
-    active = output.concept_indices
-    if active is None:
-        return {}
-    if labels is None:
-        labels = active.new_full((*active.shape[:2], 1), IGNORED_LABEL)
-    is_label = (labels != IGNORED_LABEL).all(-1, keepdim=True).expand_as(labels)
-    is_recalled = (labels.unsqueeze(-1) == active.unsqueeze(-2)).any(-1) & is_label
-    return {
-        "recalled_labels": is_recalled.sum(),
-        "num_labels": is_label.sum(),
-        "label_counts": _histogram(labels.clamp(min=0), is_label, num_concepts),
-        "active_counts": _histogram(active, torch.ones_like(active), num_concepts),
-    }
-
-
-def _histogram(indices: Tensor, weights: Tensor, num_concepts: int) -> Int64[Tensor, " C"]:
-    # torch.bincount would wait for the device to learn the largest index.
-    counts = torch.zeros(num_concepts, dtype=torch.long, device=indices.device)
-    return counts.scatter_add_(0, indices.reshape(-1), weights.reshape(-1).long())

@@ -1,6 +1,8 @@
-"""The optimizer of every run."""
+"""The optimizer of every run, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
@@ -16,3 +18,13 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Rate of a 0-based step: linear warm-up, then a cosine down to `min_learning_rate_ratio`."""
+    warmup_steps = max(1, round(config.warmup_fraction * num_steps))
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    floor = config.min_learning_rate_ratio
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))

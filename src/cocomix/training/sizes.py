@@ -21,8 +21,8 @@ class Size:
     """Decoder blocks L."""
     num_heads: int
     """Attention heads."""
-    insert_layer: int
-    """0-based block before which a mixer is inserted."""
+    layer: int
+    """0-based block after which a mixer stands."""
     learning_rate: float
     """Maximum, of AdamW."""
     warmup_fraction: float
@@ -47,7 +47,7 @@ class Size:
     """K_mix."""
     eos_token_id: int = 0
     max_validation_windows: int | None = None
-    """Behind each point of a curve; None: all."""
+    """Evaluated for each point of a curve; None: all."""
     checkpoint_every_steps: int = 50
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -77,7 +77,7 @@ def small() -> Size:
         baseline_width=136,
         num_layers=4,
         num_heads=4,
-        insert_layer=1,
+        layer=0,
         learning_rate=3e-3,
         warmup_fraction=0.04,
         num_tokens=2_000_000,
@@ -100,7 +100,7 @@ def paper_69m() -> Size:
         baseline_width=624,
         num_layers=8,
         num_heads=8,
-        insert_layer=3,
+        layer=2,
         learning_rate=6e-4,
         warmup_fraction=1 / 300,
         num_tokens=20_000_000_000,
@@ -125,7 +125,7 @@ def paper_386m() -> Size:
         baseline_width=1072,
         num_layers=24,
         num_heads=16,
-        insert_layer=5,
+        layer=4,
         learning_rate=3e-4,
     )
 

@@ -1,14 +1,22 @@
-"""A student from its description."""
+"""What a run trains, from its settings: the decoder, what is inserted into it, and the objectives."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from cocomix.base.errors import CocomixError, nearest
+from cocomix.labels.label_sources import TeacherLabels
+from cocomix.mixers.config import MixerConfig
+from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.teacher import load_teacher
+from cocomix.objectives.base import CONCEPT_LABELS, Objective, Surroundings
+from cocomix.training.batches import Batches
 from cocomix.training.config import StudentConfig, TrainConfig
 
 
@@ -29,8 +37,21 @@ class TextShape(Protocol):
 def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig:
     """A decoder configuration of the student's shape, with tied embeddings and no dropout.
 
-    What a family has of its own (windows, rotary bases, norms) stays as `transformers` sets it.
+    What a family has of its own (windows, rotary bases, norms) is as `transformers` or its adapter sets it.
+
+    Raises:
+        CocomixError: the family has no adapter, or the width does not fit its positions.
     """
+    families = supported_families()
+    if student.family not in families:
+        raise CocomixError(
+            f"student.family is {student.family!r}, which has no adapter{nearest(student.family, families)}"
+        )
+    adapter = families[student.family]
+    if adapter.positions == "rotary" and student.hidden_size % (2 * student.num_heads):
+        raise CocomixError(
+            f"hidden_size {student.hidden_size} is not divisible by twice num_heads {student.num_heads} (rotary positions)"
+        )
     settings: dict[str, Any] = {
         "vocab_size": data.vocab_size,
         "hidden_size": student.hidden_size,
@@ -41,39 +62,48 @@ def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig
         "bos_token_id": data.eos_token_id,
         "eos_token_id": data.eos_token_id,
     }
-    if student.family == "gpt2":
-        settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    elif student.family == "gpt_neox":
-        settings |= {"intermediate_size": 4 * student.hidden_size}
-    else:
-        settings |= {"intermediate_size": _gated_width(student.hidden_size), "num_key_value_heads": student.num_heads}
-    if student.family in ("qwen3", "gemma2", "gemma3_text"):  # these set a head's width apart from the model's
-        head_size = student.hidden_size // student.num_heads
-        settings |= {"head_dim": head_size, "query_pre_attn_scalar": head_size}
+    settings |= adapter.scratch_settings(student.family, student.hidden_size, student.num_heads)
     return AutoConfig.for_model(student.family, **settings)
 
 
-def build_student(config: TrainConfig, data: TextShape, num_concepts: int | None) -> CoCoMixForCausalLM:
+def trained_mixer(config: TrainConfig, batches: Batches) -> MixerConfig:
+    """The mixer's settings, with the number of concepts that the labels have."""
+    labels = batches.more.get(CONCEPT_LABELS)
+    return config.student.mixer if labels is None else with_num_concepts(config, labels.source.num_concepts)
+
+
+def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerConfig:
+    """The mixer's settings with a number of concepts, where it has any."""
+    mixer = config.student.mixer
+    if num_concepts is None or not mixer.has_concepts:
+        return mixer
+    return mixer.changed(num_concepts=num_concepts)
+
+
+def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> CoCoMixForCausalLM:
     """Initial weights from the seed: the backbone's are the same whatever is inserted."""
-    student = config.student
     model_config = CoCoMixConfig(
-        backbone_config=backbone_config(student, data),
-        mixer=student.mixer,
-        mixing=student.mixing,
-        insert_layer=student.insert_layer,
-        position_mode=student.position_mode,
-        num_concepts=num_concepts or student.num_active_concepts,
-        num_active_concepts=student.num_active_concepts,
-        concept_loss_weight=config.concept_loss_weight,
-        concept_stride=student.concept_stride,
-        concept_window=student.concept_window,
-        concept_groups=student.concept_groups,
+        backbone_config=backbone_config(config.student, data),
+        mixer=mixer,
+        concept_loss_weight=config.concept_loss.weight,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return CoCoMixForCausalLM(model_config)
 
 
-def _gated_width(hidden_size: int) -> int:
-    """Width of a gated MLP with about the parameters of a plain one of 4 D: 8/3 D, rounded up to 32."""
-    return -(-8 * hidden_size // 3 // 32) * 32
+def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
+    """What the run minimises; a teacher is loaded once, however many read it."""
+
+    @functools.cache
+    def teacher() -> PreTrainedModel:
+        labels = batches.more.get(CONCEPT_LABELS)
+        is_live = labels is not None and isinstance(labels.source, TeacherLabels)
+        assert config.teacher is not None
+        model = labels.source.extractor.teacher.model if labels and is_live else load_teacher(config.teacher)
+        batches.data.check_model(config.teacher, model.config.vocab_size)
+        return model
+
+    student = config.student
+    surroundings = Surroundings(student.hidden_size, student.num_layers, student.mixer, teacher, config.seed)
+    return [each.implementation()(each, surroundings) for each in config.objectives if each.is_on(config)]

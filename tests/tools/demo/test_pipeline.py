@@ -89,20 +89,34 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
         run_demo(config(tiny, undisturbed, seed=1))
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        "prepare",
-        "train",
-        "train_sae",
-        "extract",
-        "evaluate",
-        "inspect",
-        "steering_example",
-        "summarize",
-        "write_report",
-    ],
-)
+#: The first stage, one in the middle and the last run always; each has tests of its own.
+STAGES = {
+    "prepare": True,
+    "train": False,
+    "train_sae": False,
+    "extract": True,
+    "evaluate": False,
+    "inspect": False,
+    "steering_example": False,
+    "summarize": False,
+    "write_report": True,
+}
+FOLDERS = {
+    "data": True,
+    "teacher": False,
+    "ntp": False,
+    "concepts": True,
+    "evaluation/ntp": False,
+    "inspection": False,
+    "report.html": True,
+}
+
+
+def some_slow(cases: dict[str, bool]) -> list[Any]:
+    return [pytest.param(case, marks=() if always else pytest.mark.slow) for case, always in cases.items()]
+
+
+@pytest.mark.parametrize("stage", some_slow(STAGES))
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -138,7 +152,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     artifacts.read(undisturbed / "teacher", "training-run")
 
 
-@pytest.mark.parametrize("stage", ["data", "teacher", "ntp", "concepts", "evaluation/ntp", "inspection", "report.html"])
+@pytest.mark.parametrize("stage", some_slow(FOLDERS))
 def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
     if not (undisturbed / "summary.json").exists():
         run_demo(config(tiny, undisturbed))

@@ -18,27 +18,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.mixers.base import STD_EPSILON, ConceptMixer, Mixer, MixerOutput
-from cocomix.mixers.edits import ConceptEdit
+from cocomix.mixers.base import Mixer, MixerInputs, MixerOutput
+from cocomix.mixers.concept import STD_EPSILON, ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 
 class DenseConceptMixer(ConceptMixer):
     """`ConceptMixer` with dense products; takes no edits."""
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        concept_labels: Int64[Tensor, "B T A"] | None = None,
-        edits: tuple[ConceptEdit, ...] = (),
-    ) -> MixerOutput:
+    def forward(self, hidden: Float[Tensor, "B T D"], inputs: MixerInputs) -> MixerOutput:
         B, T, D = hidden.shape
-        assert not edits, "the reference takes no edits"
+        assert not inputs.edits, "the reference takes no edits"
+        concept_labels, K = inputs.concept_labels, self.config.num_active_concepts
         mean = hidden.mean(-1, keepdim=True)
-        std = hidden.std(-1, keepdim=True) + STD_EPSILON
-        x = ((hidden - mean) / std - self.pre_bias).view(B * T, D)
+        std = hidden.std(-1, keepdim=True)
+        x = ((hidden - mean) / (std + STD_EPSILON) - self.pre_bias).view(B * T, D)
         z = F.linear(x, self.head_weight, self.head_bias)  # (N, C)
-        values, indices = z.topk(self.num_active_concepts, dim=-1)
+        values, indices = z.topk(K, dim=-1)
         mask = torch.zeros_like(z).scatter(-1, indices, 1.0)
         vectors = ((mask * z) @ self.compress_weight).view(B, T, D)
         concept = (vectors + self.compress_bias + self.pre_bias) * std + mean
@@ -49,7 +45,7 @@ class DenseConceptMixer(ConceptMixer):
             columns = labels.masked_fill(~valid.unsqueeze(-1), IGNORED_LABEL).unbind(-1)
             sums = [F.cross_entropy(z, column, ignore_index=IGNORED_LABEL, reduction="sum") for column in columns]
             loss_sum, count = torch.stack(sums).mean(), valid.sum()
-        shape = (B, T, self.num_active_concepts)
+        shape = (B, T, K)
         return MixerOutput(
             self.mixing.combine(hidden, concept), indices.view(shape), values.view(shape), loss_sum, count
         )
@@ -78,18 +74,17 @@ class DenseStudent(nn.Module):
     def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> DenseOutput:
         """The whole training loss of some windows: next token plus weighted concepts."""
         model, mixer = self.model, self.model.mixer
-        assert mixer is not None
-        adapter, insert, layout = model.adapter, model.config.insert_layer, model.layout
+        adapter, insert, layout = model.adapter, mixer.config.insertion, mixer.config.layout
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         hidden = adapter.embed(adapter.token_embeddings(input_ids), positions)
         hidden = adapter.run_blocks(hidden, 0, insert, position_ids=positions)
-        mixed = mixer(hidden, concept_labels)
+        mixed = mixer(hidden, MixerInputs(concept_labels))
         span = layout.span(0, input_ids.shape[1], input_ids.device)
         hidden = adapter.run_blocks(  # without `read`: all positions through all blocks
             mixed.hidden,
             insert,
             adapter.num_blocks,
-            position_ids=span.positions(positions, model.config.position_mode),
+            position_ids=span.positions(positions, mixer.config.position_mode),
             layout=layout,
         )
         logits = adapter.logits(hidden[:, span.read])  # (B, T, V)
@@ -100,7 +95,7 @@ class DenseStudent(nn.Module):
 
 def dense_mixer(model: CoCoMixForCausalLM) -> Mixer:
     """The dense mixer with a student's concept mixer's weights."""
-    assert isinstance(model.mixer, ConceptMixer)
-    mixer = DenseConceptMixer(model.config).to(model.mixer.head_weight)
-    mixer.load_state_dict(model.mixer.state_dict())
+    original = model.concept_mixer
+    mixer = DenseConceptMixer(original.config, model.config.hidden_size).to(original.head_weight)
+    mixer.load_state_dict(original.state_dict())
     return mixer

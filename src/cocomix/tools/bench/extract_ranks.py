@@ -24,7 +24,7 @@ from cocomix.base.ranks import joined_ranks
 from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, TokenDataset
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extraction import ExtractConfig, extract
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.students import student_config

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.base import MixerInputs
+from cocomix.mixers.concept import ConceptMixer
+from cocomix.mixers.config import ConceptConfig
 from cocomix.tools.bench.agreement import require_agreement
 from cocomix.tools.bench.dense import DenseConceptMixer
 from cocomix.tools.bench.memory import Work, peak_bytes
@@ -113,7 +115,7 @@ def _mixers(shape: HeadShape) -> dict[str, ConceptMixer]:
         num_active=shape.num_active,
     )
     torch.manual_seed(0)
-    fast, dense = (mixer(config) for mixer in _MIXERS.values())
+    fast, dense = (mixer(cast(ConceptConfig, config.mixer), shape.width) for mixer in _MIXERS.values())
     fast.reset_parameters(config.initializer_range)
     for mine, other in zip(fast.parameters(), dense.parameters(), strict=True):
         other.data = mine.data  # not a second copy
@@ -146,7 +148,7 @@ def _step(mixer: ConceptMixer, hidden: Tensor, labels: Tensor, upstream: Tensor)
     def step() -> dict[str, Tensor]:
         mixer.zero_grad(set_to_none=True)
         leaf = hidden.clone().requires_grad_(True)
-        out = mixer(leaf, labels)
+        out = mixer(leaf, MixerInputs(labels))
         assert out.concept_loss_sum is not None
         assert out.concept_count is not None
         loss = out.concept_loss_sum / out.concept_count

@@ -134,7 +134,7 @@ def draw(shape: TrainShape, seed: int) -> Batch:
 def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
     """The training loss, and the chosen concepts where there are any."""
     if isinstance(module, CoCoMixForCausalLM):
-        labels = batch.labels if module.mixer is not None else None
+        labels = batch.labels if module.config.mixer.has_concepts else None
         out = module(input_ids=batch.ids, labels=batch.ids, concept_labels=labels)
     else:
         out = module(batch.ids, batch.labels)

@@ -10,13 +10,13 @@ import tyro
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import COMPARISON
 from cocomix.base.progress import say
 from cocomix.tools.compare.comparison import compare_groups
 from cocomix.tools.compare.page import write_page
 from cocomix.tools.compare.runs import Group, Run, read_groups
 from cocomix.tools.compare.terminal import comparison_text
 
-KIND = "comparison"
 RESULT_NAME = "comparison.json"
 
 
@@ -59,7 +59,7 @@ def _write(output: Path, groups: list[Group], result: dict[str, Any], *, overwri
         "baseline": result["baseline"],
         "runs": {group.name: [artifacts.fingerprint_of_json(_content(run)) for run in group.runs] for group in groups},
     }
-    with artifacts.begin(output, KIND, settings, overwrite=overwrite) as finished:
+    with artifacts.begin(output, COMPARISON, settings, overwrite=overwrite) as finished:
         if finished:
             say(f"{output}: the comparison is there already")
             return

@@ -12,10 +12,8 @@ from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import METRICS_NAME, TRAINING_RUN, read_metrics
 from cocomix.tools.compare.curves import CURVE_AXES, validation_curve
-from cocomix.training.loop import KIND
-from cocomix.training.metrics import NAME as METRICS_NAME
-from cocomix.training.metrics import read_metrics
 
 #: What a folder's name may end with to tell seeds apart.
 _SEED_SUFFIX = re.compile(r"[-_.]?(seed|s)?[-_.]?\d+$")
@@ -69,7 +67,7 @@ def read_run(path: Path) -> Run:
     """
     settings_file = path / artifacts.SETTINGS_NAME
     header = artifacts.read_json(settings_file) if settings_file.exists() else {}
-    if not isinstance(header, dict) or header.get("kind") != KIND:
+    if not isinstance(header, dict) or header.get("kind") != TRAINING_RUN:
         found = (
             f"it holds a {header['kind']}" if isinstance(header, dict) and "kind" in header else "nothing of cocomix"
         )

@@ -10,22 +10,23 @@ from pathlib import Path
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import DEMO
 from cocomix.base.progress import say
 from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.command import EvalConfig, evaluate
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.objectives.config import DistillationConfig
 from cocomix.sae.training import TrainSaeConfig, train_sae
 from cocomix.tools.demo.report import REPORT_NAME, write_report
 from cocomix.tools.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
 from cocomix.tools.demo.steering_example import steering_example
 from cocomix.tools.demo.summary import most_used_concepts, summarize
 from cocomix.tools.inspect.command import InspectConfig, inspect
-from cocomix.training.config import DistillationConfig, OptimizerConfig, TrainConfig
-from cocomix.training.loop import train
+from cocomix.training.command import train
+from cocomix.training.config import OptimizerConfig, TrainConfig
 
-KIND = "demo"
 SUMMARY_NAME = "summary.json"
 
 
@@ -49,7 +50,7 @@ def run_demo(config: DemoConfig) -> Path:
     """Run or continue the demo; returns the path of the report."""
     settings = {"size": config.size, "seed": config.seed}
     _forget_lost_results(config.output)
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, DEMO, settings, overwrite=config.overwrite) as finished:
         pipeline = _Pipeline(config, demo_size(config.size))
         pipeline.run_stages()
         if not finished:
@@ -62,7 +63,7 @@ def _forget_lost_results(output: Path) -> None:
     """Report, summary and figures take seconds to make: where one is damaged, all are made again."""
     if (output / artifacts.MANIFEST_NAME).exists():
         try:
-            artifacts.read(output, KIND)
+            artifacts.read(output, DEMO)
         except CocomixError as error:
             say(f"{error}; making the report again")
             (output / artifacts.MANIFEST_NAME).unlink()

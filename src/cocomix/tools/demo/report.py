@@ -16,6 +16,7 @@ from markupsafe import Markup
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
 from cocomix.base.page import page_environment, write_file
+from cocomix.mixers.mixing import MIXINGS
 from cocomix.tools.compare.curves import loss_at
 from cocomix.tools.demo.figures import curve_figures, probe_figures
 
@@ -24,13 +25,6 @@ FIGURES_NAME = "figures"
 #: Cards that are open from the start.
 NUM_OPEN_CARDS = 9
 
-MIXINGS = {
-    "interleave": "each token is followed by a position that holds its concept vector alone, as in the paper",
-    "interleave_residual": "each token is followed by a position that starts from its own hidden state plus its concept "
-    "vector, where the paper’s holds the concept vector alone",
-    "add": "the concept vector is added to the token’s hidden state, where the paper’s gets a position of its own",
-    "none": "concepts are predicted and not mixed in",
-}
 PROBES = {
     "zero": "No concept is active: what the model loses without any.",
     "mean": "Every position gets the average concept vector: what it loses when concepts say nothing about their text.",
@@ -184,7 +178,7 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
             for name, drawing in probes.items()
         ],
         probe_meanings=PROBES,
-        mixing=MIXINGS[summary["cocomix"]["mixing"]],
+        mixing=MIXINGS[summary["cocomix"]["mixing"]].summary,
         attribution_meanings=ATTRIBUTION,
         num_open_cards=NUM_OPEN_CARDS,
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cocomix.base.errors import CocomixError
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
+from cocomix.mixers.config import ConceptConfig, PauseConfig
 from cocomix.training.config import StudentConfig
 
 SizeName = Literal["smoke", "default", "large"]
@@ -45,9 +46,9 @@ class DemoSize:
     batch_size: int
     learning_rate: float
     curve_windows: int
-    """Validation windows behind each point of a curve."""
+    """Validation windows that each point of a curve is measured on."""
     report_windows: int | None
-    """Validation windows behind the numbers of the table, the probes and the autoencoder; None: all."""
+    """Validation windows that the table, the probes and the autoencoder are measured on; None: all."""
     inspected_windows: int
     """Validation windows in which concepts are looked for."""
 
@@ -99,7 +100,7 @@ def smoke() -> DemoSize:
         num_active_latents=8,
         sae_tokens=32_768,
         sae_tokens_per_update=512,
-        students=_pair(replace(student, num_active_concepts=8)),
+        students=_pair(student, 8),
         student_tokens=32_768,
         curve_windows=32,
         report_windows=64,
@@ -110,12 +111,12 @@ def smoke() -> DemoSize:
 def large() -> DemoSize:
     """About two hours: more tokens, and distillation, pause tokens and the paper's exact variant beside the pair."""
     student = StudentConfig(hidden_size=128, num_layers=4, num_heads=4)
-    paper = replace(student, mixer="concept", mixing="interleave")
+    paper = replace(student, mixer=ConceptConfig(mixing="interleave"))
     paper_labels = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
     runs = {
         **_pair(student),
         "cocomix-paper": StudentRun("CoCoMix, the paper’s exact variant", paper, paper_labels),
-        "pause": StudentRun("Pause tokens", replace(student, mixer="pause")),
+        "pause": StudentRun("Pause tokens", replace(student, mixer=PauseConfig())),
         "kd": StudentRun("Distillation", student, distillation_weight=0.1),
     }
     return replace(
@@ -130,8 +131,9 @@ def large() -> DemoSize:
     )
 
 
-def _pair(student: StudentConfig) -> dict[str, StudentRun]:
+def _pair(student: StudentConfig, num_active_concepts: int = 32) -> dict[str, StudentRun]:
+    cocomix = replace(student, mixer=ConceptConfig(num_active_concepts=num_active_concepts))
     return {
         "ntp": StudentRun("NTP", student),
-        "cocomix": StudentRun("CoCoMix", replace(student, mixer="concept"), AttributionConfig()),
+        "cocomix": StudentRun("CoCoMix", cocomix, AttributionConfig()),
     }

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cocomix.base import artifacts
+from cocomix.base.kinds import STEERING_EXAMPLE
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extraction import load_extractor
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.steer_eval.most_steerable import most_steerable
 
-KIND = "steering-example"
 RESULT_NAME = "steering.json"
 
 
@@ -36,7 +36,7 @@ def steering_example(
         "sae": artifacts.fingerprint_of_path(sae),
         "candidates": list(candidates),
     }
-    with artifacts.begin(output, KIND, settings) as finished:
+    with artifacts.begin(output, STEERING_EXAMPLE, settings) as finished:
         if finished:
             return
         student = load_causal_lm(model)

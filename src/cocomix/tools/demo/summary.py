@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
-from cocomix.data import concept_dataset, token_dataset
-from cocomix.sae import training as sae_training
+from cocomix.base.kinds import CONCEPT_DATASET, SPARSE_AUTOENCODER, TOKEN_DATASET, TRAINING_RUN, read_metrics
 from cocomix.tools.compare.curves import units_to_match, validation_curve
 from cocomix.tools.demo import steering_example
 from cocomix.tools.demo.sizes import DemoSize, StudentRun
 from cocomix.tools.inspect.cards import read_cards, read_columns
-from cocomix.training import loop
-from cocomix.training.metrics import read_metrics
 
 NUM_CARDS = 20
 NUM_CONTEXTS = 5
@@ -22,9 +19,9 @@ NUM_CONTEXTS = 5
 
 def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
     """The summary of a finished demo; see `docs/demo.md` for what each number means."""
-    data = artifacts.read(root / "data", token_dataset.KIND)
-    sae = artifacts.read(root / "sae", sae_training.KIND)
-    concepts = artifacts.read(root / "concepts", concept_dataset.KIND)
+    data = artifacts.read(root / "data", TOKEN_DATASET)
+    sae = artifacts.read(root / "sae", SPARSE_AUTOENCODER)
+    concepts = artifacts.read(root / "concepts", CONCEPT_DATASET)
     quality = sae.facts["quality"]
     students = {name: _student(root, name, run) for name, run in size.students.items()}
     ntp_curve, cocomix_curve = students["ntp"]["curve"], students["cocomix"]["curve"]
@@ -83,8 +80,8 @@ def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
     student = run.student
     return {
         "title": run.title,
-        "mixer": student.mixer,
-        "mixing": student.mixing if student.mixer != "none" else "none",
+        "mixer": student.mixer.mixer,
+        "mixing": getattr(student.mixer, "mixing", "none"),
         **_run_facts(root / name),
         **evaluation,
         "curve": validation_curve(read_metrics(root / name)),
@@ -92,7 +89,7 @@ def _student(root: Path, name: str, run: StudentRun) -> dict[str, Any]:
 
 
 def _run_facts(run: Path) -> dict[str, Any]:
-    manifest = artifacts.read(run, loop.KIND)
+    manifest = artifacts.read(run, TRAINING_RUN)
     names = ("train_tokens", "train_flops", "teacher_flops", "train_seconds", "num_parameters")
     settings = {name: value for name, value in manifest.settings.items() if name != "inputs"}
     return {name: manifest.facts[name] for name in names} | {"settings": settings}

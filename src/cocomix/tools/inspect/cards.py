@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import INSPECTION
 
-KIND = "concept-inspection"
 CARDS_NAME = "concepts.parquet"
 SUMMARY_NAME = "summary.json"
 ROWS_PER_GROUP = 128
@@ -192,7 +192,7 @@ class CardReader:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.manifest = artifacts.read(self.folder, KIND)
+        self.manifest = artifacts.read(self.folder, INSPECTION)
         self.summary = read_summary(self.folder)
         self.num_concepts = int(self.summary["num_concepts"])
 

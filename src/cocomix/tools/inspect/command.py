@@ -19,21 +19,21 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import INSPECTION
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes
-from cocomix.labels.attribution import AttributionConfig, ConceptExtractor
-from cocomix.labels.controls import DERIVED_CONTROLS
+from cocomix.labels.attribution import ConceptExtractor
+from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.label_sources import TeacherLabels
-from cocomix.mixers.base import ConceptMixer
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_notes import NAMES_NAME, add_names, read_notes, write_statistics
 from cocomix.steering.directions import concept_directions
 from cocomix.tools.inspect.card_making import Findings, make_cards
-from cocomix.tools.inspect.cards import CARDS_NAME, KIND, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
+from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
 from cocomix.tools.inspect.model_wide import model_wide
 from cocomix.tools.inspect.occurrences import find_occurrences
@@ -105,7 +105,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     teacher = None if config.teacher is None else local_model(config.teacher)
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     inputs = _Inputs(config)
-    with artifacts.begin(config.output, KIND, inputs.settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, INSPECTION, inputs.settings, overwrite=config.overwrite) as finished:
         if not (config.output / CARDS_NAME).exists():
             _compute(config, inputs)
         names = _current_names(config)
@@ -158,7 +158,7 @@ class _Inputs:
 def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     """Everything but the names that people edit: statistics, `summary.json`, and last `concepts.parquet`."""
     model = load_causal_lm(config.model)
-    if not isinstance(model, CoCoMixForCausalLM) or not isinstance(model.mixer, ConceptMixer):
+    if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.has_concepts:
         raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
     inputs.dataset.check_model(config.model, model.config.vocab_size)
     C, labels = model.config.num_concepts, inputs.labels
@@ -175,7 +175,7 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         "probes": None,
         "num_probe_windows": 0,
     }
-    if config.num_probe_windows and model.config.mixing != "none":
+    if config.num_probe_windows and model.config.mixer.mixes:
         has_room = extractor is not None and extractor.config.num_labels <= model.config.num_active_concepts
         oracle = extractor if has_room else None
         probes = run_probes(model, inputs.dataset, oracle, max_windows=config.num_probe_windows)
@@ -183,7 +183,7 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
     artifacts.write_json(config.output / SUMMARY_NAME, summary)
     statistics = findings.occurrences.activations
-    if model.config.mixing != "none":
+    if model.config.mixer.mixes:
         num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
         directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
         statistics = dataclasses.replace(statistics, directions=directions)
@@ -195,7 +195,6 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
 def _find(
     config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM, extractor: ConceptExtractor | None
 ) -> Findings:
-    assert isinstance(model.mixer, ConceptMixer)
     occurrences = find_occurrences(
         model,
         inputs.dataset,
@@ -205,7 +204,7 @@ def _find(
         max_windows=config.max_windows,
     )
     # Where concepts are not mixed in, they do nothing to any token.
-    is_mixed = model.config.mixing != "none"
+    is_mixed = model.config.mixer.mixes
     measured = None
     if is_mixed and config.num_measured:
         counts = occurrences.strongest["prediction"].counts
@@ -218,7 +217,7 @@ def _find(
     elif occurrences.quality is not None:
         num_labels, num_labelled_tokens = occurrences.quality.num_labels, occurrences.quality.num_tokens
     read = occurrences.token_counts.nonzero().squeeze(-1)
-    compress, head = model.mixer.compress_weight.detach(), model.mixer.head_weight.detach()
+    compress, head = model.concept_mixer.compress_weight.detach(), model.concept_mixer.head_weight.detach()
     return Findings(
         occurrences=occurrences,
         direct=direct_effects(model, read, config.num_tokens if is_mixed else 0),

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from cocomix.base.progress import ProgressLine
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.mixers.base import ConceptMixer
 from cocomix.mixers.edits import concept_edits
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.steer import Steer
@@ -69,7 +68,7 @@ def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_t
     """
     adapter = model.adapter
     # All of one length: the norm's epsilon would otherwise make short rows say less.
-    rows = F.normalize(_mixer(model).compress_weight, dim=-1) * model.config.hidden_size**0.5
+    rows = F.normalize(model.concept_mixer.compress_weight, dim=-1) * model.config.hidden_size**0.5
     at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
     parts = []
     for chunk in rows.split(max(1, CHUNK_ELEMENTS // model.config.vocab_size)):
@@ -140,11 +139,6 @@ def nearest_concepts(rows: Float[Tensor, "C D"], num_nearest: int) -> tuple[Tens
         similarities.append(best.values)
         start += len(chunk)
     return torch.cat(found), torch.cat(similarities)
-
-
-def _mixer(model: CoCoMixForCausalLM) -> ConceptMixer:
-    assert isinstance(model.mixer, ConceptMixer)
-    return model.mixer
 
 
 def _extremes(change: Float[Tensor, "c V"], num_tokens: int) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from cocomix.base.progress import ProgressLine
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
+from cocomix.mixers.base import MixerInputs
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.sae.quality import windows_per_batch
 from cocomix.steering.activations import ActivationRecorder
@@ -93,14 +94,13 @@ def _predict(
     model: CoCoMixForCausalLM, windows: Windows, recorder: ActivationRecorder
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What enters the mixer [B, T, D], and the concepts and values [B, T, K] that it makes active; no block above it runs."""
-    assert model.mixer is not None
     adapter, T = model.adapter, windows.input_ids.shape[1]
     positions = torch.arange(T).unsqueeze(0) if windows.position_ids is None else windows.position_ids
     hidden = adapter.embed(adapter.token_embeddings(windows.input_ids), positions)
     hidden = adapter.run_blocks(
         hidden, 0, model.config.insert_layer, position_ids=positions, packed_positions=windows.position_ids
     )
-    mixed = model.mixer(hidden, None, (recorder,))
+    mixed = model.mixer(hidden, MixerInputs(edits=(recorder,)))
     return hidden, mixed.concept_indices, mixed.concept_values
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.mixers.base import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 #: Elements of one chunk's logits: 64 MB in float32.
@@ -34,8 +33,7 @@ class PredictionQuality:
     """
 
     def __init__(self, model: CoCoMixForCausalLM) -> None:
-        assert isinstance(model.mixer, ConceptMixer)
-        self.mixer = model.mixer
+        self.mixer = model.concept_mixer
         C, K = model.config.num_concepts, model.config.num_active_concepts
         self.num_tokens = 0
         """Labelled tokens."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
-from cocomix.data import concept_dataset, target_dataset, token_dataset
+from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, TOKEN_DATASET
 from cocomix.labels.distillation_targets import DistillTargetsConfig
 from cocomix.training.config import TrainConfig
-from cocomix.training.drafts import fields_of
 from cocomix.training.recipes import find_recipe
 
 
@@ -58,10 +58,10 @@ def read_inputs(config: TrainConfig, recipe: str | None, vocab_size: int | None,
     Raises:
         CocomixError: a folder is damaged or of another kind, or something is known of nowhere.
     """
-    data = None if config.data is None else artifacts.read(config.data, token_dataset.KIND)
-    labels = None if config.labels is None else artifacts.read(config.labels, concept_dataset.KIND)
+    data = None if config.data is None else artifacts.read(config.data, TOKEN_DATASET)
+    labels = None if config.labels is None else artifacts.read(config.labels, CONCEPT_DATASET)
     folder = config.distillation.targets
-    targets = artifacts.read(folder, target_dataset.KIND) if folder is not None and folder.exists() else None
+    targets = artifacts.read(folder, DISTILLATION_TARGETS) if folder is not None and folder.exists() else None
     counts = [config.num_windows, None if data is None else data.facts["splits"]["train"]["num_windows"]]
     counts += [None if found is None else found.settings["num_windows"] for found in (labels, targets)]
     draws = DistillTargetsConfig.num_samples if targets is None else targets.settings["num_samples"]
@@ -85,7 +85,7 @@ def _text(
     if data is not None:
         facts = data.facts
     elif recipe is not None:
-        facts = fields_of(find_recipe(recipe).size)
+        facts = dataclasses.asdict(find_recipe(recipe).size)
     values = {}
     for name, given in (("vocab_size", vocab_size), ("context_length", context_length)):
         value = given or facts.get(name)
@@ -97,10 +97,12 @@ def _text(
 
 def _num_concepts(config: TrainConfig, labels: artifacts.Manifest | None) -> int | None:
     """C: of the labels, or as given."""
-    if config.student.mixer != "concept":
+    mixer = config.student.mixer
+    if not mixer.has_concepts:
         return None
     if labels is not None:
         return int(labels.facts["num_concepts"])
-    if config.num_concepts is None:
-        raise CocomixError("the number of concepts is not known: give --num-concepts, or --labels")
-    return config.num_concepts
+    num_concepts: int | None = getattr(mixer, "num_concepts", None)
+    if num_concepts is None:
+        raise CocomixError("the number of concepts is not known: give --student.num-concepts, or --labels")
+    return num_concepts

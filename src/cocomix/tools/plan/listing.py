@@ -10,7 +10,7 @@ from rich.table import Table
 from cocomix.base.formats import format_count, format_flops
 from cocomix.base.tables import text_of
 from cocomix.modeling.flops import training_flops_per_token
-from cocomix.tools.plan.costs import regression_head_flops, teacher_cost
+from cocomix.tools.plan.costs import cost_of
 from cocomix.tools.plan.teachers import teacher_of_size
 from cocomix.training.recipes import RECIPES, Recipe
 from cocomix.training.widths import meta_model, num_active_parameters
@@ -68,18 +68,17 @@ def list_recipes(config: RecipesConfig) -> str | dict[str, Any]:
 
 def recipe_row(recipe: Recipe) -> RecipeRow:
     """Count one recipe."""
-    size, draft = recipe.size, recipe.draft()
-    model = meta_model(draft, size)
+    size, run = recipe.size, recipe.config()
+    model = meta_model(run, size)
     teacher = teacher_of_size(size)
-    cost = teacher_cost(draft, teacher, size.num_concepts, size.context_length)
-    training = training_flops_per_token(model, size.context_length) + regression_head_flops(draft, teacher)
+    cost = cost_of(run, teacher, size.num_concepts, size.context_length)
     return RecipeRow(
         name=recipe.name,
         what=recipe.what,
-        hidden_size=draft.student.hidden_size,
+        hidden_size=run.student.hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),
-        train_flops_per_token=training,
-        teacher_flops_per_token=cost.total,
-        num_tokens=draft.num_tokens,
+        train_flops_per_token=training_flops_per_token(model, size.context_length) + cost.student,
+        teacher_flops_per_token=cost.teacher,
+        num_tokens=run.num_tokens,
     )

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
-from cocomix.training.students import TextShape, build_student
+from cocomix.training.students import TextShape, build_student, with_num_concepts
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -32,7 +32,7 @@ FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 
 
 @dataclass
-class Saved:
+class SavedBytes:
     """Bytes that autograd keeps between a forward pass and its backward, each storage once, parameters apart."""
 
     outside: int = 0
@@ -55,7 +55,7 @@ class Saved:
 
 def saved_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
-) -> Saved:
+) -> SavedBytes:
     """Count what one forward pass keeps.
 
     Args:
@@ -77,7 +77,7 @@ def peak_bytes(
     with _Ledger() as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    most: int = ledger.most_without(gradients)
+    most: int = ledger.peak_excluding(gradients)
     model.zero_grad(set_to_none=True)
     return most
 
@@ -121,7 +121,7 @@ class _Ledger(TorchDispatchMode):
         self._alive.pop(place, None)
         self._events.append((number, -size))
 
-    def most_without(self, tensors: list[Tensor]) -> int:
+    def peak_excluding(self, tensors: list[Tensor]) -> int:
         """The largest sum of bytes, not counting the storages of some tensors that are still there."""
         left_out = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors}
         sizes = [size for number, size in self._events if number not in left_out]
@@ -129,9 +129,9 @@ class _Ledger(TorchDispatchMode):
 
 
 @contextmanager
-def _counting(model: CoCoMixForCausalLM) -> Iterator[Saved]:
+def _counting(model: CoCoMixForCausalLM) -> Iterator[SavedBytes]:
     blocks = model.adapter.blocks
-    saved = Saved(blocks=[0] * len(blocks), inputs=[0] * len(blocks))
+    saved = SavedBytes(blocks=[0] * len(blocks), inputs=[0] * len(blocks))
     seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: list[Tensor] = []  # so that no storage's place is taken by another's
     current: list[int] = []
@@ -190,7 +190,7 @@ class Memory:
     teacher: float
     """Its weights, and its dictionary's, where it runs along."""
     is_checkpointed: bool
-    """Which of both activations the run has."""
+    """Whether activations are checkpointed."""
 
     @property
     def total(self) -> float:
@@ -221,15 +221,13 @@ def device_memory(
         teacher: bytes of the teacher's weights where it runs along.
     """
     precision, T = config.parallel.precision, text.context_length
-    num_labels = (
-        config.attribution.num_labels if config.student.mixer == "concept" and config.concept_loss_weight else 0
-    )
+    num_labels = config.attribution.num_labels if config.concept_loss.is_on(config) else 0
     with FakeTensorMode():
-        model = build_student(config, text, num_concepts).train()
+        model = build_student(config, text, with_num_concepts(config, num_concepts)).train()
         model.limit_logits(config.parallel.logits_megabytes)
         # Linear in the windows; what is left at none are copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
-        temporaries = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
+        temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
         groups = _group_sizes(model)
     num_parameters = sum(groups)
     is_sharded = config.parallel.strategy == "fsdp" and num_devices > 1
@@ -244,8 +242,9 @@ def device_memory(
     else:
         gathered = max(0, 2 * once.total - twice.total)
         exchange = FLOAT32_BYTES * num_parameters if num_devices > 1 else 0.0
-    if config.distillation.weight:  # log-probabilities of teacher and student
-        temporaries += 2 * FLOAT32_BYTES * text.vocab_size * T * num_windows
+    for objective in config.objectives:
+        if objective.is_on(config):
+            temporaries += objective.implementation().memory_bytes(objective, T * num_windows, text.vocab_size)
     return Memory(
         weights=FLOAT32_BYTES * share,
         gathered=gathered,
@@ -262,6 +261,6 @@ def device_memory(
 
 def _group_sizes(model: CoCoMixForCausalLM) -> list[int]:
     """Parameters of each group that FSDP shards and gathers as one: the blocks, the mixer, and last the rest."""
-    parts: list[nn.Module] = [*model.adapter.blocks, *([model.mixer] if model.mixer is not None else [])]
-    sizes = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
+    parts: list[nn.Module] = [*model.adapter.blocks, model.mixer]
+    sizes = [size for part in parts if (size := sum(parameter.numel() for parameter in part.parameters()))]
     return [*sizes, sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)]

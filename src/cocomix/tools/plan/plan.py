@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from cocomix.base.devices import DeviceSpec, known_devices
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError, nearest, require_at_least
+from cocomix.base.numbers import parse_count
 from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.tools.plan.costs import TeacherCost, regression_head_flops, teacher_cost
+from cocomix.objectives.base import Cost
+from cocomix.tools.plan.costs import cost_of
 from cocomix.tools.plan.inputs import Inputs, PlannedText, read_inputs
 from cocomix.tools.plan.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
 from cocomix.tools.plan.teachers import planned_teacher
-from cocomix.training.config import TrainConfig
-from cocomix.training.drafts import fields_of, nearest
-from cocomix.training.numbers import parse_count
+from cocomix.training.config import NO_PATH, TrainConfig, flat
 from cocomix.training.recipes import find_recipe
+from cocomix.training.renamed import renamed
+from cocomix.training.students import with_num_concepts
 from cocomix.training.widths import (
-    Width,
+    MatchedWidth,
     equal_flops_width,
     equal_parameters_width,
     meta_model,
@@ -34,13 +37,11 @@ from cocomix.training.widths import (
 
 
 @dataclass(frozen=True)
-class PlanConfig(TrainConfig):
+class PlanConfig:
     """A training run that is still to be decided on, and the devices for it. Takes every option of `cocomix train`."""
 
-    data: Path | None = None  # type: ignore[assignment]
-    """Token dataset, for its vocabulary and context; by default the recipe's."""
-    output: Path | None = None  # type: ignore[assignment]
-    """Not used: a plan writes nothing."""
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    """The run, which may be incomplete."""
     recipe: str | None = None
     """Plan this recipe; `cocomix recipes` lists them. Other options change it."""
     tokens: str | None = None
@@ -66,7 +67,7 @@ class PlanConfig(TrainConfig):
     """Print JSON in place of a table."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "devices", "vocab_size", "num_concepts", "batch_size", "micro_batch_size")
+        require_at_least(1, self, "devices", "vocab_size")
         require_at_least(2, self, "context_length")
         if not 0 < self.utilisation <= 1:
             raise CocomixError(f"utilisation is {self.utilisation}; it must lie above 0 and at most at 1")
@@ -125,7 +126,8 @@ class Plan:
     num_concepts: int | None
     flops: Mapping[str, Flops]
     """By the name of the count: algorithmic, counter."""
-    teacher: TeacherCost
+    cost: Cost
+    """Of the objectives."""
     teacher_name: str | None
     """What stands for the teacher in these figures; None: there is none."""
     num_teacher_parameters: int | None
@@ -138,9 +140,9 @@ class Plan:
     label_bytes_per_token: int
     target_bytes_per_token: int
     """Of stored distillation targets."""
-    equal_parameters: Width | None
+    equal_parameters: MatchedWidth | None
     """A plain decoder of as many active parameters; None where the run's is one."""
-    equal_flops: Width | None
+    equal_flops: MatchedWidth | None
     duration: Duration
 
     def as_dict(self) -> dict[str, Any]:
@@ -148,7 +150,7 @@ class Plan:
         config = self.config
         return {
             "recipe": config.recipe,
-            "student": dataclasses.asdict(config.student),
+            "student": flat(config.run.student),
             "num_tokens": self.num_tokens,
             "vocab_size": self.vocab_size,
             "context_length": self.context_length,
@@ -157,8 +159,8 @@ class Plan:
             "num_active_parameters": self.num_active_parameters,
             "flops_per_token": {
                 **{count: dataclasses.asdict(flops) for count, flops in self.flops.items()},
-                "teacher": dataclasses.asdict(self.teacher),
-                "training_with_teacher": self.flops["algorithmic"].training + self.teacher.total,
+                "teacher": {name: getattr(self.cost, name) for name in ("labels", "targets", "stored_targets")},
+                "training_with_teacher": self.flops["algorithmic"].training + self.cost.teacher,
             },
             "teacher": {
                 "name": self.teacher_name,
@@ -170,7 +172,7 @@ class Plan:
                 "total": self.memory.total,
                 "available": self.device.memory_bytes,
                 "windows_per_pass": self.windows_per_pass,
-                "strategy": config.parallel.strategy,
+                "strategy": config.run.parallel.strategy,
             },
             "kv_cache_bytes_per_token": self.kv_cache_bytes_per_token,
             "label_bytes_per_token": self.label_bytes_per_token,
@@ -187,7 +189,7 @@ class Plan:
                 "hours": self.duration.hours,
                 "device_hours": self.duration.device_hours,
                 "device": self.device.name,
-                "peak_flops": peak_flops(self.device, config.parallel.precision),
+                "peak_flops": peak_flops(self.device, config.run.parallel.precision),
                 "utilisation": config.utilisation,
             },
         }
@@ -200,12 +202,15 @@ def plan(recipe: str, **options: Any) -> Plan:
         recipe: its name.
         options: fields of `PlanConfig`, such as `tokens="200B"`, `devices=64`, `device="h100"`, and any of `TrainConfig`.
     """
-    names = [field.name for field in dataclasses.fields(PlanConfig)]
+    own = {each.name for each in dataclasses.fields(PlanConfig)} - {"run", "recipe"}
+    of_run = {each.name for each in dataclasses.fields(TrainConfig)}
+    run = replace(find_recipe(recipe).config(), data=NO_PATH, output=NO_PATH)
+    options = renamed(run, options)
     for key in options:
-        if key not in names:
-            raise CocomixError(f"plan has no option {key!r}{nearest(key, names)}")
-    fields = fields_of(find_recipe(recipe).draft()) | {"data": None, "output": None, "recipe": recipe}
-    return make_plan(PlanConfig(**(fields | options)))
+        if key not in own | of_run:
+            raise CocomixError(f"plan has no option {key!r}{nearest(key, own | of_run)}")
+    run = replace(run, **{key: value for key, value in options.items() if key not in own})
+    return make_plan(PlanConfig(run, recipe, **{key: value for key, value in options.items() if key in own}))
 
 
 def make_plan(config: PlanConfig) -> Plan:
@@ -215,32 +220,34 @@ def make_plan(config: PlanConfig) -> Plan:
         CocomixError: a number, a name or a shape is wrong, or the batch can't be shared by the devices.
     """
     if config.strategy is not None:
-        config = replace(config, parallel=replace(config.parallel, strategy=config.strategy))
-    num_tokens = config.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
+        parallel = replace(config.run.parallel, strategy=config.strategy)
+        config = replace(config, run=replace(config.run, parallel=parallel))
+    run = config.run
+    num_tokens = run.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
     device, windows_per_pass = _device(config), _windows_per_pass(config)
-    inputs = read_inputs(config, config.recipe, config.vocab_size, config.context_length)
+    inputs = read_inputs(run, config.recipe, config.vocab_size, config.context_length)
     text, num_concepts = inputs.text, inputs.num_concepts
     if num_concepts is not None:  # labels may say another number than the recipe
-        config = replace(config, num_concepts=num_concepts)
+        run = replace(run, student=replace(run.student, mixer=with_num_concepts(run, num_concepts)))
+        config = replace(config, run=run)
     size = find_recipe(config.recipe).size if config.recipe is not None else None
-    model, teacher = meta_model(config, text), planned_teacher(config, size, text)
-    cost = teacher_cost(
-        config,
+    model, teacher = meta_model(run, text), planned_teacher(run, size, text)
+    cost = cost_of(
+        run,
         teacher,
-        num_concepts or config.student.num_active_concepts,
+        num_concepts or 1,
         text.context_length,
         labels_flops=inputs.labels_flops,
         draws_flops=inputs.draws_flops,
     )
-    head = regression_head_flops(config, teacher)
-    flops = {count: _flops(model, text, count, head) for count in ("algorithmic", "counter")}
-    is_online = bool(cost.targets) or bool(cost.labels and config.sae)
+    flops = {count: _flops(model, text, count, cost.student) for count in ("algorithmic", "counter")}
+    is_online = bool(cost.targets) or bool(cost.labels and run.sae)
     is_counted = is_online or bool(cost.labels and inputs.labels_flops is None)
     is_counted = is_counted or bool(cost.stored_targets and inputs.draws_flops is None)
     held = teacher.num_parameters
-    if config.sae is not None and num_concepts is not None:
+    if run.sae is not None and num_concepts is not None:
         held += 2 * num_concepts * teacher.model.config.hidden_size
-    is_plain = config.student.mixer == "none"
+    is_plain = not run.student.mixer.inserts
     num_stored_tokens = inputs.stored_tokens(num_tokens)
     return Plan(
         config=config,
@@ -252,29 +259,29 @@ def make_plan(config: PlanConfig) -> Plan:
         context_length=text.context_length,
         num_concepts=num_concepts,
         flops=flops,
-        teacher=cost,
-        teacher_name=(teacher.name if is_counted else "that of the stored labels or targets") if cost.total else None,
+        cost=cost,
+        teacher_name=(teacher.name if is_counted else "that of the stored labels or targets") if cost.teacher else None,
         num_teacher_parameters=teacher.num_parameters if is_counted else None,
         is_teacher_online=is_online,
         device=device,
         windows_per_pass=windows_per_pass,
         memory=device_memory(
-            config, text, num_concepts, config.devices, windows_per_pass, FLOAT32_BYTES * held if is_online else 0
+            run, text, num_concepts, config.devices, windows_per_pass, FLOAT32_BYTES * held if is_online else 0
         ),
-        kv_cache_bytes_per_token=kv_cache_bytes(model, config.parallel.precision),
-        label_bytes_per_token=_label_bytes(inputs) if cost.labels and config.sae is None else 0,
+        kv_cache_bytes_per_token=kv_cache_bytes(model, run.parallel.precision),
+        label_bytes_per_token=_label_bytes(inputs) if cost.labels and run.sae is None else 0,
         target_bytes_per_token=_target_bytes(inputs) if cost.stored_targets else 0,
-        equal_parameters=None if is_plain else equal_parameters_width(config, text),
-        equal_flops=None if is_plain else equal_flops_width(config, text),
+        equal_parameters=None if is_plain else equal_parameters_width(run, text),
+        equal_flops=None if is_plain else equal_flops_width(run, text),
         duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device),
     )
 
 
 def kv_cache_bytes(model: CoCoMixForCausalLM, precision: str) -> int:
     """Bytes that a token leaves in the cache: a key and a value in each block, for each position it has there."""
-    num_blocks = model.adapter.num_blocks
-    insert = num_blocks if model.mixer is None else model.config.insert_layer
-    positions = insert + model.layout.positions_per_token * (num_blocks - insert)
+    mixer = model.config.mixer
+    below, above = mixer.insertion, model.adapter.num_blocks - mixer.insertion
+    positions: float = below + mixer.layout.positions_per_token * above
     num_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
     return round(2 * key_width(model.backbone) * positions * num_bytes)
 
@@ -315,7 +322,7 @@ def _device(config: PlanConfig) -> DeviceSpec:
     if config.peak_tflops is not None:
         peak = config.peak_tflops * 1e12
         spec = replace(spec, bfloat16_flops=peak, float32_flops=spec.float32_flops if found else peak)
-        if config.parallel.precision == "float32":
+        if config.run.parallel.precision == "float32":
             spec = replace(spec, float32_flops=peak)
     if config.memory_gb is not None:
         spec = replace(spec, memory_bytes=round(config.memory_gb * 1e9))
@@ -323,18 +330,19 @@ def _device(config: PlanConfig) -> DeviceSpec:
 
 
 def _windows_per_pass(config: PlanConfig) -> int:
-    wanted = config.devices * (config.micro_batch_size or 1)
-    if config.batch_size % wanted:
-        of_size = "" if config.micro_batch_size is None else f" of micro_batch_size {config.micro_batch_size}"
+    batch_size, micro_batch_size = config.run.batch_size, config.run.micro_batch_size
+    wanted = config.devices * (micro_batch_size or 1)
+    if batch_size % wanted:
+        of_size = "" if micro_batch_size is None else f" of micro_batch_size {micro_batch_size}"
         raise CocomixError(
-            f"batch_size {config.batch_size} can't be shared equally by {config.devices} devices{of_size}; "
+            f"batch_size {batch_size} can't be shared equally by {config.devices} devices{of_size}; "
             f"make it a multiple of {wanted}"
         )
-    return config.micro_batch_size or config.batch_size // config.devices
+    return micro_batch_size or batch_size // config.devices
 
 
 def _duration(
-    config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: TeacherCost, device: DeviceSpec
+    config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: Cost, device: DeviceSpec
 ) -> Duration:
     """Labels and stored draws are computed in float32, targets along with training in the run's precision."""
 
@@ -342,7 +350,7 @@ def _duration(
         rate = config.devices * peak_flops(device, precision) * config.utilisation
         return count * flops_per_token / rate / 3600
 
-    precision, is_online = config.parallel.precision, config.sae is not None
+    precision, is_online = config.run.parallel.precision, config.run.sae is not None
     return Duration(
         student_hours=hours(num_tokens, flops.training, precision),
         teacher_hours=hours(num_tokens, cost.targets, precision)

@@ -9,7 +9,7 @@ from rich.table import Table
 from cocomix.base.formats import format_bytes, format_count, format_flops, format_hours
 from cocomix.base.tables import text_of
 from cocomix.tools.plan.plan import Plan, PlanConfig, make_plan, peak_flops
-from cocomix.training.widths import Width
+from cocomix.training.widths import MatchedWidth
 
 
 def show_plan(config: PlanConfig) -> str | dict[str, Any]:
@@ -19,13 +19,10 @@ def show_plan(config: PlanConfig) -> str | dict[str, Any]:
 
 
 def _model(plan: Plan) -> str:
-    student = plan.config.student
+    student = plan.config.run.student
     table = _table("the model")
-    mixer = (
-        student.mixer if student.mixer == "none" else f"{student.mixer} ({student.mixing}), at {student.insert_layer}"
-    )
     blocks = f"{student.num_layers} blocks, width {student.hidden_size}, {student.num_heads} heads"
-    table.add_row("decoder", f"{student.family}, {blocks}", f"mixer {mixer}")
+    table.add_row("decoder", f"{student.family}, {blocks}", f"mixer {student.mixer.describe()}")
     table.add_row("parameters", format_count(plan.num_parameters), f"{plan.num_parameters:,}")
     table.add_row("active parameters", format_count(plan.num_active_parameters), f"{plan.num_active_parameters:,}")
     for name, flops in plan.flops.items():
@@ -36,18 +33,20 @@ def _model(plan: Plan) -> str:
         table.add_row(f"training a token, {name}", format_flops(flops.training), note)
         table.add_row(f"inference a token, {name}", format_flops(flops.inference), "")
     training = plan.flops["algorithmic"].training
-    if plan.teacher.labels:
-        along = "runs along" if plan.config.sae is not None else "once, before training"
-        table.add_row("teacher’s labels, a token", format_flops(plan.teacher.labels), along)
-    if plan.teacher.targets:
-        table.add_row("teacher’s forward, a token", format_flops(plan.teacher.targets), "runs along")
-    if plan.teacher.stored_targets:
-        table.add_row("teacher’s draws, a token", format_flops(plan.teacher.stored_targets), "once, before training")
-    if plan.teacher.total:
+    if plan.cost.labels:
+        along = "runs along" if plan.config.run.sae is not None else "once, before training"
+        table.add_row("teacher’s labels, a token", format_flops(plan.cost.labels), along)
+    if plan.cost.targets:
+        table.add_row("teacher’s forward, a token", format_flops(plan.cost.targets), "runs along")
+    if plan.cost.stored_targets:
+        table.add_row("teacher’s draws, a token", format_flops(plan.cost.stored_targets), "once, before training")
+    if plan.cost.teacher:
         table.add_row("teacher", "", plan.teacher_name)
-        share = f"the teacher is {100 * plan.teacher.total / training:.0f} % of the student"
-        table.add_row("training and teacher, a token", format_flops(training + plan.teacher.total), share)
-    table.add_row("cache a token", format_bytes(plan.kv_cache_bytes_per_token), f"in {plan.config.parallel.precision}")
+        share = f"the teacher is {100 * plan.cost.teacher / training:.0f} % of the student"
+        table.add_row("training and teacher, a token", format_flops(training + plan.cost.teacher), share)
+    table.add_row(
+        "cache a token", format_bytes(plan.kv_cache_bytes_per_token), f"in {plan.config.run.parallel.precision}"
+    )
     if plan.equal_parameters is not None and plan.equal_flops is not None:
         table.add_row("NTP of equal parameters", *_width(plan.equal_parameters, "parameters"))
         table.add_row("NTP of equal FLOPs", *_width(plan.equal_flops, "training FLOPs a token"))
@@ -56,10 +55,10 @@ def _model(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> str:
     config, memory = plan.config, plan.memory
-    table = _table(f"memory of one of {config.devices} {plan.device.name}, {config.parallel.strategy}")
+    table = _table(f"memory of one of {config.devices} {plan.device.name}, {config.run.parallel.strategy}")
     windows = f"{plan.windows_per_pass} windows of {plan.context_length:,} a pass"
     gathered = (
-        "FSDP’s groups in use, whole" if config.parallel.strategy == "fsdp" else "copies in the products’ precision"
+        "FSDP’s groups in use, whole" if config.run.parallel.strategy == "fsdp" else "copies in the products’ precision"
     )
     rows = (
         ("weights", memory.weights, "float32"),
@@ -85,7 +84,7 @@ def _memory(plan: Plan) -> str:
 def _bill(plan: Plan) -> str:
     config, duration = plan.config, plan.duration
     table = _table(f"{format_count(plan.num_tokens)} tokens")
-    peak = format_flops(peak_flops(plan.device, config.parallel.precision))
+    peak = format_flops(peak_flops(plan.device, config.run.parallel.precision))
     table.add_row("training", format_hours(duration.hours), f"at {100 * config.utilisation:.0f} % of {peak}/s a device")
     if duration.teacher_hours:
         table.add_row("of it the teacher’s", format_hours(duration.teacher_hours), "")
@@ -111,5 +110,5 @@ def _table(title: str) -> Table:
     return table
 
 
-def _width(width: Width, what: str) -> tuple[str, str]:
+def _width(width: MatchedWidth, what: str) -> tuple[str, str]:
     return f"width {width.hidden_size}", f"{100 * width.difference:+.1f} % {what}".replace("-", "−")

@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTraine
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.modeling.loading import may_be_on_hub
 from cocomix.training.config import TrainConfig
-from cocomix.training.recipes import Draft
 from cocomix.training.sizes import Size
 from cocomix.training.students import TextShape
 from cocomix.training.widths import meta_model
@@ -73,7 +72,7 @@ def teacher_of_size(size: Size, text: TextShape | None = None) -> PlannedTeacher
 @functools.lru_cache
 def _model_of_size(size: Size, vocab_size: int, context_length: int) -> PreTrainedModel:
     text = replace(size, vocab_size=vocab_size, context_length=context_length)
-    return meta_model(Draft(student=size.teacher), text).backbone.requires_grad_(False)
+    return meta_model(TrainConfig(student=size.teacher), text).backbone.requires_grad_(False)
 
 
 def _shape(name: str) -> Any:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import STEERING_SCORE
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.attribution import AttributionConfig
+from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extraction import load_extractor
 from cocomix.labels.label_sources import identify_sae
 from cocomix.modeling.loading import load_causal_lm, local_model
@@ -39,7 +40,6 @@ from cocomix.tools.steer_eval.score import (
     score_steering,
 )
 
-KIND = "steering-score"
 RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
 
 #: What to try by default: multiples of the usual activation for `set` and `add`, factors for the others.
@@ -123,7 +123,7 @@ def steer_eval(config: SteerEvalConfig) -> str:
         "data": artifacts.fingerprint_of_path(config.data),
         "strengths": config.strengths or STRENGTHS[config.mode],
     }
-    with artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, STEERING_SCORE, settings, overwrite=config.overwrite) as finished:
         if not finished:
             _write(config, settings, layer)
             artifacts.finish(config.output)
@@ -201,7 +201,7 @@ def _measure(
 
 def _student(config: SteerEvalConfig) -> CoCoMixForCausalLM:
     model = load_causal_lm(config.model)
-    if not isinstance(model, CoCoMixForCausalLM) or model.config.mixer != "concept" or model.config.mixing == "none":
+    if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.is_steerable:
         raise CocomixError(
             f"{config.model} has no concepts to steer; steer-eval needs a model whose concepts are mixed in"
         )

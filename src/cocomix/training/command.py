@@ -10,18 +10,15 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints
 from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.loading import local_model
-from cocomix.objectives.base import regression_layer
-from cocomix.training.batches import Batches, distillation_targets
-from cocomix.training.config import APPROXIMATIONS, TrainConfig
-from cocomix.training.labels import concept_labels
-from cocomix.training.run import Run
+from cocomix.training.batches import Batches
+from cocomix.training.config import TrainConfig, flat
 from cocomix.training.trackers import require_trackers
-
-KIND = "training-run"
+from cocomix.training.trainer import Trainer
 
 
 def train(config: TrainConfig) -> artifacts.Manifest:
@@ -38,22 +35,23 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
         _check_shares(config, ranks)
-        options = dataclasses.asdict(config)
+        options = flat(config)
         if config.teacher is not None:
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
             if config.teacher is not None and not config.teacher.exists():
                 raise CocomixError(f"teacher {config.teacher} does not exist; give a folder, a GGUF file or a Hub name")
         data = TokenDataset(config.data, "train")
-        batches = Batches(data, concept_labels(config, data), distillation_targets(config, data))
+        opened = [objective.open(config, data) for objective in config.objectives]
+        batches = Batches(data, [part for part in opened if part is not None])
         settings = _settings_of(config, batches)
-        begun = artifacts.begin(config.output, KIND, settings, overwrite=config.overwrite, config=options)
+        begun = artifacts.begin(config.output, TRAINING_RUN, settings, overwrite=config.overwrite, config=options)
         finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
                 say(f"{config.output}: the training run is finished already")
                 Checkpoints(config.output).clear()  # in case the former process ended right before it
             return finished
-        return Run(config, batches, settings, ranks, device).finish()
+        return Trainer(config, batches, settings, ranks, device).finish()
 
 
 def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
@@ -68,28 +66,28 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
+#: What the result does not depend on, and what `inputs` says by fingerprints.
+_LEFT_OUT = (
+    *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
+    *("data", "labels", "teacher", "sae", "layer", "attribution"),
+)
+
+
 def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     """What determines the result: options without paths, and the fingerprints of the inputs."""
-    settings = dataclasses.asdict(config)
-    for name in ("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers"):
-        del settings[name]
-    for name in ("data", "labels", "teacher", "sae", "layer", "attribution"):  # inputs, below
-        del settings[name]
-    del settings["distillation"]["targets"]
-    if config.hidden_regression.weight:
-        settings["hidden_regression"]["layer"] = regression_layer(config)
-    settings["precision"] = settings.pop("parallel")["precision"]
-    if config.student.mixer == "none":  # what says how to insert is of no account
-        for name in ("mixing", "insert_layer", "position_mode", "num_active_concepts"):
-            del settings["student"][name]
-    for name, exact in APPROXIMATIONS.items():  # a run without them is what it was before there were any
-        if getattr(config.student, name) == exact:
-            del settings["student"][name]
+    settings = {name: value for name, value in flat(config).items() if name not in _LEFT_OUT}
+    student, mixer = config.student, config.student.mixer
+    plain = {each.name: getattr(student, each.name) for each in dataclasses.fields(student) if each.name != "mixer"}
+    settings["student"] = plain | mixer.settings()
+    for objective in config.objectives:
+        settings.pop(objective.name, None)
+        settings |= objective.settings(config)
+    settings["precision"] = config.parallel.precision
     settings["num_windows"] = config.num_windows or batches.num_windows
     if settings["num_windows"] > batches.num_windows:
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows are "
-            + ("there" if batches.labels is None and batches.targets is None else "labelled")
+            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows "
+            + ("are labelled" if batches.more else "exist")
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,

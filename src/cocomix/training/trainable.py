@@ -13,12 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.objectives.base import Objective
-from cocomix.training.batches import Batch
-from cocomix.training.metrics import concept_counts
+from cocomix.objectives.base import Batch, Objective
 
 
-class TrainedStudent(nn.Module):
+class TrainableModule(nn.Module):
     """A student with all that is learned beside it.
 
     Args:
@@ -39,7 +37,7 @@ class TrainedStudent(nn.Module):
 
         Returns:
             each objective's sum over the batch's targets, float32, by the objective's name; and counters of concepts,
-            int64 and without a graph, which `ConceptMetrics.add` takes by theirs.
+            int64 and without a graph, which `MixerMetrics.add` takes.
         """
         output = self.model(
             **batch.windows.inputs(),
@@ -49,16 +47,16 @@ class TrainedStudent(nn.Module):
             output_hidden_states=any(o.needs_hidden_states for o in self.objectives),
         )
         sums = {o.name: o.total(batch, output) for o in self.objectives}
-        return sums | concept_counts(output, batch.concept_labels, self.model.config.num_concepts)
+        return sums | self.model.mixer.counts(output, batch.concept_labels)
 
 
-def gradient_norms(student: TrainedStudent) -> dict[str, Tensor]:
+def gradient_norms(student: TrainableModule) -> dict[str, Tensor]:
     """Norms of the backbone's and the mixer's gradients, to be taken before clipping; on sharded tensors, on all ranks."""
     parts = {"backbone": student.model.backbone, "mixer": student.model.mixer}
     norms = {}
     for name, part in parts.items():
-        if part is not None:
-            gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        if name == "backbone" or len(list(part.parameters())):
             norm = get_total_norm(gradients)
             norms[f"gradient_norm_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return norms

@@ -26,18 +26,18 @@ class StepValues:
 class StepWatch:
     """Collects the values of steps without waiting for the device.
 
-    `tripped` is 1.0 on the device from the first step on whose values are not all finite, and 0.0 before: given to the
-    optimizer as `found_inf`, it keeps the weights as they were before that step until the host gets to know.
+    `found_inf` is 1.0 on the device from the first step on whose values are not all finite, and 0.0 before: given to the
+    optimizer under that name, it keeps the weights as they were before that step until the host gets to know.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.tripped = torch.zeros((), device=device)
+        self.found_inf = torch.zeros((), device=device)
         self._steps: list[tuple[int, tuple[str, ...], Tensor]] = []
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         """Keep the values of a 0-based step: scalars, equal on all ranks."""
         stacked = torch.stack([value.float() for value in values.values()])
-        self.tripped = torch.maximum(self.tripped, 1.0 - stacked.isfinite().all().float())
+        self.found_inf = torch.maximum(self.found_inf, 1.0 - stacked.isfinite().all().float())
         self._steps.append((step, tuple(values), stacked))
 
     def read(self) -> list[StepValues]:

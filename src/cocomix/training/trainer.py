@@ -1,4 +1,6 @@
-"""One training run from its first step, or its newest checkpoint, to the finished folder.
+"""The training loop: one run from its first step, or its newest checkpoint, to the finished folder.
+
+Read `Trainer.finish` first, then `_train_step`.
 
 Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments, the step and
 what the metrics count. Validation happens at fixed steps; between two log lines nothing is read back from the device. All
@@ -22,35 +24,33 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, restore_state, state_of, write_state
 from cocomix.base.devices import spec_of
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import METRICS_NAME
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped, StopRequest
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
-from cocomix.labels.label_sources import TeacherLabels
-from cocomix.mixers.base import ConceptMixer
 from cocomix.modeling.flops import training_flops_per_token
+from cocomix.modeling.losses import combined_loss
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.objectives.base import build_objectives
-from cocomix.training.batches import Batch, Batches
+from cocomix.objectives.base import CONCEPT_LABELS, Batch
+from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig
 from cocomix.training.engine import Engine
-from cocomix.training.metrics import MAX_DEAD_AFTER_TOKENS, ConceptMetrics, MetricsFile
-from cocomix.training.metrics import NAME as METRICS_NAME
-from cocomix.training.optimizer import adamw
-from cocomix.training.schedule import learning_rate
-from cocomix.training.students import build_student
+from cocomix.training.metrics import MetricsFile
+from cocomix.training.nonfinite import StepValues, StepWatch
+from cocomix.training.optimizer import adamw, learning_rate
+from cocomix.training.students import build_objectives, build_student, trained_mixer
 from cocomix.training.trackers import Trackers
-from cocomix.training.trained import TrainedStudent, gradient_norms
-from cocomix.training.watch import StepValues, StepWatch
+from cocomix.training.trainable import TrainableModule, gradient_norms
 
 LOG_EVERY_STEPS = 10
 #: Where the state before a step that was not finite is kept.
 NON_FINITE_FOLDER = "non_finite"
 
 
-class Run:
+class Trainer:
     """The state of one run, from where its newest checkpoint left it.
 
     Args:
@@ -68,25 +68,21 @@ class Run:
         self.settings, self.num_windows = settings, int(settings["num_windows"])
         self.ranks, self.device = ranks, device
         self.validation = TokenDataset(config.data, "validation")
-        labels, data = batches.labels, batches.data
+        data = batches.data
         model = self._build()
-        self.has_concepts = isinstance(model.mixer, ConceptMixer)
-        if isinstance(labels, TeacherLabels):
-            labels.to(device)
-        self.objectives = build_objectives(config, data, labels)
+        for part in batches.more.values():
+            part.to(device)
+        self.objectives = build_objectives(config, batches)
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         self.flops_per_token = training_flops_per_token(model, data.context_length)
         self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
-        self.student = TrainedStudent(model, self.objectives).train()
+        self.student = TrainableModule(model, self.objectives).train()
         self.engine = Engine(self.student, config.parallel, ranks, device)
         self.optimizer = adamw(self.student, config.optimizer)
         self.watch = StepWatch(device)
-        self.concept_metrics = ConceptMetrics(
-            model.config.num_concepts,
-            min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS),
-            has_labels=labels is not None,
-            device=device,
+        self.mixer_metrics = model.mixer.metrics(
+            config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
         )
         self.checkpoints = Checkpoints(config.output, config.keep, ranks)
         self.step, self.seconds = 0, 0.0
@@ -130,25 +126,24 @@ class Run:
         config = self.config
         batches = [self._batch(windows) for windows in self._micro_batches()]
         # Counted before the first backward: one division a term, by the count of the whole step on all ranks.
-        found = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
-        counts = self.ranks.sum(torch.stack(found)).clamp(min=1)
+        targets = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
+        counts = self.ranks.sum(torch.stack(targets)).clamp(min=1)
         means = torch.zeros(len(self.objectives), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.engine.micro_batch(is_last=number == len(batches)):
                 sums = self.engine.forward(batch)
-                self.concept_metrics.add(sums)
-                loss = torch.zeros((), device=self.device)
-                for index, objective in enumerate(self.objectives):
-                    mean = sums[objective.name] / counts[index]
-                    loss = loss + objective.weight_at(self.step, self.num_steps) * mean
-                    means[index] += mean.detach()
+                self.mixer_metrics.add(sums)
+                weights = [o.config.weight_at(self.step, self.num_steps) for o in self.objectives]
+                totals = [sums[o.name] for o in self.objectives]
+                loss, parts = combined_loss(zip(weights, totals, counts, strict=True))
+                means += torch.stack(parts).detach()
                 self.engine.backward(loss)
         values = {o.name: mean for o, mean in zip(self.objectives, self.ranks.sum(means), strict=True)}
         values |= gradient_norms(self.student)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optimizer.max_gradient_norm)
         values["gradient_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.watch.add(self.step, values)
-        self.optimizer.found_inf = self.watch.tripped  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]
         rate = learning_rate(config.optimizer, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -172,10 +167,9 @@ class Run:
             progress.advance(self.tokens_per_step)
             return
         values = self._read_values()[-1].values
-        if self.has_concepts:
-            self.concept_metrics.merge(self.ranks.size)
-            counted = self.concept_metrics.line(self.step * self.tokens_per_step)
-            values |= {name: float(value) for name, value in counted.items()}
+        self.mixer_metrics.merge(self.ranks.size)
+        counted = self.mixer_metrics.line(self.step * self.tokens_per_step)
+        values |= {name: float(value) for name, value in counted.items()}
         speed, shown = self._speed()
         losses = {name: value for name, value in values.items() if name.endswith("loss")}
         progress.advance(self.tokens_per_step, **losses, **shown)
@@ -255,7 +249,7 @@ class Run:
 
     def _checkpoint(self) -> None:
         with self._untimed():
-            self.concept_metrics.merge(self.ranks.size)
+            self.mixer_metrics.merge(self.ranks.size)
             num_metric_bytes = self.metrics.sync() if self.metrics is not None else 0
             meta = {"seconds": self.seconds, "num_metric_bytes": num_metric_bytes}
             self.checkpoints.save(self.step, state_of(self.student, self.optimizer) | self._counts(), meta)
@@ -287,12 +281,10 @@ class Run:
 
     def _counts(self) -> dict[str, Tensor]:
         """What the metrics count, by the names that a checkpoint gives it."""
-        return {f"metrics/{name}": tensor for name, tensor in self.concept_metrics.state().items()}
+        return {f"metrics/{name}": tensor for name, tensor in self.mixer_metrics.state().items()}
 
     def _build(self) -> CoCoMixForCausalLM:
-        labels = self.batches.labels
-        num_concepts = labels.num_concepts if labels is not None else self.config.num_concepts
-        return build_student(self.config, self.data, num_concepts)
+        return build_student(self.config, self.data, trained_mixer(self.config, self.batches))
 
     def _write(self) -> artifacts.Manifest:
         """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
@@ -303,7 +295,7 @@ class Run:
         assert self.metrics is not None
         output = self.config.output
         self.metrics.close()
-        (model.backbone if model.mixer is None else model).save_pretrained(output)
+        model.saved_form.save_pretrained(output)
         self.data.tokenizer().save_pretrained(output)
         facts = {
             **self._position(),
@@ -321,7 +313,4 @@ class Run:
         """What teachers cost on top: running along, and computing labels and targets."""
         tokens = self.step * self.tokens_per_step
         flops = tokens * sum(o.teacher_flops_per_token(self.data.context_length) for o in self.objectives)
-        for stored in (self.batches.labels, self.batches.targets):
-            if stored is not None:
-                flops += stored.training_flops(tokens, self.num_windows)
-        return flops
+        return flops + sum(part.training_flops(tokens, self.num_windows) for part in self.batches.more.values())

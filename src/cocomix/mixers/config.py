@@ -1,0 +1,281 @@
+"""Settings of each mixer, and what follows from them without any weights: layout, needs, costs, checks, fingerprint.
+
+This file imports no torch, so that a command line is read and refused at once. The modules are in `concept.py`, `pause.py`
+and `none.py`. On disk, in YAML and on the command line the settings are flat, and `mixer` says whose they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args
+
+from cocomix.base.errors import CocomixError, nearest
+from cocomix.mixers.mixing import MIXINGS
+
+if TYPE_CHECKING:
+    from cocomix.mixers.base import Mixer
+    from cocomix.mixers.layout import Layout
+
+PositionMode = Literal["shared", "sequential"]
+Count = Literal["algorithmic", "counter"]
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """Settings of a mixer. A mixer of your own subclasses `InsertedConfig` and overrides what differs."""
+
+    mixer: str = ""
+    """What is inserted into the decoder."""
+
+    module: ClassVar[Any]
+    """The mixer's class; `register_mixer` sets it."""
+    inserts: ClassVar[bool] = True
+    """Whether anything is inserted at all. Without, a trained model is saved as the plain decoder."""
+    has_concepts: ClassVar[bool] = False
+    """Whether it predicts concepts, and learns them from labels: its module is then a `ConceptMixer`."""
+    published: ClassVar[Mapping[str, Any]] = {}
+    """Settings that are left out of a run's fingerprint while they have these values: options added later."""
+
+    def __post_init__(self) -> None:
+        if self.mixer != type(self).mixer:
+            raise CocomixError(f"mixer is {self.mixer!r}, but these are settings of the mixer {type(self).mixer!r}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether hidden states depend on what the mixer adds."""
+        return self.inserts
+
+    @property
+    def is_steerable(self) -> bool:
+        """Whether the model has concepts, and what it says depends on them."""
+        return self.has_concepts and self.mixes
+
+    @property
+    def insertion(self) -> int:
+        """How many blocks run before the mixer."""
+        return 0
+
+    @property
+    def layout(self) -> Layout:
+        """Of the positions above the mixer."""
+        from cocomix.mixers.layout import Layout
+
+        return Layout()
+
+    @property
+    def position_mode(self) -> PositionMode:
+        """Rotary positions above the mixer."""
+        return "shared"
+
+    def check(self, num_blocks: int) -> None:
+        """Refuse settings that don't fit a decoder of `num_blocks` blocks."""
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        """Of its parameters, those that one token uses; biases are left out, as in the paper."""
+        return 0
+
+    def forward_flops(self, hidden_size: int, count: Count) -> float:
+        """FLOPs a token of text in a forward pass; `count` as in `modeling/flops.py`."""
+        return 0.0
+
+    def backward_flops(self, hidden_size: int, count: Count, *, has_concept_loss: bool) -> float:
+        """FLOPs a token of text in a backward pass."""
+        return 2 * self.forward_flops(hidden_size, count)
+
+    def settings(self) -> dict[str, Any]:
+        """What enters a run's fingerprint."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if self.published.get(name, ...) != value}
+
+    def describe(self) -> str:
+        """In a few words, for tables."""
+        return self.mixer
+
+    def changed(self, **changes: Any) -> Self:
+        """The same settings with other values for some."""
+        return dataclasses.replace(self, **changes)
+
+    def build(self, hidden_size: int) -> Mixer:
+        """The module, with weights that are not drawn yet."""
+        mixer: Mixer = self.module(self, hidden_size)
+        return mixer
+
+
+@dataclass(frozen=True)
+class NoMixerConfig(MixerConfig):
+    """Nothing is inserted: the plain decoder."""
+
+    mixer: str = "none"
+
+    inserts: ClassVar[bool] = False
+
+    def build(self, hidden_size: int) -> Mixer:
+        from cocomix.mixers.none import NoMixer
+
+        return NoMixer(self, hidden_size)
+
+
+@dataclass(frozen=True)
+class InsertedConfig(MixerConfig):
+    """What mixers that insert a vector a token have in common."""
+
+    mixing: str = "interleave"
+    """How the vector enters: `interleave` (the paper's: a position of its own after each token), `interleave_residual` (the
+    same, started from the token's hidden state), `add` (to the hidden state, no extra position) or `none`."""
+    layer: int = 0
+    """0-based block after which the mixer stands; -1: below the first block. (The paper counts the block before which it
+    stands, one more.)"""
+    position_mode: PositionMode = "shared"
+    """Rotary positions of a token and its concept: both t, or 2t and 2t + 1."""
+    concept_stride: int = 1
+    """Tokens for each interleaved concept position; above 1 an approximation that costs less."""
+
+    published: ClassVar[Mapping[str, Any]] = {"concept_stride": 1}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("mixing", tuple(MIXINGS)), ("position_mode", get_args(PositionMode))):
+            if getattr(self, name) not in allowed:
+                raise CocomixError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        require_whole(self, -1, "layer")
+        require_whole(self, 1, "concept_stride")
+        if self.concept_stride != 1 and not MIXINGS[self.mixing].interleaves:
+            raise CocomixError(
+                f"concept_stride is {self.concept_stride}, but mixing {self.mixing!r} does not interleave"
+            )
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixing != "none"
+
+    @property
+    def insertion(self) -> int:
+        return self.layer + 1
+
+    @property
+    def layout(self) -> Layout:
+        from cocomix.mixers.layout import Layout
+
+        return Layout(self.concept_stride) if MIXINGS[self.mixing].interleaves else Layout()
+
+    def check(self, num_blocks: int) -> None:
+        if self.layer >= num_blocks - 1:
+            raise CocomixError(f"layer is {self.layer}; a decoder of {num_blocks} blocks takes -1 to {num_blocks - 2}")
+
+    def describe(self) -> str:
+        return f"{self.mixer} ({self.mixing}), after block {self.layer}"
+
+
+@dataclass(frozen=True)
+class PauseConfig(InsertedConfig):
+    """One learned vector in place of every concept vector: extra computation without concepts."""
+
+    mixer: str = "pause"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mixes:
+            raise CocomixError("mixer 'pause' with mixing 'none' would insert nothing; use mixer 'none'")
+
+    def build(self, hidden_size: int) -> Mixer:
+        from cocomix.mixers.pause import PauseMixer
+
+        return PauseMixer(self, hidden_size)
+
+
+@dataclass(frozen=True)
+class ConceptConfig(InsertedConfig):
+    """Concepts are predicted, the strongest compressed to one vector, and the vector mixed in (paper, section 3.2)."""
+
+    mixer: str = "concept"
+    num_concepts: int | None = None
+    """C, concepts that can be predicted: the latents of the autoencoder. By default what the labels say."""
+    num_active_concepts: int = 32
+    """K_mix, concepts kept in the mixture."""
+    rescale_epsilon: float = 0.0
+    """Added to the standard deviation where the vector is scaled back. The paper's code adds nothing; version 0.1 of
+    cocomix added 1e-5, and its models still do."""
+
+    has_concepts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole(self, 1, "num_active_concepts")
+        if self.num_concepts is None:
+            return
+        require_whole(self, 1, "num_concepts")
+        if self.num_active_concepts > self.num_concepts:
+            raise CocomixError(
+                f"num_active_concepts is {self.num_active_concepts}, more than num_concepts, {self.num_concepts}"
+            )
+
+    @property
+    def known_concepts(self) -> int:
+        """C, once it is known."""
+        assert self.num_concepts is not None, "the labels have not said yet how many concepts there are"
+        return self.num_concepts
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        return (self.known_concepts + self.num_active_concepts) * hidden_size
+
+    def forward_flops(self, hidden_size: int, count: Count) -> float:
+        # Gathered rows are no products, so that torch's counter does not see the compression.
+        compression = 2 * self.num_active_concepts * hidden_size if count == "algorithmic" else 0
+        return 2.0 * self.known_concepts * hidden_size + compression
+
+    def backward_flops(self, hidden_size: int, count: Count, *, has_concept_loss: bool) -> float:
+        C, K, D = self.known_concepts, self.num_active_concepts, hidden_size
+        if not has_concept_loss and not self.mixes:
+            return 0.0
+        if count == "counter":
+            return 2.0 * 2 * C * D * has_concept_loss
+        # Without a concept loss only K_mix of a token's logits have gradients.
+        return 2.0 * (2 * (C if has_concept_loss else K) * D + 2 * K * D)
+
+    def build(self, hidden_size: int) -> Mixer:
+        from cocomix.mixers.concept import ConceptMixer
+
+        return ConceptMixer(self, hidden_size)
+
+
+MIXERS: dict[str, type[MixerConfig]] = {config.mixer: config for config in (NoMixerConfig, PauseConfig, ConceptConfig)}
+MixerClass = TypeVar("MixerClass", bound="type[Mixer]")
+
+
+def register_mixer(mixer: MixerClass) -> MixerClass:
+    """Make a mixer known by the name in its `Config`; usable as a decorator.
+
+    Raises:
+        CocomixError: another mixer has that name.
+    """
+    config = mixer.Config
+    if MIXERS.get(config.mixer, config) is not config:
+        raise CocomixError(f"there is another mixer called {config.mixer!r}")
+    config.module = mixer
+    MIXERS[config.mixer] = config
+    return mixer
+
+
+def mixer_config(name: Any, settings: Mapping[str, Any]) -> MixerConfig:
+    """Settings of the mixer of that name.
+
+    Raises:
+        CocomixError: there is no such mixer, it has no such setting, or a value is wrong.
+    """
+    if name not in MIXERS:
+        raise CocomixError(f"there is no mixer {name!r}{nearest(str(name), MIXERS)}")
+    names = [field.name for field in dataclasses.fields(MIXERS[name])]
+    for key in settings:
+        if key not in names:
+            raise CocomixError(f"the mixer {name!r} has no setting {key!r}{nearest(key, names)}")
+    return MIXERS[name](**settings)
+
+
+def require_whole(config: Any, lowest: int, *names: str) -> None:
+    """Refuse settings that are no whole numbers of at least `lowest`."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise CocomixError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")

@@ -1,0 +1,77 @@
+"""Prediction of concepts: the loss, and where its labels come from.
+
+Labels are read from a concept dataset, or computed by teacher and autoencoder while the student trains. Both give the same
+labels for the same windows, up to rounding: a pass of the teacher over another number of windows can round differently, and
+two nearly equal scores then change places.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data.concept_dataset import ConceptDataset
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.attribution import ConceptExtractor
+from cocomix.labels.config import AttributionConfig, require_labels
+from cocomix.labels.label_sources import TeacherLabels, extraction_flops_per_token
+from cocomix.modeling.output import CoCoMixOutput
+from cocomix.objectives.base import CONCEPT_LABELS, Batch, Cost, CostInputs, Objective, WindowData
+from cocomix.objectives.config import ConceptLossConfig, ObjectiveConfig, RunSettings
+from cocomix.sae.config import SparseAutoencoderConfig
+from cocomix.sae.model import SparseAutoencoder
+
+
+class ConceptLoss(Objective):
+    """mean_k CE(z, I_k) over the labelled positions (paper, equation 4)."""
+
+    Config: ClassVar[type[ObjectiveConfig]] = ConceptLossConfig
+    name = "concept_loss"
+
+    def count(self, batch: Batch) -> Int64[Tensor, ""]:
+        assert batch.concept_labels is not None
+        return (batch.concept_labels != IGNORED_LABEL).all(-1).sum()
+
+    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
+        # The mixer sums it up chunk by chunk beside the choice of the strongest concepts: logits are never kept.
+        assert output.concept_loss_sum is not None
+        return output.concept_loss_sum
+
+    @classmethod
+    def cost(cls, config: Any, inputs: CostInputs) -> Cost:
+        if not inputs.run.student.mixer.has_concepts:
+            return Cost()
+        if inputs.labels_flops is not None:
+            return Cost(labels=inputs.labels_flops)
+        with torch.device("meta"):
+            sae = SparseAutoencoder(
+                SparseAutoencoderConfig(
+                    hidden_size=inputs.teacher.config.hidden_size,
+                    num_latents=inputs.num_concepts,
+                    num_active_latents=min(inputs.run.attribution.num_labels, inputs.num_concepts),
+                )
+            )
+        extractor = ConceptExtractor(inputs.teacher, sae, inputs.teacher_layer, inputs.run.attribution)
+        return Cost(labels=extraction_flops_per_token(extractor, inputs.context_length))
+
+
+def open_labels(run: RunSettings, data: TokenDataset) -> WindowData | None:
+    """The labels that a run asks for, if it asks for any."""
+    if run.labels is not None:
+        stored = ConceptDataset(run.labels, data)
+        if run.attribution != AttributionConfig():
+            require_labels(run.labels, stored.settings["attribution"], run.attribution)
+        return WindowData(
+            CONCEPT_LABELS, stored.num_windows, stored.labels, stored.inputs, stored.training_flops, source=stored
+        )
+    if run.sae is not None:
+        assert run.teacher is not None
+        live = TeacherLabels(data, run.teacher, run.sae, run.layer, run.attribution)
+        return WindowData(
+            CONCEPT_LABELS, live.num_windows, live.labels, live.inputs, live.training_flops, live.to, source=live
+        )
+    return None

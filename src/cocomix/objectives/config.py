@@ -1,0 +1,269 @@
+"""Settings of each objective, and what follows from them before anything is loaded: checks, inputs, fingerprint.
+
+This file imports no torch, so that a command line is read and refused at once. The objectives themselves are in
+`next_token.py`, `concept_loss.py`, `distillation.py` and `hidden_regression.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.labels.config import AttributionConfig
+from cocomix.mixers.config import MixerConfig
+
+if TYPE_CHECKING:
+    from cocomix.data.token_dataset import TokenDataset
+    from cocomix.objectives.base import Objective, WindowData
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class StudentSettings(Protocol):
+    """What objectives look at in a student's settings."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def mixer(self) -> MixerConfig: ...
+
+
+class RunSettings(Protocol):
+    """What objectives look at in a run's settings; `TrainConfig` is one."""
+
+    @property
+    def student(self) -> StudentSettings: ...
+    @property
+    def labels(self) -> Path | None: ...
+    @property
+    def teacher(self) -> Path | None: ...
+    @property
+    def sae(self) -> Path | None: ...
+    @property
+    def layer(self) -> int | None: ...
+    @property
+    def attribution(self) -> AttributionConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Settings of an objective. An objective of your own subclasses this and overrides what differs."""
+
+    weight: float = 0.0
+    """Its factor in the loss; 0: off."""
+    schedule: Schedule = "constant"
+    """Of the weight over the run: constant, or down to zero in a line or a cosine."""
+
+    name: ClassVar[str]
+    """Of the settings in a run's configuration."""
+    objective: ClassVar[Any]
+    """The objective's class; `register_objective` sets it."""
+
+    def __post_init__(self) -> None:
+        require_at_least(0, self, "weight")
+
+    def check(self, run: RunSettings) -> None:
+        """Refuse what contradicts the rest of the run."""
+
+    def is_on(self, run: RunSettings) -> bool:
+        """Whether the run minimises it."""
+        return bool(self.weight)
+
+    def uses_teacher(self, run: RunSettings) -> bool:
+        """Whether it reads the run's teacher."""
+        return False
+
+    def open(self, run: RunSettings, data: TokenDataset) -> WindowData | None:
+        """What it reads of every training window beside the tokens; models are not loaded yet."""
+        return None
+
+    def settings(self, run: RunSettings) -> dict[str, Any]:
+        """What enters the run's fingerprint."""
+        return {self.name: dataclasses.asdict(self)} if self.weight else {}
+
+    def implementation(self) -> type[Objective]:
+        """The objective's class."""
+        implementation: type[Objective] = self.objective
+        return implementation
+
+    def weight_at(self, step: int, num_steps: int) -> float:
+        """The weight at a 0-based step: all of it at the first, and unless it is constant nothing at the last.
+
+        linear: 1 - x;  cosine: (1 + cos(pi x)) / 2;  x = step / (num_steps - 1)
+        """
+        if self.schedule == "constant":
+            return self.weight
+        x = step / max(1, num_steps - 1)
+        return self.weight * (1 - x if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x)))
+
+
+@dataclass(frozen=True)
+class NextTokenConfig(ObjectiveConfig):
+    """Prediction of the next token: always on."""
+
+    weight: float = 1.0
+
+    name: ClassVar[str] = "next_token"
+
+    def settings(self, run: RunSettings) -> dict[str, Any]:
+        return {}
+
+    def implementation(self) -> type[Objective]:
+        from cocomix.objectives.next_token import NextToken
+
+        return NextToken
+
+
+@dataclass(frozen=True)
+class ConceptLossConfig(ObjectiveConfig):
+    """Prediction of the concepts that labels name (lambda in the paper)."""
+
+    weight: float = 0.1
+
+    name: ClassVar[str] = "concept_loss"
+
+    def is_on(self, run: RunSettings) -> bool:
+        return bool(self.weight) and run.student.mixer.has_concepts
+
+    def uses_teacher(self, run: RunSettings) -> bool:
+        return run.sae is not None
+
+    def check(self, run: RunSettings) -> None:
+        mixer, has_labels = run.student.mixer, run.labels is not None or run.sae is not None
+        if has_labels and not mixer.has_concepts:
+            raise CocomixError(f"labels are given but the mixer is {mixer.mixer!r}; use mixer 'concept'")
+        if mixer.has_concepts and not has_labels and self.weight:
+            raise CocomixError(
+                f"mixer {mixer.mixer!r} learns from labels: give --labels, or --teacher and --sae, or set "
+                "concept_loss.weight to 0"
+            )
+
+    def open(self, run: RunSettings, data: TokenDataset) -> WindowData | None:
+        from cocomix.objectives.concept_loss import open_labels
+
+        return open_labels(run, data)
+
+    def settings(self, run: RunSettings) -> dict[str, Any]:
+        return {"concept_loss_weight": self.weight, "concept_loss_schedule": self.schedule}
+
+    def implementation(self) -> type[Objective]:
+        from cocomix.objectives.concept_loss import ConceptLoss
+
+        return ConceptLoss
+
+
+@dataclass(frozen=True)
+class DistillationConfig(ObjectiveConfig):
+    """Learning from the teacher's next-token distributions."""
+
+    temperature: float = 1.0
+    """Divides both models' logits."""
+    targets: Path | None = None
+    """Stored sampled targets of the same windows, in place of a teacher that runs along."""
+
+    name: ClassVar[str] = "distillation"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature < math.inf:
+            raise CocomixError(f"distillation.temperature is {self.temperature}; it must be above 0 and finite")
+
+    def check(self, run: RunSettings) -> None:
+        if self.weight and run.teacher is None and self.targets is None:
+            raise CocomixError("distillation.weight is set but no teacher; give --teacher, or --distillation.targets")
+        if self.targets is not None and not self.weight:
+            raise CocomixError(
+                "distillation.targets is given but distillation.weight is 0; set a weight or leave it out"
+            )
+
+    def uses_teacher(self, run: RunSettings) -> bool:
+        return bool(self.weight)
+
+    def open(self, run: RunSettings, data: TokenDataset) -> WindowData | None:
+        from cocomix.objectives.distillation import open_targets
+
+        return None if self.targets is None else open_targets(self, run, data)
+
+    def settings(self, run: RunSettings) -> dict[str, Any]:
+        values = {"weight": self.weight, "schedule": self.schedule, "temperature": self.temperature}
+        return {"distillation": values}
+
+    def implementation(self) -> type[Objective]:
+        from cocomix.objectives.distillation import Distillation, SampledDistillation
+
+        return Distillation if self.targets is None else SampledDistillation
+
+
+@dataclass(frozen=True)
+class HiddenRegressionConfig(ObjectiveConfig):
+    """Regression of the student's hidden states onto the teacher's."""
+
+    layer: int | None = None
+    """0-based block of the student after which its residual stream is projected; by default the mixer's own `layer`."""
+    teacher_layer: int | None = None
+    """0-based block of the teacher after which its residual stream is the target; by default the middle one."""
+
+    name: ClassVar[str] = "hidden_regression"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, self, "layer", "teacher_layer")
+
+    def check(self, run: RunSettings) -> None:
+        if self.weight and run.teacher is None:
+            raise CocomixError("hidden_regression.weight is set but no teacher; give --teacher")
+        if self.layer is not None and self.layer >= run.student.num_layers:
+            raise CocomixError(
+                f"hidden_regression.layer is {self.layer}; a student of {run.student.num_layers} blocks takes 0 to "
+                f"{run.student.num_layers - 1}"
+            )
+
+    def uses_teacher(self, run: RunSettings) -> bool:
+        return bool(self.weight)
+
+    def layer_of(self, student: StudentSettings) -> int:
+        """The block after which the student's residual stream is read."""
+        if self.layer is not None:
+            return self.layer
+        return max(0, min(student.mixer.insertion, student.num_layers) - 1)
+
+    def settings(self, run: RunSettings) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        if self.weight:
+            values["layer"] = self.layer_of(run.student)
+        return {"hidden_regression": values}
+
+    def implementation(self) -> type[Objective]:
+        from cocomix.objectives.hidden_regression import HiddenRegression
+
+        return HiddenRegression
+
+
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    config.name: config for config in (NextTokenConfig, ConceptLossConfig, DistillationConfig, HiddenRegressionConfig)
+}
+#: Those that a run's configuration has a field for; others come after them.
+BUILT_IN = tuple(OBJECTIVES)
+ObjectiveClass = TypeVar("ObjectiveClass", bound="type[Objective]")
+
+
+def register_objective(objective: ObjectiveClass) -> ObjectiveClass:
+    """Make an objective known by the name in its `Config`; usable as a decorator.
+
+    Raises:
+        CocomixError: another objective has that name.
+    """
+    config = objective.Config
+    if OBJECTIVES.get(config.name, config) is not config:
+        raise CocomixError(f"there is another objective called {config.name!r}")
+    config.objective = objective
+    OBJECTIVES[config.name] = config
+    return objective

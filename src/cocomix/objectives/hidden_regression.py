@@ -1,0 +1,91 @@
+"""Regression of the student's hidden states onto the teacher's: a baseline without an autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cocomix.mixers.concept import STD_EPSILON
+from cocomix.modeling.backbones import adapter_for
+from cocomix.modeling.flops import BACKWARD_OVER_FORWARD, span_flops_per_token
+from cocomix.modeling.output import CoCoMixOutput
+from cocomix.modeling.teacher import Teacher
+from cocomix.objectives.base import Batch, Cost, CostInputs, Objective, Surroundings
+from cocomix.objectives.config import HiddenRegressionConfig, ObjectiveConfig
+
+# Shapes: B batch, T tokens, D width.
+
+#: Of the head's initial weights, as the paper's of its concept head.
+HEAD_STD = 0.02
+
+
+class HiddenRegression(Objective):
+    """Mean squared error a hidden dimension between a linear map of the student's residual stream and the teacher's.
+
+    Both are normalised per token as the mixer does, x = (h - mean) / (std + 1e-5), so that the scale of neither counts.
+    Positions are tokens; above an interleaving mixer a token is read where its next token is, at its concept position.
+    """
+
+    Config: ClassVar[type[ObjectiveConfig]] = HiddenRegressionConfig
+    name = "hidden_loss"
+    needs_hidden_states = True
+    head: nn.Linear
+
+    def __init__(self, config: HiddenRegressionConfig, surroundings: Surroundings) -> None:
+        super().__init__(config, surroundings)
+        model = surroundings.teacher()
+        self.teacher = Teacher(model, _teacher_layer(config, adapter_for(model).num_blocks))
+        self.layer, self.layout = config.layer_of(surroundings), surroundings.mixer.layout
+        self.frozen = (model,)
+        self.head = nn.utils.skip_init(nn.Linear, surroundings.hidden_size, int(model.config.hidden_size))
+        # A stream of its own: torch's of the same seed would repeat numbers of the student's embedding.
+        generator = np.random.default_rng([surroundings.seed, *self.name.encode()])
+        drawn = generator.normal(0.0, HEAD_STD, self.head.weight.shape)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(drawn))
+            self.head.bias.zero_()
+
+    def count(self, batch: Batch) -> Int64[Tensor, ""]:
+        return torch.tensor(batch.windows.input_ids.numel())
+
+    def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
+        assert output.hidden_states is not None
+        target = normalized(self.teacher.residual(**batch.windows.inputs()).float())
+        hidden = output.hidden_states[self.layer + 1]
+        if hidden.shape[1] != target.shape[1]:
+            hidden = hidden[:, self.layout.span(0, target.shape[1], hidden.device).read]
+        predicted = self.head(normalized(hidden.float()))
+        return F.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
+
+    def teacher_flops_per_token(self, context_length: int) -> float:
+        return span_flops_per_token(self.teacher.adapter, 0, self.teacher.layer + 1, context_length)
+
+    def student_flops_per_token(self) -> float:
+        return _head_flops(self.head.weight.numel())
+
+    @classmethod
+    def cost(cls, config: Any, inputs: CostInputs) -> Cost:
+        adapter = adapter_for(inputs.teacher)
+        layer = _teacher_layer(config, adapter.num_blocks)
+        return Cost(
+            targets=span_flops_per_token(adapter, 0, layer + 1, inputs.context_length),
+            student=_head_flops(inputs.run.student.hidden_size * int(inputs.teacher.config.hidden_size)),
+        )
+
+
+def normalized(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Mean 0 and (unbiased) standard deviation 1 over each token's dimensions, as the method's normalise step."""
+    return (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + STD_EPSILON)
+
+
+def _head_flops(num_weights: int) -> float:
+    return (1 + BACKWARD_OVER_FORWARD) * 2 * num_weights
+
+
+def _teacher_layer(config: HiddenRegressionConfig, num_blocks: int) -> int:
+    return (num_blocks - 1) // 2 if config.teacher_layer is None else config.teacher_layer

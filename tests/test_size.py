@@ -1,0 +1,45 @@
+"""The package stays small: no part has more lines of code than its bound, which is only ever lowered."""
+
+from __future__ import annotations
+
+from scripts.count_lines import CORE, count, parts, table, total
+
+BOUNDS = {"core": 9_200, "tools": 5_200, "studio": 1_500, "beside them": 200}
+
+
+def test_no_part_outgrows_its_bound() -> None:
+    counts = parts()
+    print("\n" + table(counts))
+    found = {
+        "core": total(counts, CORE).code,
+        "tools": counts["tools"].code,
+        "studio": counts["studio"].code,
+        "beside them": counts["."].code,
+    }
+    assert sum(found.values()) == total(counts).code, "a folder of the package belongs to no part"
+    assert not {name: code for name, code in found.items() if code > BOUNDS[name]}
+
+
+SOURCE = '''"""A docstring
+
+of three lines."""
+
+# a comment
+def function(x):  # beside code
+    """One line."""
+    return """two lines
+
+    and a blank one"""
+
+
+class Settings:
+    size: int
+    """Documents the attribute."""
+    ...
+'''
+
+
+def test_code_is_what_is_no_docstring_comment_or_blank_line() -> None:
+    found = count(SOURCE)
+    assert (found.code, found.docstring, found.comment, found.blank) == (6, 5, 1, 4)
+    assert found.total == len(SOURCE.splitlines())
