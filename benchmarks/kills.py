@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import options, store, untimed
 from cocomix.base.artifacts import MANIFEST_NAME, sha256_of_file
-from cocomix.training.metrics import read_metrics
+from cocomix.base.kinds import read_metrics
 
 TIMES = frozenset({"train_seconds", "tokens_per_second"})
 NUM_KILLS, NUM_TOKENS = 20, 400_000

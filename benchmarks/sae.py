@@ -16,7 +16,8 @@ from cocomix import TrainSaeConfig, train_sae
 from cocomix.base import artifacts
 from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
-from cocomix.sae.training import KIND, LEARNING_RATE_AT_2_14
+from cocomix.base.kinds import SPARSE_AUTOENCODER
+from cocomix.sae.training import LEARNING_RATE_AT_2_14
 from cocomix.tools.demo.sizes import demo_size
 
 #: Of a dictionary of 4,096 latents: FVU and the share of dead latents at most, loss recovered at least.
@@ -51,7 +52,7 @@ def row(demo: Path, work: Path, size: str, name: str) -> dict[str, Any]:
             learning_rate=None if factor == 1.0 else rate,
         )
     )
-    manifest = artifacts.read(output, KIND)
+    manifest = artifacts.read(output, SPARSE_AUTOENCODER)
     quality = manifest.facts["quality"]
     dead_share = quality["num_dead"] / num_latents
     return {

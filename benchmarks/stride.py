@@ -60,7 +60,8 @@ def main() -> None:
 
 
 def student_of(name: str) -> StudentConfig:
-    return replace(RECIPE.draft().student, **SETTINGS[name])
+    student = RECIPE.config().student
+    return replace(student, mixer=student.mixer.changed(**SETTINGS[name]))
 
 
 def loss_of(inputs: Inputs, name: str, seed: int) -> float:
@@ -70,7 +71,7 @@ def loss_of(inputs: Inputs, name: str, seed: int) -> float:
     config = cocomix.recipe(
         RECIPE.name,
         data=inputs.data,
-        labels=inputs.labels(RECIPE.draft().attribution, num_windows),
+        labels=inputs.labels(RECIPE.config().attribution, num_windows),
         output=output,
         student=student_of(name),
         num_tokens=NUM_TOKENS,
@@ -96,8 +97,8 @@ def measure(name: str) -> dict[str, Any]:
         model.zero_grad()
         return time.process_time() - begun
 
-    drafts = (replace(RECIPE.draft(), student=student_of(row)) for row in ("exact", name))
-    models = [build_student(draft, SIZE, SIZE.num_concepts).train() for draft in drafts]
+    configs = (replace(RECIPE.config(), student=student_of(row)) for row in ("exact", name))
+    models = [build_student(config, SIZE, config.student.mixer).train() for config in configs]
     pairs = [[seconds(model) for model in models] for _ in range(NUM_STEPS + 1)][1:]
     ratios = sorted(exact / other for exact, other in pairs)
     exact_flops, flops = (training_flops_per_token(model, SIZE.context_length) for model in models)

@@ -19,9 +19,10 @@ from benchmarks.common import options, store
 from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
+from cocomix.base.kinds import read_metrics
 from cocomix.labels.config import DERIVED_CONTROLS
+from cocomix.mixers.config import ConceptConfig
 from cocomix.tools.demo.sizes import DemoSize, demo_size
-from cocomix.training.metrics import read_metrics
 
 SEEDS = (0, 1, 2)
 #: As the paper's released code chooses them.
@@ -61,7 +62,7 @@ def train_config(demo: Path, work: Path, size: DemoSize, name: str, output: Path
     student, labels, variant = size.students["ntp"].student, None, VARIANTS[name]
     if variant is not None:
         mixing, attribution = variant
-        student = replace(student, mixer="concept", mixing=mixing)
+        student = replace(student, mixer=ConceptConfig(mixing=mixing))
         labels = labels_of(demo, work, size, attribution)
     return TrainConfig(
         data=demo / "data",

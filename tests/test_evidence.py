@@ -17,7 +17,8 @@ from benchmarks.evidence.tables import SCALING_RATES, SCALING_SHAPES, SCALING_TO
 from benchmarks.evidence.variants import VARIANTS
 
 from cocomix import CocomixError
-from cocomix.training.numbers import parse_count
+from cocomix.base.numbers import parse_count
+from cocomix.objectives.config import ConceptLossConfig, DistillationConfig
 
 
 @pytest.fixture
@@ -156,25 +157,20 @@ def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == set(others)
 
 
-def test_cells_are_what_their_names_say() -> None:
-    drafts = {
-        name: VARIANTS[name].draft("small") for name in ("recommended", "published", "kd-10", "recommended-kd-10")
-    }
-    published, recommended = drafts["published"], drafts["recommended"]
-    assert (published.student.mixing, published.concept_loss_weight, published.concept_loss_schedule) == (
-        *("interleave", 0.1),
-        "constant",
-    )
+def test_variants_are_what_their_names_say() -> None:
+    names = ("recommended", "published", "kd-10", "recommended-kd-10", "add-insert-3-lambda-1", "ntp-64x2-rate-0.002")
+    recommended, published, kd, both, inserted, small = (VARIANTS[name].config("small") for name in names)
+    assert published.student.mixer.mixing == "interleave"
+    assert published.concept_loss == ConceptLossConfig(weight=0.1, schedule="constant")
     assert published.attribution.criterion == "attribution"
-    assert (recommended.student.mixing, recommended.concept_loss_weight, recommended.concept_loss_schedule) == (
-        *("add", 1.0),
-        "cosine",
-    )
+    assert recommended.student.mixer.mixing == "add"
+    assert recommended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
     assert recommended.attribution.criterion == "activation_value"
-    assert drafts["kd-10"].student.hidden_size == recommended.student.hidden_size
-    assert drafts["kd-10"].distillation == drafts["recommended-kd-10"].distillation
-    assert VARIANTS["ntp-64x2-rate-0.002"].draft("small").student.num_layers == 2
-    assert VARIANTS["ntp-64x2-rate-0.002"].draft("small").optimizer.learning_rate == 0.002
+    assert kd.student.hidden_size == recommended.student.hidden_size
+    assert kd.distillation == both.distillation == DistillationConfig(weight=10.0)
+    assert both.student == recommended.student
+    assert inserted.student.mixer.insertion == 3
+    assert (small.student.hidden_size, small.student.num_layers, small.optimizer.learning_rate) == (64, 2, 0.002)
 
 
 def test_every_stored_run_belongs_to_a_table_and_every_table_is_run() -> None:

@@ -12,7 +12,7 @@ from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError
-from cocomix.training.numbers import parse_count
+from cocomix.base.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 #: What a command needs to find a corpus and what it is tested on.

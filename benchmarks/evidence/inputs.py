@@ -12,7 +12,7 @@ from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeCon
 from cocomix.base.artifacts import fingerprint_of_json
 from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.modeling.flops import span_flops_per_token
-from cocomix.training.recipes import Draft
+from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import SIZES, Size
 from cocomix.training.widths import meta_model
 
@@ -70,7 +70,7 @@ def dictionary_flops(teacher: str, size: Size, num_latents: int | None = None) -
     """
     spec = TEACHERS[teacher]
     shape = spec.shape_at(size)
-    model = meta_model(Draft(student=shape), size)
+    model = meta_model(TrainConfig(student=shape), size)
     C, D = num_latents or size.num_concepts, shape.hidden_size
     teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer_at(size) + 1, size.context_length)
     return spec.dictionary_tokens_at(size) * (teacher_flops + 3 * (2 + 2) * C * D)

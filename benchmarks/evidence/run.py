@@ -18,9 +18,8 @@ from benchmarks.evidence.tables import REGIMES
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
-from cocomix.training.drafts import fields_of
-from cocomix.training.metrics import read_metrics
-from cocomix.training.numbers import parse_count
+from cocomix.base.kinds import read_metrics
+from cocomix.base.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
@@ -56,7 +55,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
-    if config.student.mixer == "concept" and config.student.mixing != "none":
+    if config.student.mixer.is_steerable:
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
@@ -97,18 +96,21 @@ def forget(cell: Cell, places: Places) -> None:
 def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
     """The student's run: its variant, with data, labels and teacher filled in."""
     variant, size = VARIANTS[cell.variant], SIZES[cell.size]
-    draft = variant.draft(cell.size)
+    config = variant.config(cell.size)
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
         most = max(num_windows, windows_of(parse_count(REGIMES[cell.teacher].tokens, "tokens"), size))
-        given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
-    if draft.distillation.weight or draft.hidden_regression.weight:
+        mixer = config.student.mixer.changed(num_concepts=None)  # as many as the labels have
+        given = {
+            "attribution": config.attribution,
+            "labels": inputs.labels(config.attribution, most, variant.num_latents),
+            "student": replace(config.student, mixer=mixer),
+        }
+    if any(objective.uses_teacher(config) for objective in config.objectives):
         given["teacher"] = inputs.teacher
-    if draft.student.mixer != "concept":
-        given["num_concepts"] = None
-    whole = replace(
-        draft,
+    return replace(
+        config,
         data=inputs.data,
         output=inputs.folder / cell.stem,
         num_tokens=cell.num_tokens,
@@ -118,7 +120,6 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         max_validation_windows=CURVE_WINDOWS,
         **given,
     )
-    return TrainConfig(**fields_of(whole))
 
 
 def curve_of(config: TrainConfig) -> list[list[float]]:
@@ -138,7 +139,7 @@ def teacher_facts(inputs: Inputs, num_latents: int | None) -> dict[str, Any]:
 def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     """Loss changes under the causal probes; the teacher's own labels only where they are no control."""
     variant, oracle = VARIANTS[cell.variant], {}
-    attribution = variant.draft(cell.size).attribution
+    attribution = variant.config(cell.size).attribution
     if config.labels is not None and attribution.control == "none":
         oracle = {"teacher": inputs.teacher, "sae": inputs.sae(variant.num_latents), "attribution": attribution}
     result = evaluate(
