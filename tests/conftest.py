@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -21,12 +22,14 @@ install_import_hook("cocomix", "tests.shape_checker.check")
 
 from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.mixers.config import ConceptConfig
 from cocomix.sae.training import TrainSaeConfig, train_sae
+from cocomix.training.command import train
 from cocomix.training.config import StudentConfig, TrainConfig
-from cocomix.training.loop import train
 
 WORDS = ("def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True")
-STUDENT = StudentConfig(hidden_size=16, num_layers=2, num_heads=2, num_active_concepts=4)
+STUDENT = StudentConfig(hidden_size=16, num_layers=2, num_heads=2)
+CONCEPT = dataclasses.replace(STUDENT, mixer=ConceptConfig(num_active_concepts=4))
 #: Coverage is measured on these: the other families go through the same lines, and tracing makes them a half slower.
 COVERED_FAMILIES = ("gpt2", "gemma3_text")
 

@@ -32,7 +32,7 @@ def test_the_adapter_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None
     run("families.md")
     config = PhiConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
     backbone, ids = AutoModelForCausalLM.from_config(config).eval(), torch.randint(1, 40, (2, 9))
-    plain = CoCoMixForCausalLM.from_backbone(backbone, mixer="none", num_concepts=8, num_active_concepts=2)
+    plain = CoCoMixForCausalLM.from_backbone(backbone, mixer="none")
     assert torch.equal(plain(input_ids=ids).logits, backbone(input_ids=ids).logits)
     model = CoCoMixForCausalLM.from_backbone(backbone, mixing="interleave", num_concepts=8, num_active_concepts=2)
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}

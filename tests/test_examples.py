@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cocomix import ParallelConfig, train
-from cocomix.training.metrics import read_metrics
+from cocomix.base.kinds import read_metrics
 from tests.conftest import Tiny
 from tests.training.helpers import config, weights
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from cocomix import TrainConfig, train
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, Tiny
 
 README = Path(__file__).parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_python_snippets_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    concept = dataclasses.replace(STUDENT, mixer="concept")
+    concept = CONCEPT
     output = tmp_path / "runs" / "demo" / "cocomix"
     train(TrainConfig(data=tiny.data, output=output, labels=tiny.concepts, student=concept, num_tokens=512))
     monkeypatch.chdir(tmp_path)

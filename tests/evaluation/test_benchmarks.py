@@ -9,7 +9,6 @@ import socket
 import statistics
 import string
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from cocomix.evaluation import wikitext
 from cocomix.evaluation.benchmarks import _Scorer, _Task, definition, run_benchmarks, standard_error
 from cocomix.evaluation.task_files import BENCHMARKS, find_task_files
 from cocomix.modeling.loading import load_causal_lm
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, Tiny
 from tests.evaluation.test_task_files import WIKITEXT, write_all, write_rows
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, student
 from tests.reference import benchmarks as reference
@@ -90,7 +89,7 @@ def run(folder: Path, output: Path, task_data: Path, *tasks: str, **settings: An
 def test_models_trained_by_the_demos_stages(tiny: Tiny, tmp_path: Path) -> None:
     """NTP and CoCoMix with the tokenizer that was trained with them: LAMBADA and BLiMP equal the plain loops."""
     concept = tmp_path / "cocomix"
-    train(TrainConfig(tiny.data, concept, tiny.concepts, student=replace(STUDENT, mixer="concept"), num_tokens=2048))
+    train(TrainConfig(tiny.data, concept, tiny.concepts, student=CONCEPT, num_tokens=2048))
     passages = ["return self in range for value", "class name import print for in True", "def None value in self"] * 4
     pairs = [("def return import self", "self import return def"), ("for in range", "range in for"), ("None", "True")]
     write_rows(tmp_path / "files" / "lambada.jsonl", *({"text": text} for text in passages))

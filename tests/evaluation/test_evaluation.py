@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -16,14 +15,14 @@ from cocomix.evaluation.probes import Mean, Oracle, ShuffleBatch, ShufflePositio
 from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.steering.steer import steer
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, Tiny
 from tests.modeling.helpers import student, tokens
 
 
 @pytest.fixture(scope="module")
 def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("student") / "cocomix"
-    concept = dataclasses.replace(STUDENT, mixer="concept")
+    concept = CONCEPT
     train(TrainConfig(data=tiny.data, output=output, labels=tiny.concepts, student=concept, num_tokens=4096))
     return output
 

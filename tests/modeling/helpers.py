@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from cocomix.mixers.config import MIXERS as MIXER_CONFIGS
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -90,12 +92,11 @@ def student(
     family: str = "llama", mixer: str = "concept", mixing: str = "interleave", **settings: Any
 ) -> CoCoMixForCausalLM:
     """A small student in evaluation mode, with weights large enough that nothing is lost in rounding."""
+    shared = {"layer": 0, "num_concepts": NUM_CONCEPTS, "num_active_concepts": 5, "mixing": mixing}
+    own = {field.name for field in dataclasses.fields(MIXER_CONFIGS[mixer])}
+    of_mixer = {name: value for name, value in shared.items() if name in own}
     config = CoCoMixConfig(
-        backbone_config=backbone_config(family),
-        **{"insert_layer": 1, "num_concepts": NUM_CONCEPTS, "num_active_concepts": 5, "initializer_range": 0.5}
-        | settings,
-        mixer=mixer,
-        mixing=mixing,
+        backbone_config=backbone_config(family), mixer=mixer, **of_mixer | {"initializer_range": 0.5} | settings
     )
     torch.manual_seed(0)
     return CoCoMixForCausalLM(config).eval()

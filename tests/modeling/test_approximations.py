@@ -1,4 +1,4 @@
-"""Fewer concept positions, a window of concept keys, grouped top-k: equal to their plain definitions, cached or not."""
+"""Fewer concept positions than tokens: equal to the plain definition, cached or not."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from cocomix import CocomixError
+from cocomix.mixers.base import MixerInputs
 from cocomix.mixers.layout import Layout
-from cocomix.mixers.linear_head import largest_of_groups
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import every_family_with, student, tokens
 
 APPROXIMATE: tuple[dict[str, Any], ...] = (
     {"concept_stride": 2},
     {"concept_stride": 3, "position_mode": "sequential"},
-    {"concept_window": 2},
-    {"concept_stride": 2, "concept_window": 3},
-    {"concept_groups": 6},
 )
 
 
@@ -46,17 +43,16 @@ def test_positions_are_those_of_a_row_written_out(stride: int, num_past: int) ->
 
 def by_hand(model: CoCoMixForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Logits of a model of the family llama from every concept position, the unwanted ones hidden by a mask."""
-    layout, adapter = model.layout, model.adapter
+    layout, adapter = model.mixer.config.layout, model.adapter
     positions = torch.arange(ids.shape[1]).unsqueeze(0)
-    insert, T = model.config.insert_layer, ids.shape[1]
+    insert, T = model.config.mixer.insertion, ids.shape[1]
     hidden = adapter.run_blocks(adapter.token_embeddings(ids), 0, insert, position_ids=positions)
-    hidden = model.mixer(hidden).hidden  # a concept behind every token
+    hidden = model.mixer(hidden, MixerInputs()).hidden  # a concept after every token
     mask = torch.zeros(2 * T, 2 * T, dtype=torch.bool)
     for query in range(2 * T):
         for key in range(query + 1):
             is_there = key % 2 == 0 or (key // 2) % layout.stride == layout.stride - 1
-            is_near = key % 2 == 0 or layout.concept_window is None or query // 2 - key // 2 < layout.concept_window
-            mask[query, key] = (is_there and is_near) or key == query
+            mask[query, key] = is_there or key == query
     masks = {"full_attention": mask.expand(len(ids), 1, -1, -1)}
     double = positions.repeat_interleave(2, 1)
     hidden = adapter.run_blocks(hidden, insert, adapter.num_blocks, position_ids=double, attention_mask=masks)
@@ -64,10 +60,7 @@ def by_hand(model: CoCoMixForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return adapter.logits(hidden[:, read])
 
 
-@pytest.mark.parametrize(
-    "more",
-    [{"concept_stride": 2}, {"concept_stride": 4}, {"concept_window": 1}, {"concept_stride": 2, "concept_window": 3}],
-)
+@pytest.mark.parametrize("more", [{"concept_stride": 2}, {"concept_stride": 4}])
 def test_logits_equal_those_of_a_mask_written_out(more: dict[str, int]) -> None:
     model, ids = student("llama", **more).double(), tokens(2, 9)
     torch.testing.assert_close(model(ids).logits, by_hand(model, ids), rtol=1e-5, atol=1e-6)  # norms are in float32
@@ -104,7 +97,7 @@ def test_generation_does_not_depend_on_the_cache(more: dict[str, Any]) -> None:
     expected = model.generate(ids, **given, use_cache=False)
     assert torch.equal(model.generate(ids, **given), expected)
     assert torch.equal(model.generate(ids, **given, cache_implementation="static"), expected)
-    draft = student("gemma3_text", **more, insert_layer=0)
+    draft = student("gemma3_text", **more, layer=-1)
     one = settings | {"attention_mask": torch.ones_like(ids[:1])}
     assert torch.equal(model.generate(ids[:1], **one, assistant_model=draft), model.generate(ids[:1], **one))
 
@@ -117,16 +110,11 @@ def test_padded_rows(more: dict[str, Any]) -> None:
     torch.testing.assert_close(
         model(ids, attention_mask=right).logits[1:, :4], model(ids[1:, :4]).logits, atol=1e-4, rtol=1e-4
     )
-    if more.get("concept_stride", 1) > 1:
-        with pytest.raises(CocomixError, match="takes no left-padded batches"):
-            model(ids, attention_mask=left)
-    else:
-        torch.testing.assert_close(
-            model(ids, attention_mask=left).logits[1:, 3:], model(ids[1:, 3:]).logits, atol=1e-4, rtol=1e-4
-        )
+    with pytest.raises(CocomixError, match="left-padded"):
+        model(ids, attention_mask=left)
 
 
-@pytest.mark.parametrize("more", [{"concept_window": 2}, {"concept_stride": 2, "position_mode": "sequential"}], ids=str)
+@pytest.mark.parametrize("more", [{"concept_stride": 2, "position_mode": "sequential"}], ids=str)
 def test_packed_documents_do_not_see_each_other(more: dict[str, Any]) -> None:
     model, ids = student("llama", **more), tokens(1, 9)
     positions = torch.cat([torch.arange(4), torch.arange(5)]).unsqueeze(0)  # concepts stand alike in both
@@ -135,34 +123,15 @@ def test_packed_documents_do_not_see_each_other(more: dict[str, Any]) -> None:
         torch.testing.assert_close(packed[:, part], model(ids[:, part]).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("num_concepts", "num_groups"), [(24, 6), (23, 7), (23, 23), (5, 5)])
-def test_the_strongest_of_groups(num_concepts: int, num_groups: int) -> None:
-    z, K = torch.randn(4, num_concepts), 5
-    values, indices = largest_of_groups(z, K, num_groups)
-    for row in range(4):
-        best = [max(range(g, num_concepts, num_groups), key=lambda c: float(z[row, c])) for g in range(num_groups)]
-        expected = sorted(best, key=lambda c: -float(z[row, c]))[:K]
-        assert indices[row].tolist() == expected
-        assert torch.equal(values[row], z[row, expected])
-
-
 @pytest.mark.parametrize(
-    ("mixer", "mixing", "more", "message"),
+    ("mixing", "more", "message"),
     [
-        (
-            "concept",
-            "interleave",
-            {"concept_stride": 0},
-            "concept_stride is 0; it must be a whole number of at least 1",
-        ),
-        ("concept", "interleave", {"concept_window": 0}, "concept_window is 0"),
-        ("concept", "interleave", {"concept_groups": 4}, "it must be a whole number of at least 5"),
-        ("concept", "interleave", {"concept_groups": 25}, "there are only 24 concepts"),
-        ("concept", "add", {"concept_stride": 2}, "settings of an interleaving mixer"),
-        ("pause", "add", {"concept_window": 2}, "settings of an interleaving mixer"),
-        ("pause", "interleave", {"concept_groups": 8}, "the mixer is 'pause'"),
+        ("interleave", {"concept_stride": 0}, "concept_stride is 0"),
+        ("add", {"concept_stride": 2}, "concept_stride is 2, but mixing 'add'"),
+        ("interleave", {"concept_window": 2}, "concept_window is set"),
+        ("interleave", {"concept_groups": 8}, "concept_groups is set"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(mixer: str, mixing: str, more: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense_are_refused(mixing: str, more: dict[str, Any], message: str) -> None:
     with pytest.raises(CocomixError, match=message):
-        student("llama", mixer, mixing, **more)
+        student("llama", mixing=mixing, **more)

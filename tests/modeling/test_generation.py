@@ -91,7 +91,7 @@ class TestEveryFamily:
     def test_assisted_by_another_model(self, family: str, mixer: str, mixing: str) -> None:
         model, ids = student(family, mixer, mixing), prompt(1)
         # A draft that is right at times: the model's own backbone weights under another mixer.
-        draft = student(family, mixer, mixing, insert_layer=0)
+        draft = student(family, mixer, mixing, layer=-1)
         expected = uncached(model, ids, max_new_tokens=16)
         for assistant in (draft, AutoModelForCausalLM.from_config(backbone_config(family)).eval()):
             generated = model.generate(ids, **settings(ids, assistant_model=assistant, max_new_tokens=16))
@@ -154,7 +154,7 @@ def beam_search(model: CoCoMixForCausalLM, ids: torch.Tensor, num_beams: int, nu
 
 
 @pytest.mark.parametrize(
-    ("family", "more"), every_family_with([{"insert_layer": 0}, {"insert_layer": 2}, {"position_mode": "sequential"}])
+    ("family", "more"), every_family_with([{"layer": -1}, {"layer": 1}, {"position_mode": "sequential"}])
 )
 def test_any_insertion_and_either_positions(family: str, more: dict[str, Any]) -> None:
     model, ids = student(family, **more), prompt()
@@ -221,7 +221,7 @@ def test_a_cache_of_another_model_is_refused() -> None:
     cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(CocomixError, match="was filled by another model"):
         model(input_ids=ids[:, :1], past_key_values=cache)
-    for other in ({"insert_layer": 0}, {"insert_layer": 2}, {"concept_stride": 2}):
+    for other in ({"layer": -1}, {"layer": 1}, {"concept_stride": 2}):
         cache = model(input_ids=ids, use_cache=True).past_key_values
         with pytest.raises(CocomixError, match="was filled by another model"):
             student(**other)(input_ids=ids[:, :1], past_key_values=cache)

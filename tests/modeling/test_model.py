@@ -50,9 +50,9 @@ def test_backbone_starts_equal_whatever_is_inserted(family: str) -> None:
 
 
 @pytest.mark.parametrize("mixing", ["interleave", "interleave_residual"])
-@pytest.mark.parametrize("insert_layer", [0, 1, 2])
-def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, insert_layer: int) -> None:
-    model = student("gpt2", mixing=mixing, insert_layer=insert_layer, concept_loss_weight=0.3).double()
+@pytest.mark.parametrize("layer", [-1, 0, 1])
+def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, layer: int) -> None:
+    model = student("gpt2", mixing=mixing, layer=layer, concept_loss_weight=0.3).double()
     ids, labels = tokens(), concept_labels()
     labels[0, 2] = -100
     output = model(input_ids=ids, labels=ids, concept_labels=labels, return_logits=True)
@@ -65,7 +65,7 @@ def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, ins
         labels,
         num_blocks=3,
         num_heads=2,
-        insert_layer=insert_layer,
+        insert_layer=layer + 1,
         num_active=5,
         concept_weight=0.3,
         residual=mixing == "interleave_residual",
@@ -129,7 +129,7 @@ class TestEveryFamilyAndMixer:
 
 
 def test_insertion_at_the_bottom_is_cached_too() -> None:
-    model, ids = student("llama", insert_layer=0), tokens()
+    model, ids = student("llama", layer=-1), tokens()
     settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
 
@@ -174,8 +174,9 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"insert_layer": 3}, "insert_layer is 3; a decoder of 3 blocks takes 0 to 2"),
-            ({"mixer": "conept"}, "mixer is 'conept'; it must be one of concept, pause, none"),
+            ({"layer": 2}, "layer is 2; .* -1 to 1"),
+            ({"insert_layer": 3}, "layer is 2; .* -1 to 1"),
+            ({"mixer": "conept"}, "'conept'; perhaps concept"),
             ({"mixing": "sum"}, "mixing is 'sum'"),
             ({"position_mode": "both"}, "position_mode is 'both'"),
             ({"num_active_concepts": 99, "num_concepts": 8}, "num_active_concepts is 99"),
@@ -199,14 +200,15 @@ class TestErrors:
     @pytest.mark.parametrize("wrong", ["1", 1.5, True])
     def test_counts_are_whole_numbers(self, wrong: Any) -> None:
         config = student().config
-        config.insert_layer = wrong
-        with pytest.raises(CocomixError, match=r"insert_layer is .*; it must be a whole number"):
-            config.validate()
+        with pytest.raises(CocomixError, match=r"layer is .* whole number"):
+            config.layer = wrong
+        with pytest.raises(CocomixError, match=r"layer is .* whole number"):
+            CoCoMixConfig(backbone_config=config.backbone_config, insert_layer=wrong)
 
     def test_settings_changed_afterwards(self, tmp_path: Path) -> None:
         student().save_pretrained(tmp_path)
-        with pytest.raises(CocomixError, match="insert_layer is 99"):
-            CoCoMixForCausalLM.from_pretrained(tmp_path, insert_layer=99)
+        with pytest.raises(CocomixError, match="layer is 98"):
+            CoCoMixForCausalLM.from_pretrained(tmp_path, layer=98)
         with pytest.raises(CocomixError, match="mixing is 'interleeve'"):
             CoCoMixForCausalLM.from_pretrained(tmp_path, mixing="interleeve")
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError
-from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.concept import ConceptMixer
 from cocomix.mixers.layout import Layout
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM

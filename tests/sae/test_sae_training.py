@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import re
@@ -35,7 +34,7 @@ from cocomix.sae import training as sae_training
 from cocomix.sae.card import card_page, density_histogram, sample_latents
 from cocomix.sae.quality import measure_sae
 from cocomix.sae.trainer import SaeTrainer, geometric_median
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, Tiny
 from tests.reference.sae_training import written_out_losses
 
 
@@ -368,7 +367,7 @@ def test_a_teacher_may_pad_its_embeddings(tiny: Tiny, tmp_path: Path) -> None:
             data=tiny.data,
             output=tmp_path / "run",
             labels=tmp_path / "labels",
-            student=dataclasses.replace(STUDENT, mixer="concept"),
+            student=CONCEPT,
             teacher=teacher,
             distillation=DistillationConfig(weight=0.5),
             num_tokens=256,

@@ -56,7 +56,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     )
     config = CoCoMixConfig(
         backbone_config=backbone,
-        insert_layer=2,
+        layer=1,
         num_concepts=NUM_CONCEPTS,
         num_active_concepts=5,
         initializer_range=0.5,

@@ -20,11 +20,11 @@ from torch import multiprocessing as processes
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from cocomix import DistillationConfig, HiddenRegressionConfig, TrainConfig
-from cocomix.training import run
-from cocomix.training.metrics import read_metrics
-from tests.conftest import STUDENT, Tiny
+from cocomix.base.kinds import read_metrics
+from cocomix.mixers.config import PauseConfig
+from cocomix.training import trainer
+from tests.conftest import CONCEPT, STUDENT, Tiny
 
-CONCEPT = dataclasses.replace(STUDENT, mixer="concept")
 TIMES = ("train_seconds", "tokens_per_second")
 
 _numbers = itertools.count()
@@ -37,14 +37,17 @@ def config(tiny: Tiny, output: Path, kind: str = "cocomix", **settings: object) 
     kinds: dict[str, dict[str, object]] = {
         "ntp": {"student": STUDENT},
         "cocomix": {"student": CONCEPT, "labels": tiny.concepts},
-        "loss only": {"student": dataclasses.replace(CONCEPT, mixing="none"), "labels": tiny.concepts},
+        "loss only": {
+            "student": dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(mixing="none")),
+            "labels": tiny.concepts,
+        },
         "kd": {"student": STUDENT, "teacher": tiny.teacher, "distillation": DistillationConfig(weight=0.5)},
         "hidden": {
             "student": STUDENT,
             "teacher": tiny.teacher,
             "hidden_regression": HiddenRegressionConfig(weight=0.5),
         },
-        "pause": {"student": dataclasses.replace(STUDENT, mixer="pause")},
+        "pause": {"student": dataclasses.replace(STUDENT, mixer=PauseConfig())},
     }
     return TrainConfig(**shared | kinds[kind] | settings)  # type: ignore[arg-type]
 
@@ -73,8 +76,8 @@ def in_step(step: int, act: Callable[[], object]) -> Iterator[None]:
             act()
         return windows_of_step(seed, current, *sizes)
 
-    windows_of_step = run.windows_of_step
-    with mock.patch.object(run, "windows_of_step", noted):
+    windows_of_step = trainer.windows_of_step
+    with mock.patch.object(trainer, "windows_of_step", noted):
         yield
 
 

@@ -124,7 +124,7 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
         ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
         ({"layer": 1}, "are of labels on the fly"),
         ({"attribution": AttributionConfig("attribution")}, "are of labels on the fly"),
-        ({"labels": None, "concept_loss_weight": 0.0}, "without labels needs num_concepts"),
+        ({"labels": None, "concept_loss": ConceptLossConfig(weight=0.0)}, "without labels needs num_concepts"),
         ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
         ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
@@ -134,8 +134,6 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
         ),
         ({"num_tokens": 0}, "num_tokens is 0"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
-        ({"concept_loss_weight": math.nan}, "concept_loss_weight is nan; it must be at least 0"),
-        ({"concept_loss_weight": math.inf}, "concept_loss_weight is inf; it must be finite"),
         (
             {"teacher": Path("/nowhere"), "distillation": DistillationConfig(weight=1.0)},
             "teacher /nowhere does not exist",

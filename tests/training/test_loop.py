@@ -32,16 +32,15 @@ from cocomix import (
 )
 from cocomix.base import artifacts
 from cocomix.base.devices import known_devices
+from cocomix.base.kinds import read_metrics
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss
 from cocomix.labels import label_sources
 from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives import base as objectives
-from cocomix.training import run
 from cocomix.training.batches import Batch, Batches
 from cocomix.training.config import Family
-from cocomix.training.metrics import read_metrics
 from cocomix.training.students import build_student
 from tests.conftest import STUDENT, Tiny
 from tests.training.helpers import CONCEPT, config, equal_weights, untimed, weights
@@ -149,7 +148,9 @@ def test_finished_runs_are_recognised_and_others_refused(tiny: Tiny, tmp_path: P
 
 
 def test_mix_only_trains_without_labels(tiny: Tiny, tmp_path: Path) -> None:
-    train(config(tiny, tmp_path, labels=None, concept_loss_weight=0.0, num_concepts=32, num_tokens=512))
+    train(
+        config(tiny, tmp_path, labels=None, student=counted, concept_loss=ConceptLossConfig(weight=0.0), num_tokens=512)
+    )
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_concepts == 32
 
 

@@ -20,12 +20,12 @@ from cocomix import (
     train,
 )
 from cocomix.base import artifacts
+from cocomix.base.kinds import read_metrics
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
 from cocomix.objectives.base import HiddenRegression, build_objectives
 from cocomix.training.batches import Batch
 from cocomix.training.config import Schedule
-from cocomix.training.metrics import read_metrics
-from cocomix.training.trained import TrainedStudent
+from cocomix.training.trainable import TrainableModule
 from tests.conftest import STUDENT, Tiny
 
 TIMED = ("train_seconds", "tokens_per_second", "model_flops_utilization")
@@ -75,16 +75,16 @@ def test_a_run_with_everything_resumes_bit_for_bit(
 ) -> None:
     settings = everything(tiny, targets)
     whole = train(config(tiny, tmp_path / "whole", **settings))
-    forward, calls = TrainedStudent.forward, 0
+    forward, calls = TrainableModule.forward, 0
 
-    def until(self: TrainedStudent, batch: Batch) -> dict[str, torch.Tensor]:
+    def until(self: TrainableModule, batch: Batch) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls in (9, 25):
             raise KilledError
         return forward(self, batch)
 
-    monkeypatch.setattr(TrainedStudent, "forward", until)
+    monkeypatch.setattr(TrainableModule, "forward", until)
     for _ in range(2):
         with pytest.raises(KilledError):
             train(config(tiny, tmp_path / "parts", **settings))

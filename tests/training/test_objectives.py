@@ -25,7 +25,7 @@ from cocomix.objectives.base import (
     SampledDistillation,
 )
 from cocomix.training.batches import Batch
-from cocomix.training.trained import TrainedStudent, gradient_norms
+from cocomix.training.trainable import TrainableModule, gradient_norms
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import objectives as reference
 
@@ -164,7 +164,7 @@ def all_objectives() -> list[Objective]:
 def gradients_of(model: CoCoMixForCausalLM, batches: list[Batch]) -> dict[str, Tensor]:
     """Of one step as the loop takes it: sums divided by the counts of all batches."""
     objectives = all_objectives()
-    trained = TrainedStudent(model, objectives)
+    trained = TrainableModule(model, objectives)
     counts = {o.name: sum(o.count(batch) for batch in batches) for o in objectives}
     trained.zero_grad()
     for batch in batches:
@@ -190,7 +190,7 @@ def test_four_batches_equal_one_four_times_larger_with_uneven_labels() -> None:
 def test_what_is_trained_is_the_student_and_the_heads_alone() -> None:
     before = student().state_dict()
     model, objectives = student(), all_objectives()
-    trained = TrainedStudent(model, objectives)
+    trained = TrainableModule(model, objectives)
     names = {name.split(".")[0] for name, _ in trained.named_parameters()}
     assert names == {"model", "heads"}
     num_head = 16 * 16 + 16
@@ -200,11 +200,11 @@ def test_what_is_trained_is_the_student_and_the_heads_alone() -> None:
     assert torch.equal(all_objectives()[-1].head.weight, trained.heads["hidden_loss"].weight)
     output = trained(Batch(Windows(tokens()), concept_labels()))
     assert all(output[o.name].dtype == torch.float32 and output[o.name].ndim == 0 for o in objectives)
-    assert not TrainedStudent(student(mixer="none", mixing="none"), [NextToken()]).heads
+    assert not TrainableModule(student(mixer="none", mixing="none"), [NextToken()]).heads
 
 
 def test_norms_of_the_parts_make_up_the_whole() -> None:
-    trained = TrainedStudent(student(), [NextToken(), Concepts(0.1)])
+    trained = TrainableModule(student(), [NextToken(), Concepts(0.1)])
     sums = trained(Batch(Windows(tokens()), concept_labels()))
     (sums["lm_loss"] + sums["concept_loss"]).backward()
     norms = gradient_norms(trained)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from cocomix.training.schedule import learning_rate, scheduled_weight
 
 from cocomix.training.config import OptimizerConfig
-from cocomix.training.schedule import learning_rate, scheduled_weight
 
 
 def test_shape_of_the_schedule() -> None:

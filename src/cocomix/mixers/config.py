@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from cocomix.base.errors import CocomixError, nearest
 from cocomix.mixers.mixing import MIXINGS
@@ -93,7 +93,7 @@ class MixerConfig:
         """In a few words, for tables."""
         return self.mixer
 
-    def changed(self, **changes: Any) -> Self:
+    def changed(self, **changes: Any) -> Any:
         """The same settings with other values for some."""
         return dataclasses.replace(self, **changes)
 

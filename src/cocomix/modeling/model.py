@@ -26,6 +26,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
+from cocomix.mixers.config import MIXERS
 from cocomix.mixers.edits import ConceptEdit, edits_at, generating
 from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
@@ -85,7 +86,9 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         if not isinstance(backbone, PreTrainedModel):
             raise CocomixError(f"backbone is {backbone!r}; expected a loaded model, such as load_causal_lm gives")
         adapter_for(backbone)
-        settings.setdefault("mixing", "interleave_residual")
+        named = MIXERS.get(settings.get("mixer", "concept"))
+        if named is not None and hasattr(named, "mixing"):
+            settings.setdefault("mixing", "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))
             settings.setdefault("num_active_concepts", sae.config.num_active_latents)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "linear", "cosine"]
 
 
+@runtime_checkable
 class StudentSettings(Protocol):
     """What objectives look at in a student's settings."""
 
@@ -34,6 +35,7 @@ class StudentSettings(Protocol):
     def mixer(self) -> MixerConfig: ...
 
 
+@runtime_checkable
 class RunSettings(Protocol):
     """What objectives look at in a run's settings; `TrainConfig` is one."""
 

@@ -13,9 +13,10 @@ import pytest
 
 from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
 from cocomix.base import artifacts
+from cocomix.mixers.config import PauseConfig
 from cocomix.tools.demo import pipeline
 from cocomix.tools.demo.sizes import StudentRun, default, demo_size, large, smoke
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, STUDENT, Tiny
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 
@@ -24,9 +25,9 @@ TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
 def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     students = {
         "ntp": StudentRun("NTP", STUDENT),
-        "cocomix": StudentRun("CoCoMix", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig()),
-        "paper": StudentRun("Paper", dataclasses.replace(STUDENT, mixer="concept"), AttributionConfig("attribution")),
-        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer="pause")),
+        "cocomix": StudentRun("CoCoMix", CONCEPT, AttributionConfig()),
+        "paper": StudentRun("Paper", CONCEPT, AttributionConfig("attribution")),
+        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer=PauseConfig())),
         "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
     }
     size = dataclasses.replace(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cocomix import InspectConfig, TrainConfig, inspect, train
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, Tiny
 
 
 @pytest.fixture(scope="session")
 def student(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run with a concept mixer; tests must not write into it."""
     folder = tmp_path_factory.mktemp("student") / "cocomix"
-    mixer = dataclasses.replace(STUDENT, mixer="concept")
+    mixer = CONCEPT
     train(TrainConfig(data=tiny.data, output=folder, labels=tiny.concepts, student=mixer, num_tokens=4096))
     return folder
 

@@ -25,7 +25,7 @@ from cocomix.base import artifacts
 from cocomix.cli.main import main
 from cocomix.tools.inspect import command as module
 from cocomix.tools.inspect.cards import KIND, read_card, read_cards, read_summary
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import Tiny
 from tests.tools.inspect.conftest import config
 
 
@@ -180,7 +180,7 @@ def test_labels_alone_are_those_of_the_training_text(tiny: Tiny, own_student: Pa
 
 def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path) -> None:
     student = tmp_path / "loss-only"
-    settings = dataclasses.replace(STUDENT, mixer="concept", mixing="none")
+    settings = dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(mixing="none"))
     train(TrainConfig(data=tiny.data, output=student, labels=tiny.concepts, student=settings, num_tokens=1024))
     summary = inspect(config(tiny, student, tmp_path / "out"))
     assert summary["probes"] is None
@@ -190,7 +190,7 @@ def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_an_upcycled_model(tiny: Tiny, tmp_path: Path) -> None:
     model = CoCoMixForCausalLM.from_backbone(
-        load_causal_lm(tiny.teacher), insert_layer=1, num_concepts=32, num_active_concepts=3
+        load_causal_lm(tiny.teacher), layer=0, num_concepts=32, num_active_concepts=3
     )
     model.save_pretrained(tmp_path / "upcycled")
     given = config(tiny, tmp_path / "upcycled", tmp_path / "out", labels=None, teacher=None, sae=None)

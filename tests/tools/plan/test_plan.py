@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocomix.training.numbers import parse_count
 
 import cocomix
 from cocomix import CocomixError, ParallelConfig, PlanConfig
@@ -17,7 +18,6 @@ from cocomix.cli.main import main
 from cocomix.tools.plan.listing import recipe_row
 from cocomix.tools.plan.memory import device_memory
 from cocomix.tools.plan.plan_table import show_plan
-from cocomix.training.numbers import parse_count
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
 from tests.conftest import Tiny
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_one_sentence(options: dict[str, object], message: str)
 def test_what_is_not_known_is_asked_for() -> None:
     with pytest.raises(CocomixError, match=r"a plan without a recipe needs --data, or --vocab-size"):
         cocomix.make_plan(PlanConfig())
-    student = cocomix.StudentConfig(mixer="concept")
+    student = cocomix.StudentConfig(mixer=ConceptConfig())
     with pytest.raises(CocomixError, match=r"give --num-concepts, or --labels"):
         cocomix.make_plan(PlanConfig(student=student, vocab_size=300, context_length=16))
 

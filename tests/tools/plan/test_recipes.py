@@ -12,11 +12,11 @@ from transformers import AutoConfig
 import cocomix
 from cocomix import AttributionConfig, CocomixError, ExtractConfig, StudentConfig, extract, train
 from cocomix.base.artifacts import read_json
+from cocomix.base.kinds import read_metrics
 from cocomix.modeling import flops
 from cocomix.tools.plan import listing
 from cocomix.tools.plan.listing import RecipesConfig, list_recipes
 from cocomix.training.config import APPROXIMATIONS
-from cocomix.training.metrics import read_metrics
 from cocomix.training.recipes import PAPER_LABELS, RECIPES, VARIANTS, find_recipe
 from cocomix.training.sizes import SIZES, Size
 from cocomix.training.widths import equal_flops_width, equal_parameters_width, meta_model, num_active_parameters
@@ -59,7 +59,7 @@ def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path,
     assert ("hidden_loss" in last) == (variant == "hidden-regression")
 
 
-@pytest.mark.parametrize("more", [{}, {"concept_stride": 2, "concept_window": 8}])
+@pytest.mark.parametrize("more", [{}, {"concept_stride": 2}])
 def test_approximations_are_settings_of_a_run_where_they_are_on(
     more: dict[str, int], tiny: Tiny, tmp_path: Path
 ) -> None:
