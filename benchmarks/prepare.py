@@ -1,6 +1,6 @@
 """How fast `prepare` is and what memory it takes: streamed and not, with one worker and with several.
 
-    python -m benchmarks.prepare --work runs/prepare --output benchmarks/results/prepare.json
+    python -m benchmarks.prepare
 
 The corpus is synthetic: pseudo-words by Zipf's law, documents of some kilobytes, as JSON-lines. Every run is a process of its
 own; its memory is the kernel's high-water mark (VmHWM), of the process that was started and of its workers.
@@ -8,11 +8,9 @@ own; its memory is the kernel's high-water mark (VmHWM), of the process that was
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -23,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import options, store
 from cocomix import PrepareConfig, prepare
-from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.artifacts import read_json
 
 #: Bytes of text, and with how many workers.
 WORKERS = {50_000_000: (1, 2), 200_000_000: (1,)}
@@ -36,11 +35,7 @@ IDLE = "import cocomix; cocomix.prepare; print(open('/proc/self/status').read())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for corpus and datasets")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
-    arguments = parser.parse_args()
-
+    arguments = options("prepare", __doc__, "work").parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(arguments.work)
     runs = [
@@ -50,22 +45,14 @@ def main() -> None:
         for num_workers in workers
     ]
     fingerprints = {(run["corpus_bytes"], run["fingerprint"]) for run in runs}
-    assert len(fingerprints) == len(WORKERS), "the result depends on the number of workers, or on streaming"
-    write_json(
-        arguments.output,
-        {
-            "command": "python -m benchmarks.prepare --work runs/prepare --output benchmarks/results/prepare.json",
-            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "vocab_size": VOCAB_SIZE,
-            "context_length": CONTEXT_LENGTH,
-            "peak_bytes_of_imports": high_water_mark(subprocess.check_output([sys.executable, "-c", IDLE], text=True)),
-            "runs": runs,
-        },
-    )
+    assert len(fingerprints) == len(WORKERS), "the number of workers, or streaming, changed the result"
+    imports = high_water_mark(subprocess.check_output([sys.executable, "-c", IDLE], text=True))
+    settings = {"vocab_size": VOCAB_SIZE, "context_length": CONTEXT_LENGTH}
+    store(arguments.output, "prepare", peak_bytes_of_imports=imports, runs=runs, **settings)
 
 
 def corpus_of(work: Path, num_bytes: int) -> Path:
-    """JSON-lines with about `num_bytes` of text, made once."""
+    """JSON-lines of that many characters, made once."""
     path = work / f"corpus-{num_bytes}.jsonl"
     if path.exists():
         return path

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.render import FAMILIES_PAGE, families_block
 from transformers import AutoModelForCausalLM, PhiConfig
 
 import cocomix
@@ -28,10 +27,6 @@ def run(page: str) -> dict[str, object]:
     for snippet in snippets(page):
         exec(compile(snippet, page, "exec"), names)
     return names
-
-
-def test_the_table_of_families_is_the_codes() -> None:
-    assert families_block() in FAMILIES_PAGE.read_text(encoding="utf-8")
 
 
 def test_the_adapter_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
