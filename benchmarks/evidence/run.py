@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from cocomix.training.drafts import fields_of
-from cocomix.training.numbers import parse_count
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places, prepare_config

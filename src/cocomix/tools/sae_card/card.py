@@ -23,8 +23,8 @@ from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
 from cocomix.sae.quality import windows_per_batch
 from cocomix.sae.train import TrainedAutoencoder
-from cocomix.tools.inspect.excerpts import excerpts
-from cocomix.tools.inspect.strongest import StrongestOccurrences
+from cocomix.tools.inspect.card_making import excerpts
+from cocomix.tools.inspect.occurrences import StrongestOccurrences
 
 # Shapes: C latents.
 
