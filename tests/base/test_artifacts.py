@@ -61,7 +61,7 @@ def test_overwrite_replaces_only_our_own_kind(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "cat.jpg").write_text("meow")
     with (
-        pytest.raises(CocomixError, match="not a thing of cocomix"),
+        pytest.raises(CocomixError, match="not a cocomix thing"),
         artifacts.begin(foreign, "thing", {}, overwrite=True),
     ):
         pass
@@ -109,7 +109,7 @@ def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"manifest.json is damaged"):
         artifacts.read(tmp_path / "x", "thing")
     manifest.write_text("[]")
-    with pytest.raises(CocomixError, match="no JSON object"):
+    with pytest.raises(CocomixError, match="not a JSON object"):
         artifacts.read(tmp_path / "x", "thing")
     (tmp_path / "file").write_text("")
     with (

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, Mixer, MixerInputs, MixerOutput
 from cocomix.mixers.config import ConceptConfig, MixerConfig
 from cocomix.mixers.edits import ConceptEdit

@@ -81,7 +81,7 @@ def generating(num_prompt_tokens: int) -> Iterator[None]:
         _num_prompt_tokens.reset(token)
 
 
-def edits_of(model: nn.Module) -> tuple[ConceptEdit, ...]:
+def current_edits(model: nn.Module) -> tuple[ConceptEdit, ...]:
     """Edits now in force for `model`."""
     return tuple(edit for owner, edit in _active_edits.get() if owner == id(model))
 
@@ -97,7 +97,7 @@ def edits_at(
         num_past: tokens a row, padding included, that the cache holds already.
         batch_size: B.
     """
-    edits = edits_of(model)
+    edits = current_edits(model)
     if not edits:
         return ()
     columns = torch.arange(positions.shape[1], device=positions.device) + num_past

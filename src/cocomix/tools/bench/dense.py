@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import Mixer, MixerInputs, MixerOutput
 from cocomix.mixers.concept import STD_EPSILON, ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
