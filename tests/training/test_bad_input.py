@@ -123,14 +123,14 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
     ("settings", "message"),
     [
         ({"labels": None}, "give --labels, or --teacher and --sae, or .*concept_loss.weight"),
-        ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
+        ({"sae": Path("x")}, "need --teacher and --sae, and exclude --labels"),
         ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
         ({"layer": 1}, "layer .*--sae"),
         ({"attribution": AttributionConfig("attribution")}, "criterion 'activation_value'"),
         ({"labels": None, "concept_loss": ConceptLossConfig(weight=0.0)}, "student.num_concepts"),
         ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
-        ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
+        ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher is given"),
         (
             {"teacher": Path("x")},
             r"nothing learns from it: set distillation\.weight or hidden_regression\.weight, or give",
@@ -170,7 +170,7 @@ def test_metrics_that_were_cut_are_not_padded(tiny: Tiny, tmp_path: Path) -> Non
         train(config(tiny, tmp_path))
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(
-        CocomixError, match=r"metrics.jsonl has 0 bytes, and had [0-9]+ when the checkpoint was written"
+        CocomixError, match=r"metrics.jsonl has 0 bytes, but had [0-9]+ when the checkpoint was written"
     ):
         train(config(tiny, tmp_path))
 
