@@ -268,13 +268,13 @@ class TestErrors:
 
     def test_folder_of_a_plain_decoder(self, tmp_path: Path) -> None:
         student().backbone.save_pretrained(tmp_path)
-        with pytest.raises(CocomixError, match="from_backbone makes a CoCoMix model of it"):
+        with pytest.raises(CocomixError, match="from_backbone makes a CoCoMix model from it"):
             CoCoMixForCausalLM.from_pretrained(tmp_path)
 
     def test_shapes_and_types_of_inputs(self) -> None:
         model, ids = student(), tokens()
         for inputs, message in (
-            ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}, "one of them"),
+            ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}, "either input_ids or inputs_embeds"),
             ({"inputs_embeds": torch.zeros(2, 9, 12)}, r"expected \[batch, tokens, 16\]"),
             ({"input_ids": ids, "attention_mask": torch.ones(2, 8)}, r"attention_mask has shape \(2, 8\)"),
             ({"input_ids": ids, "concept_labels": concept_labels(A=1)[..., :0]}, "concept_labels has shape"),
@@ -314,5 +314,5 @@ class TestErrors:
             student()(inputs_embeds=torch.zeros(1, 4, 16), labels=tokens(1, 3))
 
     def test_nothing_to_read(self) -> None:
-        with pytest.raises(CocomixError, match="give input_ids or inputs_embeds, one of them"):
+        with pytest.raises(CocomixError, match="either input_ids or inputs_embeds"):
             student()()

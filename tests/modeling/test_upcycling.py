@@ -102,7 +102,7 @@ def test_an_autoencoder_that_does_not_fit_is_refused() -> None:
 def test_what_is_no_causal_lm_is_refused() -> None:
     config = backbone_config("llama")
     for model in (AutoModel.from_config(config), AutoModelForSequenceClassification.from_config(config)):
-        with pytest.raises(CocomixError, match="is no causal language model"):
+        with pytest.raises(CocomixError, match="is not a causal language model"):
             CoCoMixForCausalLM.from_backbone(model)
     with pytest.raises(CocomixError, match="unknown setting 'insertlayer'"):
         upcycled(pretrained("llama"), insertlayer=2)
