@@ -177,13 +177,13 @@ def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: P
     ("options", "message"),
     [
         ({"device": "h1000"}, r"nothing is known of a device 'h1000'; perhaps h100"),
-        ({"device": "cpu"}, r"nothing is known of a device 'cpu'.*give --peak-tflops and --memory-gb$"),
+        ({"device": "cpu"}, r"'cpu' is not in the table.*give --peak-tflops and --memory-gb$"),
         ({"devices": 3}, r"batch_size 8 can't be shared equally by 3 devices; make it a multiple of 3"),
         ({"devices": 0}, r"devices is 0; it must be at least 1"),
         ({"tokens": "200X"}, r"--tokens is '200X'; expected a number such as 64M"),
-        ({"utilisation": 0.0}, r"utilisation is 0.0; it must lie above 0"),
+        ({"utilisation": 0.0}, r"utilisation is 0.0; it must be above 0"),
         ({"peak_tflops": -1.0}, r"peak_tflops is -1.0; it must be a number above 0"),
-        ({"teacher": Path("/nowhere")}, r"--teacher is /nowhere, and nothing is there; give a model's folder"),
+        ({"teacher": Path("/nowhere")}, r"--teacher /nowhere does not exist; give a model's folder"),
         ({"token": "1B"}, r"plan has no option 'token'; perhaps tokens"),
     ],
 )
