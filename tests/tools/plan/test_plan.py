@@ -176,7 +176,7 @@ def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "h1000"}, r"nothing is known of a device 'h1000'; perhaps h100"),
+        ({"device": "h1000"}, r"'h1000' is not in the table; perhaps h100"),
         ({"device": "cpu"}, r"'cpu' is not in the table.*give --peak-tflops and --memory-gb$"),
         ({"devices": 3}, r"batch_size 8 can't be shared equally by 3 devices; make it a multiple of 3"),
         ({"devices": 0}, r"devices is 0; it must be at least 1"),

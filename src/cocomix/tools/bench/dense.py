@@ -1,10 +1,10 @@
-"""CoCoMix as the paper writes it down, and as its released code computes it: the reference that fast paths are judged by.
+"""The reference for fast paths: CoCoMix as the paper describes it and its released code computes it.
 
-Logits of all C concepts, a mask of the K_mix largest, mask times logits times the whole compress matrix, one cross-entropy
-a label, the vocabulary's logits whole; every position goes through every block, with the backbone's own attention (SDPA).
-Parameters have the names of `ConceptMixer`'s, so one state dict serves both.
+It computes logits of all C concepts, a mask of the K_mix largest, mask times logits times the whole compress matrix, one
+cross-entropy per label, and all vocabulary logits at once; every position goes through every block, with the backbone's own
+attention (SDPA). Parameter names equal those of `ConceptMixer`, so one state dict fits both.
 
-Shapes: B batch, T tokens, N = B * T, D width, C concepts, K active concepts, A labels a token, V vocabulary.
+Shapes: B batch, T tokens, N = B * T, D width, C concepts, K active concepts, A labels per token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DenseConceptMixer(ConceptMixer):
 
 @dataclass(frozen=True)
 class DenseOutput:
-    """What the dense student says of some windows."""
+    """Output of the dense student."""
 
     loss: Float[Tensor, ""]
     concept_indices: Int64[Tensor, "B T K"]
@@ -72,7 +72,7 @@ class DenseStudent(nn.Module):
         self.model.mixer = dense_mixer(model)
 
     def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> DenseOutput:
-        """The whole training loss of some windows: next token plus weighted concepts."""
+        """The training loss of a batch: next-token loss plus weighted concept loss."""
         model, mixer = self.model, self.model.mixer
         adapter, insert, layout = model.adapter, mixer.config.insertion, mixer.config.layout
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
@@ -94,7 +94,7 @@ class DenseStudent(nn.Module):
 
 
 def dense_mixer(model: CoCoMixForCausalLM) -> Mixer:
-    """The dense mixer with a student's concept mixer's weights."""
+    """A dense mixer with the weights of a student's concept mixer."""
     original = model.concept_mixer
     mixer = DenseConceptMixer(original.config, model.config.hidden_size).to(original.head_weight)
     mixer.load_state_dict(original.state_dict())
