@@ -90,7 +90,7 @@ def terminate() -> None:
 
 @contextmanager
 def full_disk(after: int = 0) -> Iterator[None]:
-    """Checkpoint files find no space, but for the first so many."""
+    """The disk is full for all checkpoint files except the first `after`."""
     create = FileSystem.create_stream
     opened = itertools.count()
 
@@ -102,7 +102,7 @@ def full_disk(after: int = 0) -> Iterator[None]:
 
 
 def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
-    """Call `work` with its rank in so many forked processes, joined over gloo; what one raises is raised here.
+    """Call `work` with its rank in `size` forked processes, joined over gloo; what one raises is raised here.
 
     Args:
         num_ranks: how many.
@@ -114,7 +114,7 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
 
 
 def command_on_ranks(num_ranks: int, words: list[str]) -> None:
-    """Run a command of cocomix in so many processes with what torchrun sets in their environment; forked, which is fast."""
+    """Run a command of cocomix in `size` processes with what torchrun sets in their environment; forked, which is fast."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
