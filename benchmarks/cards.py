@@ -1,9 +1,6 @@
-"""A page of concept cards from an inspection.
+"""The concept cards of `docs/concepts_demo.md`, from an inspection; a person chooses which.
 
-    python -m benchmarks.cards --inspection runs/demo/inspection --concepts 675 898 ... --output docs/concepts_demo.md
-
-Which concepts are shown is chosen by a person; everything on the page is the inspection's. Without `--concepts`: those that
-are labels most often.
+python -m benchmarks.cards --inspection runs/demo/inspection --concepts 675 898 ...
 """
 
 from __future__ import annotations
@@ -11,44 +8,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cocomix.base.page import write_file
+from benchmarks.common import DOCS, fill
 from cocomix.tools.inspect.cards import CardReader, ConceptCard, Context, TokenEffect
 
-NUM_CARDS = 10
 NUM_CONTEXTS = 5
 NUM_TOKENS = 6
-HEAD = """\
-# Ten concepts of the demo
-
-Made by
-
-```
-python -m benchmarks.cards --inspection runs/demo/inspection --output docs/concepts_demo.md \\
-    --concepts {concepts}
-```
-
-from `cocomix demo` (standard library of Python, {num_concepts:,} concepts, {num_tokens:,} tokens of held-out text
-read). The ten were chosen by a person among {num_concepts:,}; names, contexts and numbers are as they came. The marked
-token stands between `⟦` and `⟧`, a new line is `⏎`; the number in front is the activation. What each number means:
-[inspecting](inspecting.md).
-
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inspection", type=Path, required=True, help="folder made by `cocomix inspect`")
-    parser.add_argument("--concepts", type=int, nargs="*", default=[], help="which concepts")
-    parser.add_argument("--output", type=Path, required=True, help="Markdown file")
+    parser.add_argument("--concepts", type=int, nargs="+", required=True, help="which concepts")
     arguments = parser.parse_args()
     reader = CardReader(arguments.inspection)
-    counts = reader.columns("num_predicted", "num_labels")
-    used = [labels or 0 for labels in counts["num_labels"]]
-    chosen = arguments.concepts or sorted(range(len(reader)), key=lambda concept: -used[concept])[:NUM_CARDS]
-    head = HEAD.format(
-        concepts=" ".join(map(str, chosen)), num_concepts=len(reader), num_tokens=reader.summary["num_tokens"]
-    )
-    write_file(arguments.output, (head + "\n".join(card(reader.card(concept)) for concept in chosen)).encode())
+    blocks = {"concepts": "\n".join(card(reader.card(concept)) for concept in arguments.concepts)}
+    fill(DOCS / "concepts_demo.md", blocks)
 
 
 def card(shown: ConceptCard) -> str:
@@ -91,13 +65,13 @@ def _tokens(effects: tuple[TokenEffect, ...]) -> str:
 
 
 def _line(text: str) -> str:
-    """Text on one line, backticks harmless inside a fence."""
+    """Text on one line."""
     shown = text.replace("\n", "⏎")
     return "".join(letter if letter.isprintable() else "·" for letter in shown)
 
 
 def _code(text: str) -> str:
-    """Text as inline code, whatever backticks it has."""
+    """Text as inline code; it may contain backticks."""
     shown = _line(text)
     fence = "``" if "`" in shown else "`"
     space = " " if "`" in shown or shown != shown.strip() else ""

@@ -1,24 +1,23 @@
-"""The default demo on several seeds: CoCoMix against NTP, each seed with its own split, tokenizer, teacher and dictionary.
+"""The default demo on three seeds: CoCoMix against NTP, each seed with its own split, tokenizer, teacher and dictionary.
 
-    python -m benchmarks.demo_seeds --work runs/seeds --output benchmarks/results/demo_seeds.json
+    python -m benchmarks.demo_seeds
 
-Demos run side by side with one thread each. A demo that is finished already is taken as it is.
+A demo that is finished already is taken as it is.
 """
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.artifacts import read_json, write_json
+from benchmarks.common import options, store
+from cocomix.base.artifacts import read_json
 
+SEEDS = (0, 1, 2)
 FACTS = (
     "validation_loss",
     "perplexity",
@@ -32,41 +31,21 @@ SAE_FACTS = ("fvu", "l0", "num_dead", "num_latents", "loss_recovered", "num_toke
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the demos")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="demos at a time, one thread each")
-    arguments = parser.parse_args()
-
-    folders = {seed: arguments.work / f"seed-{seed}" for seed in arguments.seeds}
-    with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(run, folders, folders.values()))
-    seeds = {str(seed): result_of(folder) for seed, folder in folders.items()}
+    arguments = options("demo_seeds", __doc__, "work").parse_args()
+    seeds = {str(seed): result_of(seed, arguments.work / f"seed-{seed}") for seed in SEEDS}
     differences = [seed["cocomix"]["validation_loss"] - seed["ntp"]["validation_loss"] for seed in seeds.values()]
-    write_json(
-        arguments.output,
-        {
-            "command": "python -m benchmarks.demo_seeds --work runs/seeds --output benchmarks/results/demo_seeds.json",
-            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "seeds": seeds,
-            "cocomix_minus_ntp": {
-                "validation_loss": differences,
-                "mean": statistics.fmean(differences),
-                "standard_deviation": statistics.stdev(differences) if len(differences) > 1 else None,
-            },
-        },
-    )
+    summary = {
+        "validation_loss": differences,
+        "mean": statistics.fmean(differences),
+        "standard_deviation": statistics.stdev(differences),
+    }
+    store(arguments.output, "demo_seeds", seeds=seeds, cocomix_minus_ntp=summary)
 
 
-def run(seed: int, folder: Path) -> None:
-    if (folder / "manifest.json").exists():
-        return
-    command = [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(folder), "--seed", str(seed)]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def result_of(folder: Path) -> dict[str, Any]:
+def result_of(seed: int, folder: Path) -> dict[str, Any]:
+    if not (folder / "manifest.json").exists():
+        command = [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(folder), "--seed", str(seed)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     summary = read_json(folder / "summary.json")
     return {
         **{name: {fact: summary[name][fact] for fact in FACTS} for name in ("ntp", "cocomix")},

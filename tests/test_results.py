@@ -1,36 +1,35 @@
-"""The page of results, and the README's, hold the stored results and nothing typed by hand."""
+"""Every table of the pages is what its command makes of the stored results."""
 
 from __future__ import annotations
 
-from benchmarks import bench_page, speed_blocks
-from benchmarks.render import (
-    DATA_PAGE,
-    END,
-    PAGE,
-    PREPARE_END,
-    PREPARE_START,
-    README,
-    START,
-    STEERING_END,
-    STEERING_PAGE,
-    STEERING_START,
-    page,
-    prepare_block,
-    readme_block,
-    steering_block,
-)
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks import common, render
+from benchmarks.evidence import page
+
+from cocomix import CocomixError
 
 
-def test_the_page_is_what_the_stored_results_give() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page()
-    assert START + readme_block() + END in README.read_text(encoding="utf-8")
-    assert PREPARE_START + prepare_block() + PREPARE_END in DATA_PAGE.read_text(encoding="utf-8")
-    assert STEERING_START + steering_block() + STEERING_END in STEERING_PAGE.read_text(encoding="utf-8")
-    latency = speed_blocks.STUDIO_START + speed_blocks.studio_block() + speed_blocks.STUDIO_END
-    assert latency in speed_blocks.STUDIO_PAGE.read_text(encoding="utf-8")
-    site = speed_blocks.SITE_START + speed_blocks.site_block() + speed_blocks.SITE_END
-    assert site in speed_blocks.INSPECTING_PAGE.read_text(encoding="utf-8")
-    assert bench_page.START + bench_page.block() + bench_page.END in bench_page.PAGE.read_text(encoding="utf-8")
-    assert bench_page.SHORT_START + bench_page.short_block() + bench_page.SHORT_END in README.read_text(
-        encoding="utf-8"
+@pytest.mark.parametrize("module", [render, page])
+def test_the_committed_tables_are_those_of_the_stored_results(module: object) -> None:
+    blocks = module.blocks()  # type: ignore[attr-defined]
+    shown = set()
+    for path in module.PAGES:  # type: ignore[attr-defined]
+        text = path.read_text(encoding="utf-8")
+        assert common.filled(text, blocks) == text, path.name
+        shown |= set(re.findall("<!-- end of (.+?) -->", text))
+    assert shown == set(blocks)
+
+
+def test_a_table_is_put_between_its_marks_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Before.\n<!-- a -->\nold\n<!-- end of a -->\nBetween.\n<!-- b c -->\n<!-- end of b c -->\nAfter.\n"
     )
+    common.fill(page, {"a": common.table(["x"], [["1"]]), "b c": "new"})
+    between = "<!-- a -->\n| x |\n| --- |\n| 1 |\n<!-- end of a -->\nBetween.\n<!-- b c -->\nnew\n<!-- end of b c -->"
+    assert page.read_text() == f"Before.\n{between}\nAfter.\n"
+    with pytest.raises(CocomixError, match="no table is called 'b c'"):
+        common.filled(page.read_text(), {"a": ""})

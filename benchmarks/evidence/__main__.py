@@ -1,4 +1,4 @@
-"""The command line: run a table or a cell, then write the page."""
+"""The command line: run a table or a cell, then refresh the pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from benchmarks.evidence import __doc__ as description
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import Places
-from benchmarks.evidence.page import write_page
+from benchmarks.evidence.page import refresh
 from benchmarks.evidence.run import forget, repeated, run
 from benchmarks.evidence.tables import TABLES
 from cocomix.base.artifacts import write_json
@@ -30,12 +30,16 @@ def main() -> int:
     )
     parser.add_argument("--table", choices=list(TABLES), help="run the cells of a table that have no result yet")
     parser.add_argument("--cell", help="run one: CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
-    parser.add_argument("--only", nargs="*", metavar="PART", help="of a table the cells whose names hold one of these")
+    parser.add_argument(
+        "--only", nargs="*", metavar="PART", help="with --table: only the cells whose names contain one of these"
+    )
     parser.add_argument(
         "--again", action="store_true", help="run a cell that has a result once more, from its first step, and compare"
     )
     parser.add_argument(
-        "--page", action="store_true", help="write docs/evidence.md and its figures from what is stored"
+        "--page",
+        action="store_true",
+        help="refresh the tables and figures of docs/evidence*.md from the stored results",
     )
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
     parser.add_argument("--english", type=Path, help="folder with train.parquet and validation.parquet")
@@ -48,13 +52,13 @@ def main() -> int:
             return run_cell(parse_cell(arguments.cell), places, again=arguments.again)
         if arguments.table:
             failed = run_table(arguments, TABLES[arguments.table]())
-            write_page()
+            refresh()
             return failed
     except CocomixError as error:
         say(f"error: {error}")
         return 1
     if arguments.page:
-        write_page()
+        refresh()
     return 0
 
 
@@ -73,23 +77,31 @@ def run_cell(cell: Cell, places: Places, *, again: bool) -> int:
         write_json(cell.file, result)
         say(f"{cell.name}: {result['validation_loss']:.4f}")
         return 0
-    mine, theirs = repeated(result), repeated(stored)
-    different = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    new, old = repeated(result), repeated(stored)
+    different = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
     say(f"{cell.name}: " + (f"differs in {', '.join(different)}" if different else "equal to its stored result"))
     return 1 if different else 0
 
 
 def run_table(arguments: argparse.Namespace, cells: list[Cell]) -> int:
-    """Each cell in a process of its own, so that one that fails leaves the others alone."""
+    """Each cell in a process of its own, so that a failure does not stop the others."""
     failed = []
     for cell in dict.fromkeys(cell.key for cell in cells):
         if cell.file.exists() or (arguments.only and not any(part in cell.name for part in arguments.only)):
             continue
-        words: list[Any] = [sys.executable, "-m", "benchmarks.evidence", "--cell", cell.name, "--work", arguments.work]
+        command: list[Any] = [
+            sys.executable,
+            "-m",
+            "benchmarks.evidence",
+            "--cell",
+            cell.name,
+            "--work",
+            arguments.work,
+        ]
         for name in ("english", "task_data"):
             if getattr(arguments, name) is not None:
-                words += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
-        if subprocess.run(list(map(str, words))).returncode:
+                command += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
+        if subprocess.run(list(map(str, command))).returncode:
             failed.append(cell.name)
     for name in failed:
         say(f"failed: {name}")

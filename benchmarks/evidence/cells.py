@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cocomix.training.numbers import parse_count
 
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.inputs import TEACHERS
 from benchmarks.evidence.variants import VARIANTS
 from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError
+from cocomix.base.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 #: What a command needs to find a corpus and what it is tested on.
@@ -24,7 +23,7 @@ RESULTS = Path(__file__).parent.parent / "results" / "evidence"
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A student. `teacher` names the comparison it stands in also where the student has no use for it."""
+    """A student. `teacher` names the comparison, even for a student that learns without one."""
 
     corpus: str
     teacher: str
@@ -44,13 +43,11 @@ class Cell:
     @property
     def key(self) -> Cell:
         """The cell whose run this is: without a teacher it is the same run in every comparison."""
-        return (
-            self if VARIANTS[self.variant].needs_teacher(self.size) else Cell(self.corpus, "none", *astuple(self)[2:])
-        )
+        return self if VARIANTS[self.variant].needs_teacher(self.size) else replace(self, teacher="none")
 
     @property
     def stem(self) -> str:
-        """Of its file and of its run's folder."""
+        """Name of its file and of its run's folder."""
         return f"{self.variant}-{self.tokens}-{self.seed}"
 
     @property
@@ -60,8 +57,7 @@ class Cell:
 
     @property
     def command(self) -> str:
-        words = ["python", "-m", "benchmarks.evidence", "--cell", self.key.name]
-        return shlex.join(words) + PLACES[self.corpus]
+        return f"python -m benchmarks.evidence --cell {self.key.name}{PLACES[self.corpus]}"
 
     def result(self) -> dict[str, Any] | None:
         """What was measured; None: not run yet."""
@@ -87,7 +83,7 @@ def parse_cell(name: str) -> Cell:
         if word not in known:
             raise CocomixError(f"--cell {name!r}: {word!r} is none of {', '.join(known)}")
     if not seed.isdigit():
-        raise CocomixError(f"--cell {name!r}: the seed {seed!r} is no whole number")
+        raise CocomixError(f"--cell {name!r}: the seed {seed!r} is not a whole number")
     parse_count(tokens, "--cell")
     if teacher == "none" and VARIANTS[variant].needs_teacher(size):
         raise CocomixError(f"--cell {name!r}: {variant} learns from a teacher: {' or '.join(TEACHERS)}")

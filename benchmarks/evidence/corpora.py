@@ -1,4 +1,4 @@
-"""The texts: the standard library, which every machine has, and English prose, which is given on the command line."""
+"""The texts: the source of Python's standard library, and English prose given on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_STANDARD_LIBRARY_BYTES = 24_000_000
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are on this machine; nothing of it is in a result.
+    """Where things are on this machine; results do not contain it.
 
     Args:
         work: folder for datasets, teachers, labels and runs.
@@ -44,8 +44,8 @@ def prepare_config(corpus: str, size: Size, places: Places) -> PrepareConfig:
     )
 
 
-#: For people.
-CORPUS_NAMES = {"standard_library": "the standard library", "english": "English prose"}
+#: As the pages name them.
+CORPUS_NAMES = {"standard_library": "standard library", "english": "English prose"}
 CORPORA = tuple(CORPUS_NAMES)
-#: Benchmarks that a corpus prepares for.
+#: Benchmarks that suit a corpus.
 TASKS = {"standard_library": (), "english": ("lambada", "blimp")}

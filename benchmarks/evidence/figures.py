@@ -1,4 +1,4 @@
-"""Figures of the page."""
+"""Figures of the pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from benchmarks.evidence.corpora import CORPUS_NAMES
-from benchmarks.evidence.scaling import FITTED, fits, points, predicted
-from benchmarks.evidence.statistics import results_of, teacher_facts
-from benchmarks.evidence.tables import KD, PLAIN, PUBLISHED, SCALING_SHAPES
+from benchmarks.evidence.rows import results_of
+from benchmarks.evidence.scaling import FITTED, fits, points
+from benchmarks.evidence.tables import COMPARISONS, DISTILLED, PUBLISHED, RECOMMENDED, REGIMES, SCALING_SHAPES
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
@@ -21,12 +21,17 @@ MARKERS = ("^", "s", "o")
 DASHES: tuple[tuple[float, ...], ...] = ((1, 1.5), (4, 2), ())
 #: x and y of a line's end, its name and its colour.
 End = tuple[float, float, str, str]
-#: Of the axis's height: a line of text.
+#: Height of a line of text, as a share of the axis.
 LINE = 0.058
 
 
+def figures() -> list[Drawing]:
+    found = [*(curves(*comparison) for comparison in COMPARISONS), scaling_curves()]
+    return [drawing for drawing in found if drawing is not None]
+
+
 def name_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Names behind the ends of lines, moved apart where they would overlap; after the y axis has its limits."""
+    """Names at the ends of lines, moved apart where they would overlap; call it when the y axis has its limits."""
     low, high = axes.get_ylim()
     placed: list[float] = []
     ordered = sorted(ends, key=lambda end: end[1])
@@ -41,38 +46,28 @@ def name_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 def curves(corpus: str, teacher: str) -> Drawing | None:
     """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
-    drawn = {
-        PLAIN[teacher]: "NTP",
-        KD[teacher]: "distillation",
-        PUBLISHED: "published",
-        "recommended": "recommended",
-    }
-    found = {name: results_of(corpus, teacher, name) for name in drawn}
+    drawn = {"NTP": "NTP", DISTILLED: "distillation", PUBLISHED: "published", RECOMMENDED: "recommended"}
+    found = {name: results_of(corpus, teacher, REGIMES[teacher].parts[part]) for part, name in drawn.items()}
     found = {name: results for name, results in found.items() if results}
-    seeds = set.intersection(*(set(results) for results in found.values())) if found else set()
+    seeds = sorted(set.intersection(*(set(results) for results in found.values()))) if found else []
     if len(found) < 2 or not seeds:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    colors = dict(zip(drawn, SERIES, strict=False))
+    colors = dict(zip(drawn.values(), SERIES, strict=False))
     ends: list[End] = []
     for name, results in found.items():
-        color = colors[name]
-        rows = [results[seed]["curve"]["rows"] for seed in sorted(seeds)]
+        rows = [results[seed]["curve"]["rows"] for seed in seeds]
         tokens = [row[0] for row in rows[0]]
         losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
-        axes.plot(tokens, losses, color=color, linewidth=1.6)
-        ends.append((tokens[-1], losses[-1], drawn[name], color))
-    facts = teacher_facts(corpus, teacher)
-    if facts is not None:
-        teacher_loss = facts["teacher_loss"]
-        axes.hlines(teacher_loss, tokens[0], tokens[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        ends.append((tokens[-1], teacher_loss, "the teacher's end", MUTED))
-    name_ends(axes, ends)
+        axes.plot(tokens, losses, color=colors[name], linewidth=1.6)
+        ends.append((tokens[-1], losses[-1], name, colors[name]))
+    loss = next(run["teacher_loss"] for results in found.values() for run in results.values() if "teacher_loss" in run)
+    axes.hlines(loss, tokens[0], tokens[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    name_ends(axes, [*ends, (tokens[-1], loss, "the teacher's end", MUTED)])
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
     axes.set_title("validation loss along each run, nats a token", loc="left", fontsize=8.5, color=MUTED)
-    number = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
-    alt = f"Validation loss along each run, {CORPUS_NAMES[corpus]}, {teacher} teacher, means over {number}"
+    alt = f"Validation loss along each run, {CORPUS_NAMES[corpus]}, {teacher} teacher"
     return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)
 
 
@@ -88,7 +83,7 @@ def scaling_curves() -> Drawing | None:
         for shape, marker, dashes in zip(SCALING_SHAPES, MARKERS, DASHES, strict=True):
             some = [run for run in runs if run.shape == shape]
             tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
-            fitted = predicted(curve.best, some[0].parameters, tokens)
+            fitted = curve.loss(some[0].parameters, tokens)
             axes.plot(tokens, fitted, color=color, linewidth=1.2, linestyle=(0, dashes))
             axes.plot([r.tokens for r in some], [r.loss for r in some], marker, color=color, markersize=4)
             ends.append((some[-1].tokens, some[-1].loss, f"{'NTP' if name == 'ntp' else name} {shape}", color))
@@ -99,6 +94,4 @@ def scaling_curves() -> Drawing | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training tokens, each run with its own whole schedule")
     axes.set_title("validation loss, nats a token, and the fitted curves", loc="left", fontsize=8.5, color=MUTED)
-    return save(
-        figure, "evidence-scaling", "Validation loss of three shapes and three numbers of tokens, with fitted curves"
-    )
+    return save(figure, "evidence-scaling", "Validation loss of three shapes and three numbers of tokens, with fits")

@@ -1,4 +1,4 @@
-"""What students learn from: a dataset, a teacher on it, its dictionary, and labels, each made when it is first asked for."""
+"""What students learn from: a dataset, a teacher, its dictionary, and labels, each made when it is first asked for."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeCon
 from cocomix.base.artifacts import fingerprint_of_json
 from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.modeling.flops import span_flops_per_token
-from cocomix.training.recipes import Draft
+from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import SIZES, Size
 from cocomix.training.widths import meta_model
 
-#: As the demo's dictionaries: latents active at a time, and tokens.
+#: Of the dictionaries, as in the demo.
 NUM_ACTIVE_LATENTS = 16
-SAE_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,20 @@ class TeacherSpec:
         shape: of the decoder; None: the size's own teacher, which has its students' shape.
         layer: 0-based block after which its dictionary reads; None: the size's.
         tokens: it is trained on.
+        dictionary_tokens: its dictionary is trained on.
     """
 
     what: str
     shape: StudentConfig | None
     layer: int | None
     tokens: int
+    dictionary_tokens: int = 1_000_000
 
     def shape_at(self, size: Size) -> StudentConfig:
         return self.shape or size.teacher
+
+    def dictionary_tokens_at(self, size: Size) -> int:
+        return min(self.dictionary_tokens, size.num_tokens)
 
     def layer_at(self, size: Size) -> int:
         return size.teacher_layer if self.layer is None else self.layer
@@ -46,17 +50,13 @@ class TeacherSpec:
 
 TEACHERS = {
     "weak": TeacherSpec(
-        "three quarters of its students' width, blocks and (longest run's) tokens",
+        "three quarters of its students' width and blocks",
         StudentConfig(family="gpt2", hidden_size=96, num_layers=3, num_heads=3),
         1,
         750_000,
     ),
-    "strong": TeacherSpec("the shape of its students, four times their tokens", None, None, 2_000_000),
+    "strong": TeacherSpec("the shape of its students", None, None, 2_000_000),
 }
-
-
-def dictionary_tokens(size: Size) -> int:
-    return min(SAE_TOKENS, size.num_tokens)
 
 
 @cache
@@ -70,10 +70,10 @@ def dictionary_flops(teacher: str, size: Size, num_latents: int | None = None) -
     """
     spec = TEACHERS[teacher]
     shape = spec.shape_at(size)
-    model = meta_model(Draft(student=shape), size)
+    model = meta_model(TrainConfig(student=shape), size)
     C, D = num_latents or size.num_concepts, shape.hidden_size
     teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer_at(size) + 1, size.context_length)
-    return dictionary_tokens(size) * (teacher_flops + 3 * (2 + 2) * C * D)
+    return spec.dictionary_tokens_at(size) * (teacher_flops + 3 * (2 + 2) * C * D)
 
 
 class Inputs:
@@ -82,14 +82,14 @@ class Inputs:
     Args:
         places: on this machine.
         corpus: name.
-        teacher: name; `none` for students that have no use for one.
+        teacher: None for students that learn without one.
         size: name.
+        folder: for teacher, dictionary, labels and runs.
     """
 
-    def __init__(self, places: Places, corpus: str, teacher: str, size: str) -> None:
-        self.places, self.corpus, self.size = places, corpus, SIZES[size]
-        self.spec = TEACHERS.get(teacher)
-        self.folder = places.work / corpus / f"{teacher}-{size}"
+    def __init__(self, places: Places, corpus: str, teacher: TeacherSpec | None, size: str, folder: Path) -> None:
+        self.places, self.corpus, self.spec = places, corpus, teacher
+        self.size, self.folder = SIZES[size], folder
 
     @cached_property
     def data(self) -> Path:
@@ -129,14 +129,14 @@ class Inputs:
                 layer=self.spec.layer_at(self.size),
                 num_latents=C,
                 k=NUM_ACTIVE_LATENTS,
-                num_tokens=dictionary_tokens(self.size),
+                num_tokens=self.spec.dictionary_tokens_at(self.size),
                 num_counted_tokens=0,
             )
         )
         return output
 
     def labels(self, attribution: AttributionConfig, num_windows: int, num_latents: int | None = None) -> Path:
-        """A concept dataset of the first windows; made for as many as the largest run of a table needs."""
+        """A concept dataset of the first windows, as many as the longest run needs."""
         sae = self.sae(num_latents)
         named = fingerprint_of_json({"attribution": vars(attribution), "windows": num_windows})[:12]
         output = self.folder / f"labels-{sae.name}-{named}"
@@ -151,5 +151,5 @@ class Inputs:
 
 
 def windows_of(num_tokens: int, size: Size) -> int:
-    """Training windows for a run of so many tokens; the last step may take some of the first ones again."""
+    """Training windows of a run; its last step may take some of the first ones again."""
     return -(-num_tokens // size.context_length)

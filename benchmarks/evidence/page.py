@@ -1,4 +1,4 @@
-"""`docs/evidence.md` from the stored results; the prose is in `page.md`, the numbers are not.
+"""The tables of `docs/evidence.md` and `docs/evidence_details.md` from the stored results.
 
 python -m benchmarks.evidence --page
 """
@@ -7,444 +7,297 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-
-from benchmarks.evidence.answers import answers, in_short, listed, summary, verdict
-from benchmarks.evidence.cells import PLACES, Cell
+from benchmarks.common import DOCS, fill, losses, mean, signed, table
+from benchmarks.evidence import tables as t
 from benchmarks.evidence.corpora import CORPUS_NAMES, TASKS
-from benchmarks.evidence.figures import curves, scaling_curves
+from benchmarks.evidence.figures import figures
 from benchmarks.evidence.inputs import TEACHERS
-from benchmarks.evidence.prose import NOT_RUN, numbers
-from benchmarks.evidence.scaling import FITTED, INTERVAL, PAPER, Curve, fits, gain, held_out, points, token_share
-from benchmarks.evidence.statistics import (
+from benchmarks.evidence.rows import (
     WITH_TEACHER,
-    Row,
-    cost_with_teacher,
-    differences_of,
-    listed_shares,
+    Results,
+    differences,
+    ratios,
     results_of,
-    row_of,
     shares_to_match,
-    teacher_facts,
+    values_of,
 )
-from benchmarks.evidence.tables import (
-    ABLATION_COMPARISON,
-    ABLATION_TOKENS,
-    ABLATIONS,
-    COMPARISONS,
-    CONTROL_COMPARISON,
-    CONTROLS,
-    LARGEST,
-    OWN_RATE,
-    PLAIN,
-    PUBLISHED,
-    RATES,
-    ROWS,
-    SCALING_COMPARISON,
-    SCHEDULES,
-    SEEDS,
-    SIZE,
-    STRONG,
-    TABLES,
-    TOKENS,
-    WITH_KD,
-    plain_of,
-    rated,
-)
+from benchmarks.evidence.scaling import FITTED, fits, held_out, points
 from benchmarks.evidence.variants import STEADY_RATE, VARIANTS
-from benchmarks.render import README, fill, table
-from cocomix.base.drawing import Drawing
 from cocomix.base.formats import format_count, format_signed
-from cocomix.tools.compare.intervals import mean_and_spread
+from cocomix.tools.compare.intervals import bootstrap_interval
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
-PAGE = DOCS / "evidence.md"
+PAGES = (DOCS / "evidence.md", DOCS / "evidence_details.md")
 IMAGES = DOCS / "images"
-SHORT_START, SHORT_END = "<!-- evidence in short -->", "<!-- end of evidence in short -->"
-TEMPLATE = Path(__file__).with_name("page.md")
-#: How any cell of a section is run, or run again.
-CELLS = (
-    "Any one of them again, compared with what is stored: "
-    "`python -m benchmarks.evidence --cell {corpus}/{teacher}/small/ROW/{tokens}/SEED{places} --again`."
+#: Parts whose losses are compared, the second subtracted from the first.
+PAIRS = (
+    (t.RECOMMENDED, "NTP"),
+    (t.RECOMMENDED, t.EQUAL_PARAMETERS),
+    (t.RECOMMENDED, t.EQUAL_FLOPS),
+    (t.RECOMMENDED, t.PAUSE_RESIDUAL),
+    (t.RECOMMENDED, t.DISTILLED),
+    (t.RECOMMENDED, t.PUBLISHED),
+    (t.RECOMMENDED, t.PREDICTED_ONLY),
+    (t.BOTH, "NTP"),
+    (t.BOTH, t.DISTILLED),
+    (t.BOTH, t.RECOMMENDED),
+    (t.PUBLISHED, "NTP"),
 )
-#: Causal probes and what they do.
+#: Causal probes and what they put in the place of a model's concepts.
 PROBES = {
-    "shuffle_batch": "another sequence's concepts",
+    "shuffle_batch": "another sequence's",
     "shuffle_position": "another position's",
-    "mean": "the mean concept vector",
-    "zero": "no concept vector",
+    "mean": "their mean",
+    "zero": "none",
     "oracle": "the teacher's own",
 }
-#: Of `loss_columns`.
-LOSS_HEADS = ("loss by seed", "mean ± sd", "difference to NTP", "95 % interval")
-SHUFFLED = "loss change, concepts shuffled"
-#: Of what it takes to reach NTP's loss.
-AXES = ("train_tokens", "train_flops", WITH_TEACHER, "train_seconds")
-#: Benchmarks, and their columns' heads.
-TASK_SCORES = ("lambada", "blimp")
-TASK_HEADS = ["LAMBADA, nats a word", "BLiMP accuracy"]
+#: What it takes to reach NTP's loss.
+AXES = {
+    "train_tokens": "tokens to NTP's loss",
+    "train_flops": "FLOPs to NTP's loss",
+    WITH_TEACHER: "the same, with the teacher's",
+}
 
 
-def write_page() -> None:
-    drawings = {comparison: curves(*comparison) for comparison in COMPARISONS}
-    scaling = scaling_curves()
-    for drawing in (*drawings.values(), scaling):
-        if drawing is not None:
-            (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
-    PAGE.write_text(page(drawings, scaling), encoding="utf-8")
-    fill(README, SHORT_START, in_short(), SHORT_END)
+def refresh() -> None:
+    """Put tables and figures as they are now on the pages."""
+    for drawing in figures():
+        (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
+    for page in PAGES:
+        fill(page, blocks())
 
 
-def page(drawings: Mapping[tuple[str, str], Drawing | None], scaling: Drawing | None) -> str:
-    """The template with its blocks filled in.
-
-    Args:
-        drawings: by comparison.
-        scaling: of the scaling section.
-    """
-    text = TEMPLATE.read_text(encoding="utf-8")
-    blocks = {
-        "progress": progress(),
-        "summary": "\n".join(f"- {sentence}" for sentence in summary()) or f"{NOT_RUN.capitalize()}.",
-        "schedules": schedule_table(),
-        "strong": strong_table(),
-        "main": "\n".join(main_section(comparison, drawings[comparison]) for comparison in COMPARISONS),
-        "ablations": ablations(),
+def blocks() -> dict[str, str]:
+    """All tables by name."""
+    found = {
+        "main": main_table(),
+        "teachers": teacher_table(),
+        "differences": differences_table(),
+        "ablations": ablation_table(),
         "probes": probe_table(),
         "rates": rate_table(),
-        "scaling": scaling_section(scaling),
-        "largest": largest_section(),
-        "controls": controls_section(),
-        **numbers(),
+        "weights weak": first_seed_table([t.BASE], t.SCHEDULES),
+        "weights strong": first_seed_table([(corpus, "strong") for corpus in t.STRONG], t.STRONG["standard_library"]),
+        "larger": losses_table(*t.BASE, t.LARGEST),
+        **scaling_tables(),
     }
-    for name, block in blocks.items():
-        text = text.replace(f"<!-- {name} -->", block)
-    return text
+    for corpus, teacher in t.COMPARISONS:
+        found[f"losses {corpus} {teacher}"] = losses_table(corpus, teacher, t.REGIMES[teacher].variants)
+        found[f"costs {corpus} {teacher}"] = costs_table(corpus, teacher)
+        if TASKS[corpus]:
+            found[f"tasks {corpus} {teacher}"] = task_table(corpus, teacher)
+    return found
 
 
-def progress() -> str:
-    """How much of the tables has been run."""
-    parts = []
-    for name, cells in TABLES.items():
-        keys = {cell.key for cell in cells()}
-        parts.append(f"{sum(key.file.exists() for key in keys)} of {len(keys)} runs of the table `{name}`")
-    return ", ".join(parts)
+def main_table() -> str:
+    """Mean loss of every part in every comparison, and its difference to NTP's."""
+    parts = dict.fromkeys(part for regime in t.REGIMES.values() for part in regime.parts)
+    body = []
+    for part in parts:
+        row = [part]
+        for corpus, teacher in t.COMPARISONS:
+            regime = t.REGIMES[teacher]
+            results = results_of(corpus, teacher, regime.parts[part]) if part in regime.parts else {}
+            changes = differences(results, results_of(corpus, teacher, regime.ntp))
+            change = "" if part == "NTP" or not changes else f" ({format_signed(statistics.fmean(changes))})"
+            row.append(f"{statistics.fmean(values_of(results)):.3f}{change}" if results else "")
+        body.append(row)
+    return table(["", *(f"{CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in t.COMPARISONS)], body)
 
 
-def main_section(comparison: tuple[str, str], drawing: Drawing | None) -> str:
-    """One corpus and teacher."""
-    corpus, teacher = comparison
-    rows = [row_of(corpus, teacher, variant) for variant in ROWS[teacher]]
-    lines = [f"### {CORPUS_NAMES[corpus].capitalize()}, {teacher} teacher", "", teacher_line(corpus, teacher), ""]
-    if not any(row.results for row in rows):
-        return "\n".join([*lines, f"{NOT_RUN.capitalize()}.", "", command(comparison), ""])
-    lines += [main_table(corpus, teacher, rows), "", *missing(rows)]
-    if drawing is not None:
-        lines += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
-    said = answers(corpus, teacher)
-    lines += [*(f"- {sentence}" for sentence in said), ""] if said else []
-    return "\n".join([*lines, command(comparison), ""])
-
-
-def main_table(corpus: str, teacher: str, rows: Sequence[Row]) -> str:
-    """What whole runs reach, and below it what they and NTP's loss take."""
-    rows = [row for row in rows if row.results]
-    reached = ["run", *LOSS_HEADS, "bits per byte", SHUFFLED]
-    reached += TASK_HEADS if TASKS[corpus] else []
-    taken = ["run", "FLOPs of the whole run, NTP = 1", "the same and the teacher's", "tokens to NTP's loss"]
-    taken += ["FLOPs to NTP's loss", "the same and the teacher's", "seconds to NTP's loss"]
-    return "\n\n".join(
-        (
-            table(reached, [reached_row(corpus, row) for row in rows]),
-            table(taken, [taken_row(corpus, teacher, row) for row in rows]),
-        )
+def teacher_table() -> str:
+    """How good the teachers and their dictionaries are, beside NTP."""
+    body = []
+    for corpus, teacher in t.COMPARISONS:
+        regime = t.REGIMES[teacher]
+        taught = results_of(corpus, teacher, regime.parts[t.RECOMMENDED])
+        ntp = values_of(results_of(corpus, teacher, regime.ntp))
+        facts = next(iter(taught.values()), None)
+        if facts is not None:
+            numbers = losses([facts["teacher_loss"], statistics.fmean(ntp), facts["sae_fvu"]]).split(", ")
+            name = f"{CORPUS_NAMES[corpus]}, {teacher}: {TEACHERS[teacher].what}"
+            body.append([name, format_count(TEACHERS[teacher].tokens), regime.tokens, *numbers])
+    return table(
+        ["teacher", "its tokens", "its students' tokens", "its loss", "NTP's final loss", "dictionary's FVU"], body
     )
 
 
-def teacher_line(corpus: str, teacher: str) -> str:
-    """What the teacher is, and how it compares with its students."""
-    text = f"The teacher has {TEACHERS[teacher].what}"
-    facts = teacher_facts(corpus, teacher)
-    if facts is not None:
-        text += f"; it is at {facts['teacher_loss']:.3f} nats, and its dictionary has FVU {facts['sae_fvu']:.3f}"
-    return text + "."
+def losses_table(corpus: str, teacher: str, variants: Iterable[str]) -> str:
+    """What whole runs reach."""
+    body = []
+    for variant, results in _with_results(corpus, teacher, variants):
+        changes = differences(results, results_of(corpus, teacher, t.ntp_of(variant, teacher)))
+        bits = f"{statistics.fmean(values_of(results, 'bits_per_byte')):.3f}"
+        body.append([_named(variant), *_loss_columns(results, changes), bits, _probe(results, "shuffle_batch")])
+    head = ["run", "loss by seed", "mean ± sd", "difference to NTP", "95 % interval", "bits per byte"]
+    return table([*head, "loss change, concepts shuffled"], body)
 
 
-def reached_row(corpus: str, row: Row) -> list[str]:
-    return [
-        named(row),
-        *loss_columns(row),
-        f"{row.mean('bits_per_byte'):.3f}",
-        probe(row, "shuffle_batch"),
-        *(task_score(row, name) for name in TASK_SCORES if name in TASKS[corpus]),
+def costs_table(corpus: str, teacher: str) -> str:
+    """What whole runs take, and what reaching NTP's loss takes, both as shares of NTP's."""
+    body = []
+    for variant, results in _with_results(corpus, teacher, t.REGIMES[teacher].variants):
+        ntp = results_of(corpus, teacher, t.ntp_of(variant, teacher))
+        costs = [ratios(results, ntp, name, "train_flops") for name in ("train_flops", WITH_TEACHER)]
+        shares = [_listed(shares_to_match(corpus, teacher, variant, axis)) for axis in AXES]
+        body.append([f"`{variant}`", *(f"{statistics.fmean(cost):.2f}" for cost in costs), *shares])
+    return table(["run", "FLOPs, NTP = 1", "with the teacher's", *AXES.values()], body)
+
+
+def task_table(corpus: str, teacher: str) -> str:
+    """Scores on benchmarks by seed, with the standard error over items; LAMBADA's is the logarithm of its perplexity."""
+    body = []
+    for variant, results in _with_results(corpus, teacher, t.REGIMES[teacher].variants):
+        tasks = [result["tasks"] for result in results.values() if "tasks" in result]
+        pairs = [(task["lambada"]["perplexity"], task["lambada"]["perplexity_standard_error"]) for task in tasks]
+        lambada = ", ".join(f"{math.log(value):.2f} ± {error / value:.2f}" for value, error in pairs)
+        blimp = (f"{task['blimp']['acc']:.1%} ± {task['blimp']['acc_standard_error']:.1%}" for task in tasks)
+        body.append([f"`{variant}`", lambada, ", ".join(blimp)])
+    return table(["run", "LAMBADA, nats a word", "BLiMP accuracy"], body)
+
+
+def differences_table() -> str:
+    """Paired differences of two runs."""
+    pairs = [
+        (
+            f"{CORPUS_NAMES[corpus]}, {teacher}",
+            f"{one} minus {other}",
+            *(results_of(corpus, teacher, parts[part]) for part in (one, other)),
+        )
+        for corpus, teacher in t.COMPARISONS
+        for parts in [t.REGIMES[teacher].parts]
+        for one, other in PAIRS
+        if one in parts and other in parts
     ]
-
-
-def taken_row(corpus: str, teacher: str, row: Row) -> list[str]:
-    ntp = results_of(corpus, teacher, plain_of(row.variant, teacher))
-    flops, cost = row.mean("train_flops_per_token"), cost_with_teacher(row, ntp)
-    base = statistics.fmean(result["train_flops_per_token"] for result in ntp.values()) if ntp else None
-    return [
-        f"`{row.variant}`",
-        "" if base is None or flops is None else f"{flops / base:.2f}",
-        "" if cost is None else f"{cost:.2f}",
-        *(shares(corpus, teacher, row.variant, axis) for axis in AXES),
+    control = "labels of a random dictionary minus those of a trained one"
+    library = CORPUS_NAMES[t.BASE[0]]
+    pairs += [
+        (f"{library}, strong", control, *(results_of(*t.CONTROL_COMPARISON, name) for name in t.CONTROLS)),
+        (f"{library}, weak, 500K tokens", control, *map(_at_steady_rate, ("add-random-lambda-1", t.ABLATION_BASE))),
+        (
+            f"{library}, weak",
+            f"NTP on {t.LONGER} tokens minus {t.RECOMMENDED}",
+            results_of(*t.BASE, "ntp", t.LONGER),
+            results_of(*t.BASE, "recommended"),
+        ),
     ]
+    body = [[where, what, *_difference(one, other)] for where, what, one, other in pairs]
+    return table(["comparison", "difference", "by seed", "mean", "95 % interval"], body)
+
+
+def ablation_table() -> str:
+    """Losses, differences and costs, and the first seed's loss at the size's own rate; base and NTP come first."""
+    ntp, body = _at_steady_rate("ntp"), []
+    for question, names in {"": ("ntp", t.ABLATION_BASE), **t.ABLATIONS}.items():
+        for name in names:
+            results = _at_steady_rate(name)
+            if results:
+                own = results_of(*t.BASE, name, t.ABLATION_TOKENS).get(t.SEEDS[0])
+                body.append(
+                    [
+                        question,
+                        _named(name),
+                        *_loss_columns(results, differences(results, ntp)),
+                        f"{statistics.fmean(ratios(results, ntp, 'train_flops', 'train_flops')):.2f}",
+                        _probe(results, "shuffle_batch"),
+                        "" if own is None else f"{own['validation_loss']:.3f}",
+                    ]
+                )
+    head = ["", "run", "loss by seed", "mean ± sd", "difference to NTP", "95 % interval", "FLOPs, NTP = 1"]
+    return table([*head, "loss change, concepts shuffled", f"loss of seed 0 at {t.OWN_RATE:g}"], body)
 
 
 def probe_table() -> str:
-    """All causal probes of models with concepts: the main table's, the ablations' and the controls'."""
-    named_rows = [
-        (f"{CORPUS_NAMES[corpus]}, {teacher} teacher, `{variant}`", row_of(corpus, teacher, variant))
-        for corpus, teacher in COMPARISONS
-        for variant in (PUBLISHED, "recommended", WITH_KD[teacher], "recommended-random")
-    ]
-    names = dict.fromkeys(name for variants in ABLATIONS.values() for name in variants)
-    named_rows += [(f"ablations, `{row.variant}`", row) for row in map(ablation_row, names)]
-    body = [
-        [name, str(len(row.results)), *(probe(row, name) for name in PROBES)]
-        for name, row in named_rows
-        if any("probes" in result for result in row.results.values())
-    ]
-    return table(["models", "seeds", *PROBES.values()], body) if body else f"{NOT_RUN.capitalize()}."
-
-
-def ablations() -> str:
-    parts = []
-    for question, variants in ABLATIONS.items():
-        parts += [f"**{question}**", "", ablation_table(variants), ""]
-    return "\n".join([*parts, table_command("ablations", ABLATION_TOKENS)])
+    """Mean loss changes under all causal probes."""
+    body = []
+    for corpus, teacher in t.COMPARISONS:
+        parts = t.REGIMES[teacher].parts
+        for variant in (parts[t.PUBLISHED], parts[t.RECOMMENDED], parts[t.BOTH], t.CONTROLS[0]):
+            results = results_of(corpus, teacher, variant)
+            if results:
+                models = f"{CORPUS_NAMES[corpus]}, {teacher}: `{variant}`"
+                body.append([models, *(_probe(results, name) for name in PROBES)])
+    return table(["models", *PROBES.values()], body)
 
 
 def rate_table() -> str:
     """Losses of some rows at several learning rates."""
-    rates = sorted({OWN_RATE, *(rate for some in RATES.values() for rate in some)})
-    looked_at = [(*ABLATION_COMPARISON, name, TOKENS["weak"]) for name in RATES]
-    looked_at += [(*ABLATION_COMPARISON, name, ABLATION_TOKENS) for name in ("ntp", "recommended")]
+    rates = sorted({t.OWN_RATE, *(rate for some in t.RATES.values() for rate in some)})
+    lengths = [(name, t.REGIMES["weak"].tokens) for name in t.RATES]
     body = []
-    for corpus, teacher, variant, tokens in looked_at:
-        rows = [row_of(corpus, teacher, rated(variant, rate), tokens) for rate in rates]
-        if any(row.results for row in rows):
-            body.append([f"{CORPUS_NAMES[corpus]}, `{variant}`, {tokens} tokens", *map(losses, rows)])
-    found = (
-        table(["losses by seed, at the learning rate", *map(str, rates)], body) if body else f"{NOT_RUN.capitalize()}."
-    )
-    return f"{found}\n\n{table_command('rates', 'TOKENS')}"
-
-
-def schedule_table() -> str:
-    """Losses of the first seed."""
-    found = first_seed_table([ABLATION_COMPARISON], SCHEDULES)
-    return f"{found}\n\n{table_command('schedules', TOKENS['weak'])}"
-
-
-def strong_table() -> str:
-    comparisons = [(corpus, "strong") for corpus in CORPUS_NAMES]
-    found = first_seed_table(comparisons, STRONG)
-    return f"{found}\n\n{table_command('strong', TOKENS['strong'], comparisons[-1])}"
+    for name, tokens in [*lengths, ("ntp", t.ABLATION_TOKENS), ("recommended", t.ABLATION_TOKENS)]:
+        found = (results_of(*t.BASE, t.rated(name, rate), tokens) for rate in rates)
+        body.append([f"`{name}`, {tokens} tokens", *(losses(values_of(results)) for results in found)])
+    return table(["losses by seed at the learning rate", *map(str, rates)], body)
 
 
 def first_seed_table(comparisons: Sequence[tuple[str, str]], variants: Sequence[str]) -> str:
     """Losses of the first seed, a column a comparison."""
     body = []
     for name in variants:
-        runs = [results_of(*comparison, name).get(SEEDS[0]) for comparison in comparisons]
-        if any(runs):
-            found = ["" if run is None else f"{run['validation_loss']:.3f}" for run in runs]
-            body.append([f"`{name}`: {VARIANTS[name].what}", *found])
-    head = [f"loss, seed {SEEDS[0]}, {CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in comparisons]
-    return table(["run", *head], body) if body else f"{NOT_RUN.capitalize()}."
+        runs = [results_of(*comparison, name).get(t.SEEDS[0]) for comparison in comparisons]
+        body.append([_named(name), *("" if run is None else f"{run['validation_loss']:.3f}" for run in runs)])
+    return table(["run", *(f"{CORPUS_NAMES[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 
 
-def ablation_table(variants: Sequence[str]) -> str:
-    """Losses, differences, costs and whether concepts are used; and the first seed's loss at the size's own rate."""
-    ntp = ablation_row("ntp").results
-    rows = {name: ablation_row(name) for name in ("ntp", *variants)}
-    body = []
-    for name, row in rows.items():
-        if row.results:
-            other = results_of(*ABLATION_COMPARISON, name, ABLATION_TOKENS).get(0)
-            flops = [run["train_flops"] / ntp[seed]["train_flops"] for seed, run in row.results.items() if seed in ntp]
-            body.append(
-                [
-                    f"`{row.variant}`: {VARIANTS[name].what}",
-                    *loss_columns(row),
-                    f"{statistics.fmean(flops):.2f}" if flops else "",
-                    "" if other is None else f"{other['validation_loss']:.3f}",
-                ]
-            )
-    head = ["run", *LOSS_HEADS, "FLOPs, NTP = 1", f"loss of seed 0 at {OWN_RATE:g}"]
-    return "\n".join([*([table(head, body), ""] if body else []), *missing(list(rows.values()))]).rstrip()
-
-
-def controls_section() -> str:
-    """Losses with a trained and with a random dictionary, and the differences of the two."""
-    questions = [
-        (CONTROL_COMPARISON, TOKENS[CONTROL_COMPARISON[1]], PLAIN[CONTROL_COMPARISON[1]], CONTROLS),
-        (
-            ABLATION_COMPARISON,
-            ABLATION_TOKENS,
-            rated("ntp", STEADY_RATE),
-            tuple(rated(name, STEADY_RATE) for name in ("add-random-lambda-1", "add-lambda-1")),
-        ),
+def scaling_tables() -> dict[str, str]:
+    """All runs, the fit, and what it says of runs it has not seen."""
+    ntp, recommended = ({(p.shape, p.tokens): p.loss for p in points(variant)} for variant in FITTED)
+    runs = [
+        [f"{shape}, {format_count(tokens)} tokens", losses([loss]), losses([other]), format_signed(other - loss)]
+        for (shape, tokens), loss in ntp.items()
+        if (other := recommended.get((shape, tokens))) is not None
     ]
-    body = []
-    for (corpus, teacher), tokens, plain, variants in questions:
-        random, trained, ntp = (row_of(corpus, teacher, name, tokens) for name in (*variants, plain))
-        differences = differences_of(random.results, trained.results)
-        if differences:
-            name = f"{CORPUS_NAMES[corpus]}, {teacher} teacher, {tokens} tokens, `{variants[0]}`"
-            said = f"{listed(differences)} ({verdict(differences)})"
-            body.append([name, losses(ntp), losses(random), losses(trained), said])
-    head = ["losses by seed", "NTP", "random directions", "trained dictionary", "random less trained"]
-    found = table(head, body) if body else f"{NOT_RUN.capitalize()}."
-    return f"{found}\n\n{table_command('controls', TOKENS[CONTROL_COMPARISON[1]], CONTROL_COMPARISON)}"
-
-
-def ablation_row(name: str) -> Row:
-    """At the ablations' rate and length, against NTP at the same."""
-    names = (rated(name, STEADY_RATE), ABLATION_TOKENS, rated("ntp", STEADY_RATE))
-    return row_of(*ABLATION_COMPARISON, *names)
-
-
-def missing(rows: Sequence[Row]) -> list[str]:
-    """A line on rows without a result."""
-    names = [f"`{row.variant}`" for row in rows if not row.results]
-    return [f"{NOT_RUN.capitalize()}: {', '.join(names)}.", ""] if names else []
-
-
-def table_command(name: str, tokens: str, comparison: tuple[str, str] = ABLATION_COMPARISON) -> str:
-    """How to run or continue a section's cells, and how to repeat one."""
-    corpus, teacher = comparison
-    cells = CELLS.format(corpus=corpus, teacher=teacher, tokens=tokens, places=PLACES[corpus])
-    return f"```\npython -m benchmarks.evidence --table {name}{PLACES[corpus]}\n```\n\n{cells}"
-
-
-def scaling_section(drawing: Drawing | None) -> str:
-    """Losses of all runs, the fits, and what they say elsewhere."""
-    found = {variant: {(p.shape, p.tokens): p.loss for p in points(variant)} for variant in FITTED}
-    body = [
-        [
-            f"{shape}, {format_count(tokens)} tokens",
-            f"{loss:.3f}",
-            *_scaled(found["recommended"].get((shape, tokens)), loss),
-        ]
-        for (shape, tokens), loss in found["ntp"].items()
+    found = {"scaling runs": table(["width x blocks, tokens", "NTP", "recommended", "difference"], runs)}
+    fitted = [
+        [f"`{name}`", *(f"{value:.2f}" for value in curve.parameters), losses([curve.residual])]
+        for name, curve in (fits() or {}).items()
     ]
-    if not body:
-        return f"{NOT_RUN.capitalize()}.\n\n{table_command('scaling', 'TOKENS')}"
-    parts = [table(["width x blocks, tokens", "NTP", "recommended", "difference"], body), ""]
-    curves_of = fits()
-    if curves_of is not None:
-        rows = [fit_row(*item) for item in curves_of.items()]
-        parts += [table(["fit", "E", "A", "a", "B", "b", "residual, nats"], rows), ""]
-        seen = [[name, f"{fitted:.3f}", f"{measured:.3f}"] for name, fitted, measured in held_out()]
-        if seen:
-            parts += ["Runs that were not fitted:", "", table(["run", "the fit's loss", "measured"], seen), ""]
-        if drawing is not None:
-            parts += [f"![{drawing.alt}](images/{drawing.name}.png)", ""]
-        width = f"{INTERVAL[1] - INTERVAL[0]} % interval"
-        head = [
-            "extrapolated to",
-            f"difference, nats ({width})",
-            f"tokens to NTP's loss ({width})",
-            "perplexity, NTP = 1",
-        ]
-        head += ["the paper's", "the paper's perplexities"]
-        parts += [table(head, [paper_row(*item) for item in PAPER.items()]), ""]
-    return "\n".join([*parts, table_command("scaling", "TOKENS")])
+    found["scaling fit"] = table(["fit", "E", "A", "a", "B", "b", "residual, nats"], fitted)
+    unseen = [[name, losses([loss]), losses([measured])] for name, loss, measured in held_out()]
+    found["scaling unseen"] = table(["run", "the fit's loss", "measured"], unseen)
+    return found
 
 
-def largest_section() -> str:
-    """The pair of the largest shape."""
-    rows = [row_of(*SCALING_COMPARISON, variant) for variant in LARGEST]
-    found = main_table(*SCALING_COMPARISON, rows) if any(row.results for row in rows) else f"{NOT_RUN.capitalize()}."
-    return f"{found}\n\n{table_command('largest', TOKENS[SCALING_COMPARISON[1]], SCALING_COMPARISON)}"
+def _with_results(corpus: str, teacher: str, variants: Iterable[str]) -> list[tuple[str, Results]]:
+    found = ((variant, results_of(corpus, teacher, variant)) for variant in variants)
+    return [(variant, results) for variant, results in found if results]
 
 
-def _scaled(loss: float | None, ntp: float) -> list[str]:
-    return [NOT_RUN, ""] if loss is None else [f"{loss:.3f}", format_signed(loss - ntp)]
+def _at_steady_rate(name: str) -> Results:
+    return results_of(*t.BASE, t.rated(name, STEADY_RATE), t.ABLATION_TOKENS)
 
 
-def fit_row(name: str, curve: Curve) -> list[str]:
-    """Best value, and the 90 % interval over resampled residuals."""
-    low, high = np.percentile(np.array(curve.resampled), INTERVAL, axis=0)
-    values = [f"{best:.2f} ({a:.2f} to {b:.2f})" for best, a, b in zip(curve.best, low, high, strict=True)]
-    return [f"`{name}`", *values, f"{curve.residual:.3f}"]
+def _named(variant: str) -> str:
+    return f"`{variant}`: {VARIANTS[variant].what}"
 
 
-def paper_row(size: str, facts: tuple[float, float, float, float]) -> list[str]:
-    N, T, ntp, cocomix = facts
-    best, low, high = gain(N, T, "recommended")
-    share, fewest, most = token_share(N, T, "recommended")
-    return [
-        f"{size}, {format_count(T)} tokens",
-        f"{format_signed(best)} ({format_signed(low)} to {format_signed(high)})",
-        f"{share:.0%} ({fewest:.0%} to {most:.0%})",
-        f"{math.exp(best):.3f}",
-        f"{cocomix / ntp:.3f}",
-        f"NTP {ntp}, CoCoMix {cocomix}",
-    ]
+def _loss_columns(results: Results, changes: Sequence[float]) -> list[str]:
+    """Losses by seed, their mean, and how that differs from NTP; NTP is not compared with itself."""
+    found = values_of(results)
+    return [losses(found), mean(found), *(_mean_and_interval(changes) if any(changes) else ("", ""))]
 
 
-def task_score(row: Row, benchmark: str) -> str:
-    """By seed, with the standard error over items; a perplexity as its logarithm."""
-    found = [result["tasks"][benchmark] for result in row.results.values() if "tasks" in result]
-    if benchmark == "lambada":
-        pairs = [(f["perplexity"], f["perplexity_standard_error"]) for f in found]
-        return ", ".join(f"{math.log(value):.2f} ± {error / value:.2f}" for value, error in pairs)
-    return ", ".join(f"{f['acc']:.1%} ± {f['acc_standard_error']:.1%}" for f in found)
+def _difference(one: Results, other: Results) -> list[str]:
+    changes = differences(one, other)
+    return [signed(changes), *_mean_and_interval(changes)]
 
 
-def loss_columns(row: Row) -> list[str]:
-    """Of all seeds, their mean and spread, and how that differs from NTP."""
-    spread = mean_and_spread(row.losses)
-    mean = f"{spread['mean']:.3f}" + (
-        "" if spread["standard_deviation"] is None else f" ± {spread['standard_deviation']:.3f}"
-    )
-    compared = any(row.differences)  # NTP itself is not
-    return [
-        losses(row),
-        mean,
-        format_signed(statistics.fmean(row.differences)) if compared else "",
-        interval(row) if compared else "",
-    ]
-
-
-def losses(row: Row) -> str:
-    return ", ".join(f"{loss:.3f}" for loss in row.losses)
-
-
-def named(row: Row) -> str:
-    return f"`{row.variant}`: {VARIANTS[row.variant].what}"
-
-
-def interval(row: Row) -> str:
-    found = row.interval
-    return "" if found is None else f"{format_signed(found[0])} to {format_signed(found[1])}"
-
-
-def shares(corpus: str, teacher: str, variant: str, axis: str) -> str:
-    found = shares_to_match(corpus, teacher, variant, axis)
-    return listed_shares(found) if found else ""
-
-
-def probe(row: Row, name: str) -> str:
-    """Mean over seeds of a probe's loss change."""
-    found = [probes[name] for result in row.results.values() if name in (probes := result.get("probes", {}))]
-    values = [one["loss_delta"] for one in found]
-    return format_signed(statistics.fmean(values)) if values else ""
-
-
-def command(comparison: tuple[str, str]) -> str:
-    """How to run, continue or repeat a section's cells."""
-    corpus, teacher = comparison
-    cell = Cell(corpus, teacher, SIZE, "recommended", TOKENS[teacher], SEEDS[0])
+def _mean_and_interval(changes: Sequence[float]) -> tuple[str, str]:
+    interval = bootstrap_interval(changes)
     return (
-        f"```\npython -m benchmarks.evidence --table main --only {corpus}/{teacher}/ {corpus}/none/{PLACES[corpus]}\n"
-        f"{cell.command} --again   # one cell from its first step, and compared\n```\n\n"
-        + CELLS.format(corpus=corpus, teacher=teacher, tokens=TOKENS[teacher], places=PLACES[corpus])
+        format_signed(statistics.fmean(changes)) if changes else "",
+        "" if interval is None else " to ".join(map(format_signed, interval)),
     )
+
+
+def _listed(shares: Sequence[str]) -> str:
+    """One for each seed, or one that all have."""
+    return shares[0] if len(set(shares)) == 1 else ", ".join(shares)
+
+
+def _probe(results: Results, name: str) -> str:
+    """Mean over seeds of a probe's loss change."""
+    probes = [result["probes"][name] for result in results.values() if name in result.get("probes", {})]
+    return format_signed(statistics.fmean(probe["loss_delta"] for probe in probes)) if probes else ""

@@ -10,24 +10,23 @@ from typing import Any
 
 import torch
 import transformers
-from cocomix.training.drafts import fields_of
-from cocomix.training.numbers import parse_count
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import TASKS, Places, prepare_config
-from benchmarks.evidence.inputs import Inputs, windows_of
-from benchmarks.evidence.tables import TOKENS
+from benchmarks.evidence.inputs import TEACHERS, Inputs, windows_of
+from benchmarks.evidence.tables import REGIMES
 from benchmarks.evidence.variants import VARIANTS
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file
-from cocomix.training.metrics import read_metrics
+from cocomix.base.kinds import read_metrics
+from cocomix.base.numbers import parse_count
 from cocomix.training.sizes import SIZES
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
 CURVE = ("train_tokens", "train_flops", "train_seconds", "validation_loss")
 #: Points of a curve.
 NUM_EVALUATIONS = 5
-#: Behind each point of a curve and each probe: evenly spaced validation windows. Losses are of the whole split.
+#: Evenly spaced validation windows for each point of a curve and each probe. Losses are of the whole split.
 CURVE_WINDOWS = PROBE_WINDOWS = 128
 #: Items of each benchmark (of each paradigm of BLiMP).
 TASK_ITEMS = {"lambada": 1000, "blimp": 100}
@@ -38,7 +37,7 @@ NOT_REPEATED = ("train_seconds", "versions")
 def run(cell: Cell, places: Places) -> dict[str, Any]:
     """Train and evaluate a cell, continuing what was begun; returns its result."""
     key = cell.key
-    inputs = Inputs(places, key.corpus, key.teacher, key.size)
+    inputs = inputs_of(key, places)
     config = train_config(key, inputs)
     manifest = train(config)
     evaluation = config.output.with_name(config.output.name + "-evaluation")
@@ -56,13 +55,22 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
-    if config.student.mixer == "concept" and config.student.mixing != "none":
+    if config.student.mixer.is_steerable:
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)
-    if places.task_data is not None and TASKS[key.corpus] and key.tokens in TOKENS.values():
+    if (
+        places.task_data is not None
+        and TASKS[key.corpus]
+        and key.tokens in {regime.tokens for regime in REGIMES.values()}
+    ):
         result["tasks"] = tasks_of(config, places)
     return result
+
+
+def inputs_of(cell: Cell, places: Places) -> Inputs:
+    folder = places.work / cell.corpus / f"{cell.teacher}-{cell.size}"
+    return Inputs(places, cell.corpus, TEACHERS.get(cell.teacher), cell.size, folder)
 
 
 def repeated(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,33 +81,36 @@ def repeated(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget(cell: Cell, places: Places) -> None:
-    """Remove what a cell's run and its evaluations left in the work folder; what it learned from stays.
+    """Remove what a cell's run and its evaluations left in the work folder; the data, teacher and labels stay.
 
     Raises:
         CocomixError: the corpus is missing, and the run could not be repeated.
     """
     key = cell.key
     prepare_config(key.corpus, SIZES[key.size], places)
-    folder = Inputs(places, key.corpus, key.teacher, key.size).folder
+    folder = inputs_of(key, places).folder
     for path in (folder / key.stem, *folder.glob(f"{key.stem}-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
-    """The student's run: its variant with everything that was open."""
+    """The student's run: its variant, with data, labels and teacher filled in."""
     variant, size = VARIANTS[cell.variant], SIZES[cell.size]
-    draft = variant.draft(cell.size)
+    config = variant.config(cell.size)
     num_windows = windows_of(cell.num_tokens, size)
     given: dict[str, Any] = {"attribution": AttributionConfig()}
     if variant.needs_labels(cell.size):
-        most = max(num_windows, windows_of(parse_count(TOKENS[cell.teacher], "tokens"), size))
-        given |= {"labels": inputs.labels(draft.attribution, most, variant.num_latents), "num_concepts": None}
-    if draft.distillation.weight or draft.hidden_regression.weight:
+        most = max(num_windows, windows_of(parse_count(REGIMES[cell.teacher].tokens, "tokens"), size))
+        mixer = config.student.mixer.changed(num_concepts=None)  # as many as the labels have
+        given = {
+            "attribution": config.attribution,
+            "labels": inputs.labels(config.attribution, most, variant.num_latents),
+            "student": replace(config.student, mixer=mixer),
+        }
+    if any(objective.uses_teacher(config) for objective in config.objectives):
         given["teacher"] = inputs.teacher
-    if draft.student.mixer != "concept":
-        given["num_concepts"] = None
-    whole = replace(
-        draft,
+    return replace(
+        config,
         data=inputs.data,
         output=inputs.folder / cell.stem,
         num_tokens=cell.num_tokens,
@@ -109,7 +120,6 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         max_validation_windows=CURVE_WINDOWS,
         **given,
     )
-    return TrainConfig(**fields_of(whole))
 
 
 def curve_of(config: TrainConfig) -> list[list[float]]:
@@ -129,10 +139,10 @@ def teacher_facts(inputs: Inputs, num_latents: int | None) -> dict[str, Any]:
 def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     """Loss changes under the causal probes; the teacher's own labels only where they are no control."""
     variant, oracle = VARIANTS[cell.variant], {}
-    attribution = variant.draft(cell.size).attribution
+    attribution = variant.config(cell.size).attribution
     if config.labels is not None and attribution.control == "none":
         oracle = {"teacher": inputs.teacher, "sae": inputs.sae(variant.num_latents), "attribution": attribution}
-    found = evaluate(
+    result = evaluate(
         EvalConfig(
             model=config.output,
             data=config.data,
@@ -142,7 +152,7 @@ def probes_of(cell: Cell, config: TrainConfig, inputs: Inputs) -> dict[str, Any]
             **oracle,
         )
     )
-    return dict(found["probes"])
+    return dict(result["probes"])
 
 
 def tasks_of(config: TrainConfig, places: Places) -> dict[str, Any]:

@@ -175,8 +175,17 @@ ROWS: list[dict[int, float]] = [{4: 40.0}, {}, {7: -30.0, 2: 10.0}]
 POSITIONS = (None, "prompt", "generated", slice(2, 8), range(1, 12, 2), slice(4, None))
 
 
-@pytest.mark.parametrize(("mixing", "mode"), [("interleave", "set"), ("interleave", "scale_logits"), ("add", "set")])
-@pytest.mark.parametrize("positions", POSITIONS, ids=repr)
+def combinations() -> list[Any]:
+    """Every rule of positions with one mixing and mode, two rules with the others; all of them are slow."""
+    found = []
+    for mixing, mode in (("interleave", "set"), ("interleave", "scale_logits"), ("add", "set")):
+        for positions in POSITIONS:
+            fast = (mixing, mode) == ("interleave", "set") or positions in ("prompt", slice(4, None))
+            found.append(pytest.param(mixing, mode, positions, marks=() if fast else pytest.mark.slow))
+    return found
+
+
+@pytest.mark.parametrize(("mixing", "mode", "positions"), combinations(), ids=repr)
 class TestGeneration:
     """Rows of a batch get what each gets alone, whatever `generate` does with the rows and the cache."""
 

@@ -55,9 +55,7 @@ def test_a_port_in_use_is_named(model_cache: ModelCache) -> None:
 
 def test_the_missing_extra_is_named(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(
-        CocomixError, match=r"nicegui.* 'cocomix\[studio\]'"
-    ):
+    with pytest.raises(CocomixError, match=r"nicegui.* 'cocomix\[studio\]'"):
         studio(StudioConfig((demo.root,)))
 
 

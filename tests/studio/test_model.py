@@ -37,9 +37,7 @@ def test_names_are_found_by_part_by_index_and_by_what_is_on_their_cards(model: S
 
 
 def test_an_unknown_name_offers_the_nearest(model: StudioModel) -> None:
-    with pytest.raises(
-        CocomixError, match=r"'improt statemnts'.* 'import statements'"
-    ):
+    with pytest.raises(CocomixError, match=r"'improt statemnts'.* 'import statements'"):
         model.search_names("improt statemnts")
     with pytest.raises(CocomixError, match=r"concept 99 .* 0 to 23"):
         model.search_names("99")

@@ -1,7 +1,7 @@
 """Settings of the process that make training on a CPU faster. Only the command line calls this; importing changes nothing.
 
-`python -m benchmarks.host` measures what keeping freed memory is worth, beside other allocators (docs/training.md). The spin
-count costs little on an idle machine and keeps the speed where another process is busy.
+docs/log.md says what keeping freed memory is worth, beside other allocators. The spin count costs little on an idle machine
+and keeps the speed where another process is busy.
 """
 
 from __future__ import annotations

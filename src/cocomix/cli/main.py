@@ -44,9 +44,9 @@ COMMANDS = {
     ),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
-        "sparse autoencoders on a teacher's residual stream", "sae.training", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream", "tools.sae_card.command", "train_sae", "TrainSaeConfig"
     ),
-    "extract": Command("concept labels of a token dataset", "labels.extraction", "extract", "ExtractConfig"),
+    "extract": Command("concept labels of a token dataset", "labels.extract", "extract", "ExtractConfig"),
     "distill-targets": Command(
         "tokens drawn from a teacher's predictions, to distil from without it",
         "labels.distillation_targets",

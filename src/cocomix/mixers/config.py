@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cocomix.base.errors import CocomixError, nearest
 from cocomix.mixers.mixing import MIXINGS
@@ -242,7 +242,7 @@ class ConceptConfig(InsertedConfig):
 
 
 MIXERS: dict[str, type[MixerConfig]] = {config.mixer: config for config in (NoMixerConfig, PauseConfig, ConceptConfig)}
-MixerClass = TypeVar("MixerClass", bound="type[Mixer]")
+MixerClass = TypeVar("MixerClass")
 
 
 def register_mixer(mixer: MixerClass) -> MixerClass:
@@ -251,7 +251,7 @@ def register_mixer(mixer: MixerClass) -> MixerClass:
     Raises:
         CocomixError: another mixer has that name.
     """
-    config = mixer.Config
+    config = cast(Any, mixer).Config
     if MIXERS.get(config.mixer, config) is not config:
         raise CocomixError(f"there is another mixer called {config.mixer!r}")
     config.module = mixer

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from cocomix.base.errors import CocomixError
 
 #: Megabytes (of 2**20 bytes) of a chunk's logits. At 50,257 classes 16 of them lose time to smaller products on a
-#: CPU, and 128 gain none (`python -m benchmarks.heads`).
+#: CPU, and 128 gain none (docs/log.md).
 LOGITS_MEGABYTES = 64
 
 _MEGABYTE = 2**20

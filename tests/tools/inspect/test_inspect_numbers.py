@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset, load_causal_lm
-from cocomix.labels.extraction import load_extractor
+from cocomix.labels.live import load_extractor
 from cocomix.tools.inspect import effects
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
 from cocomix.tools.inspect.occurrences import StrongestOccurrences, find_occurrences

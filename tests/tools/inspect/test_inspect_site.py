@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.site import BROWSER_ARGUMENTS, BROWSERS, make_inspection, wait_until
 
 from cocomix.tools.inspect.cards import CardReader
 from cocomix.tools.inspect.site import script_json
+from tests.tools.inspect.made_up import BROWSER_ARGUMENTS, BROWSERS, make_inspection, wait_until
 
 ATTACK = "</script><script>window.stolen=1</script><img src=x onerror='window.stolen=1'>&amp;\u2028${1}`\\"
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)

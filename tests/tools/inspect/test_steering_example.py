@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset
-from cocomix.labels.extraction import load_extractor
+from cocomix.labels.live import load_extractor
 from cocomix.steering.directions import concept_directions
 from cocomix.tools.demo.steering_example import STRENGTH, most_steerable
 from tests.conftest import Tiny

@@ -13,7 +13,7 @@ import torch
 
 from cocomix import AttributionConfig, CocomixError, TokenDataset, steer
 from cocomix.cli.main import main
-from cocomix.labels.extraction import load_extractor
+from cocomix.labels.live import load_extractor
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, write_names

@@ -25,24 +25,38 @@ from tests.conftest import Tiny
 SMALL: dict[str, Any] = {"device": "a100", "devices": 2}
 
 
-def test_the_plan_of_the_papers_smallest() -> None:
-    plan = cocomix.plan("gpt2-69m-cocomix", tokens="200B", devices=64, device="h100")
-    assert (plan.num_parameters, plan.num_active_parameters) == (85_064_192, 68_269_568)
-    assert (plan.vocab_size, plan.context_length, plan.num_concepts) == (50257, 1024, 32768)
-    assert plan.equal_parameters.hidden_size == 624
-    assert plan.equal_flops.hidden_size == find_recipe("gpt2-69m-ntp-equal-flops").draft().student.hidden_size
-    # Blocks 0 to 2 hold one key and value of width 512 a token, blocks 3 to 7 two, in two bytes a number.
-    assert plan.kv_cache_bytes_per_token == 2 * 512 * (3 + 2 * 5) * 2
+@pytest.mark.parametrize(
+    ("size", "devices", "parameters", "shape", "width", "cache", "precision"),
+    [
+        # Block 0 holds one key and value of width 64 a token, block 1 two, in four bytes a number.
+        ("tiny", 8, (305_536, 274_176), (2048, 128, 512), 70, 2 * 64 * (1 + 2 * 1) * 4, "float32"),
+        # Blocks 0 to 2 hold one key and value of width 512 a token, blocks 3 to 7 two, in two bytes a number.
+        pytest.param(
+            *("69m", 64, (85_064_192, 68_269_568), (50257, 1024, 32768), 624, 2 * 512 * (3 + 2 * 5) * 2, "bfloat16"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_plan_of_a_recipe(
+    size: str, devices: int, parameters: tuple[int, int], shape: tuple[int, ...], width: int, cache: int, precision: str
+) -> None:
+    plan = cocomix.plan(f"gpt2-{size}-cocomix", tokens="200B", devices=devices, device="h100")
+    assert (plan.num_parameters, plan.num_active_parameters) == parameters
+    assert (plan.vocab_size, plan.context_length, plan.num_concepts) == shape
+    assert plan.equal_parameters.hidden_size == width
+    assert plan.equal_flops.hidden_size == find_recipe(f"gpt2-{size}-ntp-equal-flops").draft().student.hidden_size
+    assert plan.kv_cache_bytes_per_token == cache
     assert plan.label_bytes_per_token == 8
     assert plan.as_dict()["label_bytes"] == 8 * 200_000_000_000
     device = known_devices()["h100"]
     flops = plan.flops["algorithmic"].training * 200e9
-    assert plan.duration.student_hours == pytest.approx(flops / (64 * device.bfloat16_flops * 0.4) / 3600)
-    labels = plan.teacher.labels * 200e9 / (64 * device.float32_flops * 0.4) / 3600
+    peak = getattr(device, f"{precision}_flops")
+    assert plan.duration.student_hours == pytest.approx(flops / (devices * peak * 0.4) / 3600)
+    labels = plan.teacher.labels * 200e9 / (devices * device.float32_flops * 0.4) / 3600
     assert plan.duration.labels_hours == pytest.approx(labels)
-    assert plan.duration.device_hours == pytest.approx(64 * (plan.duration.student_hours + labels))
+    assert plan.duration.device_hours == pytest.approx(devices * (plan.duration.student_hours + labels))
     memory = plan.memory
-    assert (memory.weights, memory.gradients, memory.moments) == (4 * 85_064_192, 4 * 85_064_192, 8 * 85_064_192)
+    assert (memory.weights, memory.gradients, memory.moments) == tuple(n * parameters[0] for n in (4, 4, 8))
     assert memory.activations_with_checkpointing < memory.activations
     assert memory.temporaries > 0
 

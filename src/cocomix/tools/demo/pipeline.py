@@ -16,14 +16,15 @@ from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.command import EvalConfig, evaluate
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.labels.extract import ExtractConfig, extract
 from cocomix.objectives.config import DistillationConfig
-from cocomix.sae.training import TrainSaeConfig, train_sae
+from cocomix.sae.train import TrainSaeConfig
 from cocomix.tools.demo.report import REPORT_NAME, write_report
 from cocomix.tools.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
 from cocomix.tools.demo.steering_example import steering_example
 from cocomix.tools.demo.summary import most_used_concepts, summarize
 from cocomix.tools.inspect.command import InspectConfig, inspect
+from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import OptimizerConfig, TrainConfig
 

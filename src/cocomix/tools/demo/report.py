@@ -160,7 +160,7 @@ def format_change(value: float | int, reference: float | int, *, less: str = "le
 
 
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
-    environment = page_environment("cocomix.tools.demo", "cocomix.sae")
+    environment = page_environment("cocomix.tools.demo", "cocomix.tools.sae_card")
     students = {name: summary[name] for name in summary["students"]}
     return environment.get_template(REPORT_NAME).render(
         s=summary,

@@ -13,7 +13,7 @@ from cocomix.base import artifacts
 from cocomix.base.kinds import STEERING_EXAMPLE
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import load_extractor
+from cocomix.labels.live import load_extractor
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.teacher import Teacher

@@ -27,7 +27,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
-from cocomix.labels.label_sources import TeacherLabels
+from cocomix.labels.live import TeacherLabels
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import NAMES_NAME, add_names, read_metadata, write_statistics

@@ -22,8 +22,7 @@ from cocomix.base.kinds import STEERING_SCORE
 from cocomix.base.page import write_file
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import load_extractor
-from cocomix.labels.label_sources import identify_sae
+from cocomix.labels.live import identify_sae, load_extractor
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.activations import concept_activations
