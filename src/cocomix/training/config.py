@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -92,14 +93,14 @@ class MoreObjectives:
 
 def more_objectives(**settings: ObjectiveConfig) -> MoreObjectives:
     """Settings of registered objectives by name; what is not named is as its class says, off."""
-    others = {name: config for name, config in OBJECTIVES.items() if name not in BUILT_IN}
-    made = make_dataclass(
-        "MoreObjectives",
-        [(name, config, field(default_factory=config)) for name, config in others.items()],
-        bases=(MoreObjectives,),
-        frozen=True,
-    )
-    return cast(MoreObjectives, made(**settings))
+    return _more_objectives_of(tuple(name for name in OBJECTIVES if name not in BUILT_IN))(**settings)
+
+
+@functools.cache
+def _more_objectives_of(names: tuple[str, ...]) -> type[MoreObjectives]:
+    """One class for the same objectives, so that equal settings are equal."""
+    options = [(name, OBJECTIVES[name], field(default_factory=OBJECTIVES[name])) for name in names]
+    return make_dataclass("MoreObjectives", options, bases=(MoreObjectives,), frozen=True)
 
 
 @dataclass(frozen=True)
