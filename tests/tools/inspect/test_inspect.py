@@ -28,7 +28,7 @@ from cocomix.cli.main import main
 from cocomix.steering.concept_metadata import DIRECTIONS_NAME, read_metadata
 from cocomix.tools.inspect import command as module
 from cocomix.tools.inspect.cards import read_card, read_cards, read_summary
-from tests.conftest import Tiny
+from tests.conftest import CONCEPT, Tiny
 from tests.tools.inspect.conftest import config
 
 
