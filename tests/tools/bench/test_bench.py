@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cocomix import CocomixError, ConceptExtractor
 from cocomix.cli.main import main
-from cocomix.mixers import base as mixers
+from cocomix.mixers import concept as mixers
 from cocomix.sae import update as sae_update
 from cocomix.tools.bench import command, dense, extract, extract_ranks, generate, head, sae, train
 from cocomix.tools.bench.command import BenchConfig, CaseName, bench, sections

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel
 
+from cocomix.mixers.config import NoMixerConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.ranks import joined_ranks
 from cocomix.data.prepare import PrepareConfig, prepare
@@ -73,7 +74,7 @@ def _prepare(folder: Path, shape: RanksShape) -> None:
     prepare(PrepareConfig(output=folder / "data", text=(text,), vocab_size=1024, context_length=CONTEXT))
     data = TokenDataset(folder / "data")
     config = student_config(
-        width=WIDTH, num_blocks=4, num_heads=4, vocab_size=data.vocab_size, num_positions=CONTEXT, mixer="none"
+        width=WIDTH, num_blocks=4, num_heads=4, vocab_size=data.vocab_size, num_positions=CONTEXT, mixer=NoMixerConfig()
     )
     torch.manual_seed(0)
     GPT2LMHeadModel(config.backbone_config).save_pretrained(folder / "teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import GPT2Config
 
+from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.configuration import CoCoMixConfig
 
 
@@ -14,11 +15,7 @@ def student_config(
     num_heads: int,
     vocab_size: int,
     num_positions: int,
-    mixer: str = "concept",
-    mixing: str = "interleave",
-    insert_layer: int = 0,
-    num_concepts: int = 1,
-    num_active: int = 1,
+    mixer: MixerConfig,
 ) -> CoCoMixConfig:
     """A student on a GPT-2 without dropout."""
     backbone = GPT2Config(
@@ -33,11 +30,4 @@ def student_config(
         bos_token_id=0,
         eos_token_id=0,
     )
-    return CoCoMixConfig(
-        backbone_config=backbone,
-        mixer=mixer,
-        mixing=mixing,
-        insert_layer=insert_layer,
-        num_concepts=num_concepts,
-        num_active_concepts=num_active,
-    )
+    return CoCoMixConfig(backbone_config=backbone, mixer=mixer)
