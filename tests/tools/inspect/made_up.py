@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
+from cocomix.tools.inspect.summary import norm_histogram, usage
 
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.tools.inspect.cards import (
