@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from cocomix.base.artifacts import begin, finish, write_json
+from cocomix.base.kinds import INSPECTION
 from cocomix.tools.inspect.cards import (
-    KIND,
     SOURCES,
     SUMMARY_NAME,
     ConceptCard,
@@ -46,7 +46,7 @@ def wait_until(page: Any, condition: str, timeout_seconds: float = 300.0) -> Non
 
 def make_inspection(folder: Path, num_concepts: int, num_contexts: int = 8, text: str = "") -> None:
     """Write an inspection with made-up cards; `text` is in every name, token and context."""
-    with begin(folder, KIND, {"synthetic": num_concepts}) as finished:
+    with begin(folder, INSPECTION, {"synthetic": num_concepts}) as finished:
         if finished:
             return
         write_json(folder / SUMMARY_NAME, _summary(num_concepts))

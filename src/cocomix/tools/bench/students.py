@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import GPT2Config
 
+from cocomix.mixers.config import ConceptConfig, NoMixerConfig
 from cocomix.modeling.configuration import CoCoMixConfig
 
 
@@ -33,11 +34,7 @@ def student_config(
         bos_token_id=0,
         eos_token_id=0,
     )
-    return CoCoMixConfig(
-        backbone_config=backbone,
-        mixer=mixer,
-        mixing=mixing,
-        insert_layer=insert_layer,
-        num_concepts=num_concepts,
-        num_active_concepts=num_active,
+    inserted = ConceptConfig(
+        mixing=mixing, layer=insert_layer - 1, num_concepts=num_concepts, num_active_concepts=num_active
     )
+    return CoCoMixConfig(backbone_config=backbone, mixer=inserted if mixer == "concept" else NoMixerConfig())
