@@ -143,7 +143,7 @@ def prepare() -> str:
     rows = [
         [
             f"{run['corpus_bytes'] / 1e6:,.0f} MB",
-            "streamed" if run["stream"] else "in memory",
+            "streamed" if run["stream"] else "copied first",
             str(run["num_workers"]),
             f"{run['peak_bytes'] / 1e6:,.0f} MB",
             "" if run["peak_bytes_of_workers"] is None else f"{run['peak_bytes_of_workers'] / 1e6:,.0f} MB each",

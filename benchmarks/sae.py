@@ -17,7 +17,7 @@ from cocomix.base import artifacts
 from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
 from cocomix.base.kinds import SPARSE_AUTOENCODER
-from cocomix.sae.training import LEARNING_RATE_AT_2_14
+from cocomix.sae.train import LEARNING_RATE_AT_2_14
 from cocomix.tools.demo.sizes import demo_size
 
 #: Of a dictionary of 4,096 latents: FVU and the share of dead latents at most, loss recovered at least.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import tyro
+from cocomix.training.schedule import learning_rate
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
@@ -20,7 +21,6 @@ from transformers import Trainer, TrainingArguments
 from cocomix import CocomixError, ConceptDataset, TokenDataset, TrainConfig
 from cocomix.data.order import windows_of_step
 from cocomix.training.optimizer import adamw
-from cocomix.training.schedule import learning_rate
 from cocomix.training.students import build_student
 
 

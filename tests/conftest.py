@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import random
@@ -17,13 +18,31 @@ import tests.shape_checker  # noqa: F401  (the hook below takes it by name)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Libraries first: what is imported under the hook is compiled from its source, whatever cache Python has of it.
+for _library in (
+    "datasets",
+    "jinja2",
+    "matplotlib.pyplot",
+    "pandas",
+    "rich.progress",
+    "torch._dynamo",
+    "transformers.generation",
+    "transformers.modeling_utils",
+    "transformers.tokenization_utils_tokenizers",
+    "transformers.models.auto.modeling_auto",
+    "tyro",
+    "yaml",
+):
+    importlib.import_module(_library)
+
 # Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
 install_import_hook("cocomix", "tests.shape_checker.check")
 
 from cocomix.data.prepare import PrepareConfig, prepare
-from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.labels.extract import ExtractConfig, extract
 from cocomix.mixers.config import ConceptConfig
-from cocomix.sae.training import TrainSaeConfig, train_sae
+from cocomix.sae.train import TrainSaeConfig
+from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import StudentConfig, TrainConfig
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PhiConfig
 
+import cocomix
 from cocomix.modeling import backbones
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.training.recipes import VARIANTS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -45,9 +47,29 @@ def test_the_guide_to_the_model_runs() -> None:
     assert names["new"].shape == (2, 48)
 
 
-@pytest.mark.parametrize("page", ["recipes.md", "planning.md"])
-def test_recipes_and_plans_are_as_shown(page: str) -> None:
-    assert "cocomix" in run(page)
+def test_recipes_are_as_shown() -> None:
+    config = run("recipes.md")["config"]
+    assert isinstance(config, cocomix.TrainConfig)
+    assert config.num_tokens == 1_000_000
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z-]+)` \|.*\|(.*)\|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(VARIANTS)
+    # What the last column says a recipe needs is what it asks for.
+    for name, needs in rows:
+        asked = ""
+        try:
+            cocomix.recipe(f"gpt2-tiny-{name}", data="data", output="run")
+        except cocomix.CocomixError as error:
+            asked = str(error)
+        assert ("--teacher" in needs) == ("--teacher" in asked and "--labels" not in asked), (name, asked)
+        assert ("labels" in needs) == ("--labels" in asked), (name, asked)
+
+
+@pytest.mark.slow
+def test_a_plan_is_as_shown() -> None:
+    plan = run("planning.md")["plan"]  # the page asserts some of its numbers
+    assert plan.num_parameters == 85_064_192
+    assert plan.as_dict()["num_tokens"] == 200 * 10**9
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

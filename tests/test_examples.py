@@ -30,6 +30,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_slurm_script_trains_on_two_nodes(tiny: Tiny, tmp_path: Path) -> None:
     programs = {"srun": SRUN, "scontrol": SCONTROL, "cocomix": COCOMIX, "torchrun": TORCHRUN}
     (tmp_path / "bin").mkdir()

@@ -24,20 +24,23 @@ if TYPE_CHECKING:
     from cocomix.labels.config import AttributionConfig as AttributionConfig
     from cocomix.labels.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
     from cocomix.labels.distillation_targets import distill_targets as distill_targets
-    from cocomix.labels.extraction import ExtractConfig as ExtractConfig
-    from cocomix.labels.extraction import extract as extract
+    from cocomix.labels.extract import ExtractConfig as ExtractConfig
+    from cocomix.labels.extract import extract as extract
+    from cocomix.mixers.base import Mixer as Mixer
+    from cocomix.mixers.config import register_mixer as register_mixer
     from cocomix.modeling.backbones import DecoderAdapter as DecoderAdapter
     from cocomix.modeling.backbones import register_adapter as register_adapter
     from cocomix.modeling.configuration import CoCoMixConfig as CoCoMixConfig
     from cocomix.modeling.loading import load_causal_lm as load_causal_lm
     from cocomix.modeling.model import CoCoMixForCausalLM as CoCoMixForCausalLM
     from cocomix.modeling.output import CoCoMixOutput as CoCoMixOutput
+    from cocomix.objectives.base import Objective as Objective
     from cocomix.objectives.config import DistillationConfig as DistillationConfig
     from cocomix.objectives.config import HiddenRegressionConfig as HiddenRegressionConfig
+    from cocomix.objectives.config import register_objective as register_objective
     from cocomix.sae.model import SparseAutoencoder as SparseAutoencoder
     from cocomix.sae.model import SparseAutoencoderConfig as SparseAutoencoderConfig
-    from cocomix.sae.training import TrainSaeConfig as TrainSaeConfig
-    from cocomix.sae.training import train_sae as train_sae
+    from cocomix.sae.train import TrainSaeConfig as TrainSaeConfig
     from cocomix.steering.steer import steer as steer
     from cocomix.tools.compare.command import CompareConfig as CompareConfig
     from cocomix.tools.compare.command import compare as compare
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from cocomix.tools.plan.plan import PlanConfig as PlanConfig
     from cocomix.tools.plan.plan import make_plan as make_plan
     from cocomix.tools.plan.plan import plan as plan
+    from cocomix.tools.sae_card.command import train_sae as train_sae
     from cocomix.tools.steer_eval.command import SteerEvalConfig as SteerEvalConfig
     from cocomix.tools.steer_eval.command import steer_eval as steer_eval
     from cocomix.training.command import train as train
@@ -75,9 +79,13 @@ _OWNERS = {
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "labels.attribution",
     "DecoderAdapter": "modeling.backbones",
+    "Mixer": "mixers.base",
+    "Objective": "objectives.base",
+    "register_mixer": "mixers.config",
+    "register_objective": "objectives.config",
     "DemoConfig": "tools.demo.pipeline",
     "EvalConfig": "evaluation.command",
-    "ExtractConfig": "labels.extraction",
+    "ExtractConfig": "labels.extract",
     "DistillTargetsConfig": "labels.distillation_targets",
     "DistillationConfig": "objectives.config",
     "HiddenRegressionConfig": "objectives.config",
@@ -91,14 +99,14 @@ _OWNERS = {
     "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
-    "TrainSaeConfig": "sae.training",
+    "TrainSaeConfig": "sae.train",
     "compare": "tools.compare.command",
     "distill_targets": "labels.distillation_targets",
     "GenerateConfig": "tools.generate.command",
     "SteerEvalConfig": "tools.steer_eval.command",
     "evaluate": "evaluation.command",
     "generate": "tools.generate.command",
-    "extract": "labels.extraction",
+    "extract": "labels.extract",
     "load_causal_lm": "modeling.loading",
     "make_plan": "tools.plan.plan",
     "plan": "tools.plan.plan",
@@ -111,7 +119,7 @@ _OWNERS = {
     "steer_eval": "tools.steer_eval.command",
     "stream_concepts": "data.streaming",
     "train": "training.command",
-    "train_sae": "sae.training",
+    "train_sae": "tools.sae_card.command",
 }
 
 __all__ = sorted(_OWNERS)

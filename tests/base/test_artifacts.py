@@ -174,3 +174,20 @@ def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "another process is writing" in other.stderr
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()])
+def test_an_atomic_write_is_the_old_file_or_the_whole_new_one(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file.txt"
+    with artifacts.atomic(path) as partial:
+        partial.write_text("old")
+        assert not path.exists()
+    with pytest.raises(type(error)), artifacts.atomic(path) as partial:  # noqa: PT012
+        partial.write_text("half of the n")
+        assert path.read_text() == "old"
+        raise error
+    assert path.read_text() == "old"
+    with artifacts.atomic(path) as partial:
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]

@@ -32,12 +32,12 @@ def write(folder: Path, text: str) -> str:
 def test_the_command_line_is_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
     file = write(tmp_path, "recipe: gpt2-tiny-pause\nseed: 5\nnum_tokens: 100\noptimizer: {beta1: 0.8, beta2: 0.9}\n")
     config = parse_train("--config", file, "--num-tokens", "200", "--optimizer.beta2=0.7")
-    assert (config.num_tokens, config.seed, config.student.mixer) == (200, 5, "pause")
+    assert (config.num_tokens, config.seed, config.student.mixer.mixer) == (200, 5, "pause")
     assert (config.optimizer.beta1, config.optimizer.beta2) == (0.8, 0.7)
     assert config.optimizer.warmup_fraction == SIZES["tiny"].warmup_fraction
     assert config.student.hidden_size == SIZES["tiny"].hidden_size
     other = parse_train("--config", file, "--recipe=gpt2-small-ntp")
-    assert (other.student.mixer, other.student.hidden_size, other.seed) == ("none", 136, 5)
+    assert (other.student.mixer.mixer, other.student.hidden_size, other.seed) == ("none", 136, 5)
 
 
 def test_values_of_every_kind(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_values_of_every_kind(tmp_path: Path) -> None:
     config = parse_train("--config", write(tmp_path, text))
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (3e-4, 0.0)
     assert (config.trackers, config.labels, config.teacher) == (("wandb",), None, Path("t"))
-    assert (config.parallel.compile, config.micro_batch_size, config.student.mixer) == (True, 4, "none")
+    assert (config.parallel.compile, config.micro_batch_size, config.student.mixer.mixer) == (True, 4, "none")
 
 
 @pytest.mark.parametrize("text", ["2M", "2e6", "2.0e+6", "2_000_000", "'2,000k'"])
@@ -57,29 +57,16 @@ def test_token_counts_as_people_write_them(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("num_token: 5", r"run.yaml: there is no option num_token; perhaps num_tokens"),
-        ("student: {hiden_size: 5}", r"there is no option student.hiden_size; perhaps student.hidden_size"),
-        ("zzz: 1", r"there is no option zzz; there are data, output, labels"),
-        ("num_tokens: many", r"num_tokens is 'many'; expected a whole number"),
-        ("num_tokens: true", r"num_tokens is True; expected a whole number"),
-        ("num_tokens: 1.5", r"num_tokens is 1.5; expected a whole number"),
-        ("optimizer: {learning_rate: fast}", r"optimizer.learning_rate is 'fast'; expected a number"),
-        ("optimizer: {learning_rate: [1]}", r"optimizer.learning_rate is \[1\]; expected a number"),
-        ("optimizer: 5", r"optimizer is 5; expected options as `name: value` below it"),
-        ("student: {mixer: pauze}", r"student.mixer is 'pauze'; expected one of concept, pause, none"),
-        ("labels: 5", r"labels is 5; expected a path or null"),
-        ("trackers: wandb", r"trackers is 'wandb'; expected a list of which each is one of tensorboard, wandb"),
-        ("trackers: [x]", r"trackers is \['x'\]; expected a list"),
-        ("overwrite: 1", r"overwrite is 1; expected true or false"),
-        ("student: {family: 3}", r"expected one of llama, gpt2"),
-        ("- 1", r"holds a list; expected options"),
-        ("a: [", r"is no YAML: while parsing"),
-        ("seed: 1\nseed: 2", r"is no YAML: the key 'seed' is there twice, again in line 2"),
-        ("[a]: 1", r"is no YAML: the key \['a'\] in line 1 is no name"),
-        ("{a: 1}: 1", r"is no YAML: the key {'a': 1} in line 1 is no name"),
-        ("recipe: gpt2-tiny-np", r"there is no recipe 'gpt2-tiny-np'; perhaps gpt2-tiny-ntp"),
-        ("batch_size: 0", r"batch_size is 0; it must be at least 1"),
-        ("student: {hidden_size: 9}", r"hidden_size 9 is not divisible"),
+        ("- 1", r"list"),
+        ("a: [", r"YAML"),
+        ("seed: 1\nseed: 2", r"'seed' .*line 2"),
+        ("[a]: 1", r"\['a'\] in line 1"),
+        ("{a: 1}: 1", r"{'a': 1} in line 1"),
+        ("recipe: gpt2-tiny-np", r"'gpt2-tiny-np'; perhaps gpt2-tiny-ntp"),
+        ("student: {mixer: pauze}", r"'pauze'; perhaps pause"),
+        ("batch_size: 0", r"batch_size is 0"),
+        ("student: {hidden_size: 9}", r"hidden_size 9"),
+        ("num_tokens: many", r"num-tokens is 'many'"),
     ],
 )
 def test_a_file_that_is_wrong_is_one_sentence(text: str, message: str, tmp_path: Path) -> None:
@@ -89,24 +76,74 @@ def test_a_file_that_is_wrong_is_one_sentence(text: str, message: str, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("text", "option"),
     [
-        (["--learning-rat", "1"], r"^unrecognized options: --learning-rat, 1; perhaps --optimizer.learning-rate, "),
-        (["stray"], r"^unrecognized options: stray; see cocomix train --help$"),
-        (["--batch-size", "a"], r"^--batch-size: invalid literal for int\(\) with base 10: 'a'; see"),
-        (["--num-tokens", "many"], r"^--num-tokens is 'many'; expected a number such as 64M"),
-        (["--batch-size"], r"^missing value for argument '--batch-size'"),
-        (["--student.mixer", "x"], r"^invalid choice 'x' for argument '--student.mixer'"),
-        (["--recipe"], r"^missing value for argument '--recipe'"),
-        (["--recipe", "x"], r"^there is no recipe 'x'"),
-        (["--config", "/nowhere.yaml"], r"^/nowhere.yaml does not exist; --config takes a YAML file"),
-        (["--student.hidden-size", "9"], r"^student: hidden_size 9 is not divisible by twice"),
-        (["--batch-size", "0"], r"^batch_size is 0; it must be at least 1$"),
+        ("num_token: 5", "--num-token"),
+        ("student: {hiden_size: 5}", "--student.hiden-size"),
+        ("zzz: 1", "--zzz"),
+        ("batch_size: true", "--batch-size"),
+        ("batch_size: 1.5", "--batch-size"),
+        ("optimizer: {learning_rate: fast}", "--optimizer.learning-rate"),
+        ("optimizer: {learning_rate: [1, 2]}", "2"),
+        ("optimizer: 5", "--optimizer"),
+        ("trackers: [x]", "--trackers"),
+        ("student: {mixer: pause, num_active_concepts: 3, rank: 2}", "--student.rank"),
     ],
 )
-def test_words_that_are_wrong_are_one_sentence(words: list[str], message: str) -> None:
+def test_an_option_in_a_file_that_is_wrong_is_named_with_its_file(
+    text: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_train("--config", write(tmp_path, text))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert option in said
+    assert option == "2" or "run.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-tokens", "many"], r"--num-tokens is 'many'"),
+        (["--student.mixer", "x"], r"no mixer 'x'; there are none, pause, concept"),
+        (["--recipe"], r"--recipe"),
+        (["--recipe", "x"], r"no recipe 'x'"),
+        (["--config", "/nowhere.yaml"], r"/nowhere.yaml"),
+        (["--student.hidden-size", "9"], r"hidden_size 9"),
+        (["--batch-size", "0"], r"batch_size is 0"),
+    ],
+)
+def test_values_that_are_wrong_are_one_sentence(words: list[str], message: str) -> None:
     with pytest.raises(CocomixError, match=message):
         parse_train(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--learning-rat", "1"], "--learning-rat"),
+        (["stray"], "stray"),
+        (["--batch-size", "a"], "--batch-size"),
+        (["--batch-size"], "--batch-size"),
+        (["--student.mixing", "add"], "--student.mixing"),  # there is no mixer whose setting it could be
+    ],
+)
+def test_words_that_are_wrong_are_named(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_train(*words)
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_options_of_version_0_1_are_taken(tmp_path: Path) -> None:
+    words = ["--student.mixer", "concept", "--student.insert-layer", "2", "--concept-loss-weight=0.5", "--labels", "l"]
+    config = parse_train(*words, "--concept-loss-schedule", "cosine")
+    assert (config.student.mixer.layer, config.concept_loss.weight, config.concept_loss.schedule) == (1, 0.5, "cosine")
+    text = "student: {mixer: none, mixing: interleave, insert_layer: 1, num_active_concepts: 32, concept_stride: 1, "
+    text += "concept_window: null, concept_groups: null}\nconcept_loss_weight: 0.1\nnum_concepts: null\n"
+    config = parse_train("--config", write(tmp_path, text))
+    assert config.student.mixer.mixer == "none"
+    assert config.concept_loss.weight == 0.1
 
 
 @pytest.mark.parametrize("words", [["--num-tokens", "4M"], ["--num-tokens=4M"], ["--num_tokens", "4_000_000"]])
@@ -118,7 +155,9 @@ def test_what_is_missing_is_named_and_the_exit_code_is_that_of_usage(capsys: pyt
     with pytest.raises(SystemExit) as stop:
         main(["train", "--recipe", "gpt2-tiny-ntp"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: missing from cocomix train: --data, --output; see cocomix train --help\n"
+    said = capsys.readouterr().err
+    assert "--data" in said
+    assert "--output" in said
 
 
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +185,7 @@ class _Plain:
 
 
 def test_what_writes_nothing_takes_no_file() -> None:
-    with pytest.raises(CocomixError, match="unrecognized options: --config"):
+    with pytest.raises(SystemExit):
         parse(_Plain, "cocomix question", "Ask.", ["--name", "x", "--config", "y"])
 
 

@@ -1,16 +1,26 @@
-"""Text to windows: whole, split by document, reproducible, and clear about what it can't do."""
+"""Text to windows: split by document, the same however it is read, reproducible, and clear about what it can't do."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cocomix import CocomixError, PrepareConfig, TokenDataset, prepare
-from cocomix.data import tokenizing
+from cocomix.base.artifacts import Manifest
+from cocomix.data import document_pile, tokenizing
+from cocomix.data import prepare as prepare_module
 from cocomix.data import windows as windows_module
+from cocomix.data.documents import digest_of, is_held_out
 from tests.conftest import Tiny, write_corpus
+
+SPLITS = ("train", "validation")
+both = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "copied"])
 
 
 def config(tiny: Tiny, output: Path, **settings: object) -> PrepareConfig:
@@ -23,42 +33,106 @@ def config(tiny: Tiny, output: Path, **settings: object) -> PrepareConfig:
     return PrepareConfig(output=output, **shared | settings)  # type: ignore[arg-type]
 
 
+def files_of(path: Path) -> dict[str, Any]:
+    """Size and checksum of every file of a dataset."""
+    return dict(json.loads((path / "manifest.json").read_text())["files"])
+
+
+def texts_of(path: Path, split: str) -> list[str]:
+    """Documents of a split in their order, as far as windows hold them whole."""
+    data = TokenDataset(path, split)  # type: ignore[arg-type]
+    text = data.tokenizer().decode(data.input_ids(range(data.num_windows)).flatten())
+    return text.split("<|endoftext|>")[:-1]
+
+
+def total(manifest: Manifest, count: str = "num_documents") -> int:
+    return sum(manifest.facts["splits"][split][count] for split in SPLITS)
+
+
 def test_windows_hold_the_text_in_order_with_documents_ended(tiny: Tiny) -> None:
     data = TokenDataset(tiny.data, "train")
     ids = data.input_ids(range(data.num_windows))
     assert ids.shape == (data.num_windows, 16)
-    text = data.tokenizer().decode(ids.flatten(), skip_special_tokens=False)
-    assert "naïve text ☕" in text
+    assert "naïve text ☕" in data.tokenizer().decode(ids.flatten(), skip_special_tokens=False)
     owners = data.document_ids(range(data.num_windows)).flatten()
     ends = (ids.flatten() == data.eos_token_id).nonzero().flatten()
-    # A document's number changes right behind its end-of-sequence token, and nowhere else.
+    # A document's number changes right after its end-of-sequence token, and nowhere else.
     changes = (owners[1:] != owners[:-1]).nonzero().flatten()
     assert set(changes.tolist()) == set(ends.tolist()) - {len(owners) - 1}
 
 
-def test_splits_share_no_document(tiny: Tiny) -> None:
-    texts = []
-    for split in ("train", "validation"):
-        data = TokenDataset(tiny.data, split)  # type: ignore[arg-type]
-        text = data.tokenizer().decode(data.input_ids(range(data.num_windows)).flatten())
-        texts.append({line.split(":")[0] for line in text.split("# document ")[1:]})
-    assert texts[0]
-    assert texts[1]
-    assert not texts[0] & texts[1]
+def test_documents_are_on_the_side_their_hash_says_in_a_random_order(tiny: Tiny) -> None:
+    documents = [json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines()]
+    digests = np.array([digest_of(text) for text in documents], np.uint64)
+    held_out = is_held_out(digests, 0.2)
+    for split in SPLITS:
+        chosen = np.flatnonzero(held_out == (split == "validation"))
+        in_order = chosen[np.argsort(digests[chosen])][np.random.default_rng(0).permutation(len(chosen))]
+        expected = [documents[i] for i in in_order]
+        found = texts_of(tiny.data, split)
+        assert found == expected[: len(found)]
+        assert len(expected) - len(found) in (0, 1)
+    manifest = json.loads((tiny.data / "manifest.json").read_text())
+    assert sum(manifest["facts"]["splits"][split]["num_documents"] for split in SPLITS) == len(documents)
+    assert not (tiny.data / ".work").exists()
 
 
-def test_equal_settings_give_equal_bytes_and_are_recognised(tiny: Tiny, tmp_path: Path) -> None:
-    first = TokenDataset(tiny.data).fingerprint
+def test_the_split_is_a_function_of_the_document_alone(tiny: Tiny, tmp_path: Path) -> None:
+    more = write_corpus(tmp_path / "more.jsonl", num_documents=30, seed=5)
+    prepare(config(tiny, tmp_path / "data", text=(tiny.corpus, more), seed=3, stream=True))
+    before, after = (set(texts_of(path, "validation")) for path in (tiny.data, tmp_path / "data"))
+    train = set(texts_of(tmp_path / "data", "train"))
+    assert after
+    assert not before & train
+    assert not after & train
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stream": True},
+        {"num_workers": 2},
+        {"stream": True, "num_workers": 2},
+        {"batches": 5, "stream": True},
+        {"batches": 5},
+    ],
+    ids=str,
+)
+def test_however_the_text_is_read_the_bytes_are_the_same(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    settings = dict(settings)
+    if size := settings.pop("batches", None):
+        monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", size)
+        monkeypatch.setattr(document_pile, "BATCHES_PER_FILE", 2)
+        monkeypatch.setattr(prepare_module, "DOCUMENTS_PER_READ", 3)
+    made = prepare(config(tiny, tmp_path, **settings))
+    assert made.files == files_of(tiny.data)
+    # A stream cut short reads other documents, and an own tokenizer is trained on those that are read first.
+    assert made.settings.get("stream") == settings.get("stream")
+
+
+def test_with_a_given_tokenizer_a_stream_is_recognised_as_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    tokenizer = str(tiny.data / "tokenizer")
+    made = prepare(config(tiny, tmp_path, tokenizer=tokenizer))
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    assert prepare(config(tiny, tmp_path, tokenizer=tokenizer, stream=True)).fingerprint == made.fingerprint
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(CocomixError, match=r"^--tokenizer: .*nothing"):
+        prepare(config(tiny, tmp_path / "x", tokenizer=str(tmp_path / "nothing")))
+
+
+def test_equal_settings_are_recognised_and_others_refused(tiny: Tiny, tmp_path: Path) -> None:
+    first = prepare(config(tiny, tmp_path)).fingerprint
+    assert first == TokenDataset(tiny.data).fingerprint
     assert prepare(config(tiny, tmp_path)).fingerprint == first
-    assert prepare(config(tiny, tmp_path)).fingerprint == first
-    with pytest.raises(CocomixError, match="context_length: 16 there, 8 now"):
+    with pytest.raises(CocomixError, match=r"context_length: 16 .*, 8 "):
         prepare(config(tiny, tmp_path, context_length=8))
-    assert prepare(config(tiny, tmp_path, context_length=8, overwrite=True)).fingerprint != first
+    assert prepare(config(tiny, tmp_path, seed=1, overwrite=True)).fingerprint != first
 
 
 def test_shards_join_to_the_same_windows(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows_module, "WINDOWS_PER_SHARD", 7)
-    monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 5)
     prepare(config(tiny, tmp_path))
     whole, parts = TokenDataset(tiny.data), TokenDataset(tmp_path)
     assert len(list((tmp_path / "train").glob("*.parquet"))) > 10
@@ -67,87 +141,151 @@ def test_shards_join_to_the_same_windows(tiny: Tiny, tmp_path: Path, monkeypatch
     assert (parts.input_ids(windows) == whole.input_ids(windows)).all()
 
 
-def test_a_tokenizer_can_be_given(tiny: Tiny, tmp_path: Path) -> None:
-    prepare(config(tiny, tmp_path, tokenizer=str(tiny.data / "tokenizer")))
-    assert (TokenDataset(tmp_path).input_ids([0]) == TokenDataset(tiny.data).input_ids([0])).all()
-    with pytest.raises(CocomixError, match=r"^--tokenizer: no tokenizer could be loaded from .*: nothing is there"):
-        prepare(config(tiny, tmp_path / "x", tokenizer=str(tmp_path / "nothing")))
+class TestInterruption:
+    """What was read is not read again, and the bytes are those of an undisturbed process."""
+
+    @both
+    @pytest.mark.parametrize("num_batches", [1, 5])
+    def test_while_reading(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_batches: int, stream: bool
+    ) -> None:
+        monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 5)
+        monkeypatch.setattr(document_pile, "BATCHES_PER_FILE", 2)
+        encode = prepare_module.encode_in_order
+        counts: list[int] = []
+
+        def interrupted(*arguments: Any) -> Iterator[pa.RecordBatch]:
+            for number, batch in enumerate(encode(*arguments)):
+                if number == num_batches:
+                    raise KeyboardInterrupt
+                yield batch
+
+        def counted(*arguments: Any) -> Iterator[pa.RecordBatch]:
+            for batch in encode(*arguments):
+                counts.append(len(batch))
+                yield batch
+
+        monkeypatch.setattr(prepare_module, "encode_in_order", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(tiny, tmp_path, stream=stream))
+        monkeypatch.setattr(prepare_module, "encode_in_order", counted)
+        assert prepare(config(tiny, tmp_path, stream=stream)).files == files_of(tiny.data)
+        assert sum(counts) == 60 - num_batches // 2 * 10
+
+    def test_while_writing(self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        finish = windows_module.WindowWriter.finish
+
+        def interrupted(writer: windows_module.WindowWriter) -> dict[str, int]:
+            finish(writer)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(windows_module.WindowWriter, "finish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config(tiny, tmp_path))
+        monkeypatch.delattr(prepare_module, "encode_in_order")
+        assert prepare(config(tiny, tmp_path)).fingerprint == TokenDataset(tiny.data).fingerprint
+
+    def test_what_it_left_is_not_taken_for_other_settings(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def nothing(*_: Any) -> Iterable[pa.RecordBatch]:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "encode_in_order", nothing)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config(tiny, tmp_path, seed=3))
+        assert prepare(config(tiny, tmp_path)).fingerprint == TokenDataset(tiny.data).fingerprint
+        assert not (tmp_path / ".work").exists()
+
+    def test_a_resumed_limit_is_the_same_limit(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 3)
+        monkeypatch.setattr(document_pile, "BATCHES_PER_FILE", 1)
+        undisturbed = prepare(config(tiny, tmp_path / "a", max_tokens=4000))
+        with monkeypatch.context() as patch:
+            patch.setattr(document_pile.DocumentPile, "is_complete", property(lambda _: 1 / 0))
+            with pytest.raises(ZeroDivisionError):
+                prepare(config(tiny, tmp_path / "b", max_tokens=4000))
+        assert prepare(config(tiny, tmp_path / "b", max_tokens=4000)).fingerprint == undisturbed.fingerprint
 
 
-def test_one_document_is_cut_so_that_there_is_something_to_hold_out(tmp_path: Path) -> None:
-    (tmp_path / "book.txt").write_text("\n\n".join(f"paragraph {i} " * 20 for i in range(100)))
-    facts = prepare(PrepareConfig(tmp_path / "data", (tmp_path / "book.txt",), vocab_size=280, context_length=16)).facts
-    assert facts["splits"]["train"]["num_documents"] >= 20
-    assert facts["splits"]["validation"]["num_windows"] > 0
-
-
-@pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
-def test_any_single_file_is_cut_somewhere(tmp_path: Path, separator: str) -> None:
+@pytest.mark.parametrize("separator", ["\n\n", "\n", ""])
+def test_any_single_document_is_cut_so_that_there_is_something_to_hold_out(tmp_path: Path, separator: str) -> None:
     (tmp_path / "book.txt").write_text(separator.join(f"sentence{i} more words" for i in range(1000)))
-    facts = prepare(PrepareConfig(tmp_path / "data", (tmp_path / "book.txt",), vocab_size=280, context_length=16)).facts
-    assert facts["splits"]["validation"]["num_windows"] > 0
-    assert facts["splits"]["train"]["num_bytes"] > 5 * facts["splits"]["validation"]["num_bytes"]
+    made = prepare(PrepareConfig(tmp_path / "data", (tmp_path / "book.txt",), vocab_size=280, context_length=16))
+    train, validation = (made.facts["splits"][split] for split in SPLITS)
+    assert train["num_documents"] >= 50
+    assert validation["num_windows"] > 0
+    assert train["num_bytes"] > 5 * validation["num_bytes"]
 
 
-def test_one_long_document_among_short_ones_does_not_become_the_validation_split(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for i in range(24):
-        (text / f"{i}.txt").write_text(f"a short note, number {i}. " * 20)
-    (text / "long.txt").write_text("a long book. " * 40_000)
-    for seed in range(4):
-        config = PrepareConfig(tmp_path / f"data{seed}", (text,), vocab_size=280, context_length=16, seed=seed)
-        facts = prepare(config).facts
-        assert facts["splits"]["train"]["num_bytes"] > 400_000
+@both
+def test_copies_are_counted_and_can_be_dropped(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
+    lines = tiny.corpus.read_text().splitlines()
+    (tmp_path / "text.jsonl").write_text("\n".join([*lines, *lines[:7], lines[0]]))
+    settings: dict[str, Any] = {"text": (tmp_path / "text.jsonl",), "stream": stream}
+    kept = prepare(config(tiny, tmp_path / "kept", **settings))
+    dropped = prepare(config(tiny, tmp_path / "dropped", **settings, drop_duplicates=True))
+    assert kept.facts["num_duplicates"] == dropped.facts["num_duplicates"] == 8
+    assert (total(kept), total(dropped)) == (68, 60)
+    train, validation = (set(texts_of(tmp_path / "kept", split)) for split in SPLITS)
+    assert not train & validation
 
 
-def test_a_sample_of_a_larger_corpus(tiny: Tiny, tmp_path: Path) -> None:
-    facts = prepare(config(tiny, tmp_path, max_bytes=20_000)).facts
-    total = sum(counts["num_bytes"] for counts in facts["splits"].values())
-    assert 19_000 < total <= 20_000
+@both
+def test_only_so_many_tokens_or_bytes(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 5)
+    tokens = prepare(config(tiny, tmp_path / "tokens", stream=stream, max_tokens=4000))
+    assert tokens.facts["splits"]["train"]["num_windows"] == 4000 // 16
+    assert total(tokens) < 60
+    some = prepare(config(tiny, tmp_path / "bytes", stream=stream, max_bytes=20_000))
+    assert 19_990 < total(some, "num_bytes") <= 20_000
+    with pytest.raises(CocomixError, match=r"max_tokens is 5, .*128"):
+        PrepareConfig(tmp_path, max_tokens=5)
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@both
+def test_validation_text_is_the_validation_split_whole(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
+    held_out = write_corpus(tmp_path / "held_out.jsonl", num_documents=3, seed=7)
+    made = prepare(config(tiny, tmp_path / "data", validation_text=(held_out,), stream=stream))
+    assert [made.facts["splits"][split]["num_documents"] for split in SPLITS] == [60, 3]
+    assert made.fingerprint != TokenDataset(tiny.data).fingerprint
+    with pytest.raises(CocomixError, match=r"60 documents of --validation-text"):
+        prepare(config(tiny, tmp_path / "shared", validation_text=(tiny.corpus,), stream=stream))
+    assert not (tmp_path / "shared").exists()
+
+
+@both
 def test_a_refusal_leaves_nothing_in_the_way_of_a_retry(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
-    output = tmp_path / "data"
-    with pytest.raises(CocomixError, match="less than one window of 50000"):
-        prepare(config(tiny, output, context_length=50_000, stream=stream))
-    assert not output.exists()
-    assert prepare(config(tiny, output, stream=stream)).facts["context_length"] == 16
+    output, text = tmp_path / "data", tmp_path / "text.jsonl"
+    good = tiny.corpus.read_text()
+    text.write_text(good + '{"text": 3}\n')
+    with pytest.raises(CocomixError, match=r"text.jsonl, line 61"):
+        prepare(config(tiny, output, text=(text,), stream=stream))
+    text.write_text(good)
+    for settings, message in (
+        ({"context_length": 50_000}, "less than one window of 50000"),
+        ({"validation_fraction": 1e-9}, "the validation text has 0 tokens"),
+        ({"vocab_size": 200}, "at least 257"),
+    ):
+        with pytest.raises(CocomixError, match=message):
+            prepare(config(tiny, output, text=(text,), stream=stream, **settings))
+        assert not output.exists()
+    assert prepare(config(tiny, output, text=(text,), stream=stream)).files == files_of(tiny.data)
 
 
 def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("  \n")
-    with pytest.raises(CocomixError, match="every document is empty"):
+    with pytest.raises(CocomixError, match=r"empty.txt: every document is empty"):
         prepare(config(tiny, tmp_path / "a", text=(tmp_path / "empty.txt",)))
-    write_corpus(tmp_path / "short.jsonl", num_documents=1)
     with pytest.raises(CocomixError, match="--text names no file"):
         prepare(config(tiny, tmp_path / "a", text=()))
-    with pytest.raises(CocomixError, match="less than one window of 4096"):
-        prepare(config(tiny, tmp_path / "b", text=(tmp_path / "short.jsonl",), context_length=4096))
-    with pytest.raises(CocomixError, match="needs at least 257"):
-        prepare(config(tiny, tmp_path / "c", vocab_size=200))
-    with pytest.raises(CocomixError, match="context_length is 1; it must be at least 2"):
-        config(tiny, tmp_path, context_length=1)
-    with pytest.raises(CocomixError, match="seed is -3; it must be at least 0"):
-        config(tiny, tmp_path, seed=-3)
-    with pytest.raises(CocomixError, match="must lie between 0 and 1"):
-        config(tiny, tmp_path, validation_fraction=1.5)
-
-
-def test_validation_text_is_the_validation_split_whole(tiny: Tiny, tmp_path: Path) -> None:
-    held_out = write_corpus(tmp_path / "held_out.jsonl", num_documents=3, seed=7)
-    manifest = prepare(config(tiny, tmp_path / "data", validation_text=(held_out,)))
-    alone = prepare(config(tiny, tmp_path / "alone", validation_fraction=0.2))
-    assert manifest.facts["splits"]["validation"]["num_documents"] == 3
-    counts = [alone.facts["splits"][split]["num_documents"] for split in ("train", "validation")]
-    assert manifest.facts["splits"]["train"]["num_documents"] == sum(counts)
-    assert manifest.fingerprint != alone.fingerprint
-
-
-def test_validation_text_that_is_trained_on_too_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="60 documents of --validation-text are in the training text too"):
-        prepare(config(tiny, tmp_path / "data", validation_text=(tiny.corpus,)))
-    assert not (tmp_path / "data").exists()
-    with pytest.raises(CocomixError, match="do not go together"):
-        config(tiny, tmp_path, validation_text=(tiny.corpus,), stream=True)
+    for settings in ({"context_length": 1}, {"seed": -3}, {"validation_fraction": 1.5}, {"max_bytes": 0}):
+        ((name, value),) = settings.items()
+        with pytest.raises(CocomixError, match=f"{name} is {value}"):
+            config(tiny, tmp_path, **settings)

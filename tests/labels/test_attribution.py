@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cocomix import AttributionConfig, CocomixError, ConceptExtractor, SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.labels import attribution, gradients
+from cocomix.labels.config import require_labels
 from cocomix.labels.gradients import residual_gradient
 from cocomix.mixers import head as concept_head
 from cocomix.sae import model as sae_module
@@ -21,8 +22,7 @@ from tests.modeling.helpers import FAMILIES, backbone_config, every_family_with,
 from tests.reference.attribution import finite_difference_attribution
 from tests.reference.labels import pre_activation_attribution, top_labels
 
-POINTS = ("original", "reconstruction")
-LOSSES = ("all_future", "next_token")
+POINTS_AND_LOSSES = (("original", "all_future"), ("original", "next_token"), ("reconstruction", "next_token"))
 
 
 def make(
@@ -63,7 +63,7 @@ def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_all_in_float64")
 @pytest.mark.parametrize(
     ("family", "normalize_input", "point", "loss"),
-    every_family_with(list(itertools.product(("layer_norm", "none"), POINTS, LOSSES))),
+    every_family_with([(norm, *pair) for norm in ("layer_norm", "none") for pair in POINTS_AND_LOSSES]),
 )
 def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)
@@ -76,7 +76,7 @@ def test_attribution_equals_finite_differences(family: str, normalize_input: str
     torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("family", "point", "loss"), every_family_with(list(itertools.product(POINTS, LOSSES))))
+@pytest.mark.parametrize(("family", "point", "loss"), every_family_with(POINTS_AND_LOSSES))
 def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     extractor, ids = make(family, point=point, loss=loss), tokens(2, 7)
     whole = extractor.scored(ids)
@@ -88,8 +88,7 @@ def test_chunks_do_not_change_the_gradient(family: str, point: str, loss: str, m
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("point", "loss"), POINTS_AND_LOSSES)
 def test_no_parameter_gradient_is_allocated_and_no_graph_exists_below_the_hook(
     point: str, loss: str, layer: int
 ) -> None:
@@ -158,23 +157,29 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(CocomixError, match="num_labels is 0"):
         AttributionConfig(num_labels=0)
     extractor = make("llama")
-    with pytest.raises(CocomixError, match="more than the 5 active latents"):
+    with pytest.raises(CocomixError, match=r"num_labels is 6.* 5 active"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(num_labels=6))
     settings = AttributionConfig("attribution", value="pre_activation", num_labels=31)
-    with pytest.raises(CocomixError, match="more than the 30 latents"):
+    with pytest.raises(CocomixError, match=r"num_labels is 31.* 30 "):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 1, settings)
-    with pytest.raises(CocomixError, match="'shuffled' is made from a finished concept dataset"):
+    with pytest.raises(CocomixError, match=r"'shuffled'.*--labels"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 1, AttributionConfig(control="shuffled"))
-    with pytest.raises(CocomixError, match="takes 0 to 2"):
+    with pytest.raises(CocomixError, match="0 to 2"):
         ConceptExtractor(extractor.teacher.model, extractor.sae, 3)
     other = SparseAutoencoder(SparseAutoencoderConfig(8, 30, 5))
-    with pytest.raises(CocomixError, match="reads width 8, the teacher has width 16"):
+    with pytest.raises(CocomixError, match=r"width 8.*width 16"):
         ConceptExtractor(extractor.teacher.model, other, 1)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
-@pytest.mark.parametrize("loss", ["all_future", "next_token"])
-@pytest.mark.parametrize(("point", "value"), [("original", "activation"), ("reconstruction", "pre_activation")])
+@pytest.mark.parametrize(
+    ("loss", "point", "value"),
+    [
+        ("all_future", "original", "activation"),
+        ("next_token", "original", "activation"),
+        ("next_token", "reconstruction", "pre_activation"),
+    ],
+)
 def test_isolated_documents_have_the_labels_they_have_alone(family: str, loss: str, point: str, value: str) -> None:
     extractor = make(family, loss=loss, point=point, value=value)
     first, second = tokens(2, 7), tokens(2, 6)
@@ -216,7 +221,7 @@ def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None
         {"criterion": "activation_value"},
         {"value": "pre_activation"},
         {"loss": "next_token"},
-        {"point": "reconstruction"},
+        {"point": "reconstruction", "loss": "next_token"},
     ],
 )
 def test_nothing_of_the_size_of_all_concepts_or_all_tokens_is_made(
@@ -274,5 +279,17 @@ def test_one_wild_position_does_not_fill_the_memory_of_all(monkeypatch: pytest.M
 def test_misspelt_settings_are_refused(name: str) -> None:
     config = AttributionConfig()
     object.__setattr__(config, name, "foo")
-    with pytest.raises(CocomixError, match=f"{name} is 'foo'; it must be one of"):
+    with pytest.raises(CocomixError, match=f"{name} is 'foo'"):
         config.__post_init__()
+
+
+def test_one_backward_a_position_is_refused_where_it_would_be_run() -> None:
+    with pytest.raises(CocomixError, match=r"'reconstruction'.*'all_future'.*'next_token'"):
+        AttributionConfig("attribution", "reconstruction", "all_future")
+    AttributionConfig("activation_value", "reconstruction", "all_future")  # neither is used
+
+
+def test_stored_labels_of_another_choice_are_refused_by_name_whatever_was_allowed_then() -> None:
+    stored = {"criterion": "attribution", "point": "reconstruction", "loss": "all_future"}
+    with pytest.raises(CocomixError, match=r"labels .*loss 'all_future'.*'next_token'"):
+        require_labels(Path("labels"), stored, AttributionConfig("attribution", "reconstruction", "next_token"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from cocomix import AttributionConfig, ConceptExtractor
-from cocomix.labels.controls import draw_labels, random_dictionary, shuffle_labels
+from cocomix.labels.attribution import random_dictionary
+from cocomix.labels.controls import draw_labels, shuffle_labels
 from tests.labels.test_attribution import make
 from tests.modeling.helpers import concept_labels, tokens
 

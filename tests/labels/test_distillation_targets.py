@@ -91,7 +91,7 @@ def test_shards_ranks_and_interruptions_do_not_matter(
             distill_targets(config(tiny, tmp_path / "parts", windows_per_shard=32))
     assert distill_targets(config(tiny, tmp_path / "parts", windows_per_shard=32)).files == whole.files
     assert distill_targets(config(tiny, tmp_path / "parts", windows_per_shard=32)).fingerprint == whole.fingerprint
-    with pytest.raises(CocomixError, match=r"other settings \(seed: 0 there, 1 now\)"):
+    with pytest.raises(CocomixError, match=r"\(seed: 0 .*1"):
         distill_targets(config(tiny, tmp_path / "parts", windows_per_shard=32, seed=1))
 
 
@@ -108,7 +108,7 @@ def test_the_command(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*words, "--num-windows", "4", "--num-samples", "2"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "x")
     assert main([*words, "--num-windows", "4", "--num-samples", "2"]) == 0
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 class TestErrors:
@@ -118,8 +118,8 @@ class TestErrors:
         ("settings", "message"),
         [
             ({"num_samples": 0}, "num_samples is 0"),
-            ({"temperature": 0.0}, r"temperature is 0\.0; it must be above 0"),
-            ({"num_windows": 10**6}, r"num_windows is 1000000, but .* has [0-9]+ training windows"),
+            ({"temperature": 0.0}, r"temperature is 0\.0"),
+            ({"num_windows": 10**6}, "num_windows is 1000000"),
         ],
     )
     def test_settings(self, tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -129,7 +129,7 @@ class TestErrors:
 
     def test_a_teacher_of_another_vocabulary(self, tiny: Tiny, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=50)).save_pretrained(tmp_path / "teacher")
-        with pytest.raises(CocomixError, match=r"has 50 tokens, .* has 300; prepare"):
+        with pytest.raises(CocomixError, match=r"50 tokens.* 300"):
             distill_targets(config(tiny, tmp_path / "x", teacher=tmp_path / "teacher"))
         assert not (tmp_path / "x").exists()
 
@@ -143,7 +143,7 @@ class TestErrors:
         first, second = [token for token in vocabulary if len(token) == 1][:2]
         vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
         (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-        with pytest.raises(CocomixError, match="have different tokenizers"):
+        with pytest.raises(CocomixError, match="--tokenizer"):
             distill_targets(config(tiny, tmp_path / "x", teacher=other))
 
     def test_targets_that_do_not_belong_to_the_run(self, tiny: Tiny, tmp_path: Path) -> None:
@@ -153,19 +153,19 @@ class TestErrors:
 
         other = PrepareConfig(tmp_path / "data", (tiny.corpus,), vocab_size=290, context_length=16)
         prepare(dataclasses.replace(other, validation_fraction=0.2))
-        with pytest.raises(CocomixError, match=r"belong to another token dataset than .* \(the tokenizer differs\)"):
+        with pytest.raises(CocomixError, match=r"\(the tokenizer "):
             train(dataclasses.replace(run, data=tmp_path / "data"))
         cold = dataclasses.replace(distillation, temperature=1.0)
-        with pytest.raises(CocomixError, match=r"drawn at temperature 2\.0, but distillation\.temperature is 1\.0"):
+        with pytest.raises(CocomixError, match=r"2\.0.*distillation\.temperature is 1\.0"):
             train(dataclasses.replace(run, distillation=cold))
         shutil.copytree(tiny.teacher, tmp_path / "teacher")
         (tmp_path / "teacher" / "manifest.json").unlink()
         (tmp_path / "teacher" / "settings.json").unlink()
-        with pytest.raises(CocomixError, match="were drawn from another teacher than"):
+        with pytest.raises(CocomixError, match="another teacher"):
             train(dataclasses.replace(run, teacher=tmp_path / "teacher"))
         unused = dataclasses.replace(distillation, weight=0.0)
-        with pytest.raises(CocomixError, match=r"targets is given but distillation\.weight is 0"):
+        with pytest.raises(CocomixError, match=r"distillation\.weight is 0"):
             train(dataclasses.replace(run, distillation=unused))
-        with pytest.raises(CocomixError, match="only 80 windows"):
+        with pytest.raises(CocomixError, match="80 windows"):
             train(dataclasses.replace(run, num_windows=81))
         assert not (tmp_path / "run").exists()

@@ -25,12 +25,11 @@ from cocomix import (
 )
 from cocomix.base import artifacts
 from cocomix.base.ranks import Ranks
-from cocomix.labels import extraction
+from cocomix.labels import extract as extraction
 from cocomix.labels.controls import draw_labels, shuffle_labels
-from cocomix.labels.extraction import load_extractor
-from cocomix.labels.label_sources import TeacherLabels, identify_sae
+from cocomix.labels.live import TeacherLabels, identify_sae, load_extractor
 from tests.conftest import Tiny, write_corpus
-from tests.training.helpers import on_ranks
+from tests.training.helpers import command_on_ranks
 
 
 def config(tiny: Tiny, output: Path, **settings: object) -> ExtractConfig:
@@ -62,7 +61,7 @@ def test_interrupted_and_continued_gives_the_same_bytes(
     def until(folder: Path, index: int, *arguments: Any) -> None:
         write(folder, index, *arguments)
         if index == 3:
-            raise KilledError  # between a shard and its note
+            raise KilledError  # between a shard and its receipt
 
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "write_labels", until)
@@ -93,20 +92,24 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
+def command(tiny: Tiny, output: Path) -> list[str]:
+    words = ["extract", "--windows-per-shard", "32", "--output", str(output)]
+    return [*words, "--teacher", str(tiny.teacher), "--sae", str(tiny.sae), "--data", str(tiny.data)]
+
+
 def test_two_ranks_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
     whole = extract(config(tiny, tmp_path / "one", windows_per_shard=32))
-    on_ranks(2, tmp_path, lambda _rank: extract(config(tiny, tmp_path / "two", windows_per_shard=32)))
+    command_on_ranks(2, command(tiny, tmp_path / "two"))
     assert artifacts.read(tmp_path / "two", "concept-dataset").files == whole.files
 
 
 @pytest.mark.slow
 def test_two_processes_of_torchrun_write_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
     whole = extract(config(tiny, tmp_path / "one", windows_per_shard=32))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "cocomix.cli.main", "extract", "--windows-per-shard", "32", "--output", str(tmp_path / "two")]
-    command += ["--teacher", str(tiny.teacher), "--sae", str(tiny.sae), "--data", str(tiny.data)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*torchrun, "-m", "cocomix.cli.main", *command(tiny, tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert artifacts.read(tmp_path / "two", "concept-dataset").files == whole.files
 
@@ -119,7 +122,7 @@ def test_a_missing_rank_leaves_no_finished_folder(tiny: Tiny, tmp_path: Path) ->
     shards = extraction._Shards(settings, source, made_with, 16)
     shards.write_missing(Ranks(1, 2))
     assert sorted(file.name for file in tmp_path.glob("*.parquet")) == ["00001.parquet", "00003.parquet"]
-    with pytest.raises(CocomixError, match=r"00000.parquet was not written whole"):
+    with pytest.raises(CocomixError, match=r"00000\.parquet"):
         shards.finish()
     assert not (tmp_path / "manifest.json").exists()
 
@@ -133,7 +136,7 @@ def test_scores_are_those_that_ranked_the_labels(tiny: Tiny, tmp_path: Path) -> 
     assert torch.equal(concepts.labels(range(16)), expected.labels)
     assert torch.equal(concepts.scores(range(16)), expected.scores)
     assert (concepts.scores(range(16)).diff(dim=-1) <= 0).all()
-    with pytest.raises(CocomixError, match="holds no scores; extract it with --scores"):
+    with pytest.raises(CocomixError, match="--scores"):
         ConceptDataset(tiny.concepts, tokens).scores([0])
 
 
@@ -151,9 +154,9 @@ def test_a_changed_teacher_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     other = tmp_path / "teacher"
     shutil.copytree(tiny.teacher, other)
     (other / "manifest.json").unlink()
-    with pytest.raises(CocomixError, match="was trained on another teacher"):
+    with pytest.raises(CocomixError, match="another teacher"):
         extract(config(tiny, tmp_path / "x", teacher=other))
-    with pytest.raises(CocomixError, match="is unfinished"):
+    with pytest.raises(CocomixError, match=r"teacher .*unfinished"):
         extract(config(tiny, tmp_path / "x", sae=other))
 
 
@@ -169,11 +172,11 @@ def test_a_dictionary_of_another_origin_needs_its_layer(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sae, tokens = foreign(tiny, tmp_path / "sae"), TokenDataset(tiny.data)
-    with pytest.raises(CocomixError, match=r"does not say which block .*; give --layer"):
+    with pytest.raises(CocomixError, match="--layer"):
         extract(config(tiny, tmp_path / "x", sae=sae))
-    with pytest.raises(CocomixError, match="was trained on layer 0, but --layer is 1"):
+    with pytest.raises(CocomixError, match=r"layer 0.*--layer is 1"):
         extract(config(tiny, tmp_path / "x", layer=1))
-    with pytest.raises(CocomixError, match="does not exist, and is no name on the Hugging Face Hub"):
+    with pytest.raises(CocomixError, match="nothing"):
         extract(config(tiny, tmp_path / "x", sae=tmp_path / "nothing", layer=0))
     made = extract(config(tiny, tmp_path / "x", sae=sae, layer=0, num_windows=16))
     assert made.settings["sae"] == artifacts.fingerprint_of_path(sae)
@@ -186,7 +189,7 @@ def test_a_dictionary_of_another_origin_needs_its_layer(
     weights = load_file(sae / "sae.safetensors")
     save_file(weights | {"decoder_weight": 10 * weights["decoder_weight"]}, sae / "sae.safetensors")
     extract(config(tiny, tmp_path / "y", sae=sae, layer=0, num_windows=16))
-    assert f"warning: {sae}: the dictionary leaves" in capsys.readouterr().err
+    assert f"warning: {sae}:" in capsys.readouterr().err
     file = sae / "sae.safetensors"
     assert identify_sae(file, 0, tiny.teacher, "")[0] == artifacts.sha256_of_file(file)
 
@@ -203,18 +206,18 @@ class TestVerify:
 
     def test_a_good_dataset(self, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
         self.run(tiny, tiny.concepts)
-        assert "every byte is as written" in capsys.readouterr().err
+        assert str(tiny.concepts) in capsys.readouterr().err
         self.run(tiny, tiny.concepts, **self.given(tiny))
-        assert "1,024 of 1,024 positions computed again have the same labels" in capsys.readouterr().err
+        assert "1,024 of 1,024" in capsys.readouterr().err
 
     def test_damage_and_shards_of_another_run(self, tiny: Tiny, tmp_path: Path) -> None:
         shutil.copytree(tiny.concepts, tmp_path / "flipped")
         flip_a_byte(tmp_path / "flipped" / "00000.parquet")
-        with pytest.raises(CocomixError, match=r"00000.parquet does not match its checksum"):
+        with pytest.raises(CocomixError, match=r"00000\.parquet"):
             self.run(tiny, tmp_path / "flipped")
         extract(config(tiny, tmp_path / "other", attribution=AttributionConfig(num_labels=3)))
         shutil.copy(tiny.concepts / "00000.parquet", tmp_path / "other" / "00000.parquet")
-        with pytest.raises(CocomixError, match=r"00000.parquet has [0-9]+ bytes instead of [0-9]+"):
+        with pytest.raises(CocomixError, match=r"00000\.parquet has [0-9]+ bytes"):
             self.run(tiny, tmp_path / "other")
 
     def test_a_teacher_changed_by_one_weight(self, tiny: Tiny, tmp_path: Path) -> None:
@@ -227,9 +230,9 @@ class TestVerify:
         weights = load_file(other / "model.safetensors")
         next(iter(weights.values())).view(-1)[0] += 1e-3
         save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(CocomixError, match="was made with another teacher"):
+        with pytest.raises(CocomixError, match="another teacher"):
             self.run(tiny, tmp_path / "labels", teacher=other, **shared)
-        with pytest.raises(CocomixError, match=r"other settings \(teacher: .* there, .* now\)"):
+        with pytest.raises(CocomixError, match=r"\(teacher: "):
             extract(config(tiny, tmp_path / "labels", teacher=other, **shared))
 
     def test_labels_that_the_inputs_do_not_give(
@@ -244,14 +247,14 @@ class TestVerify:
 
         monkeypatch.setattr(extraction, "write_labels", wrong)
         extract(config(tiny, tmp_path, num_windows=32))
-        with pytest.raises(CocomixError, match=r"differ .* first in window 20: [0-9]+ of 512 positions"):
+        with pytest.raises(CocomixError, match=r"window 20: [0-9]+ of 512"):
             self.run(tiny, tmp_path, **self.given(tiny))
 
     def test_a_control_has_no_teacher(self, tiny: Tiny, tmp_path: Path) -> None:
         shuffled = AttributionConfig(control="shuffled")
         extract(ExtractConfig(data=tiny.data, output=tmp_path, labels=tiny.concepts, attribution=shuffled))
         self.run(tiny, tmp_path)
-        with pytest.raises(CocomixError, match="is a control made from other labels"):
+        with pytest.raises(CocomixError, match="control"):
             self.run(tiny, tmp_path, **self.given(tiny))
 
     def test_the_part_of_the_data_that_differs_is_named(self, tiny: Tiny, tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ class TestVerify:
             (other("b", vocab_size=290), "tokenizer"),
             (other("c", context_length=8), "windows"),
         ):
-            with pytest.raises(CocomixError, match=rf"another token dataset than .* \(the {name} differs\)"):
+            with pytest.raises(CocomixError, match=rf"\(the {name} "):
                 self.run(tiny, tiny.concepts, data=data)
 
 
@@ -293,11 +296,11 @@ def test_controls_are_made_from_finished_labels(tiny: Tiny, tmp_path: Path, cont
 
 def test_what_labels_are_made_from_must_be_given_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
     shuffled = AttributionConfig(control="shuffled")
-    with pytest.raises(CocomixError, match="give --labels, without --teacher"):
+    with pytest.raises(CocomixError, match=r"'shuffled'.*--labels"):
         config(tiny, tmp_path, attribution=shuffled)
-    with pytest.raises(CocomixError, match="give --labels, without --teacher"):
+    with pytest.raises(CocomixError, match=r"'shuffled'.*--labels"):
         config(tiny, tmp_path, attribution=shuffled, labels=tiny.concepts)
-    with pytest.raises(CocomixError, match="give --teacher and --sae"):
+    with pytest.raises(CocomixError, match=r"--teacher and --sae"):
         config(tiny, tmp_path, sae=None)
-    with pytest.raises(CocomixError, match="is for the controls"):
+    with pytest.raises(CocomixError, match=r"--labels.*--attribution\.control"):
         config(tiny, tmp_path, labels=tiny.concepts)

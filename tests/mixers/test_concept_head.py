@@ -171,7 +171,7 @@ def test_compiled_code_calls_it_as_it_is() -> None:
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("C", [1000, 32768, 131072])
+@pytest.mark.parametrize("C", [1000, 32768, pytest.param(131072, marks=pytest.mark.slow)])
 def test_beside_gradients_nothing_grows_with_the_number_of_logits(C: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest tensor that a pass makes is a chunk or a gradient, whatever the number of rows."""
     largest = 0

@@ -44,7 +44,7 @@ def test_the_count_equals_torchs_counter_on_the_meta_device(
 
 def test_a_recipe_of_the_paper_is_counted_as_torch_does() -> None:
     recipe = find_recipe("gpt2-69m-cocomix")
-    model, T = meta_model(recipe.draft(), recipe.size), recipe.size.context_length
+    model, T = meta_model(recipe.config(), recipe.size), recipe.size.context_length
     ids = torch.zeros(1, T, dtype=torch.long, device="meta")
     concepts = torch.zeros(1, T, 4, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:

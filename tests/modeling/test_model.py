@@ -86,7 +86,7 @@ class TestEveryFamilyAndMixer:
         model.save_pretrained(tmp_path)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
         assert isinstance(loaded, CoCoMixForCausalLM)
-        assert loaded.config.mixing == mixing
+        assert loaded.config.mixer == model.config.mixer
         assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
         ids = tokens()
         assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -10,15 +10,15 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError
+from cocomix.mixers.base import MixerInputs
 from cocomix.mixers.concept import ConceptMixer
+from cocomix.mixers.config import ConceptConfig
 from cocomix.mixers.layout import Layout
-from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import (
     FAMILIES,
     MIXERS,
     VOCAB_SIZE,
-    backbone_config,
     concept_labels,
     every_family_with,
     student,
@@ -115,12 +115,11 @@ class TestAutocast:
 
     def test_head_accumulates_in_float32(self) -> None:
         """The loss is that of the rounded operands in float32, and so is its gradient."""
-        config = CoCoMixConfig(backbone_config("llama"), num_concepts=24, num_active_concepts=5)
-        mixer = ConceptMixer(config)
+        mixer = ConceptMixer(ConceptConfig(num_concepts=24, num_active_concepts=5), 16)
         mixer.reset_parameters(0.5)
         hidden, labels = torch.randn(2, 9, 16), concept_labels()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = mixer(hidden, labels)
+            output = mixer(hidden, MixerInputs(labels))
             output.concept_loss_sum.backward()
         assert output.concept_values.dtype == output.concept_loss_sum.dtype == torch.float32
         x = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + 1e-5)
@@ -141,10 +140,7 @@ class TestAutocast:
 
 @pytest.mark.parametrize("mixing", ["interleave", "interleave_residual", "add", "none"])
 def test_gradients_through_the_mixer_pass_gradcheck(mixing: str) -> None:
-    config = CoCoMixConfig(
-        backbone_config("llama", hidden_size=6), mixing=mixing, num_concepts=9, num_active_concepts=3
-    )
-    mixer = ConceptMixer(config).double()
+    mixer = ConceptMixer(ConceptConfig(mixing=mixing, num_concepts=9, num_active_concepts=3), 6).double()
     mixer.reset_parameters(0.5)
     nn.init.normal_(mixer.pre_bias)
     hidden = torch.randn(2, 3, 6, dtype=torch.double, requires_grad=True)
@@ -152,7 +148,9 @@ def test_gradients_through_the_mixer_pass_gradcheck(mixing: str) -> None:
     names = [name for name, _ in mixer.named_parameters()]
 
     def run(hidden: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = torch.func.functional_call(mixer, dict(zip(names, parameters, strict=True)), (hidden, labels))
+        output = torch.func.functional_call(
+            mixer, dict(zip(names, parameters, strict=True)), (hidden, MixerInputs(labels))
+        )
         return output.hidden, output.concept_loss_sum
 
     assert torch.autograd.gradcheck(run, (hidden, *mixer.parameters()))

@@ -23,9 +23,8 @@ def pretrained(family: str) -> PreTrainedModel:
 
 
 def upcycled(backbone: PreTrainedModel, **settings: object) -> CoCoMixForCausalLM:
-    return CoCoMixForCausalLM.from_backbone(
-        backbone, **{"layer": 0, "num_concepts": 8, "num_active_concepts": 2} | settings
-    ).eval()
+    sizes = {} if settings.get("mixer") == "pause" else {"num_concepts": 8, "num_active_concepts": 2}
+    return CoCoMixForCausalLM.from_backbone(backbone, **{"layer": 0} | sizes | settings).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cocomix.sae.gradient import chosen_pre_activations
+from cocomix.sae.update import chosen_pre_activations
 
 
 @pytest.mark.parametrize(("N", "D", "C", "K"), [(1, 1, 1, 1), (7, 5, 19, 3), (63, 8, 10, 10)])

@@ -11,14 +11,15 @@ import torch
 from transformers import LlamaConfig
 
 from cocomix.base import artifacts
+from cocomix.base.kinds import INSPECTION
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.concept_notes import ActivationStatistics, write_names, write_statistics
+from cocomix.steering.concept_metadata import ActivationStatistics, write_names, write_statistics
 from cocomix.studio.model import StudioModel
+from cocomix.studio.model_cache import ModelCache
 from cocomix.studio.runs import find_runs
-from cocomix.studio.shelf import Shelf
-from cocomix.tools.inspect.cards import KIND, SUMMARY_NAME, ConceptCard, Context, Neighbour, TokenEffect, write_cards
+from cocomix.tools.inspect.cards import SUMMARY_NAME, ConceptCard, Context, Neighbour, TokenEffect, write_cards
 
 NUM_CONCEPTS = 24
 CONTEXT_LENGTH = 640
@@ -76,7 +77,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     for name, last in (("cocomix", 3.25), ("ntp", 3.5)):
         write_metrics(root / name, last)
     fingerprint = artifacts.fingerprint_of_path(made.model)
-    with artifacts.begin(made.inspection, KIND, {"model": fingerprint}):
+    with artifacts.begin(made.inspection, INSPECTION, {"model": fingerprint}):
         write_cards(made.inspection, [card(concept) for concept in range(NUM_CONCEPTS)])
         artifacts.write_json(made.inspection / SUMMARY_NAME, {"num_concepts": NUM_CONCEPTS})
         artifacts.finish(made.inspection)
@@ -84,13 +85,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
 
 
 @pytest.fixture(scope="session")
-def shelf(demo: Demo) -> Shelf:
-    return Shelf(find_runs([demo.root]))
+def model_cache(demo: Demo) -> ModelCache:
+    return ModelCache(find_runs([demo.root]))
 
 
 @pytest.fixture
-def model(shelf: Shelf) -> StudioModel:
-    return shelf.model("")
+def model(model_cache: ModelCache) -> StudioModel:
+    return model_cache.model("")
 
 
 def write_metrics(run: Path, last: float) -> None:

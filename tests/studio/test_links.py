@@ -30,12 +30,12 @@ def test_an_address_restores_the_state() -> None:
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
-        ({"pins": "3:much"}, "strength 'much' is not a number"),
-        ({"pins": "3:nan"}, "strength 'nan' is not a number"),
-        ({"mode": "push"}, "mode is 'push'; it must be one of add, set, scale"),
-        ({"tokens": "0"}, "the length '0' is not a whole number from 1 to 512"),
-        ({"tokens": "2.5"}, "the length '2.5' is not a whole number"),
-        ({"temperature": "-1"}, "the temperature -1 is not between 0 and 5"),
+        ({"pins": "3:much"}, "strength 'much'"),
+        ({"pins": "3:nan"}, "strength 'nan'"),
+        ({"mode": "push"}, "mode is 'push'"),
+        ({"tokens": "0"}, "length '0'"),
+        ({"tokens": "2.5"}, "length '2.5'"),
+        ({"temperature": "-1"}, "temperature -1"),
         ({"view": "x"}, "view is 'x'"),
     ],
 )
@@ -53,5 +53,5 @@ def test_strengths_are_read_as_people_write_them() -> None:
     assert parse_strength(" −1,5 ") == -1.5
     assert parse_strength("2e1") == 20
     for text in ("", "four", "1e999", "inf"):
-        with pytest.raises(CocomixError, match="is not a number; give one such as 2"):
+        with pytest.raises(CocomixError, match="number"):
             parse_strength(text)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cocomix import CocomixError, steer
-from cocomix.studio.changes import changed_tokens
 from cocomix.studio.model import StudioModel
+from cocomix.studio.writing_panel import changed_tokens
 from tests.studio.conftest import ATTACK, CONTEXT_LENGTH
 
 PROMPT = "<b>def</b> read(self, naïve ☕): return path\n"
@@ -37,11 +37,9 @@ def test_names_are_found_by_part_by_index_and_by_what_is_on_their_cards(model: S
 
 
 def test_an_unknown_name_offers_the_nearest(model: StudioModel) -> None:
-    with pytest.raises(
-        CocomixError, match=r"nothing is called 'improt statemnts'; the nearest names are 'import statements'"
-    ):
+    with pytest.raises(CocomixError, match=r"'improt statemnts'.* 'import statements'"):
         model.search_names("improt statemnts")
-    with pytest.raises(CocomixError, match="concept 99 does not exist; the model has concepts 0 to 23"):
+    with pytest.raises(CocomixError, match=r"concept 99 .* 0 to 23"):
         model.search_names("99")
 
 
@@ -74,7 +72,7 @@ def test_the_next_token_without_and_with_an_edit(model: StudioModel) -> None:
 
 
 def test_a_prompt_longer_than_the_context_tells_both_lengths(model: StudioModel) -> None:
-    message = rf"the prompt has \d+ tokens, and the context of demo/cocomix holds {CONTEXT_LENGTH}: shorten it by \d+"
+    message = rf"\d+ tokens.* demo/cocomix .*{CONTEXT_LENGTH}"
     with pytest.raises(CocomixError, match=message):
         model.read("def " * 800)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cocomix.studio.curves_panel import AXES, chart_options, read_curves
 from cocomix.studio.rendering import format_percent, format_points, format_signed_short, page_style, render
-from cocomix.studio.runs import Run
+from cocomix.studio.runs import NamedFolder
 from tests.studio.conftest import ATTACK, Demo
 
 
@@ -35,7 +35,7 @@ def test_numbers_are_short() -> None:
 
 def test_curves_of_all_runs_and_a_sentence_for_those_without(demo: Demo, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lm_loss": 2.0}\n')
-    runs = [Run("cocomix", demo.model), Run("new", tmp_path), Run("gone", tmp_path / "gone")]
+    runs = [NamedFolder("cocomix", demo.model), NamedFolder("new", tmp_path), NamedFolder("gone", tmp_path / "gone")]
     curves, problems = read_curves(runs)
     assert [point["validation_loss"] for point in curves["cocomix"]] == [4.25, 3.75, 3.5]
     assert problems[0] == "new has no validation loss yet."

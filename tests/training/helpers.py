@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 
 from cocomix import DistillationConfig, HiddenRegressionConfig, TrainConfig
 from cocomix.base.kinds import read_metrics
+from cocomix.cli.main import main
 from cocomix.mixers.config import PauseConfig
 from cocomix.training import trainer
 from tests.conftest import CONCEPT, STUDENT, Tiny
@@ -109,6 +111,21 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
     """
     store = folder / f".store-{next(_numbers)}"
     processes.start_processes(_joined, (num_ranks, store, work), num_ranks, start_method="fork")
+
+
+def command_on_ranks(num_ranks: int, words: list[str]) -> None:
+    """Run a command of cocomix in so many processes with what torchrun sets in their environment; forked, which is fast."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    processes.start_processes(_commanded, (shared, words), num_ranks, start_method="fork")
+
+
+def _commanded(rank: int, shared: dict[str, object], words: list[str]) -> None:
+    os.environ.update({name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()})
+    torch.set_num_threads(1)
+    assert main(words) == 0
 
 
 def _joined(rank: int, num_ranks: int, store: Path, work: Callable[[int], None]) -> None:

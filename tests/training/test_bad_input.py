@@ -19,6 +19,7 @@ from cocomix import (
     ParallelConfig,
     PrepareConfig,
     StudentConfig,
+    TokenDataset,
     prepare,
     train,
 )
@@ -27,8 +28,10 @@ from cocomix.base.checkpoints import META, Checkpoint
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped
 from cocomix.data.order import windows_of_step
-from cocomix.training.batches import Batch
+from cocomix.objectives.base import Batch
+from cocomix.objectives.config import ConceptLossConfig
 from cocomix.training.engine import Engine
+from cocomix.training.students import backbone_config as from_settings
 from tests.conftest import STUDENT, Tiny
 from tests.modeling.helpers import backbone_config
 from tests.training.helpers import config, equal_weights, in_step, terminate, untimed
@@ -119,12 +122,12 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": None}, "give --labels, or --teacher and --sae, or set concept_loss_weight to 0"),
+        ({"labels": None}, "give --labels, or --teacher and --sae, or .*concept_loss.weight"),
         ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
         ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
-        ({"layer": 1}, "are of labels on the fly"),
-        ({"attribution": AttributionConfig("attribution")}, "are of labels on the fly"),
-        ({"labels": None, "concept_loss": ConceptLossConfig(weight=0.0)}, "without labels needs num_concepts"),
+        ({"layer": 1}, "layer .*--sae"),
+        ({"attribution": AttributionConfig("attribution")}, "criterion 'activation_value'"),
+        ({"labels": None, "concept_loss": ConceptLossConfig(weight=0.0)}, "student.num_concepts"),
         ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
         ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
         ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
@@ -172,11 +175,11 @@ def test_metrics_that_were_cut_are_not_padded(tiny: Tiny, tmp_path: Path) -> Non
         train(config(tiny, tmp_path))
 
 
-def test_head_size() -> None:
+def test_head_size(tiny: Tiny) -> None:
     with pytest.raises(CocomixError, match="hidden_size 10 is not divisible by num_heads 4"):
         StudentConfig(family="gpt2", hidden_size=10, num_heads=4)
     with pytest.raises(CocomixError, match="not divisible by twice num_heads 4"):
-        StudentConfig(hidden_size=12, num_heads=4)
+        from_settings(StudentConfig(hidden_size=12, num_heads=4), TokenDataset(tiny.data))
 
 
 def test_a_teacher_of_another_vocabulary(tiny: Tiny, tmp_path: Path) -> None:

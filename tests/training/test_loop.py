@@ -35,12 +35,12 @@ from cocomix.base.devices import known_devices
 from cocomix.base.kinds import read_metrics
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss
-from cocomix.labels import label_sources
+from cocomix.labels import live
 from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.modeling.teacher import load_teacher
-from cocomix.objectives import base as objectives
-from cocomix.training.batches import Batch, Batches
-from cocomix.training.config import Family
+from cocomix.objectives.config import ConceptLossConfig
+from cocomix.training import students
+from cocomix.training.batches import Batches
 from cocomix.training.students import build_student
 from tests.conftest import STUDENT, Tiny
 from tests.training.helpers import CONCEPT, config, equal_weights, untimed, weights
@@ -148,13 +148,13 @@ def test_finished_runs_are_recognised_and_others_refused(tiny: Tiny, tmp_path: P
 
 
 def test_mix_only_trains_without_labels(tiny: Tiny, tmp_path: Path) -> None:
-    train(
-        config(tiny, tmp_path, labels=None, student=counted, concept_loss=ConceptLossConfig(weight=0.0), num_tokens=512)
-    )
+    counted = dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(num_concepts=32))
+    off = ConceptLossConfig(weight=0.0)
+    train(config(tiny, tmp_path, labels=None, student=counted, concept_loss=off, num_tokens=512))
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config.num_concepts == 32
 
 
-@pytest.mark.parametrize("criterion", ["attribution", "activation_value"])
+@pytest.mark.parametrize("criterion", ["attribution", pytest.param("activation_value", marks=pytest.mark.slow)])
 def test_labels_on_the_fly_train_as_stored_ones_do(tiny: Tiny, tmp_path: Path, criterion: str) -> None:
     attribution = AttributionConfig(criterion)  # type: ignore[arg-type]
     sources: dict[str, Path] = {"teacher": tiny.teacher, "sae": tiny.sae}
@@ -173,7 +173,7 @@ def test_one_teacher_serves_labels_and_distillation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Path] = []
-    for module in (objectives, label_sources):
+    for module in (students, live):
         monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
     train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))

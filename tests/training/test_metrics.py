@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
+from cocomix.mixers.metrics import ConceptMetrics, concept_counts
 from cocomix.modeling.output import CoCoMixOutput
-from cocomix.training.metrics import ConceptMetrics, concept_counts
 from tests.reference import objectives as reference
 
 C = 9

@@ -21,15 +21,18 @@ from cocomix import (
 )
 from cocomix.base import artifacts
 from cocomix.base.kinds import read_metrics
+from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
-from cocomix.objectives.base import HiddenRegression, build_objectives
-from cocomix.training.batches import Batch
-from cocomix.training.config import Schedule
+from cocomix.objectives.base import Batch
+from cocomix.objectives.config import ConceptLossConfig, Schedule
+from cocomix.objectives.hidden_regression import HiddenRegression
+from cocomix.training.batches import Batches
+from cocomix.training.students import build_objectives
 from cocomix.training.trainable import TrainableModule
 from tests.conftest import STUDENT, Tiny
 
 TIMED = ("train_seconds", "tokens_per_second", "model_flops_utilization")
-CONCEPT = dataclasses.replace(STUDENT, mixer="concept", mixing="interleave_residual")
+CONCEPT = dataclasses.replace(STUDENT, mixer=ConceptConfig(mixing="interleave_residual", num_active_concepts=4))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def everything(tiny: Tiny, targets: Path) -> dict[str, object]:
     return {
         "student": CONCEPT,
         "labels": tiny.concepts,
-        "concept_loss_schedule": "linear",
+        "concept_loss": ConceptLossConfig(schedule="linear"),
         "teacher": tiny.teacher,
         "distillation": DistillationConfig(weight=0.5, schedule="cosine", targets=targets),
         "hidden_regression": HiddenRegressionConfig(weight=0.3, teacher_layer=1),
@@ -153,7 +156,7 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
     both = config(
         tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression, distillation=DistillationConfig(weight=1.0)
     )
-    objectives = build_objectives(both, data, None)
+    objectives = build_objectives(both, Batches(data))
     teacher = objectives[-1].frozen[0]
     assert objectives[1].frozen[0] is teacher  # loaded once
     whole, lower = (

@@ -13,18 +13,22 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cocomix.data.target_dataset import SampledTargets
 from cocomix.data.token_dataset import Windows
 from cocomix.labels.distillation_targets import draw, stratified
+from cocomix.mixers.config import ConceptConfig, MixerConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.output import CoCoMixOutput
 from cocomix.modeling.teacher import Teacher
-from cocomix.objectives.base import (
-    Concepts,
-    Distillation,
-    HiddenRegression,
-    NextToken,
-    Objective,
-    SampledDistillation,
+from cocomix.objectives.base import CONCEPT_LABELS, Batch, Objective, Surroundings
+from cocomix.objectives.concept_loss import ConceptLoss
+from cocomix.objectives.config import (
+    ConceptLossConfig,
+    DistillationConfig,
+    HiddenRegressionConfig,
+    NextTokenConfig,
+    ObjectiveConfig,
 )
-from cocomix.training.batches import Batch
+from cocomix.objectives.distillation import TARGETS, Distillation, SampledDistillation
+from cocomix.objectives.hidden_regression import HiddenRegression
+from cocomix.objectives.next_token import NextToken
 from cocomix.training.trainable import TrainableModule, gradient_norms
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import objectives as reference
@@ -33,6 +37,25 @@ from tests.reference import objectives as reference
 def teacher_model(**settings: Any) -> PreTrainedModel:
     torch.manual_seed(1)
     return AutoModelForCausalLM.from_config(backbone_config("gpt2", **settings)).eval().requires_grad_(False)
+
+
+def made(
+    kind: type[Objective],
+    config: ObjectiveConfig,
+    teacher: PreTrainedModel | None = None,
+    mixer: MixerConfig | None = None,
+    seed: int = 0,
+) -> Any:
+    """An objective of a run with a small student."""
+    return kind(config, Surroundings(16, 3, mixer or ConceptConfig(), lambda: teacher, seed))
+
+
+def next_token() -> NextToken:
+    return made(NextToken, NextTokenConfig())
+
+
+def labelled(ids: Tensor, labels: Tensor) -> Batch:
+    return Batch(Windows(ids), {CONCEPT_LABELS: labels})
 
 
 def targets_of(teacher: PreTrainedModel, ids: Tensor, num_samples: int, temperature: float) -> SampledTargets:
@@ -49,7 +72,7 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature: float) -> 
     model, ids = student(), tokens()
     batch = Batch(Windows(ids))
     output = model(input_ids=ids, labels=ids, return_logits=True)
-    objective = Distillation(0.5, teacher, temperature)
+    objective = made(Distillation, DistillationConfig(0.5, temperature=temperature), teacher)
     p = (teacher(ids).logits[:, :-1] / temperature).softmax(-1)
     q = (output.logits[:, :-1] / temperature).softmax(-1)
     expected = temperature**2 * (p * (p.log() - q.log())).sum()
@@ -59,7 +82,7 @@ def test_distillation_is_the_divergence_from_the_teacher(temperature: float) -> 
 
 def test_a_teacher_equal_to_the_student_costs_nothing() -> None:
     model, ids = student(mixer="none", mixing="none"), tokens()
-    objective = Distillation(1.0, model.backbone)
+    objective = made(Distillation, DistillationConfig(1.0), model.backbone)
     output = model(input_ids=ids, labels=ids, return_logits=True)
     assert float(objective.total(Batch(Windows(ids)), output).detach()) == pytest.approx(0.0, abs=1e-4)
 
@@ -67,22 +90,22 @@ def test_a_teacher_equal_to_the_student_costs_nothing() -> None:
 def test_counts_are_known_from_the_batch_alone() -> None:
     model, ids, labels = student(), tokens(), concept_labels()
     labels[0, 3, 1] = -100
-    batch = Batch(Windows(ids), labels)
+    batch = labelled(ids, labels)
     output = model(input_ids=ids, labels=ids, concept_labels=labels)
-    assert int(NextToken().count(batch)) == int(output.lm_count) == 16
-    assert int(Concepts().count(batch)) == int(output.concept_count) == 15
+    assert int(next_token().count(batch)) == int(output.lm_count) == 16
+    assert int(made(ConceptLoss, ConceptLossConfig()).count(batch)) == int(output.concept_count) == 15
     expected = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    torch.testing.assert_close(NextToken().total(batch, output), expected)
+    torch.testing.assert_close(next_token().total(batch, output), expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_sampled_distillation_is_the_cross_entropy_of_the_draws(temperature: float) -> None:
     teacher, ids = teacher_model(), tokens()
-    batch = Batch(Windows(ids), targets=targets_of(teacher, ids, 5, temperature))
+    batch = Batch(Windows(ids), {TARGETS: targets_of(teacher, ids, 5, temperature)})
     logits = torch.randn(2, 9, VOCAB_SIZE, requires_grad=True)
-    objective = SampledDistillation(1.0, temperature)
+    objective = made(SampledDistillation, DistillationConfig(1.0, temperature=temperature))
     total = objective.total(batch, CoCoMixOutput(logits=logits))
-    expected = reference.sampled_divergence(logits, batch.targets.tokens, teacher(ids).logits, temperature)
+    expected = reference.sampled_divergence(logits, batch.extra[TARGETS].tokens, teacher(ids).logits, temperature)
     torch.testing.assert_close(total, expected)
     gradient, wanted = (torch.autograd.grad(value, logits)[0] for value in (total, expected))
     torch.testing.assert_close(gradient, wanted)
@@ -103,10 +126,12 @@ def test_the_draws_give_value_and_gradient_of_the_divergence_in_the_mean(tempera
     drawn, entropy = draw((teacher_logits / temperature).repeat(B, 1), uniform.flatten(0, 1))
     batch = Batch(
         Windows(torch.zeros(B, P + 1, dtype=torch.long)),
-        targets=SampledTargets(drawn.view(B, P, -1), entropy.view(B, P)),
+        {TARGETS: SampledTargets(drawn.view(B, P, -1), entropy.view(B, P))},
     )
     logits = F.pad(student_logits, (0, 0, 0, 1)).repeat(B, 1, 1).requires_grad_()
-    total = SampledDistillation(1.0, temperature).total(batch, CoCoMixOutput(logits=logits))
+    total = made(SampledDistillation, DistillationConfig(1.0, temperature=temperature)).total(
+        batch, CoCoMixOutput(logits=logits)
+    )
     total.backward()
     gradients = logits.grad[:, :P]
     error = gradients.std(0) / B**0.5
@@ -135,7 +160,8 @@ def test_draws_invert_the_distribution_function() -> None:
 def test_hidden_regression_equals_its_reference(mixing: str, layer: int) -> None:
     model, ids = student(mixing=mixing), tokens()
     teacher = Teacher(teacher_model(hidden_size=24), 1)
-    objective = HiddenRegression(1.0, teacher, layer, hidden_size=16)
+    config = HiddenRegressionConfig(1.0, layer=layer, teacher_layer=1)
+    objective = made(HiddenRegression, config, teacher.model, model.config.mixer)
     output = model(input_ids=ids, labels=ids, output_hidden_states=True)
     hidden = output.hidden_states[layer + 1]
     if hidden.shape[1] == 18:
@@ -154,10 +180,10 @@ def test_hidden_regression_equals_its_reference(mixing: str, layer: int) -> None
 def all_objectives() -> list[Objective]:
     teacher = teacher_model()
     return [
-        NextToken(),
-        Concepts(0.3, "linear"),
-        Distillation(0.5, teacher, 2.0, "cosine"),
-        HiddenRegression(0.7, Teacher(teacher, 1), layer=0, hidden_size=16, seed=3),
+        next_token(),
+        made(ConceptLoss, ConceptLossConfig(0.3, "linear")),
+        made(Distillation, DistillationConfig(0.5, "cosine", temperature=2.0), teacher),
+        made(HiddenRegression, HiddenRegressionConfig(0.7, layer=0, teacher_layer=1), teacher, seed=3),
     ]
 
 
@@ -169,7 +195,7 @@ def gradients_of(model: CoCoMixForCausalLM, batches: list[Batch]) -> dict[str, T
     trained.zero_grad()
     for batch in batches:
         sums = trained(batch)
-        sum(o.weight_at(2, 10) * sums[o.name] / counts[o.name] for o in objectives).backward()
+        sum(o.config.weight_at(2, 10) * sums[o.name] / counts[o.name] for o in objectives).backward()
     return {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
 
 
@@ -178,8 +204,8 @@ def test_four_batches_equal_one_four_times_larger_with_uneven_labels() -> None:
     labels[0] = -100  # one window without labels, others with few
     labels[3, 2:] = -100
     labels[6, ::2] = -100
-    whole = gradients_of(model, [Batch(Windows(ids), labels)])
-    parts = gradients_of(model, [Batch(Windows(ids[i : i + 2]), labels[i : i + 2]) for i in range(0, 8, 2)])
+    whole = gradients_of(model, [labelled(ids, labels)])
+    parts = gradients_of(model, [labelled(ids[i : i + 2], labels[i : i + 2]) for i in range(0, 8, 2)])
     assert whole.keys() == parts.keys()
     assert "heads.hidden_loss.weight" in whole
     for name in whole:
@@ -198,14 +224,14 @@ def test_what_is_trained_is_the_student_and_the_heads_alone() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     # The head's initial weights are the seed's, whatever was drawn before.
     assert torch.equal(all_objectives()[-1].head.weight, trained.heads["hidden_loss"].weight)
-    output = trained(Batch(Windows(tokens()), concept_labels()))
+    output = trained(labelled(tokens(), concept_labels()))
     assert all(output[o.name].dtype == torch.float32 and output[o.name].ndim == 0 for o in objectives)
-    assert not TrainableModule(student(mixer="none", mixing="none"), [NextToken()]).heads
+    assert not TrainableModule(student(mixer="none", mixing="none"), [next_token()]).heads
 
 
 def test_norms_of_the_parts_make_up_the_whole() -> None:
-    trained = TrainableModule(student(), [NextToken(), Concepts(0.1)])
-    sums = trained(Batch(Windows(tokens()), concept_labels()))
+    trained = TrainableModule(student(), [next_token(), made(ConceptLoss, ConceptLossConfig())])
+    sums = trained(labelled(tokens(), concept_labels()))
     (sums["lm_loss"] + sums["concept_loss"]).backward()
     norms = gradient_norms(trained)
     whole = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

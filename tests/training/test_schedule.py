@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cocomix.training.schedule import learning_rate, scheduled_weight
 
+from cocomix.objectives.config import ObjectiveConfig
 from cocomix.training.config import OptimizerConfig
+from cocomix.training.optimizer import learning_rate
 
 
 def test_shape_of_the_schedule() -> None:
@@ -20,10 +21,11 @@ def test_shape_of_the_schedule() -> None:
 
 def test_weights_are_constant_or_go_down_to_zero() -> None:
     constant, linear, cosine = (
-        [scheduled_weight(0.5, schedule, step, 5) for step in range(5)] for schedule in ("constant", "linear", "cosine")
+        [ObjectiveConfig(0.5, schedule).weight_at(step, 5) for step in range(5)]
+        for schedule in ("constant", "linear", "cosine")
     )
     assert constant == [0.5] * 5
     assert linear == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0])
     # Half a period: 0.25 * (1 + cos(k pi / 4))
     assert cosine == pytest.approx([0.5, 0.25 + 0.125 * 2**0.5, 0.25, 0.25 - 0.125 * 2**0.5, 0.0])
-    assert scheduled_weight(0.5, "linear", 0, 1) == 0.5
+    assert ObjectiveConfig(0.5, "linear").weight_at(0, 1) == 0.5

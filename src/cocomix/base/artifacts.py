@@ -36,8 +36,8 @@ SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
-#: What people and `cocomix inspect` note beside a model's weights: no part of what a folder is.
-NOTE_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
+#: Metadata of concepts that people and `cocomix inspect` keep beside a model's weights: not part of a folder's content.
+CONCEPT_METADATA_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
@@ -55,23 +55,36 @@ class Manifest:
     fingerprint: str
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is either the old one or the whole new one, whatever interrupts."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`: the file written there replaces `path` when the block ends, and is removed if it fails.
+
+    Readers see the old file or the whole new one, and never a part, even after a power failure: the content is on the disk
+    before the file gets its name.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a configuration's fields as YAML, paths as text; whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a configuration's fields as YAML, paths as text, atomically."""
     text = yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -163,7 +176,7 @@ def begin(
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
     """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
 
-    Hidden files, checkpoints, notes and folders with a manifest of their own are not part of the content.
+    Hidden files, checkpoints, concept metadata and folders with a manifest of their own are not part of the content.
 
     Args:
         output: the folder.
@@ -292,7 +305,12 @@ def _short(value: Any) -> str:
 def _content_of(path: Path) -> list[str]:
     names = []
     # A folder of another origin may have a config.yaml that is content.
-    about = (SETTINGS_NAME, MANIFEST_NAME, *NOTE_NAMES, *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []))
+    about = (
+        SETTINGS_NAME,
+        MANIFEST_NAME,
+        *CONCEPT_METADATA_NAMES,
+        *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []),
+    )
     for root, folders, files in os.walk(path):
         here = Path(root)
         folders[:] = [

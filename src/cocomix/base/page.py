@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from cocomix.base.artifacts import atomic
 from cocomix.base.formats import format_count, format_flops, format_seconds, format_signed
 
 _SIGN = Markup('<span class="sign">{}</span>')
@@ -54,7 +55,6 @@ def visible(text: str, *, wrap: bool = False) -> Markup:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Whatever interrupts, the file is the old one or the whole new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """Write a file, atomically."""
+    with atomic(path) as partial:
+        partial.write_bytes(content)

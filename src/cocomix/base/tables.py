@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 UNLIMITED_COLUMNS = 240
 
 
-def text_of(*parts: RenderableType) -> str:
-    """What `rich` would show, as plain lines as wide as the terminal."""
-    width = shutil.get_terminal_size((UNLIMITED_COLUMNS, 24)).columns
+def text_of(*parts: RenderableType, width: int | None = None) -> str:
+    """Plain lines as `rich` prints them, `width` columns wide; None: as wide as the terminal."""
+    width = width or shutil.get_terminal_size((UNLIMITED_COLUMNS, 24)).columns
     console = Console(file=io.StringIO(), width=width, highlight=False)
     for part in parts:
         console.print(part)

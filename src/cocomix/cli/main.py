@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -43,9 +44,9 @@ COMMANDS = {
     ),
     "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
     "train-sae": Command(
-        "sparse autoencoders on a teacher's residual stream", "sae.training", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream", "tools.sae_card.command", "train_sae", "TrainSaeConfig"
     ),
-    "extract": Command("concept labels of a token dataset", "labels.extraction", "extract", "ExtractConfig"),
+    "extract": Command("concept labels of a token dataset", "labels.extract", "extract", "ExtractConfig"),
     "distill-targets": Command(
         "tokens drawn from a teacher's predictions, to distil from without it",
         "labels.distillation_targets",
@@ -90,6 +91,11 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        words = _with_plugins(words)
+    except CocomixError as error:
+        say(f"error: {error}")
+        return EXIT_USAGE
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else EXIT_USAGE
@@ -102,6 +108,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
         return EXIT_USAGE
     return _run(words[0], words[1:])
+
+
+def _with_plugins(words: list[str]) -> list[str]:
+    """Import what `--plugin` names before the command; returns the other words."""
+    while words and words[0] == "--plugin":
+        if len(words) < 2:
+            raise CocomixError("--plugin is given nothing; it takes a Python file or a module that registers something")
+        _import_plugin(words[1])
+        words = words[2:]
+    return words
+
+
+def _import_plugin(name: str) -> None:
+    """Run a file, or import a module, that registers mixers, objectives or families."""
+    if not name.endswith(".py"):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise CocomixError(
+                f"--plugin {name}: {error}; give a Python file, or a module that can be imported"
+            ) from error
+        return
+    path = Path(name)
+    if not path.is_file():
+        raise CocomixError(f"--plugin {name}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
 
 
 def _run(name: str, words: Sequence[str]) -> int:
@@ -150,8 +187,8 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
     tune_process()
     from cocomix.cli.options import parse
 
-    module = importlib.import_module(f"cocomix.{command.module}")
     _silence_progress_of_libraries()
+    module = importlib.import_module(f"cocomix.{command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
         config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
@@ -166,12 +203,12 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
 
 
 def _silence_progress_of_libraries() -> None:
-    """Their bars for files that take milliseconds would cut through our own line."""
-    import datasets
-    from transformers.utils import logging
+    """Turn off progress bars of datasets and transformers, which would break up our own line.
 
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
+    Both read these variables when they are imported, so a command that needs neither does not load them. Users can set them.
+    """
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _overview() -> str:
@@ -186,6 +223,7 @@ def _overview() -> str:
             *lines,
             "",
             "cocomix COMMAND --help lists the options of a command; cocomix --version the version.",
+            "cocomix --plugin FILE.py COMMAND imports a file first that registers mixers, objectives or families.",
         ]
     )
 

@@ -51,12 +51,12 @@ def parse(config_class: type[Any], prog: str, description: str, arguments: Seque
         name, from_file = (name, _taken(from_file, "--recipe")[1]) if name else _taken(from_file, "--recipe")
         recipe, default = presets.start(config_class, name)
         default, from_file, words = presets.with_mixer(default, from_file, words)
-        notes.append(_RECIPE_HELP)
+        notes += [_RECIPE_HELP, *presets.registered()]
     text = "\n".join([description, "", *notes]) if notes else description
     words = list(_with_whole_counts([*from_file, *words]))
     config = _parsed(config_class, default, prog, text, words, Path(file or ""), from_file)
-    if recipe is not None and config_class is type(recipe.config()):
-        recipe.check(config)
+    if default is not None:
+        presets.check(recipe, config)
     return config
 
 
@@ -72,15 +72,26 @@ def _parsed(
     """What `tyro` makes of the words; its complaint, with the file where the option comes from one."""
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint) if from_file else contextlib.nullcontext():
+        with contextlib.redirect_stderr(complaint):
             return tyro.cli(config_class, prog=prog, description=description, args=list(words), default=default)
-    except SystemExit:
+    except SystemExit as stop:
+        refused = _refusal(stop)
+        if refused is not None:  # a value that the dataclass itself refuses, in one sentence
+            raise refused from None
         said = complaint.getvalue()
         options = {word.partition("=")[0] for word in from_file if word.startswith("--")}
         if any(re.search(rf"{re.escape(option)}\b", said) for option in options):
             print(f"in {file}:", file=sys.stderr)
         print(said, end="", file=sys.stderr)
         raise
+
+
+def _refusal(stop: BaseException) -> CocomixError | None:
+    """The error of ours that made `tyro` stop."""
+    cause = stop.__context__
+    while cause is not None and not isinstance(cause, CocomixError):
+        cause = cause.__context__
+    return cause
 
 
 def _taken(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:

@@ -15,47 +15,27 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.data.shards import WindowTable, write_shard
-from cocomix.data.token_dataset import TokenDataset, difference
+from cocomix.data.shards import write_shard
+from cocomix.data.sidecar import Sidecar
+from cocomix.data.token_dataset import TokenDataset
 
 
-class ConceptDataset:
-    """Concept labels of the first `num_windows` training windows of a token dataset.
+class ConceptDataset(Sidecar):
+    """Concept labels of the first `num_windows` training windows of a token dataset, from the folder that `extract` made.
 
-    Args:
-        path: folder made by `extract`; every byte of it is checked.
-        tokens: the token dataset that the labels must belong to.
-
-    `inputs` are what a training run on these labels depends on.
-
-    Raises:
-        CocomixError: the labels were made for other tokens.
+    Arguments and errors are those of `Sidecar`. `inputs` are what a training run on these labels depends on.
     """
 
+    kind, content, remedy = CONCEPT_DATASET, "labels", "extract labels"
+
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
-        path = Path(path)
-        manifest = artifacts.read(path, CONCEPT_DATASET)
-        other = difference(tokens.parts, manifest.settings["data"])
-        if other is not None:
-            raise CocomixError(
-                f"the labels in {path} belong to another token dataset than {tokens.path} (the {other} differs); "
-                "extract labels for this one, or train on the dataset they were made for"
-            )
-        self.path = path
-        self.manifest = manifest
-        self.fingerprint = manifest.fingerprint
-        self.inputs = {"labels": manifest.fingerprint}
-        self.settings = manifest.settings
-        self.num_concepts = int(manifest.facts["num_concepts"])
-        self.num_windows = int(manifest.settings["num_windows"])
-        self.num_labels = int(manifest.settings["attribution"]["num_labels"])
-        self.flops_per_token = float(manifest.facts["flops_per_token"])
-        self._context_length = tokens.context_length
-        self._table = WindowTable(path, manifest.facts["num_shards"])
+        super().__init__(path, tokens)
+        self.inputs = {"labels": self.fingerprint}
+        self.num_concepts = int(self.manifest.facts["num_concepts"])
+        self.num_labels = int(self.settings["attribution"]["num_labels"])
 
     def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
         """Labels of the given windows, -100 where a position has none."""
@@ -70,10 +50,6 @@ class ConceptDataset:
         flat = torch.from_numpy(self._table.take("scores", windows, dtype=np.float32))
         return flat.view(len(flat), self._context_length, self.num_labels)
 
-    def training_flops(self, num_tokens: int, num_windows: int) -> float:
-        """What labels cost in a run of `num_tokens` on `num_windows`: once a window, however often it is seen."""
-        return min(num_tokens, num_windows * self._context_length) * self.flops_per_token
-
 
 def write_labels(
     folder: Path,
@@ -82,7 +58,7 @@ def write_labels(
     num_concepts: int,
     scores: Float[Tensor, "B T A"] | None = None,
 ) -> None:
-    """Write one shard; 2 bytes a label while the dictionary allows it."""
+    """Write one shard of labels, -100 where a position has none; 2 bytes a label if `num_concepts` allows it."""
     dtype = np.uint16 if num_concepts < 2**16 else np.int32
     stored = labels.masked_fill(labels == IGNORED_LABEL, num_concepts)
     columns = {"labels": stored.flatten(1).numpy().astype(dtype)}

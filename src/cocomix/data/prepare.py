@@ -1,34 +1,43 @@
-"""Text to token dataset: split by document, tokenize, cut into windows.
+"""Text to token dataset: read, tokenize, split by document, shuffle, cut into windows.
 
-Here the text is held in memory; `stream_prepare.py` does the same for a corpus of any size. Documents are shuffled once by
-the seed, so that every prefix of a split is a fair sample of it: training on the first n windows needs no second shuffle and
-no second dataset. Each document ends with the end-of-sequence token; documents are joined and cut into windows of
-`context_length`, and the last, incomplete window is dropped. Concept labels are computed for these very windows, so that
-teacher and student see the same context.
+Documents are tokenized as they are read and put on disk aside, so memory does not grow with the text. When all are there,
+each goes to training or validation by a hash of its text, and both splits are shuffled as a whole: documents are brought
+into the order of their hashes, then permuted by the seed. So the result is a function of the set of documents, however
+they are read, and every prefix of a split is a fair sample of it. Each document ends with the end-of-sequence token;
+documents are joined and cut into windows of `context_length`, and the last, incomplete window is dropped. Concept labels
+are computed for these very windows, so that teacher and student see the same context.
+
+DIR/.work/SETTINGS/tokenizer/         as given or trained
+DIR/.work/SETTINGS/text/              `DocumentPile` of the text
+DIR/.work/SETTINGS/validation_text/   and of the validation text, if it is given
+DIR/.work/SETTINGS/copy/              the text itself, if it is not streamed
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
-from cocomix.data.corpus import TEXT_FIELD, Document, fingerprint_of_documents, head_of
-from cocomix.data.source import Files, HubDataset, Source, StandardLibrary
-from cocomix.data.stream_prepare import SPLITS, clear_stream, describe_duplicates, write_stream
-from cocomix.data.token_dataset import TOKENIZER_FOLDER
+from cocomix.data.document_pile import DocumentPile
+from cocomix.data.documents import cut_if_few, digest_of, head_of, is_held_out
+from cocomix.data.sources import Files, HubDataset, Source
+from cocomix.data.text_files import files_of, standard_library_files
+from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
-    encoder_config,
+    encoder_of,
     fingerprint_of_tokenizer,
     load_tokenizer,
     train_tokenizer,
@@ -36,8 +45,9 @@ from cocomix.data.tokenizer import (
 from cocomix.data.tokenizing import batches_of, encode_in_order
 from cocomix.data.windows import WindowWriter
 
-#: Below this many documents, a split by document would leave one side without variety: they are cut into pieces.
-MIN_DOCUMENTS = 20
+WORK_FOLDER = ".work"
+SPLITS: tuple[Split, Split] = ("train", "validation")
+DOCUMENTS_PER_READ = 256
 
 
 @dataclass(frozen=True)
@@ -49,17 +59,17 @@ class PrepareConfig:
     text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
     validation_text: tuple[Path, ...] | None = None
-    """Files or folders that are the validation split, whole, in place of a share of the text; not with --stream."""
+    """Files or folders that are the validation split, whole, in place of a share of the text."""
     dataset: str | None = None
     """In place of text: a dataset of the Hugging Face Hub, or a folder or file that `datasets` reads."""
     dataset_config: str | None = None
-    """Configuration of the dataset, where it has several."""
+    """Configuration of the dataset, if it has several."""
     split: str = "train"
     """Split of the dataset to take all documents from; without streaming also a part, such as `train[:10%]`."""
-    text_field: str = TEXT_FIELD
+    text_field: str = "text"
     """Field of a JSON-lines or Parquet row, or of a dataset, that holds the text."""
     stream: bool = False
-    """Read documents one at a time, in memory that does not grow with the corpus."""
+    """Read documents as they come, without a copy of the text on disk; the result is the same if all of it is read."""
     num_workers: int = 1
     """Processes that tokenize; the result does not depend on it."""
     tokenizer: str | None = None
@@ -69,16 +79,16 @@ class PrepareConfig:
     context_length: int = 128
     """Tokens in a window."""
     validation_fraction: float = 0.05
-    """Share of the text, by whole documents, held out for validation."""
+    """Expected share of the documents held out for validation; a hash of its text decides for each."""
     isolate_documents: bool = False
     """Attention stays within each document and positions start over in it; by default it crosses documents within a
     window, as in the paper."""
     max_bytes: int | None = None
-    """Take at most this many bytes of UTF-8: of a random sample of the documents, or, streamed, of the first ones."""
+    """Read at most this many bytes of UTF-8: of a random sample of the documents, or, streamed, of the first ones."""
     max_tokens: int | None = None
-    """Make at most this many tokens of training windows; a stream is read no further."""
+    """Make at most this many tokens of training windows; no more documents are read than that takes."""
     drop_duplicates: bool = False
-    """Leave out documents that are exact copies of an earlier one; by default they are counted and kept."""
+    """Leave out documents that are exact copies of another; by default they are counted and kept."""
     seed: int = 0
     """Seed of the shuffle of the documents."""
     overwrite: bool = False
@@ -92,10 +102,6 @@ class PrepareConfig:
             raise CocomixError(f"max_tokens is {self.max_tokens}, less than one window of {self.context_length}")
         if self.dataset is not None and self.text is not None:
             raise CocomixError("--text and --dataset are both given; choose one source of text")
-        if self.validation_text is not None and self.stream:
-            raise CocomixError(
-                "--validation-text and --stream do not go together; a stream holds out a share of its own"
-            )
         if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
             raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
         if not 0.0 < self.validation_fraction < 1.0:
@@ -103,41 +109,48 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
-    """Make the token dataset, continue an interrupted stream, or recognise that it is made already."""
+    """Make the token dataset, continue where an interrupted process stopped, or recognise that it exists already.
+
+    Raises:
+        CocomixError: the text can't be read or is too short, or the output folder holds something else.
+    """
     source = _source_of(config)
+    validation_source = None if config.validation_text is None else _files(config.validation_text, config)
     tokenizer = _given_tokenizer(config.tokenizer)
-    documents: list[Document] = []
-    held_out: list[Document] | None = None
-    facts: dict[str, Any] = {"context_length": config.context_length, "isolate_documents": config.isolate_documents}
-    if config.stream:
-        text = artifacts.fingerprint_of_json({"source": source.fingerprint(), "max_bytes": config.max_bytes})
-    else:
-        documents, facts["num_duplicates"] = _documents_of(source, drop_duplicates=config.drop_duplicates)
-        documents = _sample(documents, config.max_bytes, config.seed)
-        text = fingerprint_of_documents(documents)
-        if config.validation_text is not None:
-            held_out = _held_out(config, documents)
-    settings = _settings_of(config, text, tokenizer)
-    if held_out is not None:
-        settings |= {"validation_text": fingerprint_of_documents(held_out), "validation_fraction": None}
+    settings = _settings_of(config, source, validation_source, tokenizer)
     with artifacts.begin(config.output, TOKEN_DATASET, settings, overwrite=config.overwrite) as finished:
         if finished:
-            say(f"{config.output}: the token dataset is there already")
-            clear_stream(config.output)  # in case the former process ended right before it
+            say(f"{config.output}: the token dataset exists already")
+            # The process that finished it may have ended before it could clean up.
+            shutil.rmtree(config.output / WORK_FOLDER, ignore_errors=True)
             return finished
+        work = _work_folder(config.output, settings)
         try:
-            if config.stream:
-                facts |= write_stream(config, source, tokenizer, settings)
-            else:
-                splits = _split(documents, config.validation_fraction) if held_out is None else (documents, held_out)
-                facts |= _write(config, *splits, tokenizer)
-        except CocomixError:  # nothing half-written stays in the way of a retry with other settings
+            facts = _make(config, source, validation_source, tokenizer, work)
+        except CocomixError:  # nothing stays in the way of another try, but for what the same settings can continue
             for name in (TOKENIZER_FOLDER, *SPLITS):
                 shutil.rmtree(config.output / name, ignore_errors=True)
+            text = DocumentPile(work / "text")
+            if text.is_complete or text.num_documents == 0:
+                shutil.rmtree(config.output / WORK_FOLDER)
             raise
         manifest = artifacts.finish(config.output, facts)
-        clear_stream(config.output)
+        shutil.rmtree(config.output / WORK_FOLDER)
         return manifest
+
+
+def _source_of(config: PrepareConfig) -> Source:
+    if config.dataset is not None:
+        return HubDataset(config.dataset, config.dataset_config, config.split, config.text_field)
+    if config.text is None:
+        return Files(standard_library_files(), config.text_field, "the standard library")
+    if not config.text:
+        raise CocomixError("--text names no file or folder; leave it out for the standard library")
+    return _files(config.text, config)
+
+
+def _files(paths: tuple[Path, ...], config: PrepareConfig) -> Files:
+    return Files(files_of(paths), config.text_field, ", ".join(map(str, paths)))
 
 
 def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
@@ -150,149 +163,177 @@ def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
         raise CocomixError(f"--tokenizer: {error}") from error
 
 
-def _source_of(config: PrepareConfig) -> Source:
-    if config.dataset is not None:
-        return HubDataset(config.dataset, config.dataset_config, config.split, config.text_field)
-    if config.text is None:
-        return StandardLibrary()
-    if not config.text:
-        raise CocomixError("--text names no file or folder; leave it out for the standard library")
-    return Files(config.text, config.text_field)
-
-
-def _settings_of(config: PrepareConfig, text: str, tokenizer: PreTrainedTokenizerFast | None) -> dict[str, Any]:
-    """What determines the content; options that came later only where they are used, so that older datasets keep theirs."""
+def _settings_of(
+    config: PrepareConfig,
+    source: Source,
+    validation_source: Source | None,
+    tokenizer: PreTrainedTokenizerFast | None,
+) -> dict[str, Any]:
+    """What determines the content; options with a default that changes nothing appear only if they are used."""
     settings: dict[str, Any] = {
-        "text": text,
+        "text": source.fingerprint(),
         "tokenizer": None if tokenizer is None else fingerprint_of_tokenizer(tokenizer),
-        "vocab_size": config.vocab_size if config.tokenizer is None else None,
+        "vocab_size": config.vocab_size if tokenizer is None else None,
         "context_length": config.context_length,
-        "validation_fraction": config.validation_fraction,
+        "validation_fraction": config.validation_fraction if validation_source is None else None,
+        "split_rule": "hash of the text" if validation_source is None else None,
         "isolate_documents": config.isolate_documents,
         "seed": config.seed,
     }
-    if config.max_tokens is not None:
-        settings["max_tokens"] = config.max_tokens
-    if config.stream:  # elsewhere the fingerprint of the text knows what was dropped
-        settings |= {"stream": True, "drop_duplicates": config.drop_duplicates}
+    if validation_source is not None:
+        settings["validation_text"] = validation_source.fingerprint()
+    for name in ("max_bytes", "max_tokens", "drop_duplicates"):
+        if getattr(config, name):
+            settings[name] = getattr(config, name)
+    # The order in which documents are read says which are read at all, and which the tokenizer is trained on.
+    if config.stream and (tokenizer is None or config.max_bytes or config.max_tokens):
+        settings["stream"] = True
     return settings
 
 
-def _documents_of(source: Source, *, drop_duplicates: bool) -> tuple[list[Document], int]:
-    """All documents, and how many of them are, or were, exact copies of an earlier one."""
-    documents = list(source.documents())
-    if not documents:
-        raise CocomixError(f"no text in {source}: every document is empty")
-    firsts = list({document.text: document for document in reversed(documents)}.values())[::-1]
-    num_duplicates = len(documents) - len(firsts)
-    if num_duplicates:
-        say(describe_duplicates(num_duplicates, len(documents), dropped=drop_duplicates))
-    if drop_duplicates:
-        documents = firsts
-    return documents if len(documents) >= MIN_DOCUMENTS else _cut_into_pieces(documents), num_duplicates
+def _work_folder(output: Path, settings: dict[str, Any]) -> Path:
+    """The folder of what an interrupted process left for these settings and libraries; others are removed."""
+    name = artifacts.fingerprint_of_json({"settings": settings, "versions": artifacts.recorded_versions()})
+    work = output / WORK_FOLDER / name[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    for other in work.parent.iterdir():
+        if other != work:
+            shutil.rmtree(other)
+    return work
 
 
-def _held_out(config: PrepareConfig, training: Sequence[Document]) -> list[Document]:
-    """The documents of `validation_text`, shuffled; a document that is also trained on would not be held out."""
-    assert config.validation_text is not None
-    documents = list(Files(config.validation_text, config.text_field).documents())
-    if not documents:
-        raise CocomixError(f"no text in {', '.join(map(str, config.validation_text))}: every document is empty")
-    shared = {document.text for document in documents} & {document.text for document in training}
-    if shared:
-        raise CocomixError(
-            f"{len(shared):,} documents of --validation-text are in the training text too; remove them there"
-        )
-    return _sample(documents, None, config.seed)
-
-
-def _write(
+def _make(
     config: PrepareConfig,
-    training: Sequence[Document],
-    validation: Sequence[Document],
+    source: Source,
+    validation_source: Source | None,
     tokenizer: PreTrainedTokenizerFast | None,
+    work: Path,
 ) -> dict[str, Any]:
-    """Write tokenizer and shards; returns the facts about them."""
-    if tokenizer is None:
-        say(f"training a tokenizer of {config.vocab_size:,} tokens")
-        sample = head_of(training, MAX_TOKENIZER_BYTES)
-        tokenizer = train_tokenizer((document.text for document in sample), config.vocab_size)
-    tokenizer.save_pretrained(config.output / TOKENIZER_FOLDER)
+    """Write tokenizer and shards of a dataset that was begun; returns the facts about them."""
+    saved = _saved_tokenizer(config, source, tokenizer, work)
+    text = DocumentPile(work / "text")
+    _read(config, _texts(config, source, work), saved, text)
+    piles = dict.fromkeys(SPLITS, text)
+    if validation_source is not None:
+        piles["validation"] = DocumentPile(work / "validation_text")
+        held_out = validation_source.texts(config.seed, stream=config.stream, folder=work / "copy")
+        _read(config, held_out, saved, piles["validation"])
+        num_shared = len(np.intersect1d(text.column("digest"), piles["validation"].column("digest")))
+        if num_shared:
+            raise CocomixError(
+                f"{num_shared:,} documents of --validation-text are in the training text too; remove them there"
+            )
+    # Copied: if it were saved again, its files could differ from those of an undisturbed process.
+    shutil.copytree(work / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
+    shuffled = {split: _shuffled(config, split, pile) for split, pile in piles.items()}
+    num_duplicates = sum(count for _, count in shuffled.values())
+    if num_duplicates:
+        what = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
+        say(f"{num_duplicates:,} documents are exact copies of another and {what}")
     return {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "splits": {
-            "train": _write_split(config, "train", training, tokenizer, config.max_tokens),
-            "validation": _write_split(config, "validation", validation, tokenizer, None),
-        },
+        "context_length": config.context_length,
+        "isolate_documents": config.isolate_documents,
+        "num_duplicates": num_duplicates,
+        "vocab_size": len(saved),
+        "eos_token_id": saved.eos_token_id,
+        "splits": {split: _write_split(config, split, rows) for split, (rows, _) in shuffled.items()},
     }
 
 
-def _cut_into_pieces(documents: Sequence[Document]) -> list[Document]:
-    """Cut the few documents there are, at blank lines if they can be, into at least about `MIN_DOCUMENTS` pieces."""
-    target_chars = max(1, sum(len(document.text) for document in documents) // (2 * MIN_DOCUMENTS))
-    pieces: list[Document] = []
-    for document in documents:
-        separator = "\n\n" if document.text.count("\n\n") >= MIN_DOCUMENTS else "\n"
-        piece = ""
-        for part in _parts(document.text, separator, target_chars):
-            piece += part
-            if len(piece) >= target_chars:
-                pieces.append(Document(f"{document.source}#{len(pieces)}", piece))
-                piece = ""
-        if piece.strip():
-            pieces.append(Document(f"{document.source}#{len(pieces)}", piece))
-    return pieces
+def _texts(config: PrepareConfig, source: Source, work: Path) -> Iterator[str]:
+    """The documents of the text, in the order they are read."""
+    texts = source.texts(config.seed, stream=config.stream, folder=work / "copy")
+    if config.validation_text is None:
+        texts = cut_if_few(texts, config.seed)
+    return texts if config.max_bytes is None else head_of(texts, config.max_bytes)
 
 
-def _parts(text: str, separator: str, max_chars: int) -> Iterator[str]:
-    """The text, cut behind every separator, and anywhere where a part would still be too long."""
-    for part in text.split(separator):
-        whole = part + separator
-        for start in range(0, len(whole), max_chars):
-            yield whole[start : start + max_chars]
+def _in_training(config: PrepareConfig, digests: np.ndarray) -> np.ndarray:
+    """Which documents of the text are in the training split: [documents] uint64 to booleans."""
+    if config.validation_text is not None:
+        return np.ones(len(digests), bool)
+    return ~is_held_out(digests, config.validation_fraction)
 
 
-def _sample(documents: list[Document], max_bytes: int | None, seed: int) -> list[Document]:
-    order = np.random.default_rng(seed).permutation(len(documents))
-    shuffled = [documents[i] for i in order]
-    return shuffled if max_bytes is None else list(head_of(shuffled, max_bytes))
+def _saved_tokenizer(
+    config: PrepareConfig, source: Source, tokenizer: PreTrainedTokenizerFast | None, work: Path
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, as it is saved: the given one, or one trained on the first training documents."""
+    folder, partial = work / TOKENIZER_FOLDER, work / f"{TOKENIZER_FOLDER}.partial"
+    if not folder.exists():
+        if tokenizer is None:
+            say(f"training a tokenizer of {config.vocab_size:,} tokens")
+            texts = _texts(config, source, work)
+            training = (text for text in texts if _in_training(config, np.array([digest_of(text)], np.uint64))[0])
+            tokenizer = train_tokenizer(head_of(training, MAX_TOKENIZER_BYTES), config.vocab_size)
+        tokenizer.save_pretrained(partial)
+        partial.rename(folder)
+    return load_tokenizer(folder)
 
 
-def _split(documents: Sequence[Document], validation_fraction: float) -> tuple[Sequence[Document], Sequence[Document]]:
-    """Documents for validation are taken from the front until their share of the characters is reached.
+def _read(config: PrepareConfig, texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, pile: DocumentPile) -> None:
+    """Tokenize the documents that are not on the pile yet, as many as are wanted."""
+    if pile.is_complete:
+        return
+    num_done = pile.num_documents
+    if num_done:
+        say(f"continuing {config.output} after {num_done:,} documents")
+    left = batches_of(itertools.islice(texts, num_done, None))
+    with ProgressLine("reading and tokenizing", None, unit="bytes") as progress:
+        batches = encode_in_order(encoder_of(tokenizer), left, config.num_workers)
+        pile.complete(_until_enough(config, batches, pile, progress))
 
-    A document that would more than double the share is left to training, so that a few long ones do not end up there whole.
+
+def _until_enough(
+    config: PrepareConfig, batches: Iterator[pa.RecordBatch], pile: DocumentPile, progress: ProgressLine
+) -> Iterator[pa.RecordBatch]:
+    """Batches until there are `max_tokens` training tokens on the pile."""
+    max_tokens = config.max_tokens
+    num_documents, num_tokens = pile.num_documents, 0
+    if num_documents and max_tokens is not None:
+        num_tokens = int(pile.column("num_tokens")[_in_training(config, pile.column("digest"))].sum())
+    while max_tokens is None or num_tokens < max_tokens:
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+        lengths, digests = batch["num_tokens"].to_numpy(), batch["digest"].to_numpy()
+        num_tokens += int(lengths[_in_training(config, digests)].sum())
+        num_documents += len(batch)
+        progress.advance(int(batch["num_bytes"].to_numpy().sum()), documents=num_documents)
+
+
+def _shuffled(config: PrepareConfig, split: Split, pile: DocumentPile) -> tuple[Any, int]:
+    """Documents of a split in their final order, as a `datasets.Dataset`, and how many are copies of another."""
+    digests = pile.column("digest")
+    chosen = np.arange(len(digests))
+    if config.validation_text is None:
+        chosen = np.flatnonzero(_in_training(config, digests) == (split == "train"))
+    chosen = chosen[np.argsort(digests[chosen], kind="stable")]
+    is_copy = np.zeros(len(chosen), bool)
+    is_copy[1:] = digests[chosen[1:]] == digests[chosen[:-1]]
+    if config.drop_duplicates:
+        chosen = chosen[~is_copy]
+    rows = pile.rows().select(chosen, keep_in_memory=True).shuffle(seed=config.seed, keep_in_memory=True)
+    return rows, int(is_copy.sum())
+
+
+def _write_split(config: PrepareConfig, split: Split, rows: Any) -> dict[str, int]:
+    """Write the shards of a split; returns its counts.
+
+    Args:
+        config: of the dataset.
+        split: `train` or `validation`.
+        rows: `datasets.Dataset` of its documents, in order.
     """
-    budget = validation_fraction * sum(len(document.text) for document in documents)
-    training: list[Document] = []
-    validation: list[Document] = []
-    taken_chars = 0
-    for document in documents:
-        if taken_chars < budget and taken_chars + len(document.text) <= 2 * budget:
-            taken_chars += len(document.text)
-            validation.append(document)
-        else:
-            training.append(document)
-    return training, validation
-
-
-def _write_split(
-    config: PrepareConfig,
-    name: str,
-    documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerFast,
-    max_tokens: int | None,
-) -> dict[str, int]:
-    """Tokenize one split and write its shards; returns its counts."""
     T = config.context_length
-    writer = WindowWriter(config.output / name, T, None if max_tokens is None else max_tokens // T)
-    texts = batches_of(document.text for document in documents)
-    total_chars = sum(len(document.text) for document in documents)
-    with ProgressLine(f"tokenizing the {name} text", total_chars, unit="characters") as progress:
-        for batch in encode_in_order(encoder_config(tokenizer), texts, config.num_workers):
-            writer.add(batch.ids, batch.lengths, int(batch.num_bytes.sum()))
-            progress.advance(batch.num_chars)
+    max_windows = config.max_tokens // T if split == "train" and config.max_tokens is not None else None
+    writer = WindowWriter(config.output / split, T, max_windows)
+    with ProgressLine(f"writing the {split} windows", len(rows), unit="documents") as progress:
+        for table in rows.with_format("arrow").iter(batch_size=DOCUMENTS_PER_READ):
+            ids = np.concatenate([chunk.flatten().to_numpy() for chunk in table["input_ids"].chunks])
+            writer.add(ids, table["num_tokens"].to_numpy(), int(table["num_bytes"].to_numpy().sum()))
+            progress.advance(len(table))
             if writer.is_full:
                 break
     return writer.finish()

@@ -64,7 +64,7 @@ class WindowTable:
 
 
 def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
-    """The shards as one memory-mapped copy, whose bytes are checked like theirs.
+    """The shards as one memory-mapped copy, whose bytes are checked as those of the shards are.
 
     It lies beside the shards, so that it goes with them: a stale one would be read silently.
     """

@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import DISTILLATION_TARGETS
-from cocomix.data.shards import WindowTable, write_shard
-from cocomix.data.token_dataset import TokenDataset, difference
+from cocomix.data.shards import write_shard
+from cocomix.data.sidecar import Sidecar
+from cocomix.data.token_dataset import TokenDataset
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws a position.
 
@@ -39,35 +38,18 @@ class SampledTargets:
         return SampledTargets(self.tokens.to(device), self.entropy.to(device))
 
 
-class TargetDataset:
-    """Draws for the first `num_windows` training windows of a token dataset.
+class TargetDataset(Sidecar):
+    """Draws for the first `num_windows` training windows of a token dataset, from the folder that `distill-targets` made.
 
-    Args:
-        path: folder made by `distill-targets`; every byte of it is checked.
-        tokens: the token dataset that the targets must belong to.
-
-    Raises:
-        CocomixError: the targets were made for other tokens.
+    Arguments and errors are those of `Sidecar`.
     """
 
+    kind, content, remedy = DISTILLATION_TARGETS, "distillation targets", "draw targets"
+
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
-        path = Path(path)
-        manifest = artifacts.read(path, DISTILLATION_TARGETS)
-        other = difference(tokens.parts, manifest.settings["data"])
-        if other is not None:
-            raise CocomixError(
-                f"the distillation targets in {path} belong to another token dataset than {tokens.path} (the {other} "
-                "differs); draw targets for this one, or train on the dataset they were made for"
-            )
-        self.path = path
-        self.fingerprint = manifest.fingerprint
-        self.settings = manifest.settings
-        self.temperature = float(manifest.settings["temperature"])
-        self.num_samples = int(manifest.settings["num_samples"])
-        self.num_windows = int(manifest.settings["num_windows"])
-        self.flops_per_token = float(manifest.facts["flops_per_token"])
-        self._context_length = tokens.context_length
-        self._table = WindowTable(path, manifest.facts["num_shards"])
+        super().__init__(path, tokens)
+        self.temperature = float(self.settings["temperature"])
+        self.num_samples = int(self.settings["num_samples"])
 
     def targets(self, windows: Sequence[int] | np.ndarray) -> SampledTargets:
         """Draws and entropies of the given windows."""
@@ -75,13 +57,9 @@ class TargetDataset:
         entropy = torch.from_numpy(self._table.take("entropy", windows, dtype=np.float32))
         return SampledTargets(flat.view(len(flat), self._context_length - 1, self.num_samples), entropy)
 
-    def training_flops(self, num_tokens: int, num_windows: int) -> float:
-        """What the draws cost in a run of `num_tokens` on `num_windows`: once a window, however often it is seen."""
-        return min(num_tokens, num_windows * self._context_length) * self.flops_per_token
-
 
 def write_targets(folder: Path, index: int, targets: SampledTargets, vocab_size: int) -> None:
-    """Write one shard; 2 bytes a draw while the vocabulary allows it."""
+    """Write one shard of targets; 2 bytes a draw if `vocab_size` allows it."""
     dtype = np.uint16 if vocab_size <= 2**16 else np.int32
     columns = {
         "tokens": targets.tokens.flatten(1).numpy().astype(dtype),

@@ -137,12 +137,12 @@ class TokenDataset:
             raise CocomixError(
                 f"{path} has {vocab_size} tokens, {self.path} has {self.vocab_size}; prepare the data with its tokenizer"
             )
-        if has_tokenizer(path):
-            theirs, ours = fingerprint_of_tokenizer(load_tokenizer(path)), fingerprint_of_tokenizer(self.tokenizer())
-            if theirs != ours:
-                raise CocomixError(
-                    f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
-                )
+        if not has_tokenizer(path):
+            return
+        if fingerprint_of_tokenizer(load_tokenizer(path)) != fingerprint_of_tokenizer(self.tokenizer()):
+            raise CocomixError(
+                f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
+            )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.path / TOKENIZER_FOLDER)

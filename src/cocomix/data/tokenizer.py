@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.base.errors import CocomixError, reason_of
-from cocomix.data.tokenizing import EncoderConfig
+from cocomix.data.tokenizing import Encoder
 
 END_OF_TEXT = "<|endoftext|>"
 #: More text than this teaches a small byte-level tokenizer nothing, and costs minutes.
@@ -46,9 +46,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encoder_config(tokenizer: PreTrainedTokenizerFast) -> EncoderConfig:
-    """What workers need of a tokenizer."""
-    return EncoderConfig(
+def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """What turns texts into ids, as a worker process needs it."""
+    return Encoder(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         splits_special_tokens=bool(tokenizer.split_special_tokens),
         eos_token_id=int(tokenizer.eos_token_id),

@@ -1,11 +1,12 @@
 """Texts to token ids, in this process or in several, always in the order of the texts.
 
-Workers start afresh and import little more than `tokenizers`: a process forked from one that has used its threads may hang.
+`datasets` maps on several processes only what is on disk already; this takes a stream. Workers start afresh and import
+little more than `tokenizers`: a process forked from one that has used its threads may hang.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,9 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from cocomix.base.errors import CocomixError
+from cocomix.data.documents import digest_of
 
 #: Batches that wait for each worker: enough that none is idle, few enough for memory.
 BATCHES_AHEAD = 3
@@ -27,65 +30,44 @@ CHARS_PER_BATCH = 2**20
 
 
 @dataclass(frozen=True)
-class TokenBatch:
-    """Some documents as token ids."""
-
-    ids: np.ndarray
-    """[tokens] of all documents, each ended with the end-of-sequence token."""
-    lengths: np.ndarray
-    """[documents] tokens of each, the end-of-sequence token included."""
-    num_bytes: np.ndarray
-    """[documents] bytes of UTF-8."""
-    num_chars: int
-    """Characters of all."""
-    digests: np.ndarray
-    """[documents] 64 bits of a hash of each text: equal for copies."""
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """A tokenizer as it is sent to a worker."""
+class Encoder:
+    """Turns texts into token ids. A worker process gets one that was not called yet."""
 
     tokenizer_json: str
-    """All of the tokenizer."""
+    """The whole tokenizer."""
     splits_special_tokens: bool
     """Whether the text of a special token is read as text."""
     eos_token_id: int
-    """Written behind every document."""
+    """Written after every document."""
     dtype: str
     """Of the ids."""
 
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = self.splits_special_tokens
+        return tokenizer
 
-class Encoder:
-    """Turns texts into ids.
+    def __call__(self, texts: Sequence[str]) -> pa.RecordBatch:
+        """Encode texts, at least one.
 
-    Args:
-        config: of the tokenizer.
-    """
-
-    def __init__(self, config: EncoderConfig) -> None:
-        self.config = config
-        self.tokenizer = Tokenizer.from_str(config.tokenizer_json)
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = config.splits_special_tokens
-
-    def __call__(self, texts: Sequence[str]) -> TokenBatch:
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [np.array([*encoding.ids, self.config.eos_token_id], self.config.dtype) for encoding in encodings]
-        raw = [text.encode() for text in texts]
-        return TokenBatch(
-            ids=np.concatenate(rows),
-            lengths=np.array([len(row) for row in rows], np.int64),
-            num_bytes=np.array([len(text) for text in raw], np.int64),
-            num_chars=sum(map(len, texts)),
-            digests=np.array([digest_of(text) for text in raw], np.uint64),
-        )
-
-
-def digest_of(text: bytes) -> int:
-    """64 bits of a hash of a text: among a hundred million different texts two are equal with probability 3e-4."""
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        Returns:
+            one row a document: `input_ids`, a list of `dtype` that ends with the end-of-sequence token; `num_tokens`, its
+            length, and `num_bytes`, of UTF-8, int64; `digest` of the text, uint64.
+        """
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [np.array([*encoding.ids, self.eos_token_id], self.dtype) for encoding in encodings]
+        num_tokens = np.array([len(row) for row in rows], np.int64)
+        offsets = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int32)
+        columns = {
+            "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows))),
+            "num_tokens": pa.array(num_tokens),
+            "num_bytes": pa.array([len(text.encode()) for text in texts], pa.int64()),
+            "digest": pa.array([digest_of(text) for text in texts], pa.uint64()),
+        }
+        return pa.RecordBatch.from_pydict(columns)
 
 
 def batches_of(texts: Iterable[str]) -> Iterator[Sequence[str]]:
@@ -103,21 +85,21 @@ def batches_of(texts: Iterable[str]) -> Iterator[Sequence[str]]:
 
 
 def encode_in_order(
-    config: EncoderConfig, batches: Iterable[Sequence[str]], num_workers: int = 1
-) -> Iterator[TokenBatch]:
+    encoder: Encoder, batches: Iterable[Sequence[str]], num_workers: int = 1
+) -> Iterator[pa.RecordBatch]:
     """Encode batches of texts; the result does not depend on the number of workers.
 
     Args:
-        config: of the tokenizer.
+        encoder: not called yet.
         batches: read only as far ahead as the workers need.
         num_workers: processes; 1: this one, with the threads of `tokenizers`.
     """
     if num_workers == 1:
-        yield from map(Encoder(config), batches)
+        yield from map(encoder, batches)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(config,))
-    waiting: deque[Future[TokenBatch]] = deque()
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_start_worker, initargs=(encoder,))
+    waiting: deque[Future[pa.RecordBatch]] = deque()
     try:
         for batch in batches:
             waiting.append(pool.submit(_encode, batch))
@@ -137,13 +119,13 @@ def encode_in_order(
 _encoder: Encoder | None = None
 
 
-def _start_worker(config: EncoderConfig) -> None:
+def _start_worker(encoder: Encoder) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
-    _encoder = Encoder(config)
+    _encoder = encoder
 
 
-def _encode(texts: Sequence[str]) -> TokenBatch:
+def _encode(texts: Sequence[str]) -> pa.RecordBatch:
     assert _encoder is not None
     return _encoder(texts)

@@ -18,7 +18,7 @@ class WindowWriter:
     Args:
         folder: of the split; made if need be.
         context_length: tokens T in a window.
-        max_windows: stop at so many; None: never.
+        max_windows: stop after this many; None: never.
     """
 
     def __init__(self, folder: Path, context_length: int, max_windows: int | None = None) -> None:

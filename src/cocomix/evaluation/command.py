@@ -18,7 +18,7 @@ from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.label_sources import TeacherLabels
+from cocomix.labels.live import TeacherLabels
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 

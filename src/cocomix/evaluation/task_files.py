@@ -14,7 +14,7 @@ from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
-from cocomix.data.corpus import json_rows
+from cocomix.data.text_files import json_rows
 from cocomix.evaluation import wikitext
 
 Document = dict[str, Any]

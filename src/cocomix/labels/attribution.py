@@ -3,7 +3,7 @@
     a_i = c_i * d(loss)/d(c_i) = c_i * std * (g . W_dec[i])        g = d(loss)/dh at the hook (`gradients.py`)
 
 The labels of a token are the latents of the A largest scores; the score is +a, -a, |a| or c itself. Labels are a pure
-function of a window's tokens and the settings: neither the batch nor the shard a window comes in has a say.
+function of a window's tokens and the settings: the batch and the shard that a window comes in change nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
-from cocomix.labels.controls import random_dictionary
 from cocomix.labels.gradients import residual_gradient
 from cocomix.modeling.teacher import Teacher
+from cocomix.sae.config import SparseAutoencoderConfig
 from cocomix.sae.model import Latents, SparseAutoencoder
 
 # Shapes: B batch, T tokens, N = B * T, D width of the teacher, C latents, K active latents, A labels a token.
@@ -62,12 +62,12 @@ class ConceptExtractor:
                 f"the sparse autoencoder reads width {sae.config.hidden_size}, the teacher has width "
                 f"{model.config.hidden_size}"
             )
-        self._of_all = self.config.criterion == "attribution" and self.config.value == "pre_activation"
-        num_candidates = sae.config.num_latents if self._of_all else sae.config.max_active_latents
+        self._scores_all_latents = self.config.criterion == "attribution" and self.config.value == "pre_activation"
+        num_candidates = sae.config.num_latents if self._scores_all_latents else sae.config.max_active_latents
         if self.config.num_labels > num_candidates:
             raise CocomixError(
                 f"num_labels is {self.config.num_labels}, more than the {num_candidates} "
-                f"{'' if self._of_all else 'active '}latents of the sparse autoencoder"
+                f"{'' if self._scores_all_latents else 'active '}latents of the sparse autoencoder"
             )
         if self.config.control in DERIVED_CONTROLS:
             raise CocomixError(
@@ -128,16 +128,16 @@ class ConceptExtractor:
     def _chunks(self, rows: Tensor) -> list[slice]:
         """Ranges of positions whose scores of all C latents fit the budget.
 
-        Latents too live for a chunk only: where thresholds decide, one wild position can have as many as there are.
+        Latents too are held for one chunk only: where thresholds decide, a single position can have all C of them active.
         """
         size = max(1, CHUNK_ELEMENTS // self.sae.config.num_latents)
         return [slice(start, start + size) for start in range(0, len(rows), size)]
 
     def _top(self, h: Float[Tensor, "n D"], gradient: Float[Tensor, "n D"] | None) -> tuple[Tensor, Tensor]:
-        """Scores and indices [n, A] of the best latents of some positions; -inf where a latent says nothing."""
+        """Scores and indices [n, A] of the best latents of some positions; -inf where a latent is no candidate."""
         sae, A = self.sae, self.config.num_labels
         with torch.no_grad():
-            if self._of_all and gradient is not None:  # z_i * std * (g . W_dec[i])
+            if self._scores_all_latents and gradient is not None:  # z_i * std * (g . W_dec[i])
                 x, _, std = sae.encoder_input(h)
                 z = torch.addmm(sae.encoder_bias, x, sae.encoder_weight.t())  # (n, C)
                 best = self._score(z * ((std * gradient) @ sae.decoder_weight.t())).topk(A, dim=-1)
@@ -151,6 +151,32 @@ class ConceptExtractor:
         return best.values, latents.indices.gather(-1, best.indices)
 
     def _score(self, a: Tensor) -> Tensor:
-        """What labels are the top of. A latent without attribution (inactive, or without gradient) says nothing."""
+        """The scores that rank latents. One whose attribution is zero (inactive, or without gradient) is no candidate."""
         by_sign = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[self.config.sign]
         return by_sign.masked_fill(a == 0, -torch.inf)
+
+
+def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
+    """A frozen TopK dictionary of the same shape with random unit directions, its encoder equal to its decoder.
+
+    It keeps the trained one's centre (the decoder's bias): without it, the mean residual stream would choose the same few
+    latents at every token.
+    """
+    given = sae.config
+    if given.num_active_latents is None:
+        raise CocomixError(
+            "the control 'random' keeps as many latents as the given dictionary, which has no fixed number of them"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random = SparseAutoencoder(
+            SparseAutoencoderConfig(
+                hidden_size=given.hidden_size,
+                num_latents=given.num_latents,
+                num_active_latents=given.num_active_latents,
+                normalize_input=given.normalize_input,
+            )
+        ).to(sae.decoder_bias)
+    with torch.no_grad():
+        random.decoder_bias.copy_(sae.decoder_bias)
+    return random.eval().requires_grad_(False)

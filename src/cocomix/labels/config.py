@@ -36,12 +36,12 @@ class AttributionConfig:
     """How labels are chosen. The paper's released code: attribution, original, all_future, activation, raises_loss."""
 
     criterion: LabelCriterion = "activation_value"
-    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), which leaves the next four unused."""
+    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), for which the next four are unused."""
     point: AttributionPoint = "original"
-    """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text)."""
+    """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text; needs loss
+    `next_token`)."""
     loss: AttributionLoss = "all_future"
-    """Gradient of the sum of -log p(x_s) over all s > t (the released code), or of s = t + 1 only (the paper's text).
-    With point `reconstruction`, `all_future` takes one pass a position: T / 2 times the time."""
+    """Gradient of the sum of -log p(x_s) over all s > t (the released code), or of s = t + 1 only (the paper's text)."""
     value: AttributionValue = "activation"
     """a_i = c_i * d(loss)/dc_i of the active latents (the released code), or z_i * d(loss)/dc_i of all C latents with the
     encoder's output z before its activation (the paper's first version)."""
@@ -50,7 +50,7 @@ class AttributionConfig:
     num_labels: Annotated[int, tyro.conf.arg(aliases=("--num-labels",))] = 4
     """A, labels a token (the paper's K_attr)."""
     control: Control = "none"
-    """What the labels are to be compared with. random: the same labels of a fixed random dictionary. shuffled: true labels,
+    """Labels to compare the true ones with. random: the same labels of a fixed random dictionary. shuffled: true labels,
     permuted over the labelled positions of each window. frequency: concepts drawn from the histogram of the true labels."""
     seed: int = 0
     """Seed of the control."""
@@ -63,6 +63,11 @@ class AttributionConfig:
                 raise CocomixError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}"
                 )
+        if self.criterion == "attribution" and (self.point, self.loss) == ("reconstruction", "all_future"):
+            raise CocomixError(
+                "point 'reconstruction' with loss 'all_future' would need a backward pass for every position; use loss "
+                "'next_token' (with this point the paper's text), or point 'original' (with this loss its released code)"
+            )
 
     @property
     def names_that_matter(self) -> tuple[str, ...]:
@@ -73,20 +78,18 @@ class AttributionConfig:
         return names if self.control == "none" else (*names, "seed")
 
 
-def require_labels(path: Path, stored: Mapping[str, Any], wanted: AttributionConfig) -> None:
-    """Refuse labels that were chosen another way than wanted.
+def require_labels(path: Path, stored: Mapping[str, Any], asked: AttributionConfig) -> None:
+    """Refuse labels that were chosen another way than a run asks for.
 
     Args:
         path: concept dataset.
-        stored: its own attribution settings.
-        wanted: what a run or its recipe says.
+        stored: its attribution settings, which an earlier version may have accepted.
+        asked: the attribution settings of a run or its recipe.
     """
-    labels = AttributionConfig(**stored)
-    for name in wanted.names_that_matter:
-        is_so, should_be = getattr(labels, name), getattr(wanted, name)
-        if is_so != should_be:
+    for name in asked.names_that_matter:
+        actual, expected = stored.get(name, getattr(AttributionConfig, name)), getattr(asked, name)
+        if actual != expected:
             raise CocomixError(
-                f"the labels in {path} have {name} {is_so!r}, but {should_be!r} is wanted: extract labels with "
-                f"--attribution.{name} {should_be}, or train with --attribution.{name} {is_so} if these labels are what you "
-                "want"
+                f"the labels in {path} have {name} {actual!r}, but the run asks for {expected!r}: extract labels with "
+                f"--attribution.{name} {expected}, or train with --attribution.{name} {actual} to use these"
             )

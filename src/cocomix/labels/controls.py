@@ -1,54 +1,73 @@
-"""Controls: labels that a method which needs true concepts should do worse with.
+"""Controls: labels that should be worse than the true ones for any method that needs true concepts.
 
-    random      labels of a frozen random dictionary of the same shape: what any projection of the teacher gives
+    random      labels of a random dictionary of the same shape (`attribution.py`): what any projection of the teacher gives
     shuffled    true labels permuted over the labelled positions of their window: its concepts, at the wrong tokens
     frequency   concepts drawn from the histogram of all true labels: how often each occurs, and nothing else
 
-Each is a pure function of a window's tokens, the settings and the seed, like the labels themselves: the same window gets the
-same labels in any batch, shard or process. `shuffled` and `frequency` are made from finished labels and need no teacher.
+Each control is a pure function of a window's tokens, the settings and the seed, so that the same window gets the same labels
+in any batch, shard or process. `shuffled` and `frequency` are made from finished labels, without a teacher.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cocomix.base.errors import CocomixError
 from cocomix.base.labels import IGNORED_LABEL
-from cocomix.sae.config import SparseAutoencoderConfig
-from cocomix.sae.model import SparseAutoencoder
+from cocomix.data.concept_dataset import ConceptDataset
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.attribution import ScoredLabels
+from cocomix.labels.config import AttributionConfig
 
 # Shapes: B batch, T tokens, C concepts, A labels a token, n labelled positions of a window.
 
+WINDOWS_PER_COUNT = 512
 
-def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
-    """A frozen TopK dictionary of the same shape with random unit directions, its encoder equal to its decoder.
 
-    It keeps the trained one's centre (the decoder's bias): without it, the mean residual stream would choose the same few
-    latents at every token.
+class DerivedLabels:
+    """The controls `shuffled` and `frequency`, made from finished labels.
+
+    Args:
+        data: the windows.
+        source: concept dataset with the true labels; except for control and seed, its attribution settings hold here too.
+        attribution: the control and its seed.
     """
-    given = sae.config
-    if given.num_active_latents is None:
-        raise CocomixError(
-            "the control 'random' keeps as many latents as the given dictionary, which has no fixed number of them"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random = SparseAutoencoder(
-            SparseAutoencoderConfig(
-                hidden_size=given.hidden_size,
-                num_latents=given.num_latents,
-                num_active_latents=given.num_active_latents,
-                normalize_input=given.normalize_input,
-            )
-        ).to(sae.decoder_bias)
-    with torch.no_grad():
-        random.decoder_bias.copy_(sae.decoder_bias)
-    return random.eval().requires_grad_(False)
+
+    def __init__(self, data: TokenDataset, source: Path, attribution: AttributionConfig) -> None:
+        self.data, self.control, self.seed = data, attribution.control, attribution.seed
+        self.source = ConceptDataset(source, data)
+        self.num_windows, self.num_concepts = self.source.num_windows, self.source.num_concepts
+        self.flops_per_token = self.source.flops_per_token  # the true labels had to be computed
+        self.settings: dict[str, Any] = {
+            "labels": self.source.fingerprint,
+            "attribution": self.source.settings["attribution"] | {"control": self.control, "seed": self.seed},
+        }
+
+    @cached_property
+    def histogram(self) -> Int64[Tensor, " C"]:
+        """How often each concept is a label of the source, over all its windows."""
+        counts = torch.zeros(self.num_concepts, dtype=torch.long)
+        for start in range(0, self.num_windows, WINDOWS_PER_COUNT):
+            labels = self.source.labels(range(start, min(start + WINDOWS_PER_COUNT, self.num_windows)))
+            counts += torch.bincount(labels[labels != IGNORED_LABEL], minlength=self.num_concepts)
+        return counts
+
+    def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
+        """Labels, with scores of zero: nothing ranked them."""
+        input_ids, labels = self.data.input_ids(windows), self.source.labels(windows)
+        if self.control == "shuffled":
+            derived = shuffle_labels(input_ids, labels, self.seed)
+        else:
+            derived = draw_labels(input_ids, labels, self.histogram, self.seed)
+        return ScoredLabels(derived, torch.zeros(derived.shape))
 
 
 def shuffle_labels(
@@ -82,7 +101,7 @@ def draw_labels(
 
 
 def _draw(generator: np.random.Generator, cumulative: np.ndarray, n: int, A: int) -> np.ndarray:
-    """[n, A]: a concept that its row has already is drawn again."""
+    """[n, A] concepts; one that its row already has is drawn again."""
     concepts = np.empty((n, A), dtype=np.int64)
     for k in range(A):
         again = np.arange(n)
@@ -94,6 +113,6 @@ def _draw(generator: np.random.Generator, cumulative: np.ndarray, n: int, A: int
 
 
 def _generator(seed: int, window: Int64[Tensor, " T"]) -> np.random.Generator:
-    """Random numbers that belong to a window's tokens, wherever the window stands."""
+    """Random numbers that depend on a window's tokens and not on its place."""
     digest = hashlib.sha256(window.numpy().astype("<i8").tobytes()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, "<u4")])

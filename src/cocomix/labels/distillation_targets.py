@@ -1,9 +1,9 @@
-"""Token dataset to distillation targets: tokens drawn from a teacher's predictions, once, shard by shard.
+"""`cocomix distill-targets`: tokens drawn from a teacher's predictions, once, shard by shard (`shard_work.py`).
 
 A student that fits the draws' histogram instead of the whole distribution p has the right gradient in the mean (Anshumann et
-al., arXiv 2503.16870); keeping the largest probabilities alone would not. The K draws of a position are stratified: the
-k-th takes a uniform number of [k / K, (k + 1) / K) through the inverse of p's distribution function. Their histogram has
-the mean p, as that of independent draws has, and a variance no greater.
+al., arXiv 2503.16870); with the largest probabilities alone the gradient would be biased. The K draws of a position are
+stratified: the k-th takes a uniform number of [k / K, (k + 1) / K) through the inverse of p's distribution function. Like the
+histogram of independent draws, theirs has the mean p, and its variance is no greater.
 
 Draws are a function of the teacher's prediction and of (seed, window), so shards, ranks and interruptions don't matter.
 """
@@ -54,15 +54,16 @@ class DistillTargetsConfig:
     temperature: float = 1.0
     """Divides the teacher's logits; training on the targets takes the same."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     num_windows: int | None = None
-    """Draw for the first so many training windows; by default all."""
+    """Draw for the first N training windows; by default all."""
     batch_size: int = 16
     """Windows in one pass of the teacher."""
     windows_per_shard: int = 512
-    """Windows in one file: what an interruption can cost, what ranks are dealt, and what is held in memory until written."""
+    """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and one file's
+    draws are held in memory until it is written."""
     overwrite: bool = False
-    """Replace what a former run left in the output folder."""
+    """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_samples", "num_windows", "batch_size", "windows_per_shard")
@@ -85,7 +86,7 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
         "temperature": config.temperature,
         "seed": config.seed,
         "num_windows": num_windows,
-        # Another batch size may round differently, and a draw be another.
+        # Another batch size may round differently and so change a draw.
         "batch_size": config.batch_size,
         "windows_per_shard": config.windows_per_shard,
     }
@@ -109,27 +110,27 @@ class _Shards(ShardWork):
 
     @cached_property
     def teacher(self) -> Teacher:
-        """Opened below its head, loaded when it is first needed."""
+        """The teacher, opened below its head; loaded when it is first needed."""
         model = load_teacher(self.config.teacher)
         self.data.check_model(self.config.teacher, model.config.vocab_size)
         return Teacher(model, adapter_for(model).num_blocks - 1)
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
-        parts = [self._drawn(batch) for batch in batches]
+        parts = [self._draw(batch) for batch in batches]
         targets = SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
         write_targets(self.folder, index, targets, self.data.vocab_size)
         return {"entropy": float(targets.entropy.double().sum())}
 
-    def facts(self, notes: list[dict[str, Any]]) -> dict[str, Any]:
+    def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         num_positions = self.num_windows * (self.context_length - 1)
         num_bytes = sum(file.stat().st_size for file in self.folder.glob("*.parquet"))
         return {
-            "mean_entropy": sum(note["entropy"] for note in notes) / num_positions,
+            "mean_entropy": sum(receipt["entropy"] for receipt in receipts) / num_positions,
             "bytes_per_token": num_bytes / (self.num_windows * self.context_length),
             "flops_per_token": causal_lm_flops_per_token(self.teacher.model, self.context_length),
         }
 
-    def _drawn(self, windows: Sequence[int]) -> SampledTargets:
+    def _draw(self, windows: Sequence[int]) -> SampledTargets:
         config, V = self.config, self.data.vocab_size
         hidden = self.teacher.residual(**self.data.windows(windows).inputs())[:, :-1]
         B, P, _ = hidden.shape
@@ -148,7 +149,7 @@ class _Shards(ShardWork):
 
 
 def stratified(seed: int, window: int, num_positions: int, num_samples: int) -> np.ndarray:
-    """Uniform numbers of one window, [num_positions, num_samples]: the k-th of a position lies in the k-th K-th."""
+    """Uniform numbers of one window, [num_positions, num_samples]: the k-th of a position lies in [k / K, (k + 1) / K)."""
     inside = np.random.default_rng([seed, window]).random((num_positions, num_samples))
     return (np.arange(num_samples) + inside) / num_samples
 

@@ -4,7 +4,6 @@
     original       all_future  d(sum over s > t of loss_s)/d(h_t) at h: one backward
     original       next_token  d(loss_{t+1})/d(h_t) at h: one pass of copies
     reconstruction next_token  the same with Dec(c_t) in place of h_t alone: one pass of copies
-    reconstruction all_future  d(sum over s > t of loss_s)/d(h_t) with Dec(c_t) in place of h_t alone: T passes, the slow one
 
 loss_s is -log p(x_s | x_{<s}), so the sum over s > t is all of the loss that h_t can change. The leaf is always a detached
 residual stream: no graph exists below the hook and no parameter gradient is allocated. Logits live for a chunk of positions.
@@ -47,16 +46,16 @@ def residual_gradient(
         input_ids: the windows.
         h: their residual streams at the hook.
         loss: `all_future`, or the loss of token t + 1 alone.
-        replacement: the point, in place of h_t alone while all other positions keep their own h; None: h itself.
+        replacement: the point, in place of h_t alone while all other positions keep their own h; None: h itself. Only for
+            the loss of token t + 1: for all later losses two replaced positions would see one another.
         position_ids: positions that start over in isolated documents; None: attention crosses documents.
     """
     targets = F.pad(input_ids[:, 1:], (0, 1), value=IGNORED_LABEL)
     if loss == "next_token":
         return _next_token(teacher, targets, h, h if replacement is None else replacement, position_ids)
-    if replacement is None:
-        leaf = h.detach().requires_grad_(True)
-        return _backward(teacher, teacher.hidden(leaf, position_ids=position_ids), targets, leaf)
-    return _all_future_of_replaced(teacher, targets, h, replacement, position_ids)
+    assert replacement is None, "refused by AttributionConfig"
+    leaf = h.detach().requires_grad_(True)
+    return _backward(teacher, teacher.hidden(leaf, position_ids=position_ids), targets, leaf)
 
 
 def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -67,8 +66,8 @@ def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, pos
     loss holds every position's own.
     """
     T = h.shape[1]
-    positions = _positions(position_ids, h)
-    cache = _cache_of(teacher, h, position_ids)
+    positions = torch.arange(T, device=h.device).unsqueeze(0) if position_ids is None else position_ids
+    cache = _unperturbed_cache(teacher, h, position_ids)
     parts = []
     for start in range(0, T, COPIES_PER_PASS):
         stop = min(start + COPIES_PER_PASS, T)
@@ -85,38 +84,10 @@ def _next_token(teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, pos
     return torch.cat(parts, dim=1)
 
 
-def _all_future_of_replaced(
-    teacher: Teacher, targets: Tensor, h: Tensor, point: Tensor, position_ids: Tensor | None
-) -> Tensor:
-    """d(sum of all later losses)/d(point_t) with only position t replaced: one pass a position.
-
-    Two replaced positions would see one another, so each has its own pass, over the positions from t on; the earlier ones
-    are cached. So it costs about T / 2 times a plain pass, in the memory of one.
-    """
-    T = h.shape[1]
-    positions = _positions(position_ids, h)
-    cache = _cache_of(teacher, h, position_ids)
-    gradient = torch.zeros_like(h)
-    for t in range(T - 1):  # the last position has no later loss
-        leaf = point[:, t : t + 1].detach().requires_grad_(True)
-        hidden = teacher.hidden(
-            torch.cat([leaf, h[:, t + 1 :]], dim=1),
-            position_ids=positions[:, t:],
-            attention_mask=_causal_masks(teacher, position_ids, t, h),
-            cache=_prefix(cache, t),
-        )
-        gradient[:, t : t + 1] = _backward(teacher, hidden, targets[:, t:], leaf)
-    return gradient
-
-
-def _positions(position_ids: Tensor | None, h: Tensor) -> Int64[Tensor, "#B T"]:
-    return torch.arange(h.shape[1], device=h.device).unsqueeze(0) if position_ids is None else position_ids
-
-
 def _visible(positions: Tensor, start: int, stop: int, window: int | None, min_distance: int) -> Tensor:
     """Which originals, [0, stop), the positions [start, stop) may see: [B, stop - start, stop], bool.
 
-    Those of the same document, at least `min_distance` back and as far as the window reaches.
+    These are the originals of the same document, at least `min_distance` back and as far as the window reaches.
     """
     documents = (positions == 0).cumsum(-1)
     index = torch.arange(stop, device=positions.device)
@@ -128,16 +99,6 @@ def _visible(positions: Tensor, start: int, stop: int, window: int | None, min_d
 def _as_mask(visible: Tensor, h: Tensor) -> Float[Tensor, "B 1 Q S"]:
     mask = torch.zeros(visible.shape, dtype=h.dtype, device=h.device)
     return mask.masked_fill(~visible, torch.finfo(h.dtype).min).unsqueeze(1).expand(len(h), -1, -1, -1)
-
-
-def _causal_masks(teacher: Teacher, position_ids: Tensor | None, start: int, h: Tensor) -> dict[str, Tensor] | None:
-    """Masks of the positions from `start` on that keep documents apart, for each type of block; None: plain causal ones."""
-    if position_ids is None:
-        return None
-    return {
-        layer_type: _as_mask(_visible(position_ids, start, position_ids.shape[1], window, 0), h)
-        for layer_type, window in teacher.adapter.sliding_windows().items()
-    }
 
 
 def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -> Tensor:
@@ -155,9 +116,14 @@ def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -
 
 
 @torch.no_grad()
-def _cache_of(teacher: Teacher, h: Tensor, position_ids: Tensor | None) -> Cache:
-    """Keys and values of the blocks above the hook, at every position."""
-    cache, masks = DynamicCache(), _causal_masks(teacher, position_ids, 0, h)
+def _unperturbed_cache(teacher: Teacher, h: Tensor, position_ids: Tensor | None) -> Cache:
+    """Keys and values of the blocks above the hook, at every position; isolated documents are kept apart."""
+    cache, masks = DynamicCache(), None
+    if position_ids is not None:
+        masks = {
+            layer_type: _as_mask(_visible(position_ids, 0, position_ids.shape[1], window, 0), h)
+            for layer_type, window in teacher.adapter.sliding_windows().items()
+        }
     teacher.hidden(h, position_ids=position_ids, attention_mask=masks, cache=cache)
     return cache
 
@@ -166,6 +132,6 @@ def _prefix(cache: Cache, num_positions: int) -> Cache:
     """A cache of the first positions alone, to be extended without touching the original."""
     prefix = DynamicCache()
     for index, layer in enumerate(cache.layers):
-        if layer.is_initialized:  # the blocks below the hook have no entries
+        if layer.is_initialized:  # blocks below the hook have no entries
             prefix.update(layer.keys[..., :num_positions, :], layer.values[..., :num_positions, :], index)
     return prefix

@@ -1,9 +1,9 @@
 """Work on a token dataset that is done once, window by window, and written as shards beside it.
 
-A shard's content depends on nothing but its windows and the settings. So it does not matter which process writes which shard:
-interrupted work goes on at the first missing one, `torchrun` deals shards out to its ranks, on any number of machines with a
-common file system, and all end with the same bytes. Beside each finished shard lies a note with its checksum and the
-settings it was made with; a shard without a note that holds is made again.
+A shard's content depends on its windows and the settings alone, so it does not matter which process writes it. Interrupted
+work continues at the first missing shard; `torchrun` shares the shards among its ranks, on any number of machines with a
+common file system; the bytes at the end are the same. Beside each finished shard lies its receipt, with the checksum of the
+shard and a fingerprint of the settings; a shard without a valid receipt is made again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cocomix.data.shards import shard_name
 
 
 class ShardWork(abc.ABC):
-    """The shards of one dataset, and the notes beside them.
+    """The shards of one dataset, and their receipts.
 
     Args:
-        folder: where they are.
-        settings: of the whole dataset; a shard made with others is not taken. `num_windows` is among them.
+        folder: of the dataset.
+        settings: of the whole dataset, with `num_windows`; a shard that was made with other settings is made again.
         windows_per_shard: windows in one file.
         batch_size: windows in one pass.
         context_length: tokens of a window.
@@ -45,16 +45,16 @@ class ShardWork(abc.ABC):
 
     @abc.abstractmethod
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
-        """Write the shard `index` from its windows, taken batch by batch; returns what its note says besides."""
+        """Write the shard `index` from its windows, batch by batch; returns further entries of its receipt."""
 
     @abc.abstractmethod
-    def facts(self, notes: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the manifest says besides, from the notes of all shards."""
+    def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Further facts of the manifest, from the receipts of all shards."""
 
     def write_missing(self, ranks: Ranks) -> None:
-        """This rank's part of the shards that are not there: every `size`-th shard."""
+        """Write this rank's part of the missing shards: every `size`-th shard is its own."""
         mine = range(ranks.rank, self.num_shards, ranks.size)
-        missing = [index for index in mine if self._note(index) is None]
+        missing = [index for index in mine if self._receipt(index) is None]
         done = sum(len(self._windows(index)) for index in mine) - sum(len(self._windows(index)) for index in missing)
         T = self.context_length
         description = self.description + (f", rank 0 of {ranks.size}" if ranks.size > 1 else "")
@@ -62,26 +62,27 @@ class ShardWork(abc.ABC):
         with ProgressLine(description, total, completed=done * T, shown=ranks.is_first) as progress:
             for index in missing:
                 started = time.perf_counter()
-                note = self.write(index, self._batches(index, progress))
-                note |= {
+                receipt = self.write(index, self._batches(index, progress))
+                receipt |= {
                     "made_with": self.made_with,
                     "sha256": artifacts.sha256_of_file(self.folder / shard_name(index)),
                     "seconds": time.perf_counter() - started,
                 }
-                artifacts.write_json(self._note_path(index), note)
+                artifacts.write_json(self._receipt_path(index), receipt)
 
     def finish(self) -> artifacts.Manifest:
-        """The manifest, if every shard is there."""
-        notes = []
+        """Write the manifest, if every shard is complete."""
+        receipts = []
         for index in range(self.num_shards):
-            note = self._note(index)
-            if note is None:
+            receipt = self._receipt(index)
+            if receipt is None:
                 raise CocomixError(
                     f"{self.folder / shard_name(index)} was not written whole; run the same command again"
                 )
-            notes.append(note)
-        facts = {"num_shards": self.num_shards, "seconds": round(sum(note["seconds"] for note in notes), 3)}
-        return artifacts.finish(self.folder, facts | self.facts(notes))
+            receipts.append(receipt)
+        seconds = sum(receipt["seconds"] for receipt in receipts)
+        facts = {"num_shards": self.num_shards, "seconds": round(seconds, 3)}
+        return artifacts.finish(self.folder, facts | self.facts(receipts))
 
     def _batches(self, index: int, progress: ProgressLine) -> Iterator[range]:
         windows = self._windows(index)
@@ -94,17 +95,17 @@ class ShardWork(abc.ABC):
         size = self.windows_per_shard
         return range(index * size, min((index + 1) * size, self.num_windows))
 
-    def _note(self, index: int) -> dict[str, Any] | None:
-        """The note of a shard if it holds: the shard is whole, and made with these settings."""
-        shard, path = self.folder / shard_name(index), self._note_path(index)
+    def _receipt(self, index: int) -> dict[str, Any] | None:
+        """The receipt of a shard if it is valid: the shard is whole, and made with these settings."""
+        shard, path = self.folder / shard_name(index), self._receipt_path(index)
         try:
-            note: dict[str, Any] = artifacts.read_json(path)
-            holds = note["made_with"] == self.made_with and note["sha256"] == artifacts.sha256_of_file(shard)
+            receipt: dict[str, Any] = artifacts.read_json(path)
+            is_valid = receipt["made_with"] == self.made_with and receipt["sha256"] == artifacts.sha256_of_file(shard)
         except (OSError, CocomixError, KeyError, TypeError):
             return None
-        return note if holds else None
+        return receipt if is_valid else None
 
-    def _note_path(self, index: int) -> Path:
+    def _receipt_path(self, index: int) -> Path:
         return self.folder / f".{shard_name(index)}.json"
 
 
@@ -117,15 +118,15 @@ def finish_work(
         output: its folder.
         kind: what it holds, such as `concept-dataset`.
         settings: everything that determines the content.
-        work: makes the shards; called where there is something to do.
-        overwrite: replace what a former run left in the folder.
+        work: makes the shards; called if any work is left.
+        overwrite: replace what an earlier run left in the folder.
     """
     with joined_ranks() as ranks, contextlib.ExitStack() as stack:
         begun = artifacts.begin(output, kind, settings, overwrite=overwrite)
         finished = ranks.from_first(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
-                say(f"{output}: the {kind.replace('-', ' ')} is there already")
+                say(f"{output}: the {kind.replace('-', ' ')} already exists")
             return finished
         shards = work()
         shards.write_missing(ranks)

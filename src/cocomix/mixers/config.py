@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from cocomix.base.errors import CocomixError, nearest
 from cocomix.mixers.mixing import MIXINGS
@@ -241,7 +242,7 @@ class ConceptConfig(InsertedConfig):
 
 
 MIXERS: dict[str, type[MixerConfig]] = {config.mixer: config for config in (NoMixerConfig, PauseConfig, ConceptConfig)}
-MixerClass = TypeVar("MixerClass", bound="type[Mixer]")
+MixerClass = TypeVar("MixerClass")
 
 
 def register_mixer(mixer: MixerClass) -> MixerClass:
@@ -250,7 +251,7 @@ def register_mixer(mixer: MixerClass) -> MixerClass:
     Raises:
         CocomixError: another mixer has that name.
     """
-    config = mixer.Config
+    config = cast(Any, mixer).Config
     if MIXERS.get(config.mixer, config) is not config:
         raise CocomixError(f"there is another mixer called {config.mixer!r}")
     config.module = mixer
@@ -266,11 +267,27 @@ def mixer_config(name: Any, settings: Mapping[str, Any]) -> MixerConfig:
     """
     if name not in MIXERS:
         raise CocomixError(f"there is no mixer {name!r}{nearest(str(name), MIXERS)}")
+    hints = get_type_hints(MIXERS[name])
     names = [field.name for field in dataclasses.fields(MIXERS[name])]
-    for key in settings:
+    for key, value in settings.items():
         if key not in names:
             raise CocomixError(f"the mixer {name!r} has no setting {key!r}{nearest(key, names)}")
+        _require_type(key, value, hints[key])
     return MIXERS[name](**settings)
+
+
+def _require_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value that comes from outside, such as a JSON file, and is not what the setting takes."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    if choices and value not in choices:
+        raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    is_bool, types = isinstance(value, bool), tuple(option for option in options if isinstance(option, type))
+    if (types and not (isinstance(value, types) or (float in types and isinstance(value, int)))) or (
+        is_bool and bool not in types
+    ):
+        kind = {int: "a whole number", float: "a number", str: "a text"}.get(types[0], types[0].__name__)
+        raise CocomixError(f"{name} is {value!r}; it must be {kind}")
 
 
 def require_whole(config: Any, lowest: int, *names: str) -> None:

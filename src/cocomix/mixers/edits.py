@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Places:
-    """Which tokens a forward pass is about."""
+class TokenContext:
+    """The tokens of a forward pass."""
 
     positions: Int64[Tensor, "#B T"]
     """Of each token in its row, counted from the row's first attended token: neither a cache nor left padding shifts it."""
@@ -36,7 +36,7 @@ class Places:
 class ConceptEdit:
     """An edit that changes nothing; subclasses override some of the methods."""
 
-    def at(self, places: Places) -> ConceptEdit:
+    def at(self, context: TokenContext) -> ConceptEdit:
         """The edit for one forward pass."""
         return self
 
@@ -73,7 +73,7 @@ def concept_edits(model: nn.Module, *edits: ConceptEdit) -> Iterator[None]:
 
 @contextlib.contextmanager
 def generating(num_prompt_tokens: int) -> Iterator[None]:
-    """Within the block, tokens behind the first so many (padding included) of every row are generated ones."""
+    """Within the block, tokens after the first `num_prompt_tokens` (padding included) of every row count as generated."""
     token = _num_prompt_tokens.set(num_prompt_tokens)
     try:
         yield
@@ -103,5 +103,5 @@ def edits_at(
     columns = torch.arange(positions.shape[1], device=positions.device) + num_past
     num_prompt_tokens = _num_prompt_tokens.get()
     is_prompt = torch.ones_like(columns, dtype=torch.bool) if num_prompt_tokens is None else columns < num_prompt_tokens
-    places = Places(positions, batch_size, is_prompt)
-    return tuple(edit.at(places) for edit in edits)
+    context = TokenContext(positions, batch_size, is_prompt)
+    return tuple(edit.at(context) for edit in edits)

@@ -133,7 +133,7 @@ class CoCoMixConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         mixer = self.__dict__.get("mixer")
         if name != "mixer" and mixer is not None and name in {field.name for field in dataclasses.fields(mixer)}:
-            name, value = "mixer", mixer.changed(**{name: value})
+            name, value = "mixer", mixer_config(mixer.mixer, dataclasses.asdict(mixer) | {name: value})
         super().__setattr__(name, value)
 
     @classmethod
@@ -183,9 +183,8 @@ def _current(settings: dict[str, Any], format_version: int) -> dict[str, Any]:
             raise CocomixError(f"{name} is set; cocomix 0.1 had this approximation, and later versions don't")
     if "insert_layer" in settings:
         before = settings.pop("insert_layer")
-        if not isinstance(before, int) or isinstance(before, bool):
-            raise CocomixError(f"insert_layer is {before!r}; it must be a whole number")
-        settings.setdefault("layer", before - 1)
+        is_whole = isinstance(before, int) and not isinstance(before, bool)
+        settings.setdefault("layer", before - 1 if is_whole else before)
     if format_version == 1:
         settings["rescale_epsilon"] = 1e-5
     return settings

@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
-from cocomix.mixers.edits import Places
+from cocomix.mixers.edits import TokenContext
 
 # Shapes: B batch, T tokens.
 
 
-def position_rule(positions: Any) -> Callable[[Places], Tensor]:
+def position_rule(positions: Any) -> Callable[[TokenContext], Tensor]:
     """What says of each token whether it is edited: a mask [#B, T]; see `steer` for what `positions` can be."""
     if positions is None:
-        return lambda places: torch.ones_like(places.positions, dtype=torch.bool)
+        return lambda context: torch.ones_like(context.positions, dtype=torch.bool)
     if isinstance(positions, str) and positions in _NAMED_RULES:
         return _NAMED_RULES[positions]
     if isinstance(positions, slice | range):
         start, stop, step = positions.start or 0, positions.stop, positions.step or 1
         if start < 0 or (stop is not None and stop < 0) or step < 1:
             raise CocomixError(f"positions is {positions!r}; count from the start of a row: its end is not known yet")
-        return lambda places: _in_range(places.positions, start, stop, step)
+        return lambda context: _in_range(context.positions, start, stop, step)
     if callable(positions):
-        return lambda places: _checked_mask(positions(places.positions), places.positions)
+        return lambda context: _checked_mask(positions(context.positions), context.positions)
     raise CocomixError(
         f"positions is {positions!r}; it must be None, 'prompt', 'generated', a slice or range, or a function of positions"
     )
 
 
-_NAMED_RULES: dict[str, Callable[[Places], Tensor]] = {
-    "prompt": lambda places: places.is_prompt.unsqueeze(0),
-    "generated": lambda places: ~places.is_prompt.unsqueeze(0),
+_NAMED_RULES: dict[str, Callable[[TokenContext], Tensor]] = {
+    "prompt": lambda context: context.is_prompt.unsqueeze(0),
+    "generated": lambda context: ~context.is_prompt.unsqueeze(0),
 }
 
 

@@ -18,7 +18,7 @@ from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import AttributionConfig, require_labels
-from cocomix.labels.label_sources import TeacherLabels, extraction_flops_per_token
+from cocomix.labels.live import TeacherLabels, extraction_flops_per_token
 from cocomix.modeling.output import CoCoMixOutput
 from cocomix.objectives.base import CONCEPT_LABELS, Batch, Cost, CostInputs, Objective, WindowData
 from cocomix.objectives.config import ConceptLossConfig, ObjectiveConfig, RunSettings

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
@@ -254,7 +254,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
 }
 #: Those that a run's configuration has a field for; others come after them.
 BUILT_IN = tuple(OBJECTIVES)
-ObjectiveClass = TypeVar("ObjectiveClass", bound="type[Objective]")
+ObjectiveClass = TypeVar("ObjectiveClass")
 
 
 def register_objective(objective: ObjectiveClass) -> ObjectiveClass:
@@ -263,7 +263,7 @@ def register_objective(objective: ObjectiveClass) -> ObjectiveClass:
     Raises:
         CocomixError: another objective has that name.
     """
-    config = objective.Config
+    config = cast(Any, objective).Config
     if OBJECTIVES.get(config.name, config) is not config:
         raise CocomixError(f"there is another objective called {config.name!r}")
     config.objective = objective

@@ -1,4 +1,4 @@
-"""What determines a dictionary's function beside its weights.
+"""What a dictionary computes with its weights.
 
 Three settings of other formats are missing on purpose, because their readers fold them into the weights, exactly: a factor
 on the input, a factor on each latent, and a selection by activation times decoder norm.

@@ -5,7 +5,7 @@
     h_hat = (W_dec^T c + b_dec) * scale + mean   plus W_skip h with `skip_connection`
 
 Both matrices are stored as one row a latent, [C, D]. Latents come and go as (indices, values) of the active ones; nothing
-of size [N, C] is kept. Files are read and written by `sae_formats`.
+of size [N, C] is kept. `cocomix.sae.formats` reads and writes the files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocomix.base.errors import CocomixError
-from cocomix.sae import formats as sae_formats
+from cocomix.sae import formats
 from cocomix.sae.config import SparseAutoencoderConfig as SparseAutoencoderConfig
 
 # Shapes: N tokens (any leading dimensions), n tokens of a chunk, D width of the teacher, C latents, K active latents.
@@ -45,7 +45,7 @@ class Latents:
     """The scale that normalisation took from the token; 1 without normalisation."""
 
     def padded(self, num_slots: int) -> Latents:
-        """The same latents with at least so many slots; added ones have value 0 and repeat the last one's index."""
+        """The same latents with at least `num_slots` slots; added ones have value 0 and repeat the last one's index."""
         indices, values = _pad(self.indices, self.values, max(num_slots, self.indices.shape[-1]))
         return Latents(indices, values, self.mean, self.std)
 
@@ -90,7 +90,7 @@ class SparseAutoencoder(nn.Module):
             raise CocomixError(
                 f"a factor on the input of a dictionary with normalize_input {self.config.normalize_input!r} has no effect"
             )
-        self.load_state_dict(sae_formats.with_input_scale(self.state_dict(), factor))
+        self.load_state_dict(formats.with_input_scale(self.state_dict(), factor))
 
     def normalize(self, h: Float[Tensor, "*N D"]) -> tuple[Tensor, Tensor, Tensor]:
         """x, mean and scale of residual streams; without normalisation the mean is 0 and the scale 1."""
@@ -138,7 +138,7 @@ class SparseAutoencoder(nn.Module):
     def _active_latents(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, int]:
         """Indices and values of a chunk's active latents, and the largest number of them at one token, at least 1.
 
-        Choosing first and indexing then leaves a graph, where one is wanted, without any [n, C] tensor.
+        Choosing before indexing keeps any [n, C] tensor out of the graph, if one is recorded.
         """
         z = torch.addmm(self.encoder_bias, x, self.encoder_weight.t())  # (n, C)
         with torch.no_grad():
@@ -170,32 +170,32 @@ class SparseAutoencoder(nn.Module):
         """Write the dictionary into a folder.
 
         Args:
-            folder: made if it is not there.
+            folder: made if it does not exist.
             format: `own` (`sae.json` and `sae.safetensors`) or `saelens` (version 6, for use with that library).
 
         Raises:
             CocomixError: the dictionary can't be expressed in that format.
         """
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        sae_formats.write(Path(folder), format, self.config, tensors)
+        formats.write(Path(folder), format, self.config, tensors)
 
     @classmethod
     def from_pretrained(
         cls, path: Path | str, format: str | None = None, *, allow_square: bool = False
     ) -> SparseAutoencoder:
-        """Load a dictionary of any format of `sae_formats.FORMATS`, frozen, in float32 (float64 where the file is).
+        """Load a dictionary of any format of `formats.FORMATS`, frozen, in float32 (float64 where the file is).
 
         Args:
-            path: a folder or file; where nothing is there, `organisation/repository` of the Hugging Face Hub or
+            path: a folder or file; where none exists, `organisation/repository` of the Hugging Face Hub or
                 `organisation/repository/path/in/it`.
-            format: its name; by default recognised from what is there.
+            format: its name; by default recognised from the files.
             allow_square: load a foreign dictionary with as many latents as inputs, whose shapes can't tell an encoder's
                 matrix from its transpose.
 
         Raises:
             CocomixError: a file is missing, damaged, or not what it should be; the message names it.
         """
-        config, tensors = sae_formats.read(path, format, allow_square=allow_square)
+        config, tensors = formats.read(path, format, allow_square=allow_square)
         with torch.device("meta"):  # no memory and no random numbers for weights that are overwritten at once
             sae = cls(config)
         sae.to(tensors["encoder_weight"].dtype).to_empty(device="cpu")

@@ -1,16 +1,16 @@
-"""In which direction to shift the mixture so that a concept comes about in the next token.
+"""Directions that shift the mixture toward a concept, so that the concept appears in the next token.
 
-A label describes the token it stands at, so an active concept says what a token is and not what comes next. To steer toward a
-concept, its own vector is of no use; what is wanted is the shift v of the mixture W_compress @ TopK(z) that makes the concept
-likelier at the next token and changes the model's predictions least. With y = 1 where the concept is among the strongest of
-the next token, s = d log p(next token) / d mixture, and F = E[s s^T] (Fisher's information):
+A label describes its own token, so an active concept says what that token is, not what comes next: adding a concept's own
+vector does not make the model write it. Steering needs the shift v of the mixture W_compress @ TopK(z) that makes the concept
+likelier at the next token and changes the model's predictions least. Let y = 1 if the concept is among the strongest of the
+next token, s = d log p(next token) / d mixture, and F = E[s s^T] (the Fisher information):
 
     d E[y] / d v = E[s y] = g            (to first order)
     KL(shifted || unshifted) = v^T F v / 2   (to second order)
     v = F^-1 g, scaled to v^T F v = 1
 
-So strength s changes the next-token distribution by about s^2 / 2 nats a token, whatever the concept, while s is small. One
-backward pass over some text gives s, and with it the directions toward all concepts at once.
+A small strength s therefore changes the next-token distribution by about s^2 / 2 nats per token for every concept. One
+backward pass over some text gives s, and with it the directions toward all concepts.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 # Shapes: B batch, T tokens, K active concepts, C concepts, D width, N tokens.
 
 BATCH_SIZE = 16
-#: So many of a token's active concepts are what it is about; as many as it has labels by default.
+#: How many of a token's active concepts count as what the token is about: the default number of labels per token.
 NUM_STRONGEST = 4
 #: Added to F, in units of its mean eigenvalue: text gives more samples of some directions than of others.
 RIDGE = 1.0
 
 
 class _Leaf(ConceptEdit):
-    """Makes the mixture a leaf of the graph, and remembers the strongest concepts; changes nothing."""
+    """Makes the mixture a leaf of the graph and keeps the strongest concepts; changes no value."""
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.strongest = indices[..., :NUM_STRONGEST]  # they come sorted
+        self.strongest = indices[..., :NUM_STRONGEST]  # TopK returns the strongest first
         return indices, values
 
     def edit_vectors(self, vectors: Tensor) -> Tensor:
@@ -49,16 +49,16 @@ class _Leaf(ConceptEdit):
 def concept_directions(
     model: CoCoMixForCausalLM, dataset: TokenDataset, max_windows: int | None = None, *, description: str | None = None
 ) -> Float[Tensor, "C D"]:
-    """Directions toward all concepts of a model; 0 for one that is never among a token's strongest.
+    """Directions toward all concepts of a model; 0 for a concept that is never among the strongest of a token.
 
     Args:
         model: in evaluation mode, with concepts mixed in.
-        dataset: text.
-        max_windows: look at so many evenly spaced windows; None: all.
+        dataset: text to read.
+        max_windows: how many evenly spaced windows to read; None: all.
         description: name of the work in a progress line; None: no line.
 
     Raises:
-        CocomixError: the model mixes no concepts in.
+        CocomixError: the model does not mix its concepts in.
     """
     if not model.config.mixer.is_steerable:
         raise CocomixError("directions need a model whose concepts are mixed into its hidden states")
@@ -90,7 +90,7 @@ def concept_directions(
 
 
 def _natural(gains: Float[Tensor, "C D"], information: Float[Tensor, "D D"], is_known: Tensor) -> Float[Tensor, "C D"]:
-    """F^-1 g with v^T F v = 1, row by row; 0 where nothing is known."""
+    """F^-1 g, scaled to v^T F v = 1, for each row; 0 for rows that are not known."""
     D = len(information)
     ridge = RIDGE * information.trace() / D * torch.eye(D, dtype=information.dtype, device=information.device)
     directions = torch.linalg.solve(information + ridge, gains.t()).t()

@@ -1,15 +1,17 @@
-"""Steering: edits of named concepts, of a strength, at some positions, each row of a batch with its own.
+"""Steering: edits of chosen concepts at chosen positions; each row of a batch can have its own.
 
-What a strength does is a mode, a row of `MODES`; where it acts is a rule about positions. A strength is a raw logit of the
-concept head, whose scale is each concept's own, or a multiple of its usual activation (`ActivationStatistics.usual`).
+What a strength does is a mode (`MODES`); where it acts is a position rule. A strength is a raw logit of the concept head,
+whose scale differs between concepts, or a multiple of the concept's usual activation (`ActivationStatistics.mean_abs`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any, Literal
 
@@ -17,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from cocomix.base.errors import CocomixError
-from cocomix.mixers.edits import ConceptEdit, Places, concept_edits
+from cocomix.mixers.edits import ConceptEdit, TokenContext, concept_edits
 from cocomix.modeling.position_rules import position_rule
-from cocomix.steering.concept_notes import ConceptNotes, notes_of
+from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
 
@@ -27,12 +29,12 @@ SteerMode = Literal["scale", "set", "add", "zero", "scale_logits", "toward"]
 Unit = Literal["raw", "usual"]
 
 
-class _SteerHere(ConceptEdit):
-    """A `Steer` in one forward pass.
+class SteerEdit(ConceptEdit):
+    """A `Steer` for one forward pass.
 
     Args:
         edited: (value, strength) -> new value.
-        concepts: [B, M], ascending in each row; C where a row has fewer.
+        concepts: [B, M], ascending in each row; rows with fewer end with C.
         strengths: [B, M].
         is_chosen: [#B, T, 1], the tokens to edit.
         num_concepts: C.
@@ -52,21 +54,21 @@ class _SteerHere(ConceptEdit):
         self.num_concepts, self.shifts = num_concepts, shifts
 
     def edited_in_place(self, indices: Tensor, values: Tensor) -> Tensor:
-        """Values of concepts [B, T, K], those of edited ones replaced."""
+        """Values of concepts [B, T, K], with those of edited concepts replaced."""
         slots, is_edited = self.find(indices)
         strengths = self.strengths.to(values.dtype).gather(1, slots.flatten(1)).view_as(values)
         return torch.where(is_edited, self.edited(values, strengths), values)
 
     def find(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Which edit concepts [B, T, K] belong to, and whether to any at this token; both [B, T, K]."""
+        """For concepts [B, T, K] the index of their edit, and whether they are edited at this token; both [B, T, K]."""
         flat = indices.flatten(1).contiguous()
         slots = torch.searchsorted(self.concepts, flat).clamp(max=self.concepts.shape[1] - 1)
         is_edited = (self.concepts.gather(1, slots) == flat) & (flat < self.num_concepts)
         return slots.view_as(indices), is_edited.view_as(indices) & self.is_chosen
 
 
-class _LogitsHere(_SteerHere):
-    """Acts before the strongest concepts are chosen."""
+class LogitEdit(SteerEdit):
+    """Edits logits, before the strongest concepts are chosen."""
 
     def logit_concepts(self) -> Tensor | None:
         return self.concepts
@@ -75,20 +77,20 @@ class _LogitsHere(_SteerHere):
         return self.edited_in_place(concepts.unsqueeze(1).expand_as(logits), logits)
 
 
-class _ActiveHere(_SteerHere):
-    """Acts on concepts that are active."""
+class ActivationEdit(SteerEdit):
+    """Edits concepts where they are active."""
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return indices, self.edited_in_place(indices, values)
 
 
-class _InsertedHere(_SteerHere):
-    """Acts on all edited concepts, and makes those active that are not: their value was 0."""
+class InsertionEdit(SteerEdit):
+    """Edits concepts everywhere: one that is not active has value 0 and becomes active."""
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         slots, is_edited = self.find(indices)
         B, T = indices.shape[:2]
-        # The edited concepts get slots of their own, so that each counts once; the slots they had are left with 0.
+        # Each edited concept gets a slot of its own, so that it counts once; its old slot is set to 0.
         current = values.new_zeros(B, T, self.concepts.shape[1])
         current = current.scatter_add(-1, slots, torch.where(is_edited, values, 0.0))
         new = self.edited(current, self.strengths.to(values.dtype).unsqueeze(1))
@@ -100,8 +102,8 @@ class _InsertedHere(_SteerHere):
         )
 
 
-class _VectorsHere(_SteerHere):
-    """Acts on what the active concepts compress to, in the directions toward the edited ones."""
+class VectorEdit(SteerEdit):
+    """Shifts the compressed vector in the directions toward the edited concepts."""
 
     def edit_vectors(self, vectors: Tensor) -> Tensor:
         assert self.shifts is not None
@@ -114,19 +116,19 @@ class Mode:
 
     edited: Callable[[Tensor, Tensor], Tensor]
     """(value, strength) -> new value."""
-    here: type[_SteerHere]
-    """At which point of the mixer."""
+    edit_class: type[SteerEdit]
+    """Which point of the mixer it edits."""
     is_factor: bool = True
-    """Whether the strength is a number without unit."""
+    """Whether the strength is a factor, which has no unit."""
 
 
 MODES: dict[str, Mode] = {
-    "scale": Mode(torch.mul, _ActiveHere),
-    "set": Mode(lambda value, strength: strength.expand_as(value), _InsertedHere, is_factor=False),
-    "add": Mode(torch.add, _InsertedHere, is_factor=False),
-    "zero": Mode(lambda value, _: torch.zeros_like(value), _ActiveHere),
-    "scale_logits": Mode(torch.mul, _LogitsHere),
-    "toward": Mode(torch.add, _VectorsHere),
+    "scale": Mode(torch.mul, ActivationEdit),
+    "set": Mode(lambda value, strength: strength.expand_as(value), InsertionEdit, is_factor=False),
+    "add": Mode(torch.add, InsertionEdit, is_factor=False),
+    "zero": Mode(lambda value, _: torch.zeros_like(value), ActivationEdit),
+    "scale_logits": Mode(torch.mul, LogitEdit),
+    "toward": Mode(torch.add, VectorEdit),
 }
 
 
@@ -154,7 +156,7 @@ class Steer(ConceptEdit):
         self.num_concepts = num_concepts
         self.is_chosen = position_rule(positions)
         M = max(map(len, strengths), default=0)
-        # Ascending, so that a concept is found by bisection; rows with fewer edits end with C, which is no concept.
+        # Ascending, so that a bisection finds a concept; rows with fewer edits end with C, which is not a concept.
         rows = [sorted(row.items()) + [(num_concepts, 0.0)] * (M - len(row)) for row in strengths]
         self.concepts = torch.tensor([[concept for concept, _ in row] for row in rows], dtype=torch.long)
         self.strengths = torch.tensor([[strength for _, strength in row] for row in rows])
@@ -163,27 +165,27 @@ class Steer(ConceptEdit):
             along = directions[self.concepts.clamp(max=num_concepts - 1)]  # (R, M, D)
             self.shifts = torch.einsum("rm,rmd->rd", self.strengths, along).unsqueeze(1)
 
-    def at(self, places: Places) -> ConceptEdit:
+    def at(self, context: TokenContext) -> ConceptEdit:
         R, M = self.concepts.shape
-        B = places.batch_size
+        B = context.batch_size
         if not M:
             return ConceptEdit()
         if B % R:
             raise CocomixError(
-                f"edits were given for {R} rows, but the batch has {B}; give one for each row, or one for all"
+                f"edits were given for {R} rows, but the batch has {B}; give one edit per row, or one for all rows"
             )
 
-        def of_rows(part: Tensor) -> Tensor:
-            # Beams and samples of one prompt are neighbours.
-            return part.to(places.positions.device).repeat_interleave(B // R, dim=0)
+        def for_rows(part: Tensor) -> Tensor:
+            # Beams and samples of a prompt are adjacent rows.
+            return part.to(context.positions.device).repeat_interleave(B // R, dim=0)
 
-        return self.mode.here(
+        return self.mode.edit_class(
             self.mode.edited,
-            of_rows(self.concepts),
-            of_rows(self.strengths),
-            self.is_chosen(places).unsqueeze(-1),
+            for_rows(self.concepts),
+            for_rows(self.strengths),
+            self.is_chosen(context).unsqueeze(-1),
             self.num_concepts,
-            None if self.shifts is None else of_rows(self.shifts),
+            None if self.shifts is None else for_rows(self.shifts),
         )
 
 
@@ -195,114 +197,124 @@ def steer(
     positions: Any = None,
     *,
     unit: str = "raw",
-    notes: ConceptNotes | None = None,
+    metadata: ConceptMetadata | None = None,
+    notes: ConceptMetadata | None = None,
 ) -> Iterator[None]:
     """Steer `model` within a `with` block, in `generate` and in plain forward passes alike.
 
-    Edits are those of the thread that enters the block: a thread started inside it, as with `TextIteratorStreamer`, enters
-    a block of its own. Blocks nest: edits of active concepts are applied from the outermost to the innermost; `scale_logits`
-    acts before the strongest concepts are chosen, and so before all of them.
+    Edits belong to the thread that enters the block: a thread started inside it, as with `TextIteratorStreamer`, must enter a
+    block of its own. Blocks nest: edits of active concepts apply from the outermost to the innermost; `scale_logits` acts
+    before the strongest concepts are chosen, and therefore before all other modes.
 
     Args:
-        model: a `CoCoMixForCausalLM` with mixed concepts, also wrapped (compiled, data-parallel, with adapters).
-        strengths: concept to strength; a concept is its index or its name. Or a sequence of such mappings, one for each row
-            of the batch: with beams or several samples a prompt, one for each prompt.
-        mode: `scale` multiplies the value of the concept where it is active; `set` and `add` replace or raise it, and make it
-            active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the concept's logit
-            before the strongest concepts are chosen, so that it can enter or leave them (the paper's way). These five say
-            that the concept is there; `toward` brings it about in the tokens that follow: it shifts the mixture in the
-            direction that does so at the least change of the model's predictions. There a strength s changes the next-token
-            distribution by about s^2 / 2 nats a token, so that 0.3 is a touch and 1 is much; a negative one steers away.
-        positions: which tokens are edited. None: all; `prompt` or `generated`: those that `generate` was given, or made; a
-            `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from positions
-            [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.
+        model: a `CoCoMixForCausalLM` whose concepts are mixed in, also wrapped (compiled, data-parallel, with adapters).
+        strengths: concept to strength; a concept is its index or its name. Or a sequence of such mappings, one per row of the
+            batch; with beams or several samples, one per prompt.
+        mode: `scale` multiplies the concept's activation where it is active; `set` and `add` replace or raise it, and make
+            the concept active where it is not; `zero` removes it, whatever the strength; `scale_logits` multiplies the
+            concept's logit before the strongest concepts are chosen, so that it can enter or leave them (the paper's way).
+            These five edit what the model thinks its current token is. `toward` brings the concept about in the tokens that
+            follow: it shifts the mixture in the direction that does so at the least change of the model's predictions.
+            There a strength s changes the next-token distribution by about s^2 / 2 nats per token: 0.3 is a touch, 1 is
+            much, and a negative strength steers away.
+        positions: which tokens are edited. None: all; `prompt` or `generated`: the tokens that `generate` was given, or
+            made; a `slice` or `range` of positions, counted from 0 at each row's first attended token; or a function from
+            positions [#B, T] to a mask of the same shape. The concepts of a token steer the token after it.
         unit: of the strengths of `set` and `add`: `raw`, a logit of the concept head, or `usual`, a multiple of the concept's
-            usual activation. The other modes take factors.
-        notes: names and statistics of the concepts; by default those in the model's own folder.
+            usual activation. The strengths of the other modes have no unit.
+        metadata: names and statistics of the concepts; by default those in the model's own folder.
+        notes: the old name of `metadata`; works in this version only.
 
     Raises:
-        CocomixError: the model has no concepts to steer, a concept or name does not exist, a strength is no finite number, or
-            a mode, a unit or positions are none.
+        CocomixError: the model has no concepts to steer, a concept or name does not exist, a strength is not a finite
+            number, or the mode, the unit or the positions are not valid.
     """
+    if notes is not None:
+        warnings.warn("steer(notes=...) is now steer(metadata=...)", DeprecationWarning, stacklevel=3)
+        metadata = notes if metadata is None else metadata
     model = _unwrapped(model)
-    rows = raw_strengths(model, strengths, mode, unit, notes)
+    resolver = _Resolver(model, metadata)
+    rows = resolver.rows(strengths, mode, unit)
     config: Any = model.config
-    directions = _Resolver(model, notes).directions(rows) if MODES[mode].here is _VectorsHere else None
+    directions = resolver.directions(rows) if MODES[mode].edit_class is VectorEdit else None
     edit = Steer(rows, mode, positions, num_concepts=config.num_concepts, directions=directions)
     with concept_edits(model, edit):
         yield
 
 
 def raw_strengths(
-    model: nn.Module, strengths: Any, mode: str = "set", unit: str = "raw", notes: ConceptNotes | None = None
+    model: nn.Module, strengths: Any, mode: str = "set", unit: str = "raw", metadata: ConceptMetadata | None = None
 ) -> list[dict[int, float]]:
-    """What `steer` makes of its arguments: for each row (or for all) concept index to raw strength.
+    """The edits that `steer` makes of its arguments: for each row (or once for all rows) concept index to raw strength.
 
     Raises:
         CocomixError: see `steer`.
     """
-    for name, value, allowed in (("mode", mode, tuple(MODES)), ("unit", unit, ("raw", "usual"))):
-        if value not in allowed:
-            raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-    rows = [strengths] if isinstance(strengths, Mapping) else strengths
-    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
-        raise CocomixError(
-            f"strengths is {strengths!r}; give a mapping of concepts to numbers, such as {{7: 2.0}}, or one for each row"
-        )
-    resolver = _Resolver(_unwrapped(model), notes)
-    in_units = unit == "usual" and not MODES[mode].is_factor
-    return [resolver.row(row, in_units) for row in rows]
+    return _Resolver(_unwrapped(model), metadata).rows(strengths, mode, unit)
 
 
 class _Resolver:
-    """From what a user wrote to concepts and raw strengths; notes are read only where something needs them."""
+    """Resolves concepts and strengths as a user writes them; reads the model's metadata once, if it is needed."""
 
-    def __init__(self, model: nn.Module, notes: ConceptNotes | None) -> None:
+    def __init__(self, model: nn.Module, metadata: ConceptMetadata | None) -> None:
         config: Any = model.config
-        self.model, self.given, self.bare = model, notes, ConceptNotes(config.num_concepts)
+        self.model, self.given, self.without_names = model, metadata, ConceptMetadata(config.num_concepts)
 
-    @property
-    def notes(self) -> ConceptNotes:
-        return notes_of(self.model) if self.given is None else self.given
+    @cached_property
+    def metadata(self) -> ConceptMetadata:
+        return metadata_of(self.model) if self.given is None else self.given
 
-    def row(self, strengths: Mapping[Any, Any], in_units: bool) -> dict[int, float]:
-        found: dict[int, float] = {}
-        for key, strength in strengths.items():
-            concept = (self.notes if isinstance(key, str) else self.bare).resolve(key)
-            if concept in found:
-                raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
-            found[concept] = finite(finite(strength, concept) * (self._usual(concept) if in_units else 1.0), concept)
-        return found
+    def rows(self, strengths: Any, mode: str, unit: str) -> list[dict[int, float]]:
+        for name, value, allowed in (("mode", mode, tuple(MODES)), ("unit", unit, ("raw", "usual"))):
+            if value not in allowed:
+                raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        rows = [strengths] if isinstance(strengths, Mapping) else strengths
+        if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
+            raise CocomixError(
+                f"strengths is {strengths!r}; give a mapping of concepts to numbers, such as {{7: 2.0}}, or one per row"
+            )
+        in_units = unit == "usual" and not MODES[mode].is_factor
+        return [self._row(row, in_units) for row in rows]
 
     def directions(self, rows: Sequence[Mapping[int, float]]) -> Tensor:
-        """Directions toward all concepts, [C, D], where those that are wanted are known."""
-        found = None if self.notes.statistics is None else self.notes.statistics.directions
-        if found is None:
+        """Directions toward all concepts, [C, D]; refuses rows with a concept whose direction is not known."""
+        statistics = self.metadata.statistics
+        if statistics is None or statistics.directions is None:
             raise CocomixError(
-                "the directions toward this model's concepts were not measured yet; run `cocomix inspect`, or use mode 'set'"
+                "the directions toward this model's concepts are not measured yet; run `cocomix inspect`, or use mode 'set'"
             )
         for concept in (concept for row in rows for concept in row):
-            if not bool(found[concept].any()):
+            if not bool(statistics.directions[concept].any()):
                 raise CocomixError(
-                    f"there is no direction toward concept {self.notes.title(concept)}: it was never among the strongest in "
-                    "the text it was measured on; use mode 'set'"
+                    f"there is no direction toward concept {self.metadata.title(concept)}: it was never among the strongest "
+                    "of a token in the text that was measured; use mode 'set'"
                 )
-        return found
+        return statistics.directions
 
-    def _usual(self, concept: int) -> float:
-        statistics = self.notes.statistics
+    def _row(self, strengths: Mapping[Any, Any], in_units: bool) -> dict[int, float]:
+        row: dict[int, float] = {}
+        for key, strength in strengths.items():
+            concept = (self.metadata if isinstance(key, str) else self.without_names).resolve(key)
+            if concept in row:
+                raise CocomixError(f"concept {concept} is steered twice in one block; nest two blocks instead")
+            row[concept] = finite(finite(strength, concept) * (self._mean_abs(concept) if in_units else 1.0), concept)
+        return row
+
+    def _mean_abs(self, concept: int) -> float:
+        statistics = self.metadata.statistics
         if statistics is None:
             raise CocomixError(
-                "what is usual for this model's concepts was not measured yet; run `cocomix inspect`, or give raw strengths"
+                "the usual activations of this model's concepts are not measured yet; run `cocomix inspect`, or give "
+                "raw strengths"
             )
-        return float(statistics.usual[concept])
+        return float(statistics.mean_abs[concept])
 
 
 def finite(strength: Any, concept: int) -> float:
     """A strength as a number that float32 can hold.
 
     Raises:
-        CocomixError: it is none.
+        CocomixError: it is not a number, or not finite in float32.
     """
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
     if not is_number or not math.isfinite(strength) or abs(strength) > torch.finfo(torch.float32).max:
@@ -311,14 +323,14 @@ def finite(strength: Any, concept: int) -> float:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model with a concept mixer inside whatever wraps it: edits belong to that one."""
+    """The model with the concept mixer, inside any wrappers: edits belong to that module."""
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         mixer = getattr(config, "mixer", None)
         if hasattr(module, "mixer") and mixer is not None and mixer.has_concepts:
             if not mixer.is_steerable:
                 raise CocomixError(
-                    "this model's concepts are predicted but not mixed in (mixing 'none'): nothing to steer"
+                    "this model predicts its concepts but does not mix them in (mixing 'none'): there is nothing to steer"
                 )
             return module
     raise CocomixError("only a model with a concept mixer can be steered")

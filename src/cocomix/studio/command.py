@@ -1,4 +1,4 @@
-"""`cocomix studio`: find what there is to show, and serve the page."""
+"""`cocomix studio`: find models and curves, and serve the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cocomix.studio.runs import find_runs
 
 @dataclass(frozen=True)
 class StudioConfig:
-    """What to open, and where."""
+    """Which runs to open, and the address of the page."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")] = ()
     """Training runs, models, inspections, demos, or folders of them; by default runs/demo."""
@@ -38,10 +38,10 @@ def studio(config: StudioConfig) -> str:
     if importlib.util.find_spec("nicegui") is None:
         raise CocomixError("the studio needs the package nicegui; install it with `pip install 'cocomix[studio]'`")
     runs = find_runs(config.runs)
-    # Both take seconds to import, which a mistake above should not cost.
+    # These take seconds to import; a mistake above should not cost that.
+    from cocomix.studio.model_cache import ModelCache
     from cocomix.studio.server import serve
-    from cocomix.studio.shelf import Shelf
 
     say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
-    serve(Shelf(runs), config.host, config.port, open_browser=config.open)
+    serve(ModelCache(runs), config.host, config.port, open_browser=config.open)
     return "the studio has ended"

@@ -1,4 +1,4 @@
-"""Validation loss of the runs, against what they consumed."""
+"""Validation loss of the runs, against tokens, FLOPs and seconds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_count, format_flops, format_seconds
 from cocomix.base.kinds import read_metrics
 from cocomix.studio.rendering import render
-from cocomix.studio.runs import Run
-from cocomix.studio.tasks import Latest
+from cocomix.studio.runs import NamedFolder
+from cocomix.studio.tasks import Coalesced
 from cocomix.tools.compare.curves import validation_curve
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ _FORMATS = {"tokens": format_count, "flops": format_flops, "seconds": format_sec
 FONT = "system-ui, sans-serif"
 NUM_COLORS = 5
 LINE_TYPES = ("solid", "dashed", "dotted")
-#: The first part of a run falls so steeply that it would flatten the rest.
+#: The first part of each run is left out of the loss axis: it falls so steeply that it would flatten the rest.
 CUT_SHARE = 0.05
 
 
-def read_curves(runs: Sequence[Run]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Points with a validation loss by run, and a sentence for every run that has none."""
+def read_curves(runs: Sequence[NamedFolder]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The validation curve of each run, and a sentence for every run without one."""
     curves, problems = {}, []
     for run in runs:
         try:
@@ -100,7 +100,7 @@ def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[st
     }
 
 
-# Names are escaped by the browser's own means: a tooltip is the one place where ECharts takes HTML.
+# ECharts takes HTML in tooltips only; `textContent` escapes the name.
 _TOOLTIP = """(point) => {
   const line = document.createElement("span");
   line.textContent = `${point.seriesName}: ${point.value[1].toFixed(3)} at ${point.value[0].toPrecision(4)} AXIS`;
@@ -118,7 +118,7 @@ class CurvesPanel:
 
     def __init__(self, page: StudioPage) -> None:
         self._page = page
-        self.draw = Latest(self._draw)
+        self.draw = Coalesced(self._draw)
         self.actions: dict[str, Callable[[str], Any]] = {"axis": self._choose_axis}
         ui.html("Loss curves", sanitize=False, tag="h2")
         self._axes = ui.html("", sanitize=False)
@@ -128,12 +128,12 @@ class CurvesPanel:
     def _choose_axis(self, axis: str) -> None:
         if axis in AXES:
             self._page.change(axis=axis)
-            self.draw.ask()
+            self.draw.request()
 
     async def _draw(self) -> None:
-        """Read all runs again, as one may be going on, and draw them."""
+        """Read all runs again, since some may be in progress, and draw them."""
         axis = self._page.state.axis
-        curves, problems = await self._page.off_loop(read_curves, self._page.shelf.runs.curves)
+        curves, problems = await self._page.off_loop(read_curves, self._page.models.runs.curves)
         self._axes.content = render("axes", axes=AXES, axis=axis)
         self._chart.options.clear()
         self._chart.options.update(chart_options(curves, axis))

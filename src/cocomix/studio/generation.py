@@ -1,13 +1,13 @@
-"""Original and steered continuation of one prompt, token by token, in a thread of their own that can be stopped.
+"""Original and steered continuation of one prompt, token by token, in a thread that can be stopped.
 
-Both draw from generators of equal seeds, so that what differs between them is the edit's doing and not chance.
+Both sample with the same seed, so every difference between them comes from the edit and not from chance.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -16,16 +16,17 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.studio.model import StudioModel
+from cocomix.tools.generate.tokens import Sampling, next_tokens
 
 MAX_WORKERS = 16
 NUM_COMPUTING = max(1, (os.cpu_count() or 2) - 1)
-#: Continuations take turns, a token at a time, so that one processor is left for answering, however many are being written.
+#: Continuations take turns, a token at a time, so that one core stays free to answer requests.
 _TURNS = threading.Semaphore(NUM_COMPUTING)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to continue, and how."""
+    """A prompt, and how to continue it."""
 
     prompt: Sequence[int]
     """Token ids, at least one."""
@@ -33,29 +34,29 @@ class Plan:
     """Of the steered continuation, by concept."""
     mode: str = "add"
     num_tokens: int = 40
-    """At most; fewer where the context ends or the model ends the text."""
+    """At most; fewer if the context is full or the model ends the text."""
     temperature: float = 0.0
-    """0: the most probable token."""
+    """0: always the likeliest token."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Step:
-    """The next token of both continuations; None where one has ended."""
+    """The next token of both continuations; None if that one has ended."""
 
     original: int | None
     steered: int | None
 
 
 class Continuation:
-    """One plan at work on one model.
+    """One plan, carried out on one model.
 
     Args:
-        model: reads and steers.
-        plan: what to do.
+        model: continues the prompt.
+        plan: the prompt, and how to continue it.
 
     Raises:
-        CocomixError: the prompt is empty or leaves no room in the context.
+        CocomixError: the prompt is empty or fills the context.
     """
 
     def __init__(self, model: StudioModel, plan: Plan) -> None:
@@ -73,78 +74,61 @@ class Continuation:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it was told to end."""
+        """Whether `stop` was called."""
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """End before the next token; may be called at any time, from any thread."""
+        """End before the next token; any thread may call this at any time."""
         self._stopped.set()
 
-    @torch.no_grad()
     def run(self, report: Callable[[Step], None]) -> None:
-        """Continue until the end or `stop`.
+        """Continue until both texts end, `num_tokens` are written, or `stop` is called.
 
         Args:
             report: called in this thread after every token.
         """
-        original = _Stream(self.model, self.plan, {})
-        steered = _Stream(self.model, self.plan, self.plan.strengths)
+        original, steered = self._tokens(), self._tokens()
         for _ in range(self.num_tokens):
             if self._stopped.is_set():
                 return
             with _TURNS:
-                first = original.next_token()
-                step = Step(first, steered.next_token() if self.plan.strengths else first)
+                step = self._step(original, steered)
             if step == Step(None, None):
                 return
             report(step)
 
+    def _tokens(self) -> Iterator[Tensor]:
+        sampling = Sampling(self.plan.temperature, seed=self.plan.seed)
+        prompt = torch.tensor([list(self.plan.prompt)])
+        return next_tokens(self.model.model, prompt, self.num_tokens, sampling, end_token_id=self.model.end_token_id)
 
-class _Stream:
-    """One continuation, with a cache of its own."""
+    def _step(self, original: Iterator[Tensor], steered: Iterator[Tensor]) -> Step:
+        first = _next(original)
+        if not self.plan.strengths:
+            return Step(first, first)
+        with self.model.steered(self.plan.strengths, self.plan.mode):
+            return Step(first, _next(steered))
 
-    def __init__(self, model: StudioModel, plan: Plan, strengths: Mapping[int, float]) -> None:
-        self._model, self._plan, self._strengths = model, plan, strengths
-        self._generator = torch.Generator().manual_seed(plan.seed)
-        self._cache = None
-        self._input: Tensor | None = torch.tensor([list(plan.prompt)])
 
-    def next_token(self) -> int | None:
-        """The next token; None after the end of the text."""
-        if self._input is None:
-            return None
-        with self._model.steered(self._strengths, self._plan.mode):
-            output = self._model.model(
-                input_ids=self._input, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
-        self._cache = output.past_key_values
-        token = self._choose(output.logits[0, -1].float())
-        if token == self._model.eos_token_id:
-            self._input = None
-            return None
-        self._input = torch.tensor([[token]])
-        return token
-
-    def _choose(self, logits: Tensor) -> int:
-        if self._plan.temperature == 0:
-            return int(logits.argmax())
-        probabilities = (logits / self._plan.temperature).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+def _next(tokens: Iterator[Tensor]) -> int | None:
+    """The next token of the only row; None after its end."""
+    token = next(tokens, None)
+    return None if token is None else int(token)
 
 
 class Workers:
-    """Threads for whatever would hold up the page, and the continuations now running in them."""
+    """Threads for slow work, so that the page stays responsive, and the continuations that run in them."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="studio")
-        # Apart, so that questions are answered however many continuations are at work.
+        # A pool of their own, so that continuations never delay an answer.
         self._continuations = ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="studio-continuation")
         self._running: set[Continuation] = set()
         self._lock = threading.Lock()
 
     @property
     def num_running(self) -> int:
-        """Continuations now at work."""
+        """Number of running continuations."""
         return len(self._running)
 
     def start(self, continuation: Continuation, report: Callable[[Step], None]) -> Future[None]:
@@ -156,7 +140,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Stop all that runs, and wait for it."""
+        """Stop all continuations and wait until they end."""
         with self._lock:
             for continuation in self._running:
                 continuation.stop()

@@ -1,4 +1,4 @@
-"""The state of the page as its address says it, so that a link restores the view.
+"""The state of the page as the query of its address, so that a link restores the view.
 
 ?model=demo/cocomix&prompt=def+read(&pins=12:4,893&mode=add&tokens=40&temperature=0&seed=0&view=steer
 """
@@ -22,19 +22,19 @@ MAX_TEMPERATURE = 5.0
 
 @dataclass(frozen=True)
 class ViewState:
-    """What one browser shows; its fields are the parameters of the address."""
+    """The state of one browser; its fields are the parameters of the address."""
 
     model: str = ""
-    """Name of the model; empty: the first."""
+    """Name of the model; empty: the first one."""
     prompt: str = ""
     pins: Mapping[str, float | None] = field(default_factory=dict)
-    """Pinned concepts, by index or name, and their strengths; None: left as it is."""
+    """Pinned concepts, by index or name, and their strengths; None: not steered."""
     mode: str = MODES[0]
     """How strengths act; see `cocomix.steer`."""
     tokens: int = 40
     """Length of a continuation."""
     temperature: float = 0.0
-    """0: the most probable token each time."""
+    """0: always the likeliest token."""
     seed: int = 0
     """Of the random draws at a positive temperature."""
     view: str = VIEWS[0]
@@ -42,7 +42,7 @@ class ViewState:
     """Of the loss curves."""
 
     def query(self) -> str:
-        """The address's part after the question mark; what is as at the start is left out."""
+        """The part of the address after the question mark; defaults are left out."""
         start = ViewState()
         values: dict[str, Any] = {
             "model": self.model,
@@ -60,14 +60,14 @@ class ViewState:
 
 
 def parse_query(query: Mapping[str, str]) -> tuple[ViewState, list[str]]:
-    """The state that an address asks for, and a sentence for everything in it that could not be used."""
+    """The state in an address, and a sentence for each invalid part of it."""
     state, problems = ViewState(model=query.get("model", ""), prompt=query.get("prompt", "")), []
     readers: dict[str, Callable[[str], Any]] = {
         "pins": _pins,
         "mode": lambda text: _choice("mode", text, MODES),
-        "tokens": lambda text: parse_whole("the length", text, 1, MAX_TOKENS),
+        "tokens": lambda text: parse_integer("the length", text, 1, MAX_TOKENS),
         "temperature": parse_temperature,
-        "seed": lambda text: parse_whole("the seed", text, 0, 2**31 - 1),
+        "seed": lambda text: parse_integer("the seed", text, 0, 2**31 - 1),
         "view": lambda text: _choice("view", text, VIEWS),
         "axis": lambda text: _choice("axis", text, AXES),
     }
@@ -81,24 +81,24 @@ def parse_query(query: Mapping[str, str]) -> tuple[ViewState, list[str]]:
 
 
 def parse_strength(text: str) -> float:
-    """A strength as typed; a decimal comma and a true minus sign are understood.
+    """A typed strength, which may use a decimal comma and the minus sign −.
 
     Raises:
-        CocomixError: it is no finite number.
+        CocomixError: it is not a finite number.
     """
     return _number("strength", text, "such as 2 or -1.5")
 
 
 def parse_temperature(text: str) -> float:
-    """A temperature as typed: from 0 to `MAX_TEMPERATURE`."""
+    """A typed temperature from 0 to `MAX_TEMPERATURE`."""
     value = _number("the temperature", text, "such as 0 or 0.8")
     if not 0 <= value <= MAX_TEMPERATURE:
         raise CocomixError(f"the temperature {value:g} is not between 0 and {MAX_TEMPERATURE:g}")
     return value
 
 
-def parse_whole(name: str, text: str, minimum: int, maximum: int) -> int:
-    """A whole number as typed, within bounds."""
+def parse_integer(name: str, text: str, minimum: int, maximum: int) -> int:
+    """A typed whole number within bounds."""
     value = _number(name, text, "such as 40")
     if value != int(value) or not minimum <= value <= maximum:
         raise CocomixError(f"{name} {text.strip()!r} is not a whole number from {minimum} to {maximum}")

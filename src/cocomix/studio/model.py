@@ -1,6 +1,6 @@
-"""Everything the page asks of one model, without a page. Every call may come from any thread.
+"""What the page needs of one model, independent of the page. Any thread may call any method.
 
-Strengths are in units of a concept's usual activation where `cocomix inspect` has measured it, else raw logits.
+Strengths are multiples of a concept's usual activation if `cocomix inspect` has measured it, else raw logits.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from cocomix.base.errors import CocomixError
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.concept_notes import ConceptNotes, notes_of
+from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 from cocomix.steering.steer import steer
-from cocomix.studio.runs import Run
+from cocomix.studio.runs import NamedFolder
 from cocomix.tools.inspect.cards import CardReader, ConceptCard
 
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 
-NUM_FOUND = 12
+NUM_ENTRIES = 12
 NUM_NEXT_TOKENS = 8
-#: A name as unlike the searched text as this is no suggestion.
+#: Names that resemble the searched text less than this are not suggested.
 NEAREST_CUTOFF = 0.4
 
 
 @dataclass(frozen=True)
-class Found:
-    """A concept to show in a list."""
+class ConceptEntry:
+    """A concept as an entry of a list."""
 
     concept: int
     name: str
     strength: float | None = None
-    """Its activation, where the list is about some text."""
+    """Its activation, if the list belongs to some text."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Reading:
         pieces: the text of each token.
         concepts: of each token, in the order of their activation, strongest first.
         strengths: of the same.
-        name_of: names a concept.
+        names: of concepts.
     """
 
     def __init__(
@@ -67,31 +67,31 @@ class Reading:
         pieces: list[str],
         concepts: list[list[int]],
         strengths: list[list[float]],
-        name_of: Callable[[int], str],
+        names: Mapping[int, str],
     ) -> None:
-        self.pieces, self.concepts, self.strengths, self._name_of = pieces, concepts, strengths, name_of
+        self.pieces, self.concepts, self.strengths, self._names = pieces, concepts, strengths, names
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def at(self, position: int) -> list[Found]:
+    def at(self, position: int) -> list[ConceptEntry]:
         """The concepts predicted at one token, strongest first."""
         pairs = zip(self.concepts[position], self.strengths[position], strict=True)
-        return [Found(concept, self._name_of(concept), strength) for concept, strength in pairs]
+        return [ConceptEntry(concept, _name(self._names, concept), strength) for concept, strength in pairs]
 
 
 class StudioModel:
     """One model with a concept mixer, its tokenizer, its names and its cards.
 
     Args:
-        run: where it is.
-        inspections: folders to look for its cards in.
+        run: its folder.
+        inspections: finished inspections; the one of this model gives the cards.
 
     Raises:
-        CocomixError: nothing loadable is there, or it has no concepts.
+        CocomixError: the folder holds no model that can be loaded, or the model has no concepts.
     """
 
-    def __init__(self, run: Run, inspections: Sequence[CardReader] = ()) -> None:
+    def __init__(self, run: NamedFolder, inspections: Sequence[CardReader] = ()) -> None:
         self.name, self.path = run.name, run.path
         fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
         model = load_causal_lm(run.path)
@@ -99,35 +99,28 @@ class StudioModel:
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         self.model = model
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
-        self.eos_token_id = self.tokenizer.eos_token_id
+        self.end_token_id = self.tokenizer.eos_token_id
         self.num_concepts = int(model.config.num_concepts)
         self.context_length = int(model.config.max_position_embeddings)
         fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == fingerprint)
         self.cards = next(fitting, None)
 
-    @property
-    def notes(self) -> ConceptNotes:
-        """Names and statistics as they are now: a name edited on disk is seen at once."""
-        return notes_of(self.model)
+    def metadata(self) -> ConceptMetadata:
+        """Names and statistics of the concepts; checks the files, so that a name edited on disk shows at once."""
+        return metadata_of(self.model)
 
-    @property
-    def has_units(self) -> bool:
-        """Whether strengths are in units of the usual activation."""
-        return self.notes.statistics is not None
-
-    @property
-    def unit(self) -> str:
+    def describe_unit(self) -> str:
         """What a strength of 1 is, in words."""
-        if self.has_units:
+        if self.metadata().statistics is not None:
             return "units of its usual activation: the mean size of its value where it is active"
         return "raw logits, as `cocomix inspect` has not measured its usual activation"
 
     def name_of(self, concept: int) -> str:
-        return self.notes.names.get(concept, f"concept {concept}")
+        return _name(self.metadata().names, concept)
 
     def resolve(self, concept: str) -> int:
-        """The concept that an index or a name means; see `ConceptNotes.resolve`."""
-        return self.notes.resolve(concept)
+        """The concept with an index or a name; see `ConceptMetadata.resolve`."""
+        return self.metadata().resolve(concept)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt.
@@ -144,7 +137,7 @@ class StudioModel:
         return ids
 
     def decoder(self) -> Callable[[int], str]:
-        """Gives the text of one token after another; a character of several tokens comes with the last of them."""
+        """A function from one token after another to its text; a character of several tokens comes with the last of them."""
         stream = DecodeStream(skip_special_tokens=False)
         return lambda token: stream.step(self.tokenizer.backend_tokenizer, token) or ""
 
@@ -153,47 +146,52 @@ class StudioModel:
         """The concepts predicted at every token of a prompt."""
         ids = self.encode(prompt)
         if not ids:
-            return Reading([], [], [], self.name_of)
+            return Reading([], [], [], {})
         concepts, strengths = self._active(ids)
-        return Reading(list(map(self.decoder(), ids)), concepts.tolist(), strengths.tolist(), self._namer())
+        names = self.metadata().names
+        return Reading(list(map(self.decoder(), ids)), concepts.tolist(), strengths.tolist(), names)
 
-    def search_names(self, text: str) -> list[Found]:
-        """Concepts by name, best first: then by context and promoted token, where there are cards.
+    def search_names(self, text: str) -> list[ConceptEntry]:
+        """Concepts by name, best first, then (with cards) by context and promoted token.
 
         Raises:
-            CocomixError: nothing fits; the nearest names are offered.
+            CocomixError: no concept fits; the error suggests the nearest names.
         """
-        wanted, names = text.strip().casefold(), self.notes.names
+        wanted, names = text.strip().casefold(), self.metadata().names
         if not wanted:
             return []
         if wanted.lstrip("#").isdecimal():
             concept = self.resolve(wanted.lstrip("#"))
-            return [Found(concept, self.name_of(concept))]
+            return [ConceptEntry(concept, self.name_of(concept))]
         fitting = [concept for concept, name in names.items() if wanted in name.casefold()]
         fitting.sort(key=lambda concept: (names[concept].casefold().find(wanted), len(names[concept])))
         if self.cards is not None:
-            fitting += [concept for concept in self.cards.find(text.strip(), NUM_FOUND) if concept not in fitting]
+            fitting += [concept for concept in self.cards.find(text.strip(), NUM_ENTRIES) if concept not in fitting]
         if not fitting:
             raise CocomixError(self._nothing_called(text.strip()))
-        return [Found(concept, self.name_of(concept)) for concept in fitting[:NUM_FOUND]]
+        return [ConceptEntry(concept, self.name_of(concept)) for concept in fitting[:NUM_ENTRIES]]
 
     @torch.no_grad()
-    def search_example(self, text: str) -> list[Found]:
-        """The concepts most predicted on a text: whose mean activation exceeds their usual one most."""
+    def search_example(self, text: str) -> list[ConceptEntry]:
+        """The concepts that are most typical of a text: those whose mean activation most exceeds their mean on any text."""
         ids = self.encode(text)
         if not ids:
             return []
         concepts, strengths = self._active(ids)
         mean = torch.zeros(self.num_concepts).index_add_(0, concepts.flatten(), strengths.flatten()) / len(ids)
-        statistics = self.notes.statistics
-        excess = mean if statistics is None else mean - statistics.share * statistics.mean / statistics.usual
-        best = excess.topk(min(NUM_FOUND, self.num_concepts)).indices.tolist()
+        statistics = self.metadata().statistics
+        excess = mean
+        if statistics is not None:
+            excess = mean - statistics.activation_rate * statistics.mean / statistics.mean_abs
+        best = excess.topk(min(NUM_ENTRIES, self.num_concepts)).indices.tolist()
         return [
-            Found(concept, self.name_of(concept), float(excess[concept])) for concept in best if excess[concept] > 0
+            ConceptEntry(concept, self.name_of(concept), float(excess[concept]))
+            for concept in best
+            if excess[concept] > 0
         ]
 
     def card(self, concept: int) -> ConceptCard | None:
-        """What `cocomix inspect` found out about a concept; None where it did not look."""
+        """The card of a concept; None if no inspection of this model was found."""
         return None if self.cards is None else self.cards.card(concept)
 
     @contextlib.contextmanager
@@ -207,12 +205,14 @@ class StudioModel:
         if not strengths:
             yield
             return
-        with steer(self.model, dict(strengths), mode, unit="usual" if self.has_units else "raw"):
+        metadata = self.metadata()
+        unit = "raw" if metadata.statistics is None else "usual"
+        with steer(self.model, dict(strengths), mode, unit=unit, metadata=metadata):
             yield
 
     @torch.no_grad()
     def next_tokens(self, prompt: str, strengths: Mapping[int, float], mode: str) -> list[NextToken]:
-        """The most probable next tokens without and with the edits, by the larger of both probabilities."""
+        """The likeliest next tokens without and with the edits, by the larger of both probabilities."""
         ids = self.encode(prompt)
         if not ids:
             return []
@@ -232,10 +232,10 @@ class StudioModel:
         """Active concepts and their strengths, both [T, K], strongest first."""
         output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
         concepts, strengths = output.concept_indices[0], output.concept_values[0].float()
-        statistics = self.notes.statistics
+        statistics = self.metadata().statistics
         if statistics is None:
             return concepts, strengths
-        strengths, order = (strengths / statistics.usual[concepts]).sort(dim=-1, descending=True)
+        strengths, order = (strengths / statistics.mean_abs[concepts]).sort(dim=-1, descending=True)
         return concepts.gather(-1, order), strengths
 
     def _next_probabilities(self, ids: Sequence[int]) -> Tensor:
@@ -244,16 +244,16 @@ class StudioModel:
         logits: Tensor = output.logits[0, -1]
         return logits.float().softmax(-1)
 
-    def _namer(self) -> Callable[[int], str]:
-        names = self.notes.names
-        return lambda concept: names.get(concept, f"concept {concept}")
-
     def _nothing_called(self, text: str) -> str:
-        names = {name.casefold(): name for name in self.notes.names.values()}
+        names = {name.casefold(): name for name in self.metadata().names.values()}
         if not names:
             return (
-                f"nothing is called {text!r}: the concepts of {self.name} have no names yet, which `cocomix inspect` makes; "
+                f"nothing is called {text!r}: the concepts of {self.name} have no names yet (`cocomix inspect` writes them); "
                 f"search by example, or by an index from 0 to {self.num_concepts - 1}"
             )
         nearest = difflib.get_close_matches(text.casefold(), names, 3, NEAREST_CUTOFF) or sorted(names)[:3]
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
+
+
+def _name(names: Mapping[int, str], concept: int) -> str:
+    return names.get(concept, f"concept {concept}")

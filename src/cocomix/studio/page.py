@@ -1,7 +1,7 @@
-"""The page of one browser: its state, what it shares with nobody, and the panels that show it.
+"""The page of one browser: its own state, and the panels that show it.
 
-Panels hand HTML made by templates to the browser; a click on anything with `data-action` in it comes back here by that name.
-Whatever takes time runs in a thread, so that the loop which serves everyone stays free.
+Panels send HTML made by templates to the browser; a click on an element with `data-action` comes back to this page under that
+name. Slow work runs in threads, so that the event loop, which serves every browser, stays free.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cocomix.studio.finding_panel import FindingPanel
 from cocomix.studio.generation import Workers
 from cocomix.studio.links import VIEWS, parse_query
 from cocomix.studio.model import StudioModel
+from cocomix.studio.model_cache import ModelCache
 from cocomix.studio.pins_panel import PinsPanel
 from cocomix.studio.reading_panel import ReadingPanel
 from cocomix.studio.rendering import page_script, page_style, render
-from cocomix.studio.shelf import Shelf
-from cocomix.studio.tasks import Latest
+from cocomix.studio.tasks import Coalesced
 from cocomix.studio.writing_panel import WritingPanel
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ R = TypeVar("R")
 VIEW_TITLES = {"steer": "Read and steer", "curves": "Loss curves"}
 THEMES: dict[bool | None, str] = {None: "System", False: "Light", True: "Dark"}
 
-#: A click on anything that names an action, wherever in the page it is.
+#: A click on any element that names an action.
 ON_ACTION = """(event) => {
   const source = event.target.closest("[data-action]");
   if (source) emit(source.dataset.action, source.dataset.value);
@@ -45,18 +45,18 @@ class StudioPage:
     """One browser's page.
 
     Args:
-        shelf: models to show.
+        models: models to show.
         workers: threads for the work.
         query: parameters of the address.
     """
 
-    def __init__(self, shelf: Shelf, workers: Workers, query: dict[str, str]) -> None:
-        self.shelf, self.workers = shelf, workers
+    def __init__(self, models: ModelCache, workers: Workers, query: dict[str, str]) -> None:
+        self.models, self.workers = models, workers
         self.state, self._problems = parse_query(query)
         self.model: StudioModel | None = None
         self.pins: dict[int, float | None] = {}
         self.client = ui.context.client
-        self._address = Latest(self._write_address)
+        self._address = Coalesced(self._write_address)
         self._actions: dict[str, Callable[[str], Any]] = {
             "view": self._show_view,
             "theme": lambda _: self._next_theme(),
@@ -64,7 +64,7 @@ class StudioPage:
         }
 
     def build(self) -> None:
-        """Make the page; the model is loaded once the browser shows it."""
+        """Build the page; the model is loaded after the browser shows it."""
         ui.add_css(page_style())
         ui.add_head_html(f"<script>{page_script()}</script>")
         ui.colors(primary="var(--series-1)", dark="var(--card)", dark_page="var(--paper)")
@@ -93,14 +93,14 @@ class StudioPage:
         ui.timer(0, self._start, once=True)
 
     async def off_loop(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        """What a function returns that is called in a thread."""
+        """Call a function in a thread and return its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.workers.pool, partial(function, *arguments, **options))
 
     def change(self, **fields: Any) -> None:
-        """Change the state, and the address with it."""
+        """Change the state and the address."""
         self.state = replace(self.state, **fields)
-        self._address.ask()
+        self._address.request()
 
     @property
     def edits(self) -> dict[int, float]:
@@ -116,7 +116,7 @@ class StudioPage:
         self._pins_changed()
 
     def set_strength(self, concept: int, strength: float | None) -> None:
-        """Change the strength of a pinned concept; None: leave the concept as it is."""
+        """Change the strength of a pinned concept; None: do not steer it."""
         self.pins[concept] = strength
         self._save_pins()
         self.writing.edits_changed()
@@ -128,41 +128,41 @@ class StudioPage:
         self.writing.edits_changed()
 
     def prompt_changed(self, prompt: str) -> None:
-        """Take over a prompt as typed."""
+        """Use a newly typed prompt."""
         self.change(prompt=prompt)
-        self.reading.read.ask()
+        self.reading.read.request()
         self.writing.edits_changed()
 
     def say_problem(self, *problems: str) -> None:
-        """Show sentences above everything; none: take away those that are there."""
+        """Show problems at the top of the page; without any, remove the old ones."""
         self._problems = list(problems)
         text = "\n".join(problem[0].upper() + problem[1:] for problem in problems)
         self._notice.content = render("problem", problem=text) if text else ""
 
     async def writing_asked(self) -> None:
-        """Continue the prompt, or stop, as the button does."""
+        """Continue the prompt or stop, like the button."""
         await self.writing.go()
 
     async def choose_model(self, name: str) -> None:
-        """Show another model; pins stay, as indices mean something else only where the concepts do."""
+        """Show another model; pins whose concept it has are kept."""
         try:
-            self.model = await self.off_loop(self.shelf.model, name)
+            self.model = await self.off_loop(self.models.model, name)
         except CocomixError as error:
             self.say_problem(str(error))
             return
         self.change(model=self.model.name)
         self.pins = {concept: strength for concept, strength in self.pins.items() if concept < self.model.num_concepts}
         self._pins_changed()
-        self.reading.read.ask()
+        self.reading.read.request()
 
     async def _start(self) -> None:
-        """What the address asks for, once the browser is there."""
+        """Load the model and the pins that the address names."""
         theme = await self.client.run_javascript("localStorage.getItem('cocomix-theme')")
         self._set_theme({"Light": False, "Dark": True}.get(theme))
         asked = dict(self.state.pins)
         problems = list(self._problems)
         wanted = self.state.model
-        if wanted and wanted not in [run.name for run in self.shelf.runs.models]:
+        if wanted and wanted not in [run.name for run in self.models.runs.models]:
             problems.append(
                 f"The link asks for the model {wanted!r}, which is not among the runs; this is another one."
             )
@@ -204,7 +204,7 @@ class StudioPage:
                 await result
 
     def _build_masthead(self) -> None:
-        models = [run.name for run in self.shelf.runs.models]
+        models = [run.name for run in self.models.runs.models]
         with ui.element("header").classes("masthead"):
             ui.html("coco<span>mix</span> studio", sanitize=False, tag="h1")
             self._tabs = ui.html("", sanitize=False, tag="nav").props('aria-label="Views"')
@@ -228,7 +228,7 @@ class StudioPage:
         self._steer.set_visibility(view == "steer")
         self._curves.set_visibility(view == "curves")
         if view == "curves":
-            self.curves.draw.ask()
+            self.curves.draw.request()
         if view != self.state.view:
             self.change(view=view)
 

@@ -53,7 +53,7 @@ class PinsPanel:
         self._note = ui.html("", sanitize=False)
 
     def show(self) -> None:
-        """Make the rows those of the pinned concepts; a row that stays is left alone, with whatever is being typed in it."""
+        """Show one row per pinned concept; a row that stays keeps any text being typed in it."""
         model, pins = self._page.model, self._page.pins
         if model is None:
             return
@@ -68,7 +68,9 @@ class PinsPanel:
                     self._rows[concept] = _Row(self._page, concept, model.name_of(concept))
             self._rows[concept].set_range(slider_range)
             self._rows[concept].show(pins[concept])
-        self._note.content = render("pins_note", has_pins=bool(pins), unit=model.unit, mode=self._page.state.mode)
+        self._note.content = render(
+            "pins_note", has_pins=bool(pins), unit=model.describe_unit(), mode=self._page.state.mode
+        )
 
     def _reset(self, concept: int) -> None:
         if concept in self._page.pins:
@@ -91,16 +93,16 @@ class _Row:
                 )
                 self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
             self._problem = ui.html("", sanitize=False).props("role=alert")
-        # Set one by one: in a string of props a name could be taken for more of them.
+        # Set one by one: in a string of props a name could be read as further props.
         self._slider.props["aria-label"] = f"Strength of {name}"
         self._field.props["aria-label"] = f"Strength of {name} as a number"
-        # The page is drawn again at any time, from values that are only here; so a moved slider tells its own there at once.
+        # A redraw sends the values held by the server, so a moved slider first updates the value in the browser.
         keep = f"mounted_app.elements[{self._slider.id}].props.value = event.target.value"
         self._slider.on("input", self._slid, js_handler=f"(event) => {{ {keep}; emit(Number(event.target.value)); }}")
         self._field.on("change", self._typed)
 
     def set_range(self, slider_range: _Range) -> None:
-        """How far the slider goes; the strength stays."""
+        """Set the range of the slider; the strength does not change."""
         if slider_range != self._range:
             self._range = slider_range
             bounds = {"min": -slider_range.end, "max": slider_range.end, "step": slider_range.step}
@@ -109,7 +111,7 @@ class _Row:
             self._move_slider(self._shown)
 
     def show(self, strength: float | None) -> None:
-        """Show a strength that was set elsewhere."""
+        """Show a strength that was set outside this row."""
         if strength != self._shown:
             self._shown = strength
             self._problem.content = ""
@@ -117,7 +119,7 @@ class _Row:
             self._field.value = _as_text(strength)
 
     def remove(self) -> None:
-        """Take the row out of the page."""
+        """Remove the row from the page."""
         self._row.delete()
 
     def _slid(self, event: Any) -> None:

@@ -1,4 +1,4 @@
-"""The prompt, its tokens, and the concepts predicted at the one that is pointed at."""
+"""The prompt, its tokens, and the concepts predicted at the token under the pointer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nicegui import ui
 from cocomix.base.errors import CocomixError
 from cocomix.studio.model import Reading
 from cocomix.studio.rendering import render
-from cocomix.studio.tasks import Latest
+from cocomix.studio.tasks import Coalesced
 
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
@@ -33,7 +33,7 @@ class ReadingPanel:
         self._held: int | None = None
         self._shown = 0
         self._shows_all = False
-        self.read = Latest(self._read)
+        self.read = Coalesced(self._read)
         self.actions: dict[str, Callable[[str], Any]] = {"hold": self._hold, "all": self._show_all}
         ui.html("Prompt", sanitize=False, tag="h2")
         self._field = (
@@ -51,7 +51,7 @@ class ReadingPanel:
         self._concepts.set_visibility(False)
 
     def show_tokens(self) -> None:
-        """Draw the tokens again, as after a change of the pins."""
+        """Draw the tokens; also after the pins change."""
         reading = self._reading
         if reading is None:
             return
@@ -65,22 +65,22 @@ class ReadingPanel:
         )
 
     def show_concepts(self) -> None:
-        """Draw the concepts of the token that is held or was pointed at last."""
+        """Draw the concepts of the held token, or of the last one under the pointer."""
         reading, model = self._reading, self._page.model
         if reading is None or model is None or not len(reading):
             self._concepts.set_visibility(False)
             return
-        found = reading.at(self._shown)
+        entries = reading.at(self._shown)
         self._concepts.content = render(
             "token_concepts",
-            found=found if self._shows_all else found[:NUM_SHOWN],
-            num_active=len(found),
+            entries=entries if self._shows_all else entries[:NUM_SHOWN],
+            num_active=len(entries),
             piece=reading.pieces[self._shown],
             position=self._shown,
             num_tokens=len(reading),
             is_held=self._held is not None,
             pinned=self._page.pins.keys(),
-            unit=model.unit,
+            unit=model.describe_unit(),
         )
         self._concepts.set_visibility(True)
 
@@ -95,7 +95,7 @@ class ReadingPanel:
             return
         self._status.content = render("length", num_tokens=len(reading), context_length=model.context_length)
         self._reading, self._held = reading, None
-        # The end of the prompt is where the next token is decided.
+        # The last token of the prompt decides the next one.
         self._shown, self._shows_all = max(0, len(reading) - 1), False
         self.show_tokens()
         self.show_concepts()

@@ -1,7 +1,7 @@
-"""Fragments of HTML for the page, from templates that escape everything, and its style.
+"""HTML fragments of the page, from templates that escape every value, and its style sheet.
 
-The page's colours and type are those of `base/templates/style.css`. There the system alone chooses light or dark; here a
-person may, so its two sets of variables are put under the classes that NiceGUI gives the body.
+Colours and fonts come from `base/templates/style.css`. There the system chooses light or dark; in the studio the user can
+choose as well, so both sets of variables are put under the classes that NiceGUI gives the body.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def page_style() -> str:
 
 @cache
 def page_script() -> str:
-    """The little that happens in the browser alone."""
+    """The script of the page."""
     return _text("cocomix.studio", "studio.js")
 
 
@@ -50,7 +50,7 @@ def format_percent(share: float) -> str:
 
 
 def format_signed_short(value: float) -> str:
-    """-1.25 as −1.2, and what would be longer in three digits."""
+    """-1.25 as −1.2; small numbers with two significant digits."""
     return f"{value:.1f}".replace("-", "−") if abs(value) >= 0.1 else f"{value:.2g}".replace("-", "−")
 
 

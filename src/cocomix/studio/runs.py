@@ -1,4 +1,4 @@
-"""What there is to show: models with concepts, loss curves, and inspections, found in the folders that a user named."""
+"""Finds models with concepts, loss curves and inspections in the folders that a user names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SEARCHED_LEVELS = 2
 
 
 @dataclass(frozen=True)
-class Run:
-    """One folder, under the name that the page shows."""
+class NamedFolder:
+    """A folder and its name on the page."""
 
     name: str
     path: Path
@@ -27,37 +27,37 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """All that was found."""
+    """All models, curves and inspections in the named folders."""
 
-    models: tuple[Run, ...]
-    """Models with a concept mixer; trained."""
-    curves: tuple[Run, ...]
-    """Training runs, plain decoders too, and those still going on."""
+    models: tuple[NamedFolder, ...]
+    """Trained models with a concept mixer."""
+    curves: tuple[NamedFolder, ...]
+    """Training runs, including plain decoders and unfinished runs."""
     inspections: tuple[Path, ...]
-    """Folders that `cocomix inspect` made."""
+    """Folders made by `cocomix inspect`."""
 
 
 def find_runs(paths: Sequence[Path]) -> Runs:
-    """Everything to show in some folders, each once, in order.
+    """All models, curves and inspections in some folders, each once, in order.
 
     Args:
         paths: training runs, models, inspections, demos, or folders of them; none: `runs/demo`.
 
     Raises:
-        CocomixError: a folder does not exist or is none of these.
+        CocomixError: a folder does not exist, or holds none of these.
     """
     folders: dict[Path, str] = {}
     for path in paths or [DEFAULT_RUN]:
-        found = list(_folders_of(path))
-        if not found:
+        named = list(_folders_of(path))
+        if not named:
             raise CocomixError(_nothing_found(path, is_default=not paths))
-        for folder, name in found:
+        for folder, name in named:
             folders.setdefault(folder.resolve(), name)
     names = _distinct(folders)
-    models = [Run(names[path], path) for path in folders if _has_concepts(path)]
-    curves = [Run(names[path], path) for path in folders if (path / METRICS_NAME).is_file()]
+    models = [NamedFolder(names[path], path) for path in folders if _has_concepts(path)]
+    curves = [NamedFolder(names[path], path) for path in folders if (path / METRICS_NAME).is_file()]
     inspections = {path: None for path in folders if _kind_of(path) == INSPECTION}
-    for path in folders:  # one beside a run that was named alone
+    for path in folders:  # also an inspection beside a run that was named alone
         inspections |= dict.fromkeys(sibling.resolve() for sibling in _inspections_in(path.parent))
     return Runs(tuple(models), tuple(curves), tuple(inspections))
 
@@ -99,7 +99,7 @@ def _kind_of(path: Path) -> Any:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none to be read: what is not ours is passed over."""
+    """A JSON object; empty if the file has none: files of other programs are skipped."""
     try:
         value = read_json(path) if path.is_file() else {}
     except (CocomixError, OSError):
@@ -109,13 +109,13 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _nothing_found(path: Path, *, is_default: bool) -> str:
     if is_default and not path.exists():
-        return f"there is no {path} here; `make demo` makes it, or name your own: cocomix studio RUN"
+        return f"{path} does not exist; run `make demo` to make it, or name a run: cocomix studio RUN"
     if not path.exists():
         return f"{path} does not exist; name the folder of a training run, of a demo or of an inspection"
-    return f"{path} is not a run: it holds no training run, no model with a concept mixer and no inspection of one"
+    return f"{path} is not a run: it holds no training run, no model with a concept mixer and no inspection"
 
 
 def _distinct(folders: dict[Path, str]) -> dict[Path, str]:
-    """Names by path; where two are equal, both become the whole path."""
+    """Names by path; two equal names are both replaced by the whole path."""
     names = list(folders.values())
     return {path: name if names.count(name) == 1 else str(path) for path, name in folders.items()}

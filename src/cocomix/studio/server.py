@@ -1,8 +1,9 @@
-"""The server behind the page: on this machine only, and for pages of its own only.
+"""The server of the page: it answers this machine only, and its own pages only.
 
-It listens on a loopback address. That alone keeps other machines out, but not a web page that this machine's browser has open
-elsewhere: such a page may name a host of its own that resolves to 127.0.0.1, or send requests here directly. So requests must
-name a loopback host, those that say where they come from must come from here, and the page may load nothing from elsewhere.
+It listens on a loopback address, which keeps other machines out. A web page from elsewhere, open in a browser on this
+machine, could still name a host that resolves to 127.0.0.1, or send requests directly. Therefore every request must name a
+loopback host, a request with an origin must come from the studio itself, and the page may not load anything from other
+hosts.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.studio.generation import NUM_COMPUTING, Workers
+from cocomix.studio.model_cache import ModelCache
 from cocomix.studio.page import StudioPage
-from cocomix.studio.shelf import Shelf
 
-#: Each with the address it is bound to and the way it stands in a URL.
+#: Allowed hosts, and how each is written in a URL.
 LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
 
 # NiceGUI compiles its templates in the browser and hands over scripts in the page.
@@ -73,17 +74,17 @@ class OwnPagesOnly:
         await self.app(scope, receive, send_with_policy)
 
 
-def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
+def serve(models: ModelCache, host: str, port: int, *, open_browser: bool) -> None:
     """Serve until interrupted.
 
     Args:
-        shelf: what to show.
+        models: to show.
         host: one of `LOOPBACK`.
         port: 0 takes a free one.
         open_browser: also open the page in the browser.
 
     Raises:
-        CocomixError: the host is not of this machine alone, or the port is in use.
+        CocomixError: the host is not a loopback address, or the port is in use.
     """
     if host not in LOOPBACK:
         raise CocomixError(
@@ -91,13 +92,13 @@ def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
         )
     port = _free_port(host, port)
     workers = Workers()
-    # Threads that compute hand over to the one that answers after this long, instead of 5 ms.
+    # How long a computing thread may keep the interpreter from the thread that answers; the default is 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(NUM_COMPUTING)
 
     @ui.page("/")
     def page(request: Request) -> None:
-        StudioPage(shelf, workers, dict(request.query_params)).build()
+        StudioPage(models, workers, dict(request.query_params)).build()
 
     @app.get("/status")
     def status() -> dict[str, int]:
@@ -126,7 +127,7 @@ def serve(shelf: Shelf, host: str, port: int, *, open_browser: bool) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl+C is how the studio ends, and no failure."""
+    """Ctrl+C ends the studio; it is not a failure."""
     with contextlib.suppress(KeyboardInterrupt):
         yield
 

@@ -1,4 +1,4 @@
-"""Work of the page that others must not wait for."""
+"""Work that runs in the background of the page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from nicegui import background_tasks
 
 
-class Latest:
-    """Runs a piece of work when asked; asked again while it runs, once more afterwards, however often.
+class Coalesced:
+    """Runs work on request; any number of requests during a run lead to one more run after it.
 
     Args:
-        work: reads what it needs when it starts.
+        work: reads its inputs when it starts.
     """
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -21,8 +21,8 @@ class Latest:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def ask(self) -> None:
-        """Run the work, or run it again after the run that is going on."""
+    def request(self) -> None:
+        """Run the work now, or once more after the current run."""
         self._is_wanted = True
         if not self._is_running:
             self._is_running = True
@@ -30,7 +30,7 @@ class Latest:
             background_tasks.create(self._run())
 
     async def done(self) -> None:
-        """Wait until nothing asked for is left to do."""
+        """Wait until all requested work is done."""
         await self._idle.wait()
 
     async def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The next token without and with the edits, and both continuations as they are written."""
+"""The next token without and with the edits, and both continuations while they are written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -13,12 +14,11 @@ from nicegui import ui
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.page import visible
-from cocomix.studio.changes import changed_tokens
 from cocomix.studio.generation import Continuation, Plan, Step
-from cocomix.studio.links import MAX_TOKENS, parse_temperature, parse_whole
+from cocomix.studio.links import MAX_TOKENS, parse_integer, parse_temperature
 from cocomix.studio.model import StudioModel
 from cocomix.studio.rendering import render
-from cocomix.studio.tasks import Latest
+from cocomix.studio.tasks import Coalesced
 
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
@@ -35,7 +35,7 @@ class WritingPanel:
     def __init__(self, page: StudioPage) -> None:
         self._page = page
         self._continuation: Continuation | None = None
-        self.predict = Latest(self._predict)
+        self.predict = Coalesced(self._predict)
         self.actions: dict[str, Callable[[str], Any]] = {"go": lambda _: self.go()}
         ui.html("Continuation", sanitize=False, tag="h2")
         with ui.element("div").classes("options"):
@@ -54,11 +54,11 @@ class WritingPanel:
         self._next = ui.html("", sanitize=False)
 
     def edits_changed(self) -> None:
-        """Ask for the next token again."""
-        self.predict.ask()
+        """Predict the next token again."""
+        self.predict.request()
 
     def stop(self) -> None:
-        """End the continuation that is being written, if one is."""
+        """Stop the current continuation, if any."""
         if self._continuation is not None:
             self._continuation.stop()
 
@@ -72,19 +72,19 @@ class WritingPanel:
         edits = page.edits
         try:
             await page.off_loop(model.encode, page.state.prompt)
-        except CocomixError:  # said beside the prompt
+        except CocomixError:  # the reading panel shows this error
             self._next.content = ""
             return
         try:
             tokens = await page.off_loop(model.next_tokens, page.state.prompt, edits, page.state.mode)
-        except CocomixError as error:  # these edits can't be made
+        except CocomixError as error:  # the edits are impossible
             self._next.content = render("problem", problem=f"{error}.")
             return
         largest = max((max(token.before, token.after) for token in tokens), default=1.0)
         self._next.content = render("next_tokens", tokens=tokens, largest=largest, is_steered=bool(edits))
 
     async def go(self) -> None:
-        """Write both continuations, or stop where they are being written."""
+        """Write both continuations, or stop writing."""
         if self._continuation is not None:
             self._continuation.stop()
             return
@@ -108,7 +108,7 @@ class WritingPanel:
         self._both.set_visibility(True)
         try:
             await self._stream(model, continuation, state.prompt)
-        except CocomixError as error:  # these edits can't be made
+        except CocomixError as error:  # the edits are impossible
             self._both.set_visibility(False)
             self._problem.content = render("problem", problem=f"{error}.")
         finally:
@@ -119,13 +119,13 @@ class WritingPanel:
     def _read_options(self) -> None:
         fields = {name: field.value or "" for name, field in self._fields.items()}
         self._page.change(
-            tokens=parse_whole("the length", fields["tokens"], 1, MAX_TOKENS),
+            tokens=parse_integer("the length", fields["tokens"], 1, MAX_TOKENS),
             temperature=parse_temperature(fields["temperature"]),
-            seed=parse_whole("the seed", fields["seed"], 0, 2**31 - 1),
+            seed=parse_integer("the seed", fields["seed"], 0, 2**31 - 1),
         )
 
     async def _stream(self, model: StudioModel, continuation: Continuation, prompt: str) -> None:
-        """Show tokens as they come: all that have come since the last time at once."""
+        """Show tokens as they are written: each update shows all tokens since the last one."""
         loop = asyncio.get_running_loop()
         steps: asyncio.Queue[Step | None] = asyncio.Queue()
 
@@ -144,13 +144,13 @@ class WritingPanel:
             started = time.monotonic()
             rendered = await self._page.off_loop(_written, sides, new, continuation, prompt, is_running=is_running)
             self._original.content, self._steered.content = rendered
-            # Long texts take longer to compare and to draw: what they take is taken at most a third of the time.
+            # Long texts take longer to compare and to draw: at most a third of the time goes into that.
             await asyncio.sleep(max(SHOWN_EVERY_SECONDS, 2 * (time.monotonic() - started)) if is_running else 0)
-        await asyncio.wrap_future(future)  # raises what was raised in the thread
+        await asyncio.wrap_future(future)  # raises the errors of the thread
 
 
 class _Side:
-    """One continuation so far: its tokens, and the text of each as HTML."""
+    """One continuation so far: its tokens and their text as HTML."""
 
     def __init__(self, model: StudioModel, name: str) -> None:
         self.name = name
@@ -172,7 +172,7 @@ def _written(
     *,
     is_running: bool,
 ) -> list[Markup]:
-    """Both continuations with some more tokens, as HTML."""
+    """Both continuations after some more steps, as HTML."""
     original, steered = sides
     for step in filter(None, steps):
         original.add(step.original)
@@ -194,7 +194,7 @@ def _written(
 
 
 def _marked(texts: Sequence[Markup], marked: Sequence[bool]) -> Markup:
-    """Texts in one, neighbours that are marked under one mark."""
+    """All texts joined; adjacent marked texts share one mark."""
     groups = itertools.groupby(zip(texts, marked, strict=True), key=lambda item: item[1])
     joined = ((is_marked, Markup().join(text for text, _ in items)) for is_marked, items in groups)
     return Markup().join(_MARK.format(text) if is_marked else text for is_marked, text in joined)
@@ -206,3 +206,12 @@ def _steered_title(model: StudioModel, plan: Plan) -> str:
     sign = _SIGNS[plan.mode]
     edits = (f"{model.name_of(concept)} {sign}{strength:g}" for concept, strength in plan.strengths.items())
     return "Steered: " + ", ".join(edits).replace("+-", "−").replace("-", "−")
+
+
+def changed_tokens(original: Sequence[int], steered: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """For each token of both, whether it is outside the tokens that both share in the same order."""
+    marks = [True] * len(original), [True] * len(steered)
+    for a, b, size in SequenceMatcher(None, original, steered, autojunk=False).get_matching_blocks():
+        marks[0][a : a + size] = [False] * size
+        marks[1][b : b + size] = [False] * size
+    return marks

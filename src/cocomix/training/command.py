@@ -31,6 +31,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         CocomixError: an input or a setting is wrong, the folder is another run's, or the loss is not finite.
         Stopped: Ctrl-C or SIGTERM, after a checkpoint.
     """
+    config.require_whole()
     require_trackers(config.trackers)
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,10 +28,8 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 #: Settings that stand among those of their owner on the command line, in YAML and in stored settings.
 FLAT = {"flat": True}
-#: A path that a preset leaves open. What contradicts itself is refused once nothing is open.
-OPEN = cast(Path, tyro.MISSING)
-#: A path of what is no run, such as a plan.
-NO_PATH = cast(Path, None)
+#: A path that a preset leaves open, and one that a plan does not need. Contradictions are refused once both are given.
+OPEN, NOT_NEEDED = Path("REQUIRED"), Path("NOT-NEEDED")
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ class MoreObjectives:
 
 def more_objectives(**settings: ObjectiveConfig) -> MoreObjectives:
     """Settings of registered objectives by name; what is not named is as its class says, off."""
-    others = {name: config for name, config in OBJECTIVES.items() if name not in BUILT_IN}
-    made = make_dataclass(
-        "MoreObjectives",
-        [(name, config, field(default_factory=config)) for name, config in others.items()],
-        bases=(MoreObjectives,),
-        frozen=True,
-    )
-    return cast(MoreObjectives, made(**settings))
+    return _more_objectives_of(tuple(name for name in OBJECTIVES if name not in BUILT_IN))(**settings)
+
+
+@functools.cache
+def _more_objectives_of(names: tuple[str, ...]) -> type[MoreObjectives]:
+    """One class for the same objectives, so that equal settings are equal."""
+    options = [(name, OBJECTIVES[name], field(default_factory=OBJECTIVES[name])) for name in names]
+    return make_dataclass("MoreObjectives", options, bases=(MoreObjectives,), frozen=True)
 
 
 @dataclass(frozen=True)
@@ -183,13 +182,19 @@ class TrainConfig:
         require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps", "keep")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
-        if all(path is not NO_PATH and path is not OPEN for path in (self.data, self.output)):
+        if not {self.data, self.output} & {OPEN, NOT_NEEDED}:
             self.check()
 
     @property
     def objectives(self) -> tuple[ObjectiveConfig, ...]:
         """Settings of every objective, whether it is on or off; the first is the next token."""
         return (NextTokenConfig(), self.concept_loss, self.distillation, self.hidden_regression, *self.more_objectives)
+
+    def require_whole(self) -> None:
+        """Refuse a configuration in which something is open."""
+        missing = [f"--{name}" for name in ("data", "output") if getattr(self, name) == OPEN]
+        if missing:
+            raise CocomixError(f"a training run needs {' and '.join(missing)}")
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

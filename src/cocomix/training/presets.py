@@ -8,7 +8,8 @@ from typing import Any
 
 from cocomix.base.errors import CocomixError, nearest
 from cocomix.mixers.config import MIXERS, MixerConfig
-from cocomix.training.config import NO_PATH, StudentConfig, TrainConfig
+from cocomix.objectives.config import OBJECTIVES
+from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
 from cocomix.training.recipes import Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
@@ -27,7 +28,20 @@ def start(config_class: type[Any], name: str | None) -> tuple[Recipe | None, Any
     if config_class is TrainConfig:
         return recipe, run
     # Such a configuration is no run yet: it needs neither data nor output.
-    return recipe, config_class(run=dataclasses.replace(run, data=NO_PATH, output=NO_PATH), recipe=name)
+    return recipe, config_class(run=dataclasses.replace(run, data=NOT_NEEDED, output=NOT_NEEDED), recipe=name)
+
+
+def check(recipe: Recipe | None, config: Any) -> None:
+    """Refuse a run that lacks something, or whose labels are not the recipe's."""
+    if isinstance(config, TrainConfig):
+        config.require_whole()
+        if recipe is not None:
+            recipe.check(config)
+
+
+def registered() -> list[str]:
+    """Mixers and objectives by name, for the help."""
+    return [f"  mixers: {', '.join(MIXERS)}", f"  objectives: {', '.join(OBJECTIVES)}"]
 
 
 def with_mixer(default: Any, from_file: Sequence[str], words: Sequence[str]) -> tuple[Any, list[str], list[str]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.base.errors import CocomixError, nearest
-from cocomix.labels.label_sources import TeacherLabels
+from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
@@ -77,7 +77,8 @@ def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerCon
     mixer = config.student.mixer
     if num_concepts is None or not mixer.has_concepts:
         return mixer
-    return mixer.changed(num_concepts=num_concepts)
+    counted: MixerConfig = mixer.changed(num_concepts=num_concepts)
+    return counted
 
 
 def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> CoCoMixForCausalLM:

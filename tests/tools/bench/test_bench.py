@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +15,56 @@ import torch
 from torch import Tensor
 
 from cocomix import CocomixError, ConceptExtractor
-from cocomix.base.artifacts import write_json
 from cocomix.cli.main import main
 from cocomix.mixers import concept as mixers
-from cocomix.sae import gradient as sae_gradient
-from cocomix.tools.bench import command, dense, extract, extract_ranks, generate, head, sae, startup, train
-from cocomix.tools.bench.command import BenchConfig, bench, sections
+from cocomix.sae import update as sae_update
+from cocomix.tools.bench import command, dense, extract, extract_ranks, generate, head, sae, train
+from cocomix.tools.bench.command import BenchConfig, CaseName, bench, sections
 from tests.modeling.helpers import student, tokens
 
 CASES = ("train", "head", "extract", "generate", "sae")
 
 
-@pytest.fixture
-def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes take seconds to start; they have tests of their own."""
-
-    def peaks(_case: str, works: Sequence[object]) -> list[int]:
-        return [2**20] * len(works)
-
-    for case in (train, head, extract):
-        monkeypatch.setattr(case, "peak_bytes", peaks)
-    monkeypatch.setattr(extract, "time_ranks", lambda *_: {"one": [2.0], "two": [1.0]})
-    monkeypatch.setattr(extract, "num_usable_cores", lambda: 2)
-    spread = {"median": 0.1, "low": 0.1, "high": 0.1}
-    monkeypatch.setattr(startup, "measure", lambda: {"cpu_seconds": dict.fromkeys(startup.NAMES, spread)})
+def spreads(value: Any) -> Iterator[dict[str, float]]:
+    """Every median with its quartiles, wherever it stands in a result."""
+    if isinstance(value, dict) and value.keys() == {"median", "low", "high"}:
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from spreads(part)
 
 
-@pytest.mark.usefixtures("no_processes")
-def test_all_cases_are_measured_written_and_shown(tmp_path: Path) -> None:
+def measured(tmp_path: Path, case: tuple[CaseName, ...]) -> dict[str, Any]:
+    """The stored result of a run, which says all that was shown."""
     file = tmp_path / "new" / "bench.json"
-    text = bench(BenchConfig(size="smoke", repetitions=2, json=file))
-    result = json.loads(file.read_text(encoding="utf-8"))
-    assert set(result["cases"]) == set(CASES)
-    assert result["command"] == f"cocomix bench --size smoke --repetitions 2 --json {file}"
+    text = bench(BenchConfig(case, size="smoke", repetitions=2, json=file))
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    assert text == "\n\n".join([command.heading(result), *(section.as_text() for section in sections(result))])
+    assert result["command"].endswith(f"--size smoke --repetitions 2 --json {file}")
     assert {"torch", "transformers", "cocomix", "python"} <= set(result["versions"])
     assert set(result["machine"]) == {"processor", "cores", "threads"}
-    for case in result["cases"].values():
-        assert case["shape"]["repetitions"] == 2
-    # What is stored says all that was shown.
-    assert text == "\n\n".join([command.heading(result), *(section.as_text() for section in sections(result))])
-    assert "**2.00 (2.00 to 2.00)** times as fast as one" in text
+    for found in result["cases"].values():
+        assert found["shape"]["repetitions"] == 2
+        assert list(spreads(found))
+    assert all(0 < spread["low"] <= spread["median"] <= spread["high"] for spread in spreads(result))
+    return result
 
 
-@pytest.mark.usefixtures("no_processes")
-def test_some_cases_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--case", "head", "generate", "--size", "smoke"]) == 0
-    shown = capsys.readouterr().out
-    assert "Generation" in shown
-    assert "Training" not in shown
-    assert "Start-up" not in shown
+def test_some_cases_alone(tmp_path: Path) -> None:
+    result = measured(tmp_path, ("generate", "sae"))
+    assert result["cases"].keys() == {"generate", "sae"}
+    assert "startup" not in result
+    assert "--case generate sae" in result["command"]
+
+
+@pytest.mark.slow
+def test_all_cases_and_start_up(tmp_path: Path) -> None:
+    """With the processes in which memory, ranks and start-up are measured."""
+    result = measured(tmp_path, ())
+    assert result["cases"].keys() == set(CASES)
+    assert result["startup"]
+    for case in ("train", "head", "extract"):
+        assert min(result["cases"][case]["peak_bytes"].values()) > 0
 
 
 def _break(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +75,14 @@ def _break(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         label = ConceptExtractor.__call__
         monkeypatch.setattr(ConceptExtractor, "__call__", lambda *words: label(*words).roll(1, 1))
     elif case == "sae":
-        backward = sae_gradient._Chosen.backward
+        backward = sae_update._Chosen.backward
 
         def wrong(*words: Any) -> tuple[Tensor | None, ...]:
             *others, weight, bias = backward(*words)
             assert weight is not None
             return (*others, weight * 1.001, bias)
 
-        monkeypatch.setattr(sae_gradient._Chosen, "backward", staticmethod(wrong))
+        monkeypatch.setattr(sae_update._Chosen, "backward", staticmethod(wrong))
     else:
         grow = generate.Sequence.grow
 
@@ -92,7 +94,6 @@ def _break(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(generate.Sequence, "grow", other_token)
 
 
-@pytest.mark.usefixtures("no_processes")
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_fast_path_is_refused_with_one_sentence(
     case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -105,7 +106,6 @@ def test_a_wrong_fast_path_is_refused_with_one_sentence(
     assert not (tmp_path / "bench.json").exists()
 
 
-@pytest.mark.usefixtures("no_processes")
 def test_other_concepts_on_every_batch_are_no_tie(monkeypatch: pytest.MonkeyPatch) -> None:
     predict = mixers.predict_concepts
 
@@ -150,19 +150,11 @@ def test_the_work_whose_memory_is_measured_runs(case: Any) -> None:
         assert case.work(variant, case.SIZES["smoke"])() >= 0
 
 
-def test_ranks_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     shape = extract_ranks.RanksShape(num_windows=4, windows_per_shard=2, repetitions=1)
-
-    def in_this_process(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        if "torch.distributed.run" in words:
-            return subprocess.CompletedProcess(words, 1, "", "Traceback\nOSError: no second process")
-        extract_ranks.main(words[words.index("cocomix.tools.bench.extract_ranks") + 1 :])
-        return subprocess.CompletedProcess(words, 0, capsys.readouterr().out, "")
-
-    monkeypatch.setattr(subprocess, "run", in_this_process)
-    with pytest.raises(CocomixError, match=r"by two process.* could not be measured: OSError: no second process"):
+    with pytest.raises(CocomixError, match=r"one process.*1"):
         extract_ranks.time_ranks(tmp_path, shape)
-    assert (tmp_path / "labels-one-0" / "manifest.json").exists()
 
 
 @pytest.mark.slow
@@ -173,38 +165,22 @@ def test_two_ranks_share_the_windows(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-SPARSIFY = """
-import torch
-from types import SimpleNamespace
-
-class SparseCoderConfig:
-    def __init__(self, num_latents, k):
-        self.num_latents, self.k = num_latents, k
-
-class SparseCoder(torch.nn.Linear):
-    def __init__(self, width, config):
-        super().__init__(width, config.num_latents)
-    def forward(self, x, y, dead_mask, total_variance):
-        z = super().forward(x)
-        return SimpleNamespace(latent_indices=z.topk(2).indices, fvu=z.sum() / total_variance, multi_topk_fvu=z.new_zeros(()))
-    def set_decoder_norm_to_unit_norm(self): pass
-    def remove_gradient_parallel_to_decoder_directions(self): pass
-"""
-
-
-def test_sparsify_is_compared_with_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sparsify.py").write_text(SPARSIFY, encoding="utf-8")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "sparsify.py").write_text("another library", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path / "other")
-    assert "`pip install eai-sparsify`" in sae.describe(sae.measure(sae.SIZES["smoke"])).text
-    metadata = tmp_path / "eai_sparsify-1.2.3.dist-info" / "METADATA"
-    metadata.parent.mkdir()
-    metadata.write_text("Metadata-Version: 2.1\nName: eai-sparsify\nVersion: 1.2.3\n", encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+def test_without_sparsify_nothing_is_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sae, "DISTRIBUTION", "no-such-distribution")
     result = sae.measure(sae.SIZES["smoke"])
-    assert result["sparsify_version"] == "1.2.3"
-    assert result["shape"] == asdict(sae.SIZES["smoke"])
+    assert result["sparsify_version"] is None
     section = sae.describe(result)
-    assert [row[0] for row in section.rows] == ["`cocomix train-sae`", "dense formulation", "eai-sparsify 1.2.3"]
-    write_json(tmp_path / "result.json", result)  # a whole result can be stored
+    assert "pip install no-such-distribution" in section.text
+    assert [row[0] for row in section.rows] == ["`cocomix train-sae`", "dense formulation"]
+
+
+@pytest.mark.slow
+def test_sparsify_is_compared_with() -> None:
+    try:
+        version = importlib.metadata.version(sae.DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs the package {sae.DISTRIBUTION}")
+    result = sae.measure(sae.SIZES["smoke"])
+    assert result["sparsify_version"] == version
+    assert sae.describe(result).rows[-1][0] == f"{sae.DISTRIBUTION} {version}"
+    assert result["sparsify_over_fast"]["median"] > 0

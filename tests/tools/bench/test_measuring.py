@@ -39,6 +39,7 @@ def test_disagreement_is_named() -> None:
         require_agreement(found | {"the loss": torch.tensor(torch.nan)}, expected, 1e-3)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_work() -> None:
     shape = replace(head.SIZES["smoke"], num_concepts=2000, num_tokens=2000)
     fast, dense = memory.peak_bytes("head", [("fast", shape), ("dense", shape)])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from cocomix.tools.compare.comparison import compare_groups
 from cocomix.tools.compare.curves import loss_at, units_to_match
 from cocomix.tools.compare.intervals import bootstrap_interval
 from cocomix.tools.compare.runs import read_groups
-from cocomix.tools.compare.words import headline, tables
+from cocomix.tools.compare.text import headline, tables
 from tests.conftest import STUDENT, Tiny
 
 
@@ -44,8 +46,8 @@ def make_run(
     return path
 
 
-def compared(*words: str | Path, baseline: str | None = None) -> dict[str, Any]:
-    return compare_groups(read_groups([str(word) for word in words]), baseline)
+def compared(*run_specs: str | Path, baseline: str | None = None) -> dict[str, Any]:
+    return compare_groups(read_groups([str(spec) for spec in run_specs]), baseline)
 
 
 def test_units_to_match_interpolates_and_can_be_never() -> None:
@@ -53,8 +55,7 @@ def test_units_to_match_interpolates_and_can_be_never() -> None:
     assert units_to_match(curve, [{"validation_loss": 2.5}], "x") == 2.5
     assert units_to_match(curve, [{"validation_loss": 5.0}], "x") == 1.0
     assert units_to_match(curve, [{"validation_loss": 1.0}], "x") is None
-    assert loss_at(curve, "x", 1.25) == 3.75
-    assert loss_at(curve, "x", 3.5) is None
+    assert [loss_at(curve, "x", x) for x in (0.5, 1.0, 1.25, 3.0, 3.5)] == [None, 4.0, 3.75, 2.0, None]
 
 
 def test_two_runs_worked_out_by_hand(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_two_runs_worked_out_by_hand(tmp_path: Path) -> None:
     assert [reached[axis]["amount"] for axis in ("train_tokens", "train_flops", "train_seconds")] == [2500, 5000, 5.0]
     assert [reached[axis]["share"] for axis in ("train_tokens", "train_flops")] == [2500 / 4000, 5000 / 4000]
     assert result["groups"]["slow"]["to_reach"]["fast"]["train_tokens"]["amount"] is None
-    assert headline(result) == "The lowest validation loss is that of fast, 2.500 nats a token: −0.750 against slow."
+    assert re.search(r"fast, 2\.500 .*−0\.750 .*slow", headline(result))
     rows = {table.title: table.rows for table in tables(result)}
     assert rows["Against slow"] == (
         ("fast", "−0.750", "2.50k (62\u202f%)", "5.00\u202fkFLOP (125\u202f%)", "5.0\u202fs (62\u202f%)"),
@@ -108,7 +109,7 @@ def test_seeds_are_grouped_and_compared_in_pairs(tmp_path: Path) -> None:
     assert list(chosen["groups"]["b"]["difference"]["pairs"]) == [0]
     two = compared(*paths[:2], *paths[3:5])
     assert two["groups"]["concepts"]["difference"]["interval"] is None
-    assert any("fewer than 3 pairs none is given" in note for note in two["notes"])
+    assert len(two["notes"]) == 3
     assert len(next(table for table in tables(two) if table.title.startswith("Pairs")).rows) == 2
 
 
@@ -131,7 +132,7 @@ def test_unfinished_runs_are_compared_where_they_are(tmp_path: Path) -> None:
     assert result["groups"]["begun"]["validation_loss"]["mean"] is None
     rows = {row[0]: row for row in tables(result)[0].rows}
     assert rows["part (unfinished)"][3] == "2.00k of 4.00k"
-    with pytest.raises(CocomixError, match="no run has a validation loss yet"):
+    with pytest.raises(CocomixError, match="validation loss"):
         compared(begun)
 
 
@@ -158,38 +159,38 @@ def test_the_bootstrap_is_exact_for_few_and_covers_about_what_it_says_for_many()
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny: Tiny) -> None:
     run = make_run(tmp_path / "run", [3.0])
-    with pytest.raises(CocomixError, match=r"data is not a training run \(it holds a token-dataset\)"):
+    with pytest.raises(CocomixError, match=r"data .*token-dataset"):
         compared(run, tiny.data)
-    with pytest.raises(CocomixError, match=r"nowhere is not a training run \(nothing of cocomix\)"):
+    with pytest.raises(CocomixError, match="nowhere "):
         compared(tmp_path / "nowhere")
     other = make_run(tmp_path / "other", [3.0], inputs={"data": "e"})
-    with pytest.raises(CocomixError, match=r"run and .*other were trained on different datasets"):
+    with pytest.raises(CocomixError, match=r"run and .*other .*dataset"):
         compared(run, other)
     fewer = make_run(tmp_path / "fewer", [3.0], max_validation_windows=8)
-    with pytest.raises(CocomixError, match=r"run and .*fewer measured .* \(max_validation_windows None and 8\)"):
+    with pytest.raises(CocomixError, match=r"run and .*fewer .*max_validation_windows None and 8"):
         compared(run, fewer)
-    with pytest.raises(CocomixError, match=r"run and .*twin are both seed 0 of"):
+    with pytest.raises(CocomixError, match=r"run and .*twin .*seed 0"):
         compared(run, make_run(tmp_path / "twin", [3.0]))
-    with pytest.raises(CocomixError, match="is no group"):
+    with pytest.raises(CocomixError, match="'a='"):
         compared("a=")
-    with pytest.raises(CocomixError, match="two groups have one name"):
+    with pytest.raises(CocomixError, match="same name"):
         compared(f"a={run}", f"a={other}")
-    with pytest.raises(CocomixError, match="--baseline is 'x'; it must be one of run"):
+    with pytest.raises(CocomixError, match=r"--baseline is 'x'.* run"):
         compared(run, baseline="x")
-    with pytest.raises(CocomixError, match="no run is given"):
+    with pytest.raises(CocomixError, match="no runs"):
         CompareConfig(())
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(CocomixError, match=r"metrics.jsonl is missing or does not match its checksum"):
+    with pytest.raises(CocomixError, match=r"metrics.jsonl"):
         compared(run)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", {}, r"manifest.json is damaged \(it has no facts\)"),
-        ("manifest.json", {"facts": {}, "files": {}}, r"manifest.json is damaged \(it has no metrics.jsonl\)"),
-        ("settings.json", {"kind": "training-run"}, r"settings.json is damaged \(it has no settings\)"),
-        ("settings.json", {"kind": "training-run", "settings": {}}, r"settings.json is damaged \(it has no seed\)"),
+        ("manifest.json", {}, "manifest.json .*facts"),
+        ("manifest.json", {"facts": {}, "files": {}}, "manifest.json .*metrics.jsonl"),
+        ("settings.json", {"kind": "training-run"}, "settings.json .*settings"),
+        ("settings.json", {"kind": "training-run", "settings": {}}, "settings.json .*seed"),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: dict[str, Any], message: str) -> None:
@@ -220,7 +221,7 @@ def test_the_page_fetches_nothing_and_names_cannot_reach_into_it(tmp_path: Path)
     stored = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert stored == json.loads(json.dumps(compare(CompareConfig(config.runs, json=True))))
     compare(config)
-    with pytest.raises(CocomixError, match="made with other settings"):
+    with pytest.raises(CocomixError, match="settings"):
         compare(CompareConfig((str(second),), output=tmp_path / "out"))
 
 
@@ -230,6 +231,26 @@ def test_one_run_and_many_groups_have_a_page(tmp_path: Path) -> None:
     for number, words in enumerate(([paths[0]], paths, [unevaluated, paths[0]])):
         compare(CompareConfig(tuple(map(str, words)), output=tmp_path / f"out{number}"))
         assert (tmp_path / f"out{number}" / "comparison.html").exists()
+
+
+def test_comparing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name, [4.0, 3.0], recipe=name)) for name in ("a", "b")]
+    heavy = ("torch", "transformers", "datasets", "matplotlib", "scipy", "numpy", "pyarrow")
+    code = (
+        "import sys\nfrom cocomix.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    for arguments in (["compare", *runs], ["compare", *runs, "--json"], ["compare", "--help"], ["compare", "--wrong"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines()[-1] == "[]", arguments
+    with_page = subprocess.run(
+        [sys.executable, "-c", code, "compare", *runs, "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert with_page.stdout.splitlines()[-1] == "['matplotlib', 'numpy']"
 
 
 def test_real_runs_from_the_command_line(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,4 +265,4 @@ def test_real_runs_from_the_command_line(tiny: Tiny, tmp_path: Path, capsys: pyt
     assert main(["compare", *runs]) == 0
     assert "validation loss" in capsys.readouterr().out
     assert main(["compare", str(tmp_path)]) == 1
-    assert "is not a training run" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
     before = report.stat().st_mtime_ns
     run_demo(config(tiny, undisturbed))
     assert report.stat().st_mtime_ns == before, "a finished demo is recognised"
-    with pytest.raises(CocomixError, match=r"other settings .*seed"):
+    with pytest.raises(CocomixError, match="seed"):
         run_demo(config(tiny, undisturbed, seed=1))
 
 
@@ -144,9 +144,7 @@ def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(
-        CocomixError, match=r"teacher/model.safetensors does not match its checksum: .*delete that folder"
-    ):
+    with pytest.raises(CocomixError, match=r"teacher/model.safetensors .*delete"):
         run_demo(config(tiny, undisturbed))
     content[-1] ^= 1
     weights.write_bytes(content)

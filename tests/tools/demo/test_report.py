@@ -15,7 +15,7 @@ import pytest
 
 from cocomix import TrainConfig
 from cocomix.base.formats import format_flops
-from cocomix.tools.compare.curves import loss_at, units_to_match
+from cocomix.tools.compare.curves import units_to_match
 from cocomix.tools.compare.figures import spread
 from cocomix.tools.demo.report import (
     best_rival,
@@ -267,20 +267,17 @@ def test_report_of_a_worse_cocomix(tmp_path: Path) -> None:
 
 def test_headline_of_a_better_cocomix() -> None:
     summary = make_summary() | {"tokens_to_match_ntp": 0.74 * NUM_TOKENS}
-    assert spaced(headline(summary)) == (
-        "With equal tokens CoCoMix’s validation loss is 0.111 nats lower than NTP’s (4.509 against 4.620); it reached "
-        "NTP’s final loss after 0.74M of 1.00M tokens (26 % fewer), and spent 1.5 times the training FLOPs and 1.5 times the "
-        "seconds per token."
-    )
+    text = spaced(headline(summary))
+    for part in ("0.111 nats lower", "4.509 against 4.620", "0.74M of 1.00M tokens (26 % fewer)", "1.5 times"):
+        assert part in text
 
 
 def test_headline_of_a_worse_cocomix() -> None:
     summary = make_summary(cocomix_loss=4.67)
     assert summary["tokens_to_match_ntp"] is None
-    assert spaced(headline(summary)) == (
-        "With equal tokens CoCoMix’s validation loss is 0.050 nats higher than NTP’s (4.670 against 4.620); it did not reach "
-        "NTP’s final loss within 1.00M tokens, and spent 1.5 times the training FLOPs and 1.5 times the seconds per token."
-    )
+    text = spaced(headline(summary))
+    for part in ("0.050 nats higher", "4.670 against 4.620", "did not reach", "1.00M tokens", "1.5 times"):
+        assert part in text
 
 
 def test_headline_of_equal_losses() -> None:
@@ -325,14 +322,6 @@ def test_verdict_without_standard_error(tmp_path: Path) -> None:
         result["standard_error"] = None
     assert "no standard error" in verdict("CoCoMix", summary["probes"])
     assert "no standard error" in report(tmp_path, summary)
-
-
-def test_loss_at_is_linear_between_points() -> None:
-    points = [{"x": 1.0, "validation_loss": 5.0}, {"x": 3.0, "validation_loss": 4.0}]
-    assert loss_at(points, "x", 1.5) == pytest.approx(4.75)
-    assert loss_at(points, "x", 3.0) == 4.0
-    assert loss_at(points, "x", 0.5) is None
-    assert loss_at(points, "x", 3.5) is None
 
 
 def test_format_change() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cocomix.tools.inspect.model_wide import norm_histogram, usage
 
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.base.kinds import INSPECTION
@@ -21,7 +22,6 @@ from cocomix.tools.inspect.cards import (
     TokenEffect,
     write_cards,
 )
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
 from cocomix.tools.inspect.site import write_site
 
 WORDS = ("def", "return", "import", "self", "value", "None", "True", "for", "in", "range", "class", "yield", "lambda")

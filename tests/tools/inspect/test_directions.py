@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cocomix import CocomixError, TokenDataset
+from cocomix import CocomixError, CoCoMixForCausalLM, TokenDataset
 from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.steering import directions as module
-from cocomix.steering.concept_notes import read_notes
+from cocomix.steering.concept_metadata import read_metadata
 from cocomix.steering.directions import NUM_STRONGEST, RIDGE, concept_directions
 from tests.conftest import Tiny
 from tests.modeling import helpers
@@ -17,7 +17,7 @@ from tests.tools.inspect.test_activations import reader_of
 
 
 class _Plus(ConceptEdit):
-    """Adds a leaf to the mixture, and notes the active concepts."""
+    """Adds a leaf to the mixture, and keeps the active concepts."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shift = torch.zeros(shape, requires_grad=True)
@@ -62,12 +62,15 @@ def test_directions_equal_their_definition(tiny: Tiny, monkeypatch: pytest.Monke
 
 def test_models_without_mixed_concepts_are_refused(tiny: Tiny) -> None:
     for model in (helpers.student(mixer="pause"), helpers.student(mixing="none")):
-        with pytest.raises(CocomixError, match="directions need a model whose concepts are mixed"):
+        with pytest.raises(CocomixError, match="mixed into"):
             concept_directions(model, TokenDataset(tiny.data, "validation"))
 
 
-def test_inspect_measures_them_beside_the_model(inspection: Path) -> None:
-    statistics = read_notes(inspection.parent / "cocomix", 32).statistics
-    assert statistics is not None
-    assert statistics.directions is not None
-    assert bool(statistics.directions.any())
+def test_inspect_stores_exactly_these_beside_the_model(tiny: Tiny, inspection: Path) -> None:
+    folder = inspection.parent / "cocomix"
+    model = CoCoMixForCausalLM.from_pretrained(folder).eval()
+    expected = concept_directions(model, TokenDataset(tiny.data, "validation"), 24)  # as many windows as it read
+    for place in (folder, inspection):
+        statistics = read_metadata(place, 32).statistics
+        assert statistics is not None
+        assert torch.equal(statistics.directions, expected)

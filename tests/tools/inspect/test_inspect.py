@@ -19,12 +19,15 @@ from cocomix import (
     TrainConfig,
     inspect,
     load_causal_lm,
+    steer,
     train,
 )
 from cocomix.base import artifacts
+from cocomix.base.kinds import INSPECTION
 from cocomix.cli.main import main
+from cocomix.steering.concept_metadata import DIRECTIONS_NAME, read_metadata
 from cocomix.tools.inspect import command as module
-from cocomix.tools.inspect.cards import KIND, read_card, read_cards, read_summary
+from cocomix.tools.inspect.cards import read_card, read_cards, read_summary
 from tests.conftest import Tiny
 from tests.tools.inspect.conftest import config
 
@@ -88,7 +91,7 @@ def test_a_reader_finds_names_tokens_and_text_across_the_mark(inspection: Path) 
     assert reader.find("nowhere in here at all") == []
     assert reader.columns("name")["name"][5] == card.name
     for concept in (-1, 32):
-        with pytest.raises(CocomixError, match=r"does not exist; .* has concepts 0 to 31"):
+        with pytest.raises(CocomixError, match=f"concept {concept} .* 0 to 31"):
             reader.card(concept)
 
 
@@ -121,7 +124,7 @@ def test_names_stand_beside_the_weights_and_edits_are_kept(
     assert '"other"' in page.read_text(encoding="utf-8")
     assert CardReader(given.output).columns("name")["name"][4] == "other"
     (own_student / "concept_names.json").write_text('{"4": "same", "5": "same"}')
-    with pytest.raises(CocomixError, match="rename one"):
+    with pytest.raises(CocomixError, match=r"concept 4 .*concept 5 'same'"):
         inspect(given)
 
 
@@ -139,8 +142,8 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
             inspect(given)
     monkeypatch.setattr(module, "_compute", None)
     inspect(given)
-    assert artifacts.read(given.output, KIND).files.keys() == artifacts.read(inspection, KIND).files.keys()
-    with pytest.raises(CocomixError, match=r"other settings \(num_contexts"):
+    assert artifacts.read(given.output, INSPECTION).files.keys() == artifacts.read(inspection, INSPECTION).files.keys()
+    with pytest.raises(CocomixError, match="num_contexts"):
         inspect(dataclasses.replace(given, num_contexts=2))
 
 
@@ -178,12 +181,21 @@ def test_labels_alone_are_those_of_the_training_text(tiny: Tiny, own_student: Pa
     assert "on text that the model was trained on" in (given.output / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     student = tmp_path / "loss-only"
     settings = dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(mixing="none"))
     train(TrainConfig(data=tiny.data, output=student, labels=tiny.concepts, student=settings, num_tokens=1024))
     summary = inspect(config(tiny, student, tmp_path / "out"))
     assert summary["probes"] is None
+    said = capsys.readouterr().err
+    assert all(missing in said for missing in ("effects", "probes", "directions"))
+    for folder in (tmp_path / "out", student):
+        statistics = read_metadata(folder, 32).statistics
+        assert statistics is not None
+        assert statistics.directions is None
+        assert not (folder / DIRECTIONS_NAME).exists()
+    with pytest.raises(CocomixError, match="mixing 'none'"), steer(load_causal_lm(student), {3: 1.0}, mode="toward"):
+        pass
     assert read_card(tmp_path / "out", 0).promoted == ()
     assert "promote no tokens" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
@@ -195,26 +207,26 @@ def test_an_upcycled_model(tiny: Tiny, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "upcycled")
     given = config(tiny, tmp_path / "upcycled", tmp_path / "out", labels=None, teacher=None, sae=None)
     assert inspect(given)["compress_norm"]["num_zero"] == 32
-    assert inspect(given)["num_concepts"] == 32, "notes beside the weights do not make it another model"
+    assert inspect(given)["num_concepts"] == 32, "metadata beside the weights does not make it another model"
 
 
 def test_errors_people_make(tiny: Tiny, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CocomixError, match="no concepts; cards need a model with a concept mixer"):
+    with pytest.raises(CocomixError, match="no concepts"):
         inspect(config(tiny, tiny.teacher, tmp_path / "out"))
-    assert not (tmp_path / "out").exists(), "as if it had not been asked for"
-    with pytest.raises(CocomixError, match="both --teacher and --sae"):
+    assert not (tmp_path / "out").exists(), "a refused command leaves nothing"
+    with pytest.raises(CocomixError, match="--teacher and --sae"):
         config(tiny, student, tmp_path, teacher=None)
     with pytest.raises(CocomixError, match="num_contexts is 0"):
         config(tiny, student, tmp_path, num_contexts=0)
     other = CoCoMixForCausalLM.from_backbone(load_causal_lm(tiny.teacher), num_concepts=16, num_active_concepts=3)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(CocomixError, match="the model has 16 concepts, the autoencoder 32 latents"):
+    with pytest.raises(CocomixError, match=r"16 concepts.* 32 latents"):
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", labels=None))
-    with pytest.raises(CocomixError, match=r"16 concepts, the labels in .* have 32"):
+    with pytest.raises(CocomixError, match=r"16 concepts.* 32"):
         inspect(config(tiny, tmp_path / "other", tmp_path / "out", teacher=None, sae=None))
-    with pytest.raises(CocomixError, match="is not a folder; expected a concept-inspection"):
+    with pytest.raises(CocomixError, match=r"nothing .*concept-inspection"):
         CardReader(tmp_path / "nothing")
-    with pytest.raises(CocomixError, match="expected a folder made by `cocomix inspect`"):
+    with pytest.raises(CocomixError, match="cocomix inspect"):
         read_card(tmp_path, 0)
     assert (
         main(["inspect", "--model", str(tmp_path / "x"), "--data", str(tiny.data), "--output", str(tmp_path / "o")])

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset, load_causal_lm
-from cocomix.labels.extraction import load_extractor
+from cocomix.labels.live import load_extractor
 from cocomix.tools.inspect import effects
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
-from cocomix.tools.inspect.occurrences import find_occurrences
-from cocomix.tools.inspect.strongest import StrongestOccurrences
+from cocomix.tools.inspect.occurrences import StrongestOccurrences, find_occurrences
+from cocomix.tools.inspect.summary import norm_histogram, usage
 from tests.conftest import Tiny
 from tests.reference import inspection as reference
 

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cocomix.training.numbers import parse_count
 
 import cocomix
 from cocomix import CocomixError, ParallelConfig, PlanConfig
 from cocomix.base.devices import known_devices
+from cocomix.base.numbers import parse_count
 from cocomix.cli.main import main
-from cocomix.tools.plan.listing import recipe_row
+from cocomix.mixers.config import ConceptConfig
 from cocomix.tools.plan.memory import device_memory
 from cocomix.tools.plan.plan_table import show_plan
+from cocomix.tools.plan.recipe_rows import recipe_row
+from cocomix.training.config import TrainConfig
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
 from tests.conftest import Tiny
@@ -25,33 +27,47 @@ from tests.conftest import Tiny
 SMALL: dict[str, Any] = {"device": "a100", "devices": 2}
 
 
-def test_the_plan_of_the_papers_smallest() -> None:
-    plan = cocomix.plan("gpt2-69m-cocomix", tokens="200B", devices=64, device="h100")
-    assert (plan.num_parameters, plan.num_active_parameters) == (85_064_192, 68_269_568)
-    assert (plan.vocab_size, plan.context_length, plan.num_concepts) == (50257, 1024, 32768)
-    assert plan.equal_parameters.hidden_size == 624
-    assert plan.equal_flops.hidden_size == find_recipe("gpt2-69m-ntp-equal-flops").draft().student.hidden_size
-    # Blocks 0 to 2 hold one key and value of width 512 a token, blocks 3 to 7 two, in two bytes a number.
-    assert plan.kv_cache_bytes_per_token == 2 * 512 * (3 + 2 * 5) * 2
+@pytest.mark.parametrize(
+    ("size", "devices", "parameters", "shape", "width", "cache", "precision"),
+    [
+        # Block 0 holds one key and value of width 64 a token, block 1 two, in four bytes a number.
+        ("tiny", 8, (305_536, 274_176), (2048, 128, 512), 70, 2 * 64 * (1 + 2 * 1) * 4, "float32"),
+        # Blocks 0 to 2 hold one key and value of width 512 a token, blocks 3 to 7 two, in two bytes a number.
+        pytest.param(
+            *("69m", 64, (85_064_192, 68_269_568), (50257, 1024, 32768), 624, 2 * 512 * (3 + 2 * 5) * 2, "bfloat16"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_plan_of_a_recipe(
+    size: str, devices: int, parameters: tuple[int, int], shape: tuple[int, ...], width: int, cache: int, precision: str
+) -> None:
+    plan = cocomix.plan(f"gpt2-{size}-cocomix", tokens="200B", devices=devices, device="h100")
+    assert (plan.num_parameters, plan.num_active_parameters) == parameters
+    assert (plan.vocab_size, plan.context_length, plan.num_concepts) == shape
+    assert plan.equal_parameters.hidden_size == width
+    assert plan.equal_flops.hidden_size == find_recipe(f"gpt2-{size}-ntp-equal-flops").config().student.hidden_size
+    assert plan.kv_cache_bytes_per_token == cache
     assert plan.label_bytes_per_token == 8
     assert plan.as_dict()["label_bytes"] == 8 * 200_000_000_000
     device = known_devices()["h100"]
     flops = plan.flops["algorithmic"].training * 200e9
-    assert plan.duration.student_hours == pytest.approx(flops / (64 * device.bfloat16_flops * 0.4) / 3600)
-    labels = plan.teacher.labels * 200e9 / (64 * device.float32_flops * 0.4) / 3600
+    peak = getattr(device, f"{precision}_flops")
+    assert plan.duration.student_hours == pytest.approx(flops / (devices * peak * 0.4) / 3600)
+    labels = plan.cost.labels * 200e9 / (devices * device.float32_flops * 0.4) / 3600
     assert plan.duration.labels_hours == pytest.approx(labels)
-    assert plan.duration.device_hours == pytest.approx(64 * (plan.duration.student_hours + labels))
+    assert plan.duration.device_hours == pytest.approx(devices * (plan.duration.student_hours + labels))
     memory = plan.memory
-    assert (memory.weights, memory.gradients, memory.moments) == (4 * 85_064_192, 4 * 85_064_192, 8 * 85_064_192)
+    assert (memory.weights, memory.gradients, memory.moments) == tuple(n * parameters[0] for n in (4, 4, 8))
     assert memory.activations_with_checkpointing < memory.activations
     assert memory.temporaries > 0
 
 
 def test_shards_are_shares() -> None:
     size = SIZES["tiny"]
-    draft = find_recipe("gpt2-tiny-cocomix").draft()
-    sharded = replace(draft, parallel=ParallelConfig(strategy="fsdp"))
-    ddp, fsdp = (device_memory(config, size, 512, 2, 4, teacher=0) for config in (draft, sharded))
+    run = find_recipe("gpt2-tiny-cocomix").config()
+    sharded = replace(run, parallel=ParallelConfig(strategy="fsdp"))
+    ddp, fsdp = (device_memory(config, size, 512, 2, 4, teacher=0) for config in (run, sharded))
     assert fsdp.weights == ddp.weights / 2
     assert fsdp.moments == ddp.moments / 2
     assert fsdp.gradients == ddp.gradients / 2
@@ -75,7 +91,7 @@ def test_the_teacher_is_apart_and_runs_along_where_it_must() -> None:
     assert along.duration.teacher_hours > 0
     distilled = cocomix.plan("gpt2-tiny-kd", **SMALL)
     assert distilled.is_teacher_online
-    assert distilled.teacher.labels == 0 < distilled.teacher.targets
+    assert distilled.cost.labels == 0 < distilled.cost.targets
     assert distilled.equal_flops is None
 
 
@@ -98,22 +114,25 @@ def test_the_table_says_what_does_not_fit() -> None:
 
 
 def test_labels_say_how_many_concepts_and_what_they_cost(tiny: Tiny) -> None:
-    student = find_recipe("gpt2-tiny-cocomix").draft().student
-    shape: dict[str, Any] = {"vocab_size": 300, "context_length": 16, "num_tokens": 10**6, **SMALL}
+    student = find_recipe("gpt2-tiny-cocomix").config().student
+    sizes: dict[str, Any] = {"vocab_size": 300, "context_length": 16, **SMALL}
+    shape = sizes | {"num_tokens": 10**6}
     given = cocomix.plan("gpt2-tiny-cocomix", num_concepts=32, **shape)
     labelled = cocomix.plan("gpt2-tiny-cocomix", labels=tiny.concepts, **shape)
-    run = cocomix.make_plan(PlanConfig(student=student, labels=tiny.concepts, **shape))
+    run = cocomix.make_plan(
+        PlanConfig(run=TrainConfig(student=student, labels=tiny.concepts, num_tokens=10**6), **sizes)
+    )
     for plan in (labelled, run):
         assert plan.num_concepts == 32
         assert (plan.equal_parameters, plan.equal_flops) == (given.equal_parameters, given.equal_flops)
         manifest = json.loads((tiny.concepts / "manifest.json").read_text())
-        assert plan.teacher.labels == manifest["facts"]["flops_per_token"]
+        assert plan.cost.labels == manifest["facts"]["flops_per_token"]
         assert plan.teacher_name == "that of the stored labels or targets"
         # Labels are computed once a window, and the run sees its windows many times.
         assert plan.num_stored_tokens == 16 * manifest["settings"]["num_windows"] < 10**6
         assert plan.as_dict()["label_bytes"] == 8 * plan.num_stored_tokens
         share = plan.num_stored_tokens / 10**6
-        hours = 10**6 * plan.teacher.labels / (2 * known_devices()["a100"].float32_flops * 0.4) / 3600
+        hours = 10**6 * plan.cost.labels / (2 * known_devices()["a100"].float32_flops * 0.4) / 3600
         assert plan.duration.labels_hours == pytest.approx(share * hours)
     assert given.teacher_name == "gpt2 of 2 blocks, width 64 (assumed; give --teacher)"
     assert given.as_dict()["teacher"]["name"] == given.teacher_name
@@ -122,14 +141,14 @@ def test_labels_say_how_many_concepts_and_what_they_cost(tiny: Tiny) -> None:
 def test_stored_targets_are_drawn_before_training() -> None:
     along = cocomix.plan("gpt2-tiny-kd", **SMALL)
     config = PlanConfig(
-        distillation=cocomix.DistillationConfig(weight=0.1, targets=Path("not-there-yet")),
+        run=TrainConfig(distillation=cocomix.DistillationConfig(weight=0.1, targets=Path("not-there-yet"))),
         vocab_size=300,
         context_length=16,
         **SMALL,
     )
     stored = cocomix.make_plan(config)
-    assert along.teacher.targets > 0 == along.teacher.stored_targets
-    assert stored.teacher.stored_targets > 0 == stored.teacher.targets
+    assert along.cost.targets > 0 == along.cost.stored_targets
+    assert stored.cost.stored_targets > 0 == stored.cost.targets
     assert not stored.is_teacher_online
     assert stored.duration.targets_hours > 0 == stored.duration.teacher_hours
     assert stored.target_bytes_per_token == 16 * 2 + 4
@@ -145,12 +164,12 @@ def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: P
     run = cocomix.recipe("gpt2-tiny-hidden-regression", output=tmp_path / "r", num_tokens=128, **inputs)
     facts = cocomix.train(dataclasses.replace(run, num_evaluations=1)).facts
     assert facts["train_flops_per_token"] == plan.flops["algorithmic"].training
-    assert facts["teacher_flops"] == 128 * plan.teacher.total
+    assert facts["teacher_flops"] == 128 * plan.cost.teacher
     row = recipe_row(find_recipe("gpt2-tiny-hidden-regression"))
     alone = cocomix.plan("gpt2-tiny-hidden-regression", **SMALL)
     assert (row.train_flops_per_token, row.teacher_flops_per_token) == (
         alone.flops["algorithmic"].training,
-        alone.teacher.total,
+        alone.cost.teacher,
     )
 
 
@@ -177,8 +196,8 @@ def test_what_is_not_known_is_asked_for() -> None:
     with pytest.raises(CocomixError, match=r"a plan without a recipe needs --data, or --vocab-size"):
         cocomix.make_plan(PlanConfig())
     student = cocomix.StudentConfig(mixer=ConceptConfig())
-    with pytest.raises(CocomixError, match=r"give --num-concepts, or --labels"):
-        cocomix.make_plan(PlanConfig(student=student, vocab_size=300, context_length=16))
+    with pytest.raises(CocomixError, match=r"--student.num-concepts.*--labels"):
+        cocomix.make_plan(PlanConfig(run=TrainConfig(student=student), vocab_size=300, context_length=16))
 
 
 @pytest.mark.parametrize(

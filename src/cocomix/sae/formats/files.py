@@ -1,4 +1,4 @@
-"""What every reader stands on: files opened without running code, tensors and settings taken one by one."""
+"""What readers stand on: files opened without running code, tensors and settings taken by name, everything else refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -17,11 +18,9 @@ from torch import Tensor
 from cocomix.base.errors import CocomixError
 from cocomix.sae.config import SparseAutoencoderConfig
 
-T = TypeVar("T", bool, int, float, str)
 
-
-class Dictionary(NamedTuple):
-    """What a reader returns."""
+class SaeWeights(NamedTuple):
+    """A dictionary as every reader returns it."""
 
     config: SparseAutoencoderConfig
     tensors: dict[str, Tensor]
@@ -46,20 +45,48 @@ class Tensors:
     def take(self, name: str, *shape: int) -> Tensor:
         """A tensor of this shape, half precision as float32."""
         tensor = self._tensor(name)
-        found = tuple(tensor.shape)
-        if found != shape:
-            advice = (
-                "; it looks transposed, and cocomix turns no matrix on a guess"
-                if len(shape) == 2 and found == shape[::-1]
-                else ""
-            )
+        actual = tuple(tensor.shape)
+        if actual != shape:
+            is_transposed = len(shape) == 2 and actual == shape[::-1]
             raise CocomixError(
-                f"{self.path} has {name} of shape {list(found)} where its other content asks for {list(shape)}{advice}"
+                f"{self.path} has {name} of shape {list(actual)} where its other content asks for {list(shape)}"
+                + ("; it looks transposed, and cocomix transposes no matrix on a guess" if is_transposed else "")
             )
         if not tensor.is_floating_point():
             raise CocomixError(f"{self.path} has {name} as {tensor.dtype}; cocomix reads floating-point weights only")
         del self._left[name]
         return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+    def take_weights(
+        self, config: SparseAutoencoderConfig, names: str, *, skip: str = "skip_weight", ignored: str = ""
+    ) -> SaeWeights:
+        """All tensors that the configuration asks for; every other one is refused.
+
+        Args:
+            config: of the dictionary.
+            names: of the encoder's matrix and bias and of the decoder's matrix and bias, separated by spaces; `.T` follows
+                the name of a matrix that is stored as one column a latent, [D, C].
+            skip: name of the skip connection's matrix.
+            ignored: names of tensors that do not change what the dictionary computes, such as statistics of its training.
+        """
+        C, D = config.num_latents, config.hidden_size
+        shapes = {"encoder_weight": (C, D), "encoder_bias": (C,), "decoder_weight": (C, D), "decoder_bias": (D,)}
+        taken = {}
+        for (parameter, shape), name in zip(shapes.items(), names.split(), strict=True):
+            if name.endswith(".T"):
+                taken[parameter] = self.take(name.removesuffix(".T"), *reversed(shape)).t()
+            else:
+                taken[parameter] = self.take(name, *shape)
+        if config.activation in ("jumprelu", "batchtopk"):
+            taken["threshold"] = self.take("threshold", *([C] if config.activation == "jumprelu" else []))
+        if config.skip_connection:
+            taken["skip_weight"] = self.take(skip, D, D)
+        if unknown := sorted(self._left.keys() - {*ignored.split()}):
+            raise CocomixError(
+                f"{self.path} holds {', '.join(unknown)} beside what cocomix knows of its format; a dictionary read without "
+                "it would compute something else"
+            )
+        return SaeWeights(config, taken)
 
     def take_value(self, name: str, default: Any) -> Any:
         """A plain value of a pickled file, or a tensor of one number as that number."""
@@ -77,22 +104,10 @@ class Tensors:
             raise CocomixError(f"{self.path} has {name} of shape {list(tensor.shape)}; expected a vector")
         return len(tensor)
 
-    def ignore(self, *names: str) -> None:
-        """Leave out tensors that are known not to matter, such as statistics of the training."""
-        for name in names:
-            self._left.pop(name, None)
-
-    def refuse_rest(self) -> None:
-        if self._left:
-            raise CocomixError(
-                f"{self.path} holds {', '.join(sorted(self._left))} beside what cocomix knows of its format; a dictionary "
-                "read without it would compute something else"
-            )
-
     def _tensor(self, name: str) -> Tensor:
         if name not in self._left:
             left = ", ".join(sorted(self._left)[:8]) or "nothing else"
-            raise CocomixError(f"{self.path} has no tensor {name}; what it holds beside what was read is: {left}")
+            raise CocomixError(f"{self.path} has no tensor {name}; beside the tensors already read it holds: {left}")
         tensor = self._left[name]
         if not isinstance(tensor, Tensor):
             raise CocomixError(f"{self.path} has {name} as {type(tensor).__name__}; expected a tensor")
@@ -100,7 +115,7 @@ class Tensors:
 
 
 class Settings:
-    """Entries of a JSON object, taken by name and kind; what is left over is refused.
+    """Entries of a JSON object.
 
     Args:
         path: the file, for messages.
@@ -108,8 +123,7 @@ class Settings:
     """
 
     def __init__(self, path: Path, entries: Mapping[str, Any]) -> None:
-        self.path = path
-        self._left = dict(entries)
+        self.path, self.entries = path, dict(entries)
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -123,51 +137,44 @@ class Settings:
             raise CocomixError(f"{path} holds no JSON object")
         return cls(path, entries)
 
-    def take(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """The entry, or the default where there is none or it is null."""
-        value = self.take_optional(name, kind)
-        if value is None:
-            value = default
-        if value is None:
-            raise CocomixError(f"{self.path} has no setting {name}")
-        return value
+    def take(
+        self,
+        required: Mapping[str, type],
+        optional: Mapping[str, Any],
+        only: Mapping[str, Collection[Any]] = MappingProxyType({}),
+        ignored: str = "",
+    ) -> dict[str, Any]:
+        """The entries of one format; every other one is refused.
 
-    def take_optional(self, name: str, kind: type[T]) -> T | None:
-        """The entry; None where there is none or it is null."""
-        value = self._left.pop(name, None)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if value is not None and type(value) is not kind:  # a bool is no int here
-            raise CocomixError(f"{self.path} has {name} = {value!r}; expected {kind.__name__}")
-        return value
-
-    def take_object(self, name: str) -> dict[str, Any] | None:
-        """An entry that is an object itself; None where there is none or it is null."""
-        value = self._left.pop(name, None)
-        if value is not None and type(value) is not dict:
-            raise CocomixError(f"{self.path} has {name} = {value!r}; expected an object")
-        return value
-
-    def take_all(self) -> dict[str, Any]:
-        """Whatever is left."""
-        left, self._left = self._left, {}
-        return left
+        Args:
+            required: names that must be there, and their types.
+            optional: other names, and their values where the file has none or null; a type stands for None or a value of it.
+            only: for some names the values that can be read.
+            ignored: names that do not change what the dictionary computes, separated by spaces.
+        """
+        values: dict[str, Any] = {}
+        for name, default in {**required, **optional}.items():
+            kind = default if isinstance(default, type) else type(default)
+            value = self.entries.get(name)
+            if value is None:
+                if name in required:
+                    raise CocomixError(f"{self.path} has no setting {name}")
+                value = None if isinstance(default, type) else default
+            elif type(value) is not kind:  # a bool is not taken for an int
+                raise CocomixError(f"{self.path} has {name} = {value!r}; expected {kind.__name__}")
+            if name in only and value not in only[name]:
+                self.refuse(name, value, f"cocomix reads {' or '.join(map(repr, only[name]))}")
+            values[name] = value
+        if unknown := sorted(self.entries.keys() - {*values, *ignored.split()}):
+            raise CocomixError(
+                f"{self.path} has settings that cocomix does not know ({', '.join(unknown)}); delete those from the file "
+                "that do not change what the dictionary computes"
+            )
+        return values
 
     def refuse(self, name: str, value: Any, reason: str) -> NoReturn:
         """Refuse one entry by name."""
-        raise CocomixError(f"{self.path} has {name} = {value!r}, which cocomix can't read: {reason}")
-
-    def ignore(self, names: Collection[str]) -> None:
-        """Leave out entries that are known not to change what the dictionary computes."""
-        for name in names:
-            self._left.pop(name, None)
-
-    def refuse_rest(self) -> None:
-        if self._left:
-            raise CocomixError(
-                f"{self.path} has settings that cocomix does not know ({', '.join(sorted(self._left))}); delete those from "
-                "the file that do not change what the dictionary computes"
-            )
+        raise CocomixError(f"{self.path} has {name} = {value!r}, which cannot be read: {reason}")
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -175,7 +182,7 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         return Tensors(path, load_file(path))
     except (SafetensorError, OSError) as error:
-        raise CocomixError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise CocomixError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def read_npz(path: Path) -> Tensors:
@@ -184,7 +191,7 @@ def read_npz(path: Path) -> Tensors:
         with np.load(path, allow_pickle=False) as arrays:
             return Tensors(path, {name: torch.from_numpy(arrays[name]) for name in arrays.files})
     except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise CocomixError(f"{path} is damaged or no file of plain arrays: {error}") from error
+        raise CocomixError(f"{path} is damaged or not a file of plain arrays: {error}") from error
 
 
 def read_pickle(path: Path) -> Tensors:
@@ -203,4 +210,4 @@ def read_pickle(path: Path) -> Tensors:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise CocomixError(f"{path} is no file; see docs/dictionaries.md for the files of each format")
+        raise CocomixError(f"{path} is not a file; see docs/dictionaries.md for the files of each format")

@@ -1,8 +1,12 @@
-"""SAELens: `cfg.json` and `sae_weights.safetensors`, read in versions 6 and 5, written in version 6."""
+"""SAELens: `cfg.json` and `sae_weights.safetensors`, read in versions 6 and 5, written in version 6.
+
+Three of its settings are factors that it keeps beside the weights; they are folded into them, exactly up to one rounding.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +17,82 @@ from torch import Tensor
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
 from cocomix.sae.config import SparseAutoencoderConfig
-from cocomix.sae.formats import saelens_5
-from cocomix.sae.formats.files import Dictionary, Settings, Tensors, read_safetensors
-from cocomix.sae.formats.folding import with_decoder_norms, with_input_scale
+from cocomix.sae.formats.files import SaeWeights, Settings, read_safetensors
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
 #: Where a training run leaves the factor of `expected_average_only_in`.
 SCALER_NAME = "activation_scaler.json"
-_ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
+_ACTIVATIONS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
 _NORMALIZATIONS = {
     "none": "none",
     "expected_average_only_in": "none",  # its factor is folded into the weights
     "constant_norm_rescale": "constant_norm_rescale",
     "layer_norm": "layer_norm",
 }
+#: Older names in the flat object that was written before version 6, and those of its settings that describe the model, the
+#: data and the training, which do not change what the dictionary computes.
+_RENAMED_SINCE_5 = {"activation_fn": "activation_fn_str", "hook_point": "hook_name"}
+_IGNORED_OF_5 = (
+    "model_name model_class_name hook_eval hook_layer hook_head_index hook_point_layer hook_point_head_index dataset_path "
+    "dataset_trust_remote_code streaming is_dataset_tokenized context_size use_cached_activations cached_activations_path "
+    "b_dec_init_method expansion_factor normalize_sae_decoder noise_scale from_pretrained_path decoder_orthogonal_init "
+    "decoder_heuristic_init decoder_heuristic_init_norm init_encoder_as_decoder_transpose n_batches_in_buffer "
+    "training_tokens finetuning_tokens store_batch_size_prompts store_batch_size seqpos_slice act_store_device seed "
+    "prepend_bos jumprelu_init_threshold jumprelu_bandwidth autocast autocast_lm compile_llm llm_compilation_mode "
+    "compile_sae sae_compilation_mode train_batch_size_tokens train_batch_size adam_beta1 adam_beta2 mse_loss_normalization "
+    "l1_coefficient lp_norm scale_sparsity_penalty_by_decoder_norm l1_warm_up_steps lr lr_scheduler_name "
+    "lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles finetuning_method use_ghost_grads feature_sampling_window "
+    "dead_feature_window dead_feature_threshold n_eval_batches eval_batch_size_prompts log_to_wandb "
+    "log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project wandb_id run_name wandb_entity "
+    "wandb_log_frequency eval_every_n_wandb_logs resume n_checkpoints checkpoint_path verbose model_kwargs "
+    "model_from_pretrained_kwargs sae_lens_version sae_lens_training_version exclude_special_tokens neuronpedia_id "
+    "tokens_per_buffer"
+)
 
 
-def read(folder: Path) -> Dictionary:
+def read(folder: Path) -> SaeWeights:
     settings = Settings.read(folder / CONFIG_NAME)
-    if settings.take_object("metadata") is None:  # new in version 6
-        settings = Settings(settings.path, saelens_5.as_version_6(settings))
-    is_finetuned = settings.take("finetuning_scaling_factor", bool, False)
-    rescales = settings.take("rescale_acts_by_decoder_norm", bool, False)
-    normalization = settings.take("normalize_activations", str, "none")
-    config = _configuration(settings, normalization)
-    if rescales and config.activation != "topk":
-        settings.refuse("rescale_acts_by_decoder_norm", True, "only its topk architecture has it")
-    settings.ignore(("dtype", "device"))
-    settings.refuse_rest()
-    tensors = _tensors(read_safetensors(folder / WEIGHTS_NAME), config, is_finetuned)
-    if rescales:
-        tensors = with_decoder_norms(tensors)
-    if normalization == "expected_average_only_in":
-        tensors = with_input_scale(tensors, _input_scale(folder))
-    return Dictionary(config, tensors)
+    if settings.entries.get("metadata") is None:  # new in version 6
+        settings = Settings(settings.path, _as_version_6(settings))
+    is_topk = settings.entries.get("architecture") == "topk"
+    values = settings.take(
+        required={"architecture": str, "d_in": int, "d_sae": int} | ({"k": int} if is_topk else {}),
+        optional={"normalize_activations": "none", "apply_b_dec_to_input": True, "reshape_activations": "none"}
+        | {"finetuning_scaling_factor": False, "rescale_acts_by_decoder_norm": False, "metadata": {}},
+        only={
+            "architecture": _ACTIVATIONS,
+            "normalize_activations": _NORMALIZATIONS,
+            "reshape_activations": ("none",),  # other values belong to the heads of an attention
+            "rescale_acts_by_decoder_norm": (False, True) if is_topk else (False,),
+        },
+        ignored="dtype device",
+    )
+    config = SparseAutoencoderConfig(
+        values["d_in"],
+        values["d_sae"],
+        values.get("k"),
+        normalize_input=_NORMALIZATIONS[values["normalize_activations"]],
+        activation=_ACTIVATIONS[values["architecture"]],
+        subtract_decoder_bias=values["apply_b_dec_to_input"],
+    )
+    tensors = read_safetensors(folder / WEIGHTS_NAME)
+    factors = []  # on each latent before decoding
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        if name in tensors:
+            factor = tensors.take(name, config.num_latents)
+            # For a time it was written, as ones, where it was not used.
+            if not values["finetuning_scaling_factor"] and not torch.equal(factor, torch.ones_like(factor)):
+                raise CocomixError(f"{tensors.path} has a {name}, but {CONFIG_NAME} does not say that it is used")
+            factors.append(factor)
+    weights = tensors.take_weights(config, "W_enc.T b_enc W_dec b_dec").tensors
+    for factor in factors:
+        weights["decoder_weight"] = weights["decoder_weight"] * factor.unsqueeze(-1)
+    if values["rescale_acts_by_decoder_norm"]:
+        weights = _with_decoder_norms(weights)
+    if values["normalize_activations"] == "expected_average_only_in":
+        weights = with_input_scale(weights, _input_scale(folder))
+    return SaeWeights(config, weights)
 
 
 def write(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, Tensor]) -> None:
@@ -82,44 +127,49 @@ def write(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, Tens
     write_json(folder / CONFIG_NAME, values)
 
 
-def _configuration(settings: Settings, normalization: str) -> SparseAutoencoderConfig:
-    architecture = settings.take("architecture", str)
-    if architecture not in _ARCHITECTURES:
-        settings.refuse("architecture", architecture, f"it reads {', '.join(_ARCHITECTURES)}")
-    reshaping = settings.take("reshape_activations", str, "none")
-    if reshaping != "none":
-        settings.refuse("reshape_activations", reshaping, "it reads the residual stream, not the heads of an attention")
-    if normalization not in _NORMALIZATIONS:
-        settings.refuse("normalize_activations", normalization, f"it reads {', '.join(_NORMALIZATIONS)}")
-    return SparseAutoencoderConfig(
-        settings.take("d_in", int),
-        settings.take("d_sae", int),
-        settings.take("k", int) if architecture == "topk" else None,
-        normalize_input=_NORMALIZATIONS[normalization],
-        activation=_ARCHITECTURES[architecture],
-        subtract_decoder_bias=settings.take("apply_b_dec_to_input", bool, True),
-    )
-
-
-def _tensors(tensors: Tensors, config: SparseAutoencoderConfig, is_finetuned: bool) -> dict[str, Tensor]:
-    C, D = config.num_latents, config.hidden_size
-    found = {
-        "encoder_weight": tensors.take("W_enc", D, C).t(),
-        "encoder_bias": tensors.take("b_enc", C),
-        "decoder_weight": tensors.take("W_dec", C, D),
-        "decoder_bias": tensors.take("b_dec", D),
+def with_input_scale(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """Tensors of the dictionary that sees `factor * h` and whose output is divided by `factor`."""
+    return {
+        **tensors,
+        "encoder_weight": tensors["encoder_weight"] * factor,
+        "decoder_weight": tensors["decoder_weight"] / factor,
+        "decoder_bias": tensors["decoder_bias"] / factor,
     }
-    if config.activation == "jumprelu":
-        found["threshold"] = tensors.take("threshold", C)
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
-        # A factor on each latent before decoding; for a time it was written, as ones, where it was not used.
-        if name in tensors:
-            factor = tensors.take(name, C)
-            if not is_finetuned and not torch.equal(factor, torch.ones_like(factor)):
-                raise CocomixError(f"{tensors.path} has a {name}, but {CONFIG_NAME} does not say that it is used")
-            found["decoder_weight"] = found["decoder_weight"] * factor.unsqueeze(-1)
-    tensors.refuse_rest()
-    return found
+
+
+def _with_decoder_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the dictionary that chooses latents by pre-activation times decoder norm, decoder rows at unit norm."""
+    norms = tensors["decoder_weight"].norm(dim=-1, keepdim=True).clamp(min=1e-8)  # a row of zeros stays one
+    return {
+        **tensors,
+        "encoder_weight": tensors["encoder_weight"] * norms,
+        "encoder_bias": tensors["encoder_bias"] * norms.squeeze(-1),
+        "decoder_weight": tensors["decoder_weight"] / norms,
+    }
+
+
+def _as_version_6(settings: Settings) -> dict[str, Any]:
+    """Settings of version 5 as version 6 would write them; unknown ones are passed on, to be refused like any other."""
+    ignored = _IGNORED_OF_5.split()
+    values = {
+        _RENAMED_SINCE_5.get(name, name): value for name, value in settings.entries.items() if name not in ignored
+    }
+    if str(values.pop("hook_name", "")).endswith("_z"):
+        values["reshape_activations"] = "hook_z"
+    values.setdefault("architecture", "standard")
+    activation = values.pop("activation_fn_str", None) or "relu"
+    options = values.pop("activation_fn_kwargs", None) or {}
+    if activation == "topk" and values["architecture"] in ("standard", "topk") and isinstance(options, dict):
+        values |= {"architecture": "topk", "k": options.get("k")}
+        options = {name: value for name, value in options.items() if name != "k"}
+    elif activation != "relu":
+        reason = f"for the architecture {values['architecture']!r} cocomix reads 'relu'"
+        settings.refuse("activation_fn", activation, reason)
+    if options:
+        settings.refuse("activation_fn_kwargs", options, "these options are not known")
+    if isinstance(values.get("normalize_activations"), bool):
+        values["normalize_activations"] = "expected_average_only_in" if values["normalize_activations"] else "none"
+    return values
 
 
 def _input_scale(folder: Path) -> float:
@@ -133,7 +183,7 @@ def _input_scale(folder: Path) -> float:
         )
         return 1.0
     settings = Settings.read(path)
-    scale = settings.take("scaling_factor", float)
-    if not scale > 0:
+    scale = settings.entries.get("scaling_factor")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
         settings.refuse("scaling_factor", scale, "expected a positive number")
-    return scale
+    return float(scale)

@@ -25,7 +25,7 @@ from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, TokenDataset
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.labels.extract import ExtractConfig, extract
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.students import student_config
 

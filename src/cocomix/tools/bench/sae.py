@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
-from cocomix.sae.trainer import SaeTrainer
+from cocomix.sae.update import SaeUpdater
 from cocomix.tools.bench.agreement import require_agreement
 from cocomix.tools.bench.report import Section, ratio, seconds
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
@@ -56,14 +56,14 @@ def measure(shape: SaeShape) -> dict[str, Any]:
         CocomixError: the gradients of an update differ from the dense formulation's.
     """
     h = torch.randn(shape.tokens_per_update, shape.width, generator=torch.Generator().manual_seed(1))
-    trainer, reference = _trainer(shape), _trainer(shape)
+    updater, reference = _updater(shape), _updater(shape)
     contestants: dict[str, Update] = {
-        "fast": lambda: trainer.train_on(h, shape.tokens_per_update, LEARNING_RATE),
+        "fast": lambda: updater.update(h, shape.tokens_per_update, LEARNING_RATE),
         "dense": lambda: dense_update(reference, h),
     }
     for update in contestants.values():
         update()
-    difference = require_agreement(_moments(trainer), _moments(reference), TOLERANCE)
+    difference = require_agreement(_moments(updater), _moments(reference), TOLERANCE)
     sparsify = None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         sparsify = importlib.metadata.version(DISTRIBUTION)
@@ -85,30 +85,30 @@ def measure(shape: SaeShape) -> dict[str, Any]:
     }
 
 
-def _trainer(shape: SaeShape) -> SaeTrainer:
+def _updater(shape: SaeShape) -> SaeUpdater:
     torch.manual_seed(0)
     sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.k))
     # No latent dies in a run this short, as in sparsify's default.
-    return SaeTrainer(sae, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
+    return SaeUpdater(sae, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
 
 
-def _moments(trainer: SaeTrainer) -> dict[str, Tensor]:
+def _moments(updater: SaeUpdater) -> dict[str, Tensor]:
     """Adam's first moments: after one update a tenth of the gradients."""
     return {
-        f"the gradient of {name}": trainer.optimizer.state[parameter]["exp_avg"]
-        for name, parameter in trainer.sae.named_parameters()
+        f"the gradient of {name}": updater.optimizer.state[parameter]["exp_avg"]
+        for name, parameter in updater.sae.named_parameters()
     }
 
 
-def dense_update(trainer: SaeTrainer, h: Tensor) -> None:
+def dense_update(updater: SaeUpdater, h: Tensor) -> None:
     """An update as one would first write it down: all C latents, most of them zero, times the decoder.
 
     Args:
-        trainer: whose autoencoder and optimizer are used.
+        updater: whose autoencoder and optimizer are used.
         h: residual streams [N, D].
     """
-    sae, k = trainer.sae, trainer.k
-    trainer.optimizer.param_groups[0]["lr"] = LEARNING_RATE
+    sae, k = updater.sae, updater.k
+    updater.optimizer.param_groups[0]["lr"] = LEARNING_RATE
     x, _, _ = sae.normalize(h)
     z = F.linear(x - sae.decoder_bias, sae.encoder_weight, sae.encoder_bias)  # (N, C)
     values, indices = z.topk(k, dim=-1)
@@ -118,8 +118,8 @@ def dense_update(trainer: SaeTrainer, h: Tensor) -> None:
     weight, gradient = sae.decoder_weight.data, sae.decoder_weight.grad
     assert gradient is not None
     gradient -= (gradient * weight).sum(-1, keepdim=True) * weight
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    updater.optimizer.step()
+    updater.optimizer.zero_grad(set_to_none=True)
     weight /= weight.norm(dim=-1, keepdim=True)
 
 

@@ -1,4 +1,7 @@
-"""`cocomix compare RUN...`: runs side by side."""
+"""`cocomix compare RUN...`: training runs side by side.
+
+Tables need no torch; figures load matplotlib, and only with --output.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,38 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import COMPARISON
 from cocomix.base.progress import say
 from cocomix.tools.compare.comparison import compare_groups
-from cocomix.tools.compare.page import write_page
-from cocomix.tools.compare.runs import Group, Run, read_groups
-from cocomix.tools.compare.terminal import comparison_text
+from cocomix.tools.compare.runs import Group, TrainingRun, read_groups
+from cocomix.tools.compare.text import comparison_text
 
 RESULT_NAME = "comparison.json"
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Which runs, and where to."""
+    """Which runs to compare, and where to write the result."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
-    """Folders made by `cocomix train`, finished or not; those that differ in nothing but the seed are one group. Groups of
-    one's own are written name=RUN,RUN."""
+    """Folders made by `cocomix train`, finished or not. Runs that differ only in their seed form a group; name=RUN,RUN names
+    a group of your own."""
     baseline: str | None = None
-    """Run or group that the others are compared with; by default the first."""
+    """Run or group with which the others are compared; by default the first."""
     output: Path | None = None
-    """Folder for the comparison: `comparison.html`, `comparison.json` and figures as PNG; by default none is written."""
+    """Folder for `comparison.html`, `comparison.json` and figures as PNG; by default nothing is written."""
     json: bool = False
-    """Print JSON in place of tables."""
+    """Print JSON instead of tables."""
     overwrite: bool = False
-    """Replace what a former comparison left in the output folder."""
+    """Replace an earlier comparison in the output folder."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise CocomixError("no run is given; name the folders of one or more training runs")
+            raise CocomixError("no runs are given; name the folders of one or more training runs")
 
 
 def compare(config: CompareConfig) -> dict[str, Any] | str:
     """Compare training runs; returns the result as JSON, or as text for a terminal.
 
     Raises:
-        CocomixError: a folder is no training run, or two runs can't be compared.
+        CocomixError: a folder is not a training run, or two runs can't be compared.
     """
     groups = read_groups(config.runs)
     result = compare_groups(groups, config.baseline)
@@ -61,12 +63,14 @@ def _write(output: Path, groups: list[Group], result: dict[str, Any], *, overwri
     }
     with artifacts.begin(output, COMPARISON, settings, overwrite=overwrite) as finished:
         if finished:
-            say(f"{output}: the comparison is there already")
+            say(f"{output} already holds this comparison")
             return
+        from cocomix.tools.compare.page import write_page  # loads matplotlib
+
         artifacts.write_json(output / RESULT_NAME, result)
         write_page(output, result)
         artifacts.finish(output)
 
 
-def _content(run: Run) -> list[Any]:
+def _content(run: TrainingRun) -> list[Any]:
     return [run.settings, run.curve, run.consumed, run.is_finished]

@@ -1,7 +1,7 @@
-"""Every number of a comparison, computed from the runs' curves.
+"""All numbers of a comparison, computed from the curves of the runs.
 
-Runs are compared in pairs: with the other group's run of the same seed where there is one (its weights and the order of its
-data began alike), else with the mean of the group.
+Runs are compared in pairs: with the other group's run of the same seed if there is one (both began with the same weights and
+the same order of data), else with the mean of the group.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Any
 from cocomix.base.errors import CocomixError
 from cocomix.tools.compare.curves import CURVE_AXES, loss_at, units_to_match
 from cocomix.tools.compare.intervals import LEVEL, MIN_PAIRS, bootstrap_interval, mean_and_spread
-from cocomix.tools.compare.runs import Group, Run
+from cocomix.tools.compare.runs import Group, TrainingRun
 
 SCHEDULE_NOTE = (
-    "A curve is of one run with its own learning-rate schedule, which has not ended where it reaches another run’s final "
-    "loss: a run planned to end there would be lower, so these amounts err on the high side."
+    "Each curve belongs to one run, whose learning rate has not yet decayed where it reaches another run’s final loss: a run "
+    "planned to end there would have a lower loss, so these amounts err on the high side."
 )
-STUDENT_NOTE = "Tokens, FLOPs and seconds are the student’s own; what a teacher cost is a column of its own."
+STUDENT_NOTE = "Tokens, FLOPs and seconds are the student’s own; the cost of a teacher is in a column of its own."
 LENGTHS_NOTE = "The runs were planned for different numbers of tokens: their final losses are not at equal tokens."
 SEEDS_NOTE = (
-    "Intervals are paired bootstraps over seeds, a seed’s difference at a time; of three seeds they are coarse and too "
-    f"short, so look at the pairs themselves; of fewer than {MIN_PAIRS} pairs none is given."
+    "Intervals are paired bootstraps over the differences of the seeds. With three seeds they are coarse and too short, so "
+    f"look at the pairs themselves; fewer than {MIN_PAIRS} pairs have no interval."
 )
 
 
 def compare_groups(groups: Sequence[Group], baseline: str | None = None) -> dict[str, Any]:
-    """Compare groups of runs with a baseline, and each with each.
+    """Compare groups of runs with a baseline and with each other.
 
     Args:
         groups: as `read_groups` returns them.
-        baseline: name of the group, or path of one of its runs, that the others are compared with; None: the first.
+        baseline: name of a group, or path of one of its runs; None: the first group.
 
     Returns:
         JSON: `baseline`, `groups` by name and `notes`; see `docs/comparing.md`.
@@ -78,7 +78,7 @@ def _facts(group: Group, reference: Group, groups: Sequence[Group]) -> dict[str,
     return facts
 
 
-def _run_facts(run: Run) -> dict[str, Any]:
+def _run_facts(run: TrainingRun) -> dict[str, Any]:
     return {
         "path": str(run.path),
         "seed": run.seed,
@@ -93,10 +93,10 @@ def _run_facts(run: Run) -> dict[str, Any]:
 
 
 def _difference(group: Group, reference: Group) -> dict[str, Any]:
-    """The group's loss less the reference's, a pair of equal seeds at a time, and over all pairs."""
+    """The group's loss less the reference's, for each pair of equal seeds and over all pairs."""
     partners = {run.seed: run for run in reference.runs}
-    found = {run.seed: _pair(run, partners[run.seed]) for run in group.runs if run.seed in partners}
-    pairs = {seed: pair for seed, pair in found.items() if pair is not None}
+    all_pairs = {run.seed: _pair(run, partners[run.seed]) for run in group.runs if run.seed in partners}
+    pairs = {seed: pair for seed, pair in all_pairs.items() if pair is not None}
     values = [pair["difference"] for pair in pairs.values()]
     return {
         "pairs": pairs,
@@ -106,26 +106,26 @@ def _difference(group: Group, reference: Group) -> dict[str, Any]:
     }
 
 
-def _pair(run: Run, partner: Run) -> dict[str, float] | None:
-    """Final losses of two finished runs; where one is not, losses at the tokens that both have seen."""
+def _pair(run: TrainingRun, partner: TrainingRun) -> dict[str, float] | None:
+    """The difference of the final losses; if a run is unfinished, of the losses at the tokens that both have seen."""
     if not run.curve or not partner.curve:
         return None
     tokens = min(run.curve[-1]["train_tokens"], partner.curve[-1]["train_tokens"])
-    ours, theirs = run.loss, partner.loss
+    loss, other = run.loss, partner.loss
     if not (run.is_finished and partner.is_finished):
-        ours, theirs = (_loss_after(of, tokens) for of in (run, partner))
-    if ours is None or theirs is None:
+        loss, other = (_loss_after(each, tokens) for each in (run, partner))
+    if loss is None or other is None:
         return None
-    return {"difference": ours - theirs, "train_tokens": tokens}
+    return {"difference": loss - other, "train_tokens": tokens}
 
 
-def _loss_after(run: Run, tokens: float | int) -> float | None:
+def _loss_after(run: TrainingRun, tokens: float | int) -> float | None:
     last = run.curve[-1]
     return last["validation_loss"] if last["train_tokens"] == tokens else loss_at(run.curve, "train_tokens", tokens)
 
 
 def _to_reach(group: Group, other: Group) -> dict[str, Any]:
-    """What the group's runs needed to reach the final loss of the other's, and that as a share of the other's whole run."""
+    """What the group's runs needed to reach the final loss of the other's, also as a share of the other's whole run."""
     partners = {run.seed: run for run in other.runs}
     reached: dict[str, Any] = {}
     for axis in CURVE_AXES:
@@ -137,7 +137,7 @@ def _to_reach(group: Group, other: Group) -> dict[str, Any]:
     return reached
 
 
-def _reached(run: Run, targets: Sequence[Run], axis: str) -> dict[str, float | None]:
+def _reached(run: TrainingRun, targets: Sequence[TrainingRun], axis: str) -> dict[str, float | None]:
     if not run.curve or not targets:
         return {"amount": None, "share": None}
     loss = sum(target.curve[-1]["validation_loss"] for target in targets) / len(targets)
@@ -147,6 +147,6 @@ def _reached(run: Run, targets: Sequence[Run], axis: str) -> dict[str, float | N
 
 
 def mean_of(runs: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Mean of a number over some runs, such as `train_flops`; None where one has none."""
+    """Mean of a number over some runs, such as `train_flops`; None if a run does not have it."""
     values = [run[name] for run in runs]
     return None if any(value is None for value in values) else sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Validation curves: a run's loss against what it consumed."""
+"""Validation curves: loss against tokens, FLOPs and seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
 
 Curve = Sequence[Mapping[str, float | int]]
-"""Points in the order of a run, each with `validation_loss` and the axes above."""
+"""Points in order, each with `validation_loss` and the axes above."""
 
 
 def validation_curve(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float | int]]:
@@ -24,8 +24,8 @@ def units_to_match(
 ) -> float | None:
     """Where a validation curve first reaches the last loss of another, linearly between points; None: never.
 
-    The curve is of one run with its own learning-rate schedule, which has not ended where it crosses: a run planned to end
-    there would be lower. The number is therefore on the safe side.
+    The curve belongs to one run, whose learning rate has not yet decayed at that point: a run planned to end there would have
+    a lower loss. The number therefore errs on the high side.
     """
     target = reference[-1]["validation_loss"]
     previous: Mapping[str, float] | None = None

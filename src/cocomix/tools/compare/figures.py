@@ -1,4 +1,4 @@
-"""Figures of loss curves, as the comparison's page and the demo's report share them."""
+"""Figures of loss curves, shared by the page of a comparison and the report of the demo."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cocomix.tools.compare.curves import Curve
 
 LINE_STYLES = ("-", "-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
 
-#: The first part of a run falls so steeply that it would flatten the rest; it leaves the panel at the top.
+#: The first part of each run falls so steeply that it would flatten the rest; it may leave the panel at the top.
 CUT_SHARE = 0.2
-#: Longer names do not fit beside the end of a curve.
+#: Longest name that fits beside the end of a curve.
 MAX_DIRECT_LABEL = 10
-#: Curves that leave the upper right corner free enough for their names.
+#: With more names the legend does not fit into the upper right corner.
 MAX_INSIDE_LEGEND = 3
 
 
@@ -30,9 +30,9 @@ class Line:
     title: str
     curve: Curve
     series: int
-    """Number of its colour and line style: runs of one setting share it, and one entry of the legend."""
+    """Index of its colour and line style; runs of the same group share it, and one entry of the legend."""
     crossing: Mapping[str, float | None] | None = None
-    """Where it reaches the target, by axis; None in it: never; None: not to be marked."""
+    """Where it reaches the target, by axis (None: never); without a mapping nothing is marked."""
 
     @property
     def color(self) -> str:
@@ -40,7 +40,7 @@ class Line:
 
     @property
     def style(self) -> Any:
-        """As many combinations of colour and style as both allow."""
+        """The style of the line; colours and styles combine in as many ways as possible."""
         return LINE_STYLES[(self.series + self.series // len(SERIES)) % len(LINE_STYLES)]
 
 
@@ -54,16 +54,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Axis:
-    """What a run consumes."""
+    """A quantity that a run consumes."""
 
     key: str
-    """In a point of a curve."""
+    """Its key in the points of a curve."""
     name: str
-    """In a sentence."""
+    """Its name in a sentence."""
     text: Callable[[float | int, float | int], str]
-    """A value in words, as part of a whole."""
+    """Formats a value as part of a whole."""
     unit: Callable[[float | int], tuple[float, str]]
-    """Divisor and name of the unit in which the largest value is readable."""
+    """Divisor and name of a readable unit for the largest value."""
 
 
 def _token_unit(largest: float | int) -> tuple[float, str]:
@@ -97,10 +97,10 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     """Validation loss of some runs against one axis.
 
     Args:
-        lines: of which at least one has a point.
-        target: drawn as a line, with a ring where a curve is said to cross it; None: there is none.
-        axis: what the loss is drawn against.
-        alt: what the figure shows, in words.
+        lines: curves, each with at least one point.
+        target: drawn as a line, with a ring where a curve crosses it; None: no target.
+        axis: of the figure.
+        alt: a description in words.
     """
     largest = max(line.curve[-1][axis.key] for line in lines)
     divisor, unit = axis.unit(largest)
@@ -108,7 +108,7 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     titles = list(dict.fromkeys(line.title for line in lines))
     is_single = len(titles) == len(lines)
     direct = is_single and len({end[axis.key] for end in ends}) == 1 and max(map(len, titles)) <= MAX_DIRECT_LABEL
-    # A long legend has no free corner inside; its lines go below the panel.
+    # A long legend goes below the panel.
     below = 0.0 if len(titles) <= MAX_INSIDE_LEGEND else 0.165 * len(titles) + 0.05
     figure, axes = panel(3.4, 2.75 + below, left=0.36, right=0.68 if direct else 0.12, bottom=0.47 + below, top=0.28)
     named: set[str] = set()
@@ -123,7 +123,7 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     axes.set_ylim(lowest - 0.2 * height, highest)
     axes.set_xlim(0, largest / divisor * 1.02)
     axes.set_xlabel(f"{axis.name[0].upper()}{axis.name[1:]} ({unit})", loc="left")
-    axes.set_title("Validation loss (nats a token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    axes.set_title("Validation loss (nats per token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
     if direct:
         _label_ends(axes, lines, gap=0.095 * height)
     else:
@@ -133,13 +133,13 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     if target is not None:
         _mark_target(axes, target, height, crosses_early=any(x < 0.6 * largest for _, x in crossed))
         for line, x in crossed:
-            text = axis.text(x, largest) if len(crossed) == 1 else ""  # several would lie on one another
+            text = axis.text(x, largest) if len(crossed) == 1 else ""  # several texts would overlap
             _mark_crossing(axes, x / divisor, target.loss, text, line.color)
     return save(figure, f"loss-{axis.key.removeprefix('train_')}", alt)
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Move values apart until neighbours differ by `gap`, each group staying centred on where it was."""
+    """Move values apart until neighbours differ by `gap`; each moved group keeps its centre."""
     order = sorted(range(len(values)), key=values.__getitem__)
     groups: list[list[int]] = []
     centers: list[float] = []
@@ -168,10 +168,10 @@ def _legend(figure: Figure, axes: Axes, *, inside: bool) -> None:
 
 
 def _loss_range(curves: Sequence[Sequence[Mapping[str, float | int]]], key: str) -> tuple[float, float]:
-    """Lowest loss of all, and the highest that is left after the cut first part of each run."""
+    """The lowest loss, and the highest loss after the first part of each run."""
     lowest = min(point["validation_loss"] for curve in curves for point in curve)
     shown = [p["validation_loss"] for curve in curves for p in curve if p[key] >= CUT_SHARE * curve[-1][key]]
-    # A run that learned nothing has a flat curve, and an axis needs a height.
+    # A flat curve still needs an axis with some height.
     return lowest, max(*shown, lowest + 0.01)
 
 
@@ -192,7 +192,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line], gap: float) -> None:
 
 
 def _mark_target(axes: Axes, target: Target, height: float, *, crosses_early: bool) -> None:
-    """The loss to reach as a line, named where no curve crosses the name."""
+    """The target as a line, labelled on the side where no curve crosses it."""
     axes.axhline(target.loss, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     right = axes.get_xlim()[1]
     text = f"{target.title}, {target.loss:.3f}"
@@ -201,7 +201,7 @@ def _mark_target(axes: Axes, target: Target, height: float, *, crosses_early: bo
 
 
 def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -> None:
-    """A ring where a curve reaches the target, and its place on the axis, in the free strip below all curves."""
+    """A ring where a curve reaches the target, and its value in the free strip below all curves."""
     bottom, (_, right) = axes.get_ylim()[0], axes.get_xlim()
     axes.plot([x, x], [bottom, target], color=color, linewidth=0.8, linestyle=(0, (1, 1.5)))
     axes.plot(x, target, "o", markersize=6.5, markerfacecolor="none", markeredgecolor=color, markeredgewidth=1.3)

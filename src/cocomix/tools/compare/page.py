@@ -1,4 +1,4 @@
-"""Figures and page of a comparison: PNG files and one HTML file with nothing to fetch and nothing to run."""
+"""Page and figures of a comparison: one self-contained HTML file and PNG files. Loads matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from cocomix.base.drawing import Drawing
 from cocomix.base.page import page_environment, write_file
 from cocomix.tools.compare.figures import AXES, Axis, Line, Target, draw_curves
-from cocomix.tools.compare.words import NOTHING, headline, tables
+from cocomix.tools.compare.text import NOTHING, headline, tables
 
 PAGE_NAME = "comparison.html"
 
@@ -20,7 +20,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> None:
     """Write `comparison.html` and the figures.
 
     Args:
-        folder: where to.
+        folder: of the comparison.
         result: as `compare_groups` returns it.
     """
     drawings = [_figure(result, axis) for axis in AXES]
@@ -40,7 +40,7 @@ def write_page(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def _figure(result: Mapping[str, Any], axis: Axis) -> Drawing:
-    """Every run's curve; rings where it reaches the baseline's final loss, as long as a run is a line."""
+    """The curve of every run; without seeds, rings mark where a run reaches the baseline's final loss."""
     groups, baseline = result["groups"], result["baseline"]
     is_single = all(len(facts["runs"]) == 1 for facts in groups.values())
     lines = []

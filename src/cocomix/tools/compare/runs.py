@@ -1,4 +1,4 @@
-"""The runs of a comparison, finished or not: read from their folders, and grouped where they differ in the seed alone."""
+"""The runs of a comparison, finished or not, grouped if they differ only in their seed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import METRICS_NAME, TRAINING_RUN, read_metrics
 from cocomix.tools.compare.curves import CURVE_AXES, validation_curve
 
-#: What a folder's name may end with to tell seeds apart.
+#: The end of a folder's name that tells seeds apart.
 _SEED_SUFFIX = re.compile(r"[-_.]?(seed|s)?[-_.]?\d+$")
 
-#: What a comparison reads of a run's settings.
+#: Settings of a run that a comparison needs.
 _NEEDED_SETTINGS = ("seed", "num_tokens", "max_validation_windows", "inputs")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run."""
 
     path: Path
     """Its folder."""
     settings: dict[str, Any]
-    """As it was begun with."""
+    """The settings that it was started with."""
     is_finished: bool
     curve: list[dict[str, float | int]]
-    """Its validation points so far."""
+    """Its validation losses so far."""
     consumed: dict[str, float | int]
     """Tokens, FLOPs and seconds so far, by the names of the curve's axes."""
     num_parameters: int | None
-    """None: of an unfinished run."""
+    """None for an unfinished run."""
     teacher_flops: float | None
-    """What the teacher cost on top; None: of an unfinished run."""
+    """Additional cost of the teacher; None for an unfinished run."""
 
     @property
     def seed(self) -> int:
@@ -46,32 +46,31 @@ class Run:
 
     @property
     def loss(self) -> float | None:
-        """The last validation loss; None: there is none yet."""
+        """The last validation loss; None if there is none yet."""
         return self.curve[-1]["validation_loss"] if self.curve else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that are to be seen as one, with several seeds."""
+    """Runs that differ in their seeds."""
 
     name: str
-    runs: tuple[Run, ...]
-    """In the order of their seeds, which differ."""
+    runs: tuple[TrainingRun, ...]
+    """In the order of their seeds."""
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> TrainingRun:
     """Read a training run's settings and metrics.
 
     Raises:
-        CocomixError: it is no training run, or its metrics are damaged.
+        CocomixError: the folder is not a training run, or its metrics are damaged.
     """
     settings_file = path / artifacts.SETTINGS_NAME
     header = artifacts.read_json(settings_file) if settings_file.exists() else {}
     if not isinstance(header, dict) or header.get("kind") != TRAINING_RUN:
-        found = (
-            f"it holds a {header['kind']}" if isinstance(header, dict) and "kind" in header else "nothing of cocomix"
-        )
-        raise CocomixError(f"{path} is not a training run ({found}); give folders made by `cocomix train`")
+        kind = header.get("kind") if isinstance(header, dict) else None
+        content = "it holds nothing made by cocomix" if kind is None else f"it holds a {kind}"
+        raise CocomixError(f"{path} is not a training run ({content}); give folders made by `cocomix train`")
     settings = _part(header, "settings", settings_file)
     manifest_file = path / artifacts.MANIFEST_NAME
     is_finished = manifest_file.exists()
@@ -88,7 +87,7 @@ def read_run(path: Path) -> Run:
             raise CocomixError(f"{settings_file} is damaged (it has no {name}); train that run again")
     lines = read_metrics(path) if (path / METRICS_NAME).exists() else []
     last = lines[-1] if lines else {}
-    return Run(
+    return TrainingRun(
         path=path,
         settings=settings,
         is_finished=is_finished,
@@ -100,61 +99,61 @@ def read_run(path: Path) -> Run:
 
 
 def _part(value: Any, name: str, file: Path) -> dict[str, Any]:
-    """An object inside one of a file's; damage in one sentence."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, dict):
+    """An object inside a JSON object of a file; refuses a damaged file."""
+    part = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(part, dict):
         raise CocomixError(f"{file} is damaged (it has no {name}); train that run again")
-    return found
+    return part
 
 
-def read_groups(words: Sequence[str]) -> list[Group]:
-    """Read the runs that words name, and group those that differ in nothing but the seed.
+def read_groups(run_specs: Sequence[str]) -> list[Group]:
+    """Read training runs and group those that differ only in their seed.
 
     Args:
-        words: folders of runs, or groups of one's own as `name=RUN,RUN`.
+        run_specs: folders of runs, or named groups of them as `name=RUN,RUN`.
 
     Raises:
-        CocomixError: a word names no run, two runs of a group have one seed, or two runs can't be compared.
+        CocomixError: a folder is not a run, two runs of a group have the same seed, or two runs can't be compared.
     """
     chosen: list[Group] = []
-    automatic: dict[str, list[Run]] = {}
-    for word in words:
-        name, is_group, paths = word.partition("=")
-        if is_group and not Path(word).exists():
+    automatic: dict[str, list[TrainingRun]] = {}
+    for spec in run_specs:
+        name, is_group, paths = spec.partition("=")
+        if is_group and not Path(spec).exists():
             runs = [read_run(Path(path)) for path in paths.split(",") if path]
             if not name or not runs:
-                raise CocomixError(f"{word!r} is no group; write name=RUN,RUN")
+                raise CocomixError(f"{spec!r} is not a group; write name=RUN,RUN")
             chosen.append(_group(name, runs))
-            automatic[f"={name}"] = []  # keeps its place
+            automatic[f"={name}"] = []  # keeps the order of the groups
         else:
-            run = read_run(Path(word))
+            run = read_run(Path(spec))
             automatic.setdefault(_settings_without_seed(run), []).append(run)
     by_name = {group.name: group for group in chosen}
     if len(by_name) < len(chosen):
-        raise CocomixError("two groups have one name; give each its own")
+        raise CocomixError("two groups have the same name; give each its own")
     names = dict(zip((key for key, runs in automatic.items() if runs), _names(automatic, by_name), strict=True))
     groups = [by_name[key[1:]] if not runs else _group(names[key], runs) for key, runs in automatic.items()]
     _check_comparable([run for group in groups for run in group.runs])
     return groups
 
 
-def _settings_without_seed(run: Run) -> str:
+def _settings_without_seed(run: TrainingRun) -> str:
     return artifacts.fingerprint_of_json({name: value for name, value in run.settings.items() if name != "seed"})
 
 
-def _group(name: str, runs: Sequence[Run]) -> Group:
+def _group(name: str, runs: Sequence[TrainingRun]) -> Group:
     runs = sorted(runs, key=lambda run: run.seed)
     for first, second in itertools.pairwise(runs):
         if first.seed == second.seed:
             raise CocomixError(
-                f"{first.path} and {second.path} are both seed {first.seed} of {name}; runs of a group differ in their "
-                "seed, so leave one out or give each a group of its own (name=RUN)"
+                f"{first.path} and {second.path} are both seed {first.seed} of {name}; runs of a group need "
+                "different seeds, so leave one out or give each its own group (name=RUN)"
             )
     return Group(name, tuple(runs))
 
 
-def _names(automatic: dict[str, list[Run]], taken: dict[str, Group]) -> list[str]:
-    """Names from the runs' folders: what they have in common without their seeds; whole paths where that is not unique."""
+def _names(automatic: dict[str, list[TrainingRun]], taken: dict[str, Group]) -> list[str]:
+    """Names from the folders of the runs, without their seeds; whole paths if these names are not unique."""
     names = []
     for runs in automatic.values():
         stems = {_SEED_SUFFIX.sub("", run.path.resolve().name) for run in runs}
@@ -166,17 +165,17 @@ def _names(automatic: dict[str, list[Run]], taken: dict[str, Group]) -> list[str
     return [name if counts[name] == 1 else str(run.path) for name, run in zip(names, firsts, strict=True)]
 
 
-def _check_comparable(runs: Sequence[Run]) -> None:
-    """Refuse losses on different tokens: each against the first's."""
+def _check_comparable(runs: Sequence[TrainingRun]) -> None:
+    """Refuse runs whose losses were measured on different tokens."""
     first = runs[0]
     for run in runs[1:]:
         if run.settings["inputs"]["data"] != first.settings["inputs"]["data"]:
             raise CocomixError(
                 f"{first.path} and {run.path} were trained on different datasets, so their losses can't be compared"
             )
-        ours, theirs = (of.settings["max_validation_windows"] for of in (first, run))
-        if ours != theirs:
+        windows = [each.settings["max_validation_windows"] for each in (first, run)]
+        if windows[0] != windows[1]:
             raise CocomixError(
                 f"{first.path} and {run.path} measured their validation losses on different windows "
-                f"(max_validation_windows {ours} and {theirs}), so they can't be compared"
+                f"(max_validation_windows {windows[0]} and {windows[1]}), so they can't be compared"
             )

@@ -24,7 +24,7 @@ def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
 
 
 def probe_figures(summary: Mapping[str, Any]) -> dict[str, Drawing]:
-    """What each probe does to the loss, for every student that has probes."""
+    """The effect of each probe on the loss, for every student with probes."""
     students = {name: summary[name] for name in summary["students"]}
     return {
         name: _probes(f"probes-{name}", student["title"], student["probes"])
@@ -58,7 +58,7 @@ def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]]) -> D
     reaches = []
     for row, (probe, result) in enumerate(probes.items()):
         delta, error = result["loss_delta"], 2 * (result["standard_error"] or 0.0)
-        # The oracle is hollow: it is no model of its own, but needs the teacher.
+        # The bar of the oracle is hollow: it needs the teacher and is not a model of its own.
         face = "none" if probe == "oracle" else SERIES[0]
         axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=SERIES[0], linewidth=1)
         axes.errorbar(delta, row, xerr=error, color=INK, linewidth=1, capsize=2.5, capthick=1)

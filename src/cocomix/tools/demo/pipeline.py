@@ -1,6 +1,6 @@
-"""Text to report: the stages one after another, each a function that anyone can call.
+"""The demo from text to report: its stages in order, each a public function.
 
-A finished stage is recognised and an unfinished one continued, so the demo itself keeps no state.
+Finished stages are recognised and unfinished ones continue, so the demo itself keeps no state.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.command import EvalConfig, evaluate
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import ExtractConfig, extract
+from cocomix.labels.extract import ExtractConfig, extract
 from cocomix.objectives.config import DistillationConfig
-from cocomix.sae.training import TrainSaeConfig, train_sae
+from cocomix.sae.train import TrainSaeConfig
 from cocomix.tools.demo.report import REPORT_NAME, write_report
 from cocomix.tools.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
 from cocomix.tools.demo.steering_example import steering_example
 from cocomix.tools.demo.summary import most_used_concepts, summarize
 from cocomix.tools.inspect.command import InspectConfig, inspect
+from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import OptimizerConfig, TrainConfig
 
@@ -41,9 +42,9 @@ class DemoConfig:
     text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of all stages."""
     overwrite: bool = False
-    """Replace what a former demo left in the output folder."""
+    """Replace an earlier demo in the output folder."""
 
 
 def run_demo(config: DemoConfig) -> Path:
@@ -60,7 +61,7 @@ def run_demo(config: DemoConfig) -> Path:
 
 
 def _forget_lost_results(output: Path) -> None:
-    """Report, summary and figures take seconds to make: where one is damaged, all are made again."""
+    """If report, summary or figures are damaged, make all of them again, which takes seconds."""
     if (output / artifacts.MANIFEST_NAME).exists():
         try:
             artifacts.read(output, DEMO)
@@ -163,7 +164,7 @@ class _Pipeline:
         write_report(self.root, summary)
 
     def _concept_folders(self) -> dict[AttributionConfig, Path]:
-        """One concept dataset for each way of choosing labels: CoCoMix's in `concepts`, others named by their student."""
+        """One concept dataset per way of choosing labels: CoCoMix's in `concepts`, the others named after their student."""
         folders = {self.size.students["cocomix"].attribution: self.root / "concepts"}
         for name, run in self.size.students.items():
             folders.setdefault(run.attribution, self.root / f"concepts-{name}")

@@ -1,7 +1,7 @@
-"""`report.html`: one file that a person reads after a demo, with nothing to fetch and nothing to run.
+"""`report.html`: the report of a demo as one self-contained file.
 
-Everything it says is computed from the summary here, so that a sentence and its number cannot part; `figures.py` draws, and
-the template arranges.
+Every sentence is computed from the summary, so that text and numbers always agree. `figures.py` draws the figures, and the
+template arranges both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cocomix.tools.demo.figures import curve_figures, probe_figures
 
 REPORT_NAME = "report.html"
 FIGURES_NAME = "figures"
-#: Cards that are open from the start.
+#: Cards that are initially open.
 NUM_OPEN_CARDS = 9
 
 PROBES = {
@@ -49,7 +49,7 @@ ATTRIBUTION = {
 
 
 def write_report(root: Path, summary: dict[str, Any]) -> None:
-    """Write `report.html` and `figures/*.png`; each file is either the old one or the whole new one.
+    """Write `report.html` and `figures/*.png`, each file atomically.
 
     Args:
         root: folder of the demo.
@@ -63,7 +63,7 @@ def write_report(root: Path, summary: dict[str, Any]) -> None:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """What happened at equal tokens, in one sentence."""
+    """The comparison at equal tokens, in one sentence."""
     ntp, cocomix = summary["ntp"], summary["cocomix"]
     difference = cocomix["validation_loss"] - ntp["validation_loss"]
     against = f"({cocomix['validation_loss']:.3f} against {ntp['validation_loss']:.3f})"
@@ -86,7 +86,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def equal_compute(summary: Mapping[str, Any]) -> str:
-    """The same comparison at equal FLOPs and equal time."""
+    """The comparison at equal FLOPs and at equal time."""
     ntp, cocomix = summary["ntp"], summary["cocomix"]
     flops, seconds = summary["flops_to_match_ntp"], summary["seconds_to_match_ntp"]
     total, time = format_flops(ntp["train_flops"]), format_seconds(ntp["train_seconds"])
@@ -110,7 +110,7 @@ def equal_compute(summary: Mapping[str, Any]) -> str:
 
 
 def teacher_cost(summary: Mapping[str, Any]) -> str:
-    """What none of the above counts."""
+    """The costs that the other sentences leave out."""
     labels, teacher = summary["cocomix"]["teacher_flops"], summary["teacher"]["train_flops"]
     return (
         f"None of this counts the concept labels ({format_flops(labels)}), the training of the teacher "
@@ -119,7 +119,7 @@ def teacher_cost(summary: Mapping[str, Any]) -> str:
 
 
 def doubtful_time(summary: Mapping[str, Any]) -> str | None:
-    """Says so where the times contradict the FLOPs."""
+    """A warning if the times contradict the FLOPs."""
     ntp, cocomix = summary["ntp"], summary["cocomix"]
     if cocomix["train_flops"] <= ntp["train_flops"] or cocomix["train_seconds"] >= ntp["train_seconds"]:
         return None
@@ -130,7 +130,7 @@ def doubtful_time(summary: Mapping[str, Any]) -> str | None:
 
 
 def best_rival(summary: Mapping[str, Any]) -> str | None:
-    """Says so where another student than the headline's two has the lowest loss."""
+    """The student with the lowest loss, if it is neither NTP nor CoCoMix."""
     best = min(summary["students"], key=lambda name: summary[name]["validation_loss"])
     if best in ("ntp", "cocomix"):
         return None
@@ -151,7 +151,7 @@ def verdict(title: str, probes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def format_change(value: float | int, reference: float | int, *, less: str = "less", than: str | None = None) -> str:
-    """74 against 100 as 26 % less, or 26 % less than something."""
+    """74 against 100 as "26 % less" or "26 % less than" the name of the reference."""
     percent = round(100 * (value / reference - 1))
     if percent == 0:
         return f"the same as {than}" if than else "the same"
@@ -160,7 +160,7 @@ def format_change(value: float | int, reference: float | int, *, less: str = "le
 
 
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
-    environment = page_environment("cocomix.tools.demo", "cocomix.sae")
+    environment = page_environment("cocomix.tools.demo", "cocomix.tools.sae_card")
     students = {name: summary[name] for name in summary["students"]}
     return environment.get_template(REPORT_NAME).render(
         s=summary,
@@ -188,7 +188,7 @@ _DETAILS = (equal_compute, doubtful_time, teacher_cost, best_rival)
 
 
 def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of the table: the students in order, then the teacher, whose perplexity and bits follow from its loss."""
+    """Rows of the table: the students in order, then the teacher, whose perplexity and bits follow from its loss."""
     students = [summary[name] for name in summary["students"]]
     lowest = min(student["validation_loss"] for student in students)
     rows = [dict(student, best=student["validation_loss"] == lowest, is_teacher=False) for student in students]

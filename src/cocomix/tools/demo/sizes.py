@@ -1,4 +1,4 @@
-"""What the demo runs at each size."""
+"""The settings of the demo at each size."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class StudentRun:
     """Its name in the report."""
     student: StudentConfig
     attribution: AttributionConfig | None = None
-    """How its concept labels are chosen; None: it needs none."""
+    """How its concept labels are chosen; None: it uses no labels."""
     distillation_weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Everything about a demo but its corpus and its seed. Token counts are rounded up to whole steps."""
+    """All settings of a demo except its corpus and seed. Token counts are rounded up to whole steps."""
 
     vocab_size: int
     context_length: int
     max_bytes: int
-    """Text taken from a larger corpus, as a random sample of its documents."""
+    """Size of the text; a larger corpus is sampled by random documents."""
     teacher: StudentConfig
     teacher_tokens: int
     sae_layer: int
@@ -46,11 +46,11 @@ class DemoSize:
     batch_size: int
     learning_rate: float
     curve_windows: int
-    """Validation windows that each point of a curve is measured on."""
+    """Validation windows for each point of a curve."""
     report_windows: int | None
-    """Validation windows that the table, the probes and the autoencoder are measured on; None: all."""
+    """Validation windows for the table, the probes and the autoencoder; None: all."""
     inspected_windows: int
-    """Validation windows in which concepts are looked for."""
+    """Validation windows for the concept cards."""
 
 
 def demo_size(name: str) -> DemoSize:
@@ -62,7 +62,7 @@ def demo_size(name: str) -> DemoSize:
 
 
 def default() -> DemoSize:
-    """At most 15 minutes on two cores: a teacher that saw twice its students' tokens."""
+    """At most 15 minutes on two cores; the teacher sees twice its students' tokens."""
     student = StudentConfig(hidden_size=128, num_layers=4, num_heads=4)
     return DemoSize(
         vocab_size=2048,
@@ -86,7 +86,7 @@ def default() -> DemoSize:
 
 
 def smoke() -> DemoSize:
-    """At most a minute: every stage runs, nothing is learned well."""
+    """At most a minute: every stage runs, and no model learns much."""
     student = StudentConfig(hidden_size=32, num_layers=2, num_heads=2)
     return replace(
         default(),
@@ -109,7 +109,7 @@ def smoke() -> DemoSize:
 
 
 def large() -> DemoSize:
-    """About two hours: more tokens, and distillation, pause tokens and the paper's exact variant beside the pair."""
+    """About two hours: more tokens, and three more students: distillation, pause tokens and the paper's exact variant."""
     student = StudentConfig(hidden_size=128, num_layers=4, num_heads=4)
     paper = replace(student, mixer=ConceptConfig(mixing="interleave"))
     paper_labels = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")

@@ -1,4 +1,4 @@
-"""Every number of the report, collected from the folders of the stages."""
+"""All numbers of the report, collected from the folders of the stages."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def summarize(root: Path, size: DemoSize, seed: int) -> dict[str, Any]:
 
 
 def most_used_concepts(inspection: Path) -> list[int]:
-    """The concepts that are labels most often, from an inspection."""
+    """The concepts of an inspection that are labels most often."""
     counts = read_columns(inspection, "num_labels")["num_labels"]
     return sorted(range(len(counts)), key=lambda concept: (-counts[concept], concept))[:NUM_CARDS]
 
 
 def _cards(inspection: Path) -> list[dict[str, Any]]:
-    """Of the most used concepts what the report shows."""
+    """The cards of the most used concepts, as the report shows them."""
     total = sum(read_columns(inspection, "num_labels")["num_labels"])
     return [
         {

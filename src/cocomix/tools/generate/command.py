@@ -1,6 +1,6 @@
-"""`cocomix generate`: a prompt continued, with concepts steered or not.
+"""`cocomix generate`: continue a prompt, with or without steered concepts.
 
-The continuation goes to standard output, token by token where that is a terminal; what each edit means to standard error.
+The continuation goes to standard output, token by token if that is a terminal; the meaning of each edit to standard error.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.steer import SteerMode, Unit, steer
-from cocomix.tools.generate.continuations import sampling_options
 from cocomix.tools.generate.strengths import explain_strengths, parse_strengths
+from cocomix.tools.generate.tokens import Sampling, next_tokens
 
 # Shapes: T tokens.
 
-USUAL_NEW_TOKENS = 64
+DEFAULT_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,19 @@ class GenerateConfig:
     unit: Unit = "raw"
     """Of the strengths of set and add: raw values, or multiples of the concept's usual activation."""
     max_new_tokens: int | None = None
-    """Generate so many tokens at most; by default 64, or as many as the context has room for."""
+    """Generate at most N tokens; by default 64, or as many as the context has room for."""
     temperature: float = 0.0
     """Sample at this temperature; 0: always take the likeliest token."""
     top_k: int | None = None
-    """Sample from so many of the likeliest tokens; by default from all."""
+    """Sample from the K likeliest tokens; by default from all."""
     top_p: float | None = None
-    """Sample from the likeliest tokens that have this share of the probability; by default from all."""
+    """Sample from the likeliest tokens that together have this probability; by default from all."""
     seed: int = 0
     """Of sampling."""
     compare: bool = False
     """Also continue without steering, from the same seed."""
     json: bool = False
-    """Print one JSON object, with the meaning of the edits in it."""
+    """Print one JSON object, which includes the meaning of the edits."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_new_tokens", "top_k")
@@ -70,13 +70,13 @@ class GenerateConfig:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise CocomixError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1")
         if not self.temperature and (self.top_k is not None or self.top_p is not None):
-            raise CocomixError("top_k and top_p say what is sampled from; give a temperature above 0")
+            raise CocomixError("top_k and top_p restrict sampling; give a temperature above 0")
         if self.compare and not self.steer:
             raise CocomixError("--compare shows what steering changes; give --steer")
 
 
 def generate(config: GenerateConfig) -> str | dict[str, Any]:
-    """Continue the prompt; returns what is to be printed, which is nothing if it was printed while it was made."""
+    """Continue the prompt; returns the text to print, which is empty if it was already printed token by token."""
     strengths = parse_strengths(config.steer, config.mode)
     path = local_model(config.model)
     model = load_causal_lm(path)
@@ -84,7 +84,9 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
         raise CocomixError(f"{config.model} is a plain decoder, which has no concepts; leave out --steer")
     meanings: list[str] = []
     if strengths:
-        with steer(model, strengths, config.mode, unit=config.unit):  # what can't be is refused before anything is said
+        with steer(
+            model, strengths, config.mode, unit=config.unit
+        ):  # refuses impossible edits before anything is printed
             meanings = explain_strengths(model, strengths, config.mode, config.unit)
     for meaning in meanings:
         say(meaning)
@@ -95,15 +97,14 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     runs: dict[str, dict[str, float]] = {"original": {}} if config.compare else {}
     runs["steered" if strengths else "continuation"] = strengths
     streams = sys.stdout.isatty() and not config.json
-    sampling = sampling_options(config.temperature, config.top_k, config.top_p)
+    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     texts = {}
     for title, edits in runs.items():
         if streams and config.compare:
             print(f"--- {title}")
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streams else None
+        streamer = TextStreamer(tokenizer, skip_special_tokens=True) if streams else None
         with steer(model, edits, config.mode, unit=config.unit) if edits else contextlib.nullcontext():
-            ids = continue_tokens(model, tokenizer, prompt, num_new, seed=config.seed, streamer=streamer, **sampling)
-        texts[title] = str(tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True))
+            texts[title] = continue_text(model, tokenizer, prompt, num_new, sampling, streamer)
     if config.json:
         lengths = {"num_prompt_tokens": prompt.shape[1], "max_new_tokens": num_new}
         return {"prompt": config.prompt, **texts, "edits": meanings, **lengths}
@@ -112,48 +113,47 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     return "\n".join(f"--- {title}\n{text}" for title, text in texts.items()) if config.compare else texts.popitem()[1]
 
 
-@torch.no_grad()
-def continue_tokens(
+def continue_text(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompt: Int64[Tensor, "1 T"],
     num_new_tokens: int,
-    *,
-    seed: int = 0,
-    **options: Any,
-) -> Int64[Tensor, "1 _"]:
-    """Prompt and continuation, which ends early at the end of a document; leaves the global random state alone.
+    sampling: Sampling,
+    streamer: TextStreamer | None = None,
+) -> str:
+    """The continuation of a prompt as text, which ends early at the end of a document.
 
     Args:
         model: any causal LM, steered by the blocks around the call.
-        tokenizer: its own.
+        tokenizer: of the model.
         prompt: token ids.
         num_new_tokens: at most.
-        seed: of sampling.
-        options: of `generate` of transformers.
+        sampling: how tokens are drawn.
+        streamer: gets every token as it is made.
     """
-    prompt = prompt.to(model.device)
-    eos = tokenizer.eos_token_id
-    settings = {"attention_mask": torch.ones_like(prompt), "eos_token_id": eos, "pad_token_id": eos}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        ids: Tensor = model.generate(prompt, max_new_tokens=num_new_tokens, **settings, **options)
-    return ids
+    tokens = []
+    for (token,) in next_tokens(model, prompt, num_new_tokens, sampling, end_token_id=tokenizer.eos_token_id):
+        tokens.append(int(token))
+        if streamer is not None:
+            streamer.put(token.cpu().view(1))
+    if streamer is not None:
+        streamer.end()
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerFast, prompt: str) -> Int64[Tensor, "1 T"]:
-    """Token ids of a prompt; of an empty one, the token between documents."""
+    """Token ids of a prompt; an empty prompt is the token between documents."""
     ids = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
     return torch.tensor([ids])
 
 
 def room_for_new_tokens(model: PreTrainedModel, num_prompt_tokens: int, wanted: int | None) -> int:
-    """How many tokens to generate: prompt and new tokens together fit into the model's context.
+    """How many tokens to generate, so that prompt and new tokens together fit into the model's context.
 
     Args:
-        model: whose `max_position_embeddings` is the context; without one there is no limit.
+        model: its `max_position_embeddings` is the context; without it there is no limit.
         num_prompt_tokens: of the prompt.
-        wanted: None: 64, or as many as there is room for.
+        wanted: None: 64, or as many as fit.
 
     Raises:
         CocomixError: the prompt fills the context, or leaves too little room.
@@ -170,4 +170,4 @@ def room_for_new_tokens(model: PreTrainedModel, num_prompt_tokens: int, wanted: 
             f"the prompt has {num_prompt_tokens} tokens and the model's context is {context}, which leaves room for {room} "
             f"new ones, not {wanted}; shorten the prompt or lower --max-new-tokens"
         )
-    return int(min(USUAL_NEW_TOKENS, room)) if wanted is None else wanted
+    return int(min(DEFAULT_NEW_TOKENS, room)) if wanted is None else wanted

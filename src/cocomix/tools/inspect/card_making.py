@@ -1,64 +1,68 @@
-"""Concept cards from what was found of a model."""
+"""Concept cards made from the results of an inspection: names, contexts, effects and numbers of each concept."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.tools.inspect.cards import SOURCES, ConceptCard, Context, Neighbour, TokenEffect
 from cocomix.tools.inspect.effects import Effects, MeasuredEffects
-from cocomix.tools.inspect.excerpts import any_contexts, decoder_of, excerpts
 from cocomix.tools.inspect.naming import Namer
-from cocomix.tools.inspect.occurrences import Occurrences
+from cocomix.tools.inspect.occurrences import Occurrences, StrongestOccurrences
 
 # Shapes: C concepts, N items kept of each.
 
-#: Random places of the text that contexts are compared with for names.
-NUM_BACKGROUND_PLACES = 8192
+#: Random positions of the text; a name is a pattern that is rarer there than in the concept's contexts.
+NUM_BACKGROUND_POSITIONS = 8192
 SIGNIFICANT_DIGITS = 6
+TOKENS_BEFORE = 20
+TOKENS_AFTER = 10
+WINDOWS_PER_READ = 1024
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What is known of a model's concepts before it is laid out."""
+class InspectionResults:
+    """Everything measured about a model's concepts."""
 
     occurrences: Occurrences
     direct: Effects
     measured: MeasuredEffects | None
     nearest: tuple[Tensor, Tensor]
-    """By rows of the compression: concepts and cosines, [C, N]."""
+    """Concepts and cosines by rows of the compression, both [C, N]."""
     nearest_predicted: tuple[Tensor, Tensor]
-    """By rows of the head."""
+    """The same by rows of the concept head."""
     compress_norms: Tensor
     """[C]"""
     num_labels: Tensor | None
-    """[C], over `num_labelled_tokens`."""
+    """[C], on `num_labelled_tokens` tokens."""
     num_labelled_tokens: int
 
 
-def make_cards(findings: Findings, dataset: TokenDataset, num_contexts: int) -> Iterator[ConceptCard]:
+def make_cards(results: InspectionResults, dataset: TokenDataset, num_contexts: int) -> Iterator[ConceptCard]:
     """Cards in order of their ids.
 
     Args:
-        findings: of all concepts.
-        dataset: the split in which they occurred.
-        num_contexts: contexts of a source on a card; names are made from all that were kept.
+        results: of all concepts.
+        dataset: the split that was read.
+        num_contexts: contexts of each source on a card; names use all contexts that were kept.
     """
-    strongest = findings.occurrences.strongest
+    strongest = results.occurrences.strongest
     contexts = {source: excerpts(dataset, strongest[source], source) for source in SOURCES if source in strongest}
     tokens = _Tokens(dataset)
-    promoted = tokens.effects(findings.direct.promoted, findings.direct.promoted_by)
-    suppressed = tokens.effects(findings.direct.suppressed, findings.direct.suppressed_by)
-    names = _names(findings, dataset, contexts, promoted)
-    measured = _measured(findings.measured, tokens)
-    nearest, nearest_predicted = (_neighbours(*found) for found in (findings.nearest, findings.nearest_predicted))
-    numbers = _numbers(findings)
+    promoted = tokens.effects(results.direct.promoted, results.direct.promoted_by)
+    suppressed = tokens.effects(results.direct.suppressed, results.direct.suppressed_by)
+    names = _names(results, dataset, contexts, promoted)
+    measured = _measured(results.measured, tokens)
+    nearest, nearest_predicted = (_neighbours(*pair) for pair in (results.nearest, results.nearest_predicted))
+    numbers = _numbers(results)
     not_measured: dict[str, Any] = dict.fromkeys(_MEASURED)
     for concept, name in enumerate(names):
         own = [context for of_source in contexts.values() for context in of_source[concept][:num_contexts]]
@@ -84,34 +88,34 @@ _MEASURED = ("measured_promoted", "measured_suppressed", "measured_change")
 
 
 def _names(
-    findings: Findings,
+    results: InspectionResults,
     dataset: TokenDataset,
     contexts: Mapping[str, Sequence[Sequence[Context]]],
     promoted: Sequence[Sequence[TokenEffect]],
 ) -> list[str]:
-    """Names from the first source that has contexts of a concept; concepts that are used most choose first."""
-    found = [next((own[concept] for own in contexts.values() if own[concept]), []) for concept in range(len(promoted))]
-    counts = findings.occurrences.strongest["prediction"].counts if findings.num_labels is None else findings.num_labels
+    """Names from the first source that has contexts of a concept; the most used concepts choose their name first."""
+    first = [next((own[concept] for own in contexts.values() if own[concept]), []) for concept in range(len(promoted))]
+    counts = results.occurrences.strongest["prediction"].counts if results.num_labels is None else results.num_labels
     order = counts.argsort(descending=True, stable=True).tolist()
-    num_places = min(NUM_BACKGROUND_PLACES, dataset.num_windows * dataset.context_length)
-    namer = Namer(any_contexts(dataset, num_places))
+    num_positions = min(NUM_BACKGROUND_POSITIONS, dataset.num_windows * dataset.context_length)
+    namer = Namer(random_contexts(dataset, num_positions))
     named = namer.names(
-        [found[concept] for concept in order],
+        [first[concept] for concept in order],
         [[effect.token for effect in promoted[concept]] for concept in order],
     )
     by_concept = dict(zip(order, named, strict=True))
     return [by_concept[concept] for concept in range(len(promoted))]
 
 
-def _numbers(findings: Findings) -> dict[str, Any]:
-    """The numbers of all concepts, by the card's field."""
-    occurrences = findings.occurrences
+def _numbers(results: InspectionResults) -> dict[str, Any]:
+    """The numbers of all concepts, by the field of the card."""
+    occurrences = results.occurrences
     strongest, quality, activations = occurrences.strongest, occurrences.quality, occurrences.activations
     predicted = strongest["prediction"].counts
-    labels, sae = findings.num_labels, strongest.get("sae")
-    usual = activations.usual.masked_fill(predicted == 0, torch.nan)
+    labels, sae = results.num_labels, strongest.get("sae")
+    usual = activations.mean_abs.masked_fill(predicted == 0, torch.nan)
     numbers: dict[str, Tensor | None] = {
-        "label_rate": None if labels is None else labels / findings.num_labelled_tokens,
+        "label_rate": None if labels is None else labels / results.num_labelled_tokens,
         "prediction_rate": predicted / occurrences.num_tokens,
         "sae_rate": None if sae is None else sae.counts / occurrences.num_tokens,
         "usual": usual,
@@ -119,20 +123,22 @@ def _numbers(findings: Findings) -> dict[str, Any]:
         "recall": None if quality is None else quality.recall(),
         "mean_probability": None if quality is None else quality.mass / quality.num_tokens,
         "evaluated_label_rate": None if quality is None else quality.num_labels / quality.num_tokens,
-        "compress_norm": findings.compress_norms,
+        "compress_norm": results.compress_norms,
     }
     columns = {name: None if column is None else _rounded(column) for name, column in numbers.items()}
     counts = {"num_labels": None if labels is None else labels.tolist(), "num_predicted": predicted.tolist()}
     return columns | counts
 
 
-def _measured(found: MeasuredEffects | None, tokens: _Tokens) -> dict[int, dict[str, Any]]:
-    if found is None:
+def _measured(measured: MeasuredEffects | None, tokens: _Tokens) -> dict[int, dict[str, Any]]:
+    if measured is None:
         return {}
-    promoted = tokens.effects(found.effects.promoted, found.effects.promoted_by)
-    suppressed = tokens.effects(found.effects.suppressed, found.effects.suppressed_by)
-    rows = zip(promoted, suppressed, _rounded(found.change), strict=True)
-    return {concept: dict(zip(_MEASURED, row, strict=True)) for concept, row in zip(found.concepts, rows, strict=True)}
+    promoted = tokens.effects(measured.effects.promoted, measured.effects.promoted_by)
+    suppressed = tokens.effects(measured.effects.suppressed, measured.effects.suppressed_by)
+    rows = zip(promoted, suppressed, _rounded(measured.change), strict=True)
+    return {
+        concept: dict(zip(_MEASURED, row, strict=True)) for concept, row in zip(measured.concepts, rows, strict=True)
+    }
 
 
 class _Tokens:
@@ -160,10 +166,66 @@ def _neighbours(concepts: Tensor, similarities: Tensor) -> list[tuple[Neighbour,
 
 
 def _rounded(column: Tensor) -> list[float | None]:
-    """Numbers, None for nan."""
+    """Rounded numbers; None for nan."""
     return [None if math.isnan(value) else _round(value) for value in column.tolist()]
 
 
 def _round(value: float) -> float:
-    """Digits beyond these are those of rounding."""
+    """Further digits are rounding errors."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def decoder_of(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[Any]], list[str]]:
+    """A function from many token sequences to their texts, special tokens included."""
+    backend = tokenizer.backend_tokenizer
+    return lambda sequences: list(backend.decode_batch([list(ids) for ids in sequences], skip_special_tokens=False))
+
+
+def excerpts(dataset: TokenDataset, strongest: StrongestOccurrences, source: str) -> list[list[Context]]:
+    """For each concept the contexts of its strongest occurrences; of equal texts only the strongest.
+
+    Args:
+        dataset: the split that was read.
+        strongest: occurrences in that split.
+        source: of `strongest`.
+    """
+    decode = decoder_of(dataset.tokenizer())
+    windows, positions = strongest.windows.numpy(), strongest.positions.numpy()
+    values = strongest.values.double().numpy()
+    concept, slot = np.nonzero(windows >= 0)
+    contexts: dict[tuple[int, int], Context] = {}
+    # Window by window, so that each window is read once.
+    order = np.argsort(windows[concept, slot], kind="stable")
+    needed, row_of = np.unique(windows[concept, slot][order], return_inverse=True)
+    for start in range(0, len(needed), WINDOWS_PER_READ):
+        ids = dataset.input_ids(needed[start : start + WINDOWS_PER_READ]).numpy()
+        here = (row_of >= start) & (row_of < start + WINDOWS_PER_READ)
+        places = [(int(concept[i]), int(slot[i])) for i in order[here]]
+        rows = row_of[here] - start
+        at = [int(positions[place]) for place in places]
+        before = decode([ids[row, max(0, t - TOKENS_BEFORE) : t] for row, t in zip(rows, at, strict=True)])
+        token = decode([ids[row, t : t + 1] for row, t in zip(rows, at, strict=True)])
+        after = decode([ids[row, t + 1 : t + 1 + TOKENS_AFTER] for row, t in zip(rows, at, strict=True)])
+        for i, place in enumerate(places):
+            value, window = float(f"{values[place]:.6g}"), int(windows[place])
+            contexts[place] = Context(source, before[i], token[i], after[i], value, window, at[i])
+    by_concept: list[list[Context]] = [[] for _ in windows]
+    seen: set[tuple[int, str, str, str]] = set()
+    for place in sorted(contexts):
+        context = contexts[place]
+        text = (place[0], context.before, context.token, context.after)
+        if text not in seen:
+            seen.add(text)
+            by_concept[place[0]].append(context)
+    return by_concept
+
+
+def random_contexts(dataset: TokenDataset, num_contexts: int, seed: int = 0) -> list[Context]:
+    """Contexts of random positions of a split: the background for names."""
+    generator = np.random.default_rng(seed)
+    windows = generator.integers(dataset.num_windows, size=(1, num_contexts))
+    positions = generator.integers(dataset.context_length, size=(1, num_contexts))
+    places = StrongestOccurrences(1, num_contexts)
+    places.windows, places.positions = torch.from_numpy(windows), torch.from_numpy(positions)
+    places.values.zero_()
+    return excerpts(dataset, places, "any")[0]

@@ -1,9 +1,9 @@
-"""Concept cards: what is known of each concept, and the folder that keeps them.
+"""Concept cards, and the folder that holds them.
 
-    concepts.parquet   one row a concept, in order of their ids; contexts, tokens and neighbours nested
-    summary.json       numbers of the whole model, and what the cards were made from
+    concepts.parquet   one row per concept, in order of their ids; contexts, tokens and neighbours nested
+    summary.json       numbers of the whole model, and the settings of the inspection
 
-A program reads a card by its id without reading the others: rows lie in groups of `ROWS_PER_GROUP`.
+Reading one card reads only its group of `ROWS_PER_GROUP` rows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ CARDS_NAME = "concepts.parquet"
 SUMMARY_NAME = "summary.json"
 ROWS_PER_GROUP = 128
 
-#: Who says that a concept is present: the teacher's autoencoder, its label, or the model itself.
+#: Where an occurrence of a concept comes from: the teacher's autoencoder, a label, or the model itself.
 SOURCES = ("sae", "label", "prediction")
 
 
 @dataclass(frozen=True)
 class Context:
-    """One token at which a concept is present, and the text around it."""
+    """A token at which a concept occurs, and the text around it."""
 
     source: str
     """`sae`, `label` or `prediction`."""
@@ -40,7 +40,7 @@ class Context:
     token: str
     after: str
     activation: float
-    """Of the latent (`sae`), score of the label (`label`; 1 where it has none), raw logit (`prediction`)."""
+    """Activation of the latent (`sae`), score of the label (`label`; 1 without scores) or raw logit (`prediction`)."""
     window: int
     """Of the inspected split."""
     position: int
@@ -49,7 +49,7 @@ class Context:
 
 @dataclass(frozen=True)
 class TokenEffect:
-    """What a concept does to one token of the vocabulary."""
+    """The effect of a concept on one token of the vocabulary."""
 
     token_id: int
     token: str
@@ -59,7 +59,7 @@ class TokenEffect:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A concept that is like another."""
+    """A similar concept."""
 
     concept: int
     similarity: float
@@ -68,11 +68,11 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class ConceptCard:
-    """One concept; None where a number was not asked for or has nothing to be computed from."""
+    """One concept; a number is None if it was not requested or cannot be computed."""
 
     concept: int
     name: str
-    """As a person left it in `concept_names.json`, or as made."""
+    """From `concept_names.json`, where a person may have edited it."""
     made_name: str
     """Made from contexts and promoted tokens."""
     label_rate: float | None
@@ -84,11 +84,11 @@ class ConceptCard:
     sae_rate: float | None
     """Share of tokens at which the autoencoder's latent is active."""
     usual: float | None
-    """Its usual activation, a raw logit: the unit in which steering counts; None where never active."""
+    """Its usual activation, a raw logit: the unit of steering; None if never active."""
     precision: float | None
-    """Share of its active tokens that have it as label."""
+    """Share of the tokens where it is active that have it as label."""
     recall: float | None
-    """Share of its labelled tokens at which it is active."""
+    """Share of the tokens with this label where it is active."""
     mean_probability: float | None
     """The model's own probability that it is a label, averaged over tokens: calibrated where it equals their share."""
     evaluated_label_rate: float | None
@@ -108,7 +108,7 @@ class ConceptCard:
     nearest_predicted: tuple[Neighbour, ...]
     """By when they are predicted: rows of the concept head."""
     contexts: tuple[Context, ...]
-    """Of each source in the order of `SOURCES`, strongest first, at most one of a window and source."""
+    """By source in the order of `SOURCES`, strongest first, at most one per window and source."""
 
     def contexts_of(self, source: str) -> tuple[Context, ...]:
         return tuple(context for context in self.contexts if context.source == source)
@@ -156,38 +156,41 @@ SCHEMA = pa.schema(
 
 
 def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
-    """Write `concepts.parquet` from cards in order of their ids, a group of rows at a time; whole or not at all."""
-    partial = folder / f".{CARDS_NAME}.partial"
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+    """Write `concepts.parquet` from cards in order of their ids, a group of rows at a time, atomically."""
+    with (
+        artifacts.atomic(folder / CARDS_NAME) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+    ):
         for group in _groups(cards):
             rows = [dataclasses.asdict(card) for card in group]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
-    partial.replace(folder / CARDS_NAME)
 
 
 def rename(folder: Path, names: Sequence[str]) -> None:
-    """Give the concepts these names, in order of their ids; whole or not at all."""
-    partial = folder / f".{CARDS_NAME}.partial"
-    with _open(folder) as file, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+    """Give the concepts these names, in order of their ids, atomically."""
+    with (
+        _open(folder) as file,
+        artifacts.atomic(folder / CARDS_NAME) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+    ):
         start = 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             own = pa.array(names[start : start + len(table)], pa.string())
             writer.write_table(table.set_column(SCHEMA.get_field_index("name"), "name", own))
             start += len(table)
-    partial.replace(folder / CARDS_NAME)
 
 
 class CardReader:
-    """The cards of a finished inspection, read as they are asked for.
+    """The cards of a finished inspection, read one by one.
 
-    Safe to use from several threads: every call opens the file for itself.
+    Safe to use from several threads: every call opens the file anew.
 
     Args:
         folder: made by `cocomix inspect`.
 
     Raises:
-        CocomixError: it is no finished inspection.
+        CocomixError: the folder is not a finished inspection.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -208,22 +211,21 @@ class CardReader:
         return read_columns(self.folder, *names)
 
     def find(self, text: str, limit: int = 50) -> list[int]:
-        """Concepts whose name, contexts or promoted tokens contain a text, whatever its case.
+        """Concepts whose name, contexts or promoted tokens contain a text, ignoring case.
 
         Args:
-            text: any; of contexts, a text that spans the marked token is found as well.
-            limit: at most so many.
+            text: to search; in contexts it may span the marked token.
+            limit: number of concepts at most.
 
         Returns:
-            ids: first those whose name has it, then by how many of their contexts have it.
+            ids: first those whose name contains it, then by the number of contexts and tokens that do.
         """
         counts = dict.fromkeys(range(self.num_concepts), 0)
         table = pq.read_table(self.folder / CARDS_NAME, columns=["name", "promoted", "contexts"])
         names = pc.match_substring(table.column("name"), text, ignore_case=True).to_pylist()
         contexts = table.column("contexts").combine_chunks()
         parts = [pc.struct_field(contexts.flatten(), part) for part in ("before", "token", "after")]
-        found = pc.match_substring(pc.binary_join_element_wise(*parts, ""), text, ignore_case=True)
-        _count(counts, contexts, found)
+        _count(counts, contexts, pc.match_substring(pc.binary_join_element_wise(*parts, ""), text, ignore_case=True))
         promoted = table.column("promoted").combine_chunks()
         tokens = pc.struct_field(promoted.flatten(), "token")
         _count(counts, promoted, pc.match_substring(tokens, text, ignore_case=True))
@@ -231,9 +233,9 @@ class CardReader:
         return sorted(hits, key=lambda concept: (not names[concept], -counts[concept], concept))[:limit]
 
 
-def _count(counts: dict[int, int], lists: Any, found: Any) -> None:
+def _count(counts: dict[int, int], lists: Any, hits: Any) -> None:
     """Add the number of hits among each concept's list items."""
-    for concept in pc.filter(pc.list_parent_indices(lists), found).to_pylist():
+    for concept in pc.filter(pc.list_parent_indices(lists), hits).to_pylist():
         counts[concept] += 1
 
 
@@ -247,14 +249,14 @@ def read_summary(folder: Path | str) -> dict[str, Any]:
 
 
 def read_columns(folder: Path | str, *names: str) -> dict[str, list[Any]]:
-    """Some fields of all concepts, such as `name`, in order of their ids; reads nothing else."""
+    """Some fields of all concepts, such as `name`, in order of their ids; reads only those."""
     with _open(folder) as file:
         table = file.read(columns=list(names))
     return {name: table.column(name).to_pylist() for name in names}
 
 
 def read_cards(folder: Path | str, concepts: Sequence[int] | None = None) -> list[ConceptCard]:
-    """Cards of some concepts, or of all, in the order asked for."""
+    """Cards of some concepts in the given order, or of all."""
     if concepts is not None:
         return [read_card(folder, concept) for concept in concepts]
     return [_card(row) for row in iter_rows(folder)]
@@ -271,7 +273,7 @@ def read_card(folder: Path | str, concept: int) -> ConceptCard:
     """One card; reads one group of rows.
 
     Raises:
-        CocomixError: no inspection is there, or the concept does not exist.
+        CocomixError: the folder holds no inspection, or the concept does not exist.
     """
     with _open(folder) as file:
         num_concepts = file.metadata.num_rows

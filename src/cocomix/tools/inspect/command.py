@@ -1,8 +1,8 @@
-"""`cocomix inspect`: a card for every concept of a model, numbers of the whole, and a site to read them.
+"""`cocomix inspect`: a card for every concept of a model, numbers of the whole model, and a site to read them.
 
-The work has two stages. Everything computed goes into `concepts.parquet` and `summary.json`; names, and what is laid out for
-reading (`concepts.jsonl`, the site), follow from these and from `concept_names.json`, and are made again in seconds when a
-name was edited.
+The work has two stages. The first computes `concepts.parquet` and `summary.json`. The second derives names and everything
+made for reading (`concepts.jsonl`, the site) from these files and from `concept_names.json`; it takes seconds and runs
+again after a name is edited.
 """
 
 from __future__ import annotations
@@ -27,60 +27,60 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
-from cocomix.labels.label_sources import TeacherLabels
+from cocomix.labels.live import TeacherLabels
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.concept_notes import NAMES_NAME, add_names, read_notes, write_statistics
+from cocomix.steering.concept_metadata import NAMES_NAME, add_names, read_metadata, write_statistics
 from cocomix.steering.directions import concept_directions
-from cocomix.tools.inspect.card_making import Findings, make_cards
+from cocomix.tools.inspect.card_making import InspectionResults, make_cards
 from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
-from cocomix.tools.inspect.model_wide import model_wide
 from cocomix.tools.inspect.occurrences import find_occurrences
 from cocomix.tools.inspect.site import write_site
+from cocomix.tools.inspect.summary import summarize
 
 # Shapes: C concepts.
 
 WINDOWS_PER_READ = 512
-#: Enough for the directions of concepts that are used; they need a backward pass.
+#: Directions need a backward pass; this many windows are enough for the concepts that are used.
 MAX_DIRECTION_WINDOWS = 512
-#: Names are made from more contexts than are shown, and of equal texts one is left.
+#: Names use more contexts than a card shows, and equal texts are dropped.
 KEPT_PER_CONTEXT = 2
 
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Which model's concepts, on what text, and how much of each."""
+    """Which model to inspect, on which text, and how much of each."""
 
     model: Path
     """A model with a concept mixer: a training run, a folder of `save_pretrained` or a Hub name."""
     data: Path
-    """Token dataset with the model's tokenizer. Its validation split is read, except with --labels alone."""
+    """Token dataset with the model's tokenizer. Its validation split is read; with --labels alone, the training split."""
     output: Path
     """Folder for the cards and the site."""
     labels: Path | None = None
-    """Concept dataset of --data that the model was trained on: how often each concept is a label. Without --teacher and
-    --sae its training windows are read, as only these have labels."""
+    """Concept dataset of --data that the model was trained on: gives how often each concept is a label. Without --teacher
+    and --sae its training windows are read, because only these have labels."""
     teacher: Path | None = None
-    """Teacher of the labels: labels are then computed for held-out text, and contexts found for the latents."""
+    """Teacher of the labels: computes labels for held-out text, and finds contexts of the latents."""
     sae: Path | None = None
     """The teacher's autoencoder."""
     layer: int | None = None
     """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
-    """How labels are chosen; with --labels as those were."""
+    """How labels are chosen; with --labels, as in that dataset."""
     num_contexts: int = 8
     """Contexts of each concept and source."""
     num_tokens: int = 10
-    """Tokens that a concept promotes, and as many that it suppresses."""
+    """Tokens that a concept promotes, and the same number that it suppresses."""
     num_nearest: int = 8
     """Nearest concepts."""
     num_measured: int = 1024
-    """Effects on the next token are measured for so many concepts, the most often predicted ones."""
+    """Number of concepts whose effect on the next token is measured, the most often predicted ones."""
     max_windows: int | None = 2048
-    """Read so many evenly spaced windows."""
+    """Number of evenly spaced windows to read."""
     num_probe_windows: int = 256
-    """The same for the causal probes; 0: no probes."""
+    """Number of windows for the causal probes; 0: no probes."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
@@ -94,13 +94,13 @@ class InspectConfig:
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Make the cards, or take those made before with equal settings and bring their names up to date.
+    """Make the cards, or update the names of cards made before with equal settings.
 
     Returns:
-        numbers of the whole model, which are also in `summary.json`.
+        numbers of the whole model, as in `summary.json`.
 
     Raises:
-        CocomixError: the model has no concepts, its labels or its autoencoder are of others, or a file of names is damaged.
+        CocomixError: the model has no concepts, the labels or the autoencoder do not fit them, or a metadata file is damaged.
     """
     teacher = None if config.teacher is None else local_model(config.teacher)
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
@@ -118,7 +118,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 
 class _Inputs:
-    """What is inspected, checked as far as nothing has to be computed."""
+    """The inputs, with every check that needs no computation."""
 
     def __init__(self, config: InspectConfig) -> None:
         train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
@@ -126,14 +126,14 @@ class _Inputs:
         attribution = config.attribution
         if self.labels is not None:
             attribution = AttributionConfig(**self.labels.settings["attribution"])
-        # Labels that were made from others can't be computed for other text.
+        # Labels derived from other labels cannot be computed for other text.
         is_derived = attribution.control in DERIVED_CONTROLS
         self.source: TeacherLabels | None = None
         if config.teacher is not None and config.sae is not None:
             own = dataclasses.replace(attribution, control="none") if is_derived else attribution
             self.source = TeacherLabels(validation, config.teacher, config.sae, config.layer, own)
         self.read_labels = self.labels if self.source is None or is_derived else None
-        """Labels of the windows that are read, where they are not computed."""
+        """Stored labels of the windows that are read; None if labels are computed or there are none."""
         self.dataset = validation if self.read_labels is None else train
         names = ("num_contexts", "num_tokens", "num_nearest", "num_measured", "max_windows", "num_probe_windows")
         self.settings: dict[str, Any] = {
@@ -145,7 +145,7 @@ class _Inputs:
         }
 
     def extractor(self, num_concepts: int) -> ConceptExtractor | None:
-        """Teacher and autoencoder, which must have the model's concepts."""
+        """Teacher and autoencoder; refuses an autoencoder with another number of latents than the model has concepts."""
         if self.source is None:
             return None
         if self.source.num_concepts != num_concepts:
@@ -156,7 +156,7 @@ class _Inputs:
 
 
 def _compute(config: InspectConfig, inputs: _Inputs) -> None:
-    """Everything but the names that people edit: statistics, `summary.json`, and last `concepts.parquet`."""
+    """Compute the statistics, `summary.json` and, last, `concepts.parquet`."""
     model = load_causal_lm(config.model)
     if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.has_concepts:
         raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
@@ -165,8 +165,11 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     if labels is not None and labels.num_concepts != C:
         raise CocomixError(f"the model has {C} concepts, the labels in {labels.path} have {labels.num_concepts}")
     extractor = inputs.extractor(C)
-    findings = _find(config, inputs, model, extractor)
-    summary = model_wide(findings) | {
+    is_mixed = model.config.mixer.mixes
+    if not is_mixed:
+        say("the model does not mix its concepts in: there are no effects, no probes and no directions to steer in")
+    results = _measure(config, inputs, model, extractor)
+    summary = summarize(results) | {
         "model": config.model.name,
         "num_active_concepts": model.config.num_active_concepts,
         "mixing": model.config.mixing,
@@ -175,26 +178,26 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         "probes": None,
         "num_probe_windows": 0,
     }
-    if config.num_probe_windows and model.config.mixer.mixes:
+    if config.num_probe_windows and is_mixed:
         has_room = extractor is not None and extractor.config.num_labels <= model.config.num_active_concepts
         oracle = extractor if has_room else None
         probes = run_probes(model, inputs.dataset, oracle, max_windows=config.num_probe_windows)
         summary["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
         summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
     artifacts.write_json(config.output / SUMMARY_NAME, summary)
-    statistics = findings.occurrences.activations
-    if model.config.mixer.mixes:
+    statistics = results.occurrences.activations
+    if is_mixed:
         num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
         directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
         statistics = dataclasses.replace(statistics, directions=directions)
     write_statistics(config.output, statistics)
     say("writing the cards")
-    write_cards(config.output, make_cards(findings, inputs.dataset, config.num_contexts))
+    write_cards(config.output, make_cards(results, inputs.dataset, config.num_contexts))
 
 
-def _find(
+def _measure(
     config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM, extractor: ConceptExtractor | None
-) -> Findings:
+) -> InspectionResults:
     occurrences = find_occurrences(
         model,
         inputs.dataset,
@@ -203,14 +206,13 @@ def _find(
         num_kept=KEPT_PER_CONTEXT * config.num_contexts,
         max_windows=config.max_windows,
     )
-    # Where concepts are not mixed in, they do nothing to any token.
     is_mixed = model.config.mixer.mixes
     measured = None
     if is_mixed and config.num_measured:
         counts = occurrences.strongest["prediction"].counts
         used = [concept for concept in counts.argsort(descending=True, stable=True).tolist() if counts[concept] > 0]
-        usual = occurrences.activations.usual
-        measured = measured_effects(model, inputs.dataset, used[: config.num_measured], usual, config.num_tokens)
+        mean_abs = occurrences.activations.mean_abs
+        measured = measured_effects(model, inputs.dataset, used[: config.num_measured], mean_abs, config.num_tokens)
     num_labels, num_labelled_tokens = None, 0
     if inputs.labels is not None:
         num_labels, num_labelled_tokens = label_counts(inputs.labels)
@@ -218,7 +220,7 @@ def _find(
         num_labels, num_labelled_tokens = occurrences.quality.num_labels, occurrences.quality.num_tokens
     read = occurrences.token_counts.nonzero().squeeze(-1)
     compress, head = model.concept_mixer.compress_weight.detach(), model.concept_mixer.head_weight.detach()
-    return Findings(
+    return InspectionResults(
         occurrences=occurrences,
         direct=direct_effects(model, read, config.num_tokens if is_mixed else 0),
         measured=measured,
@@ -242,9 +244,9 @@ def label_counts(concepts: ConceptDataset) -> tuple[Int64[Tensor, " C"], int]:
 
 
 def _current_names(config: InspectConfig) -> list[str]:
-    """Names of all concepts; those that had none are named, and the statistics noted, beside the model's weights.
+    """Names of all concepts; new names and the statistics are written beside the model's weights.
 
-    Where that folder can't be written to, both are in the output.
+    If that folder is read-only, they are written to the output folder.
     """
     made = read_columns(config.output, "made_name")["made_name"]
     C = len(made)
@@ -252,8 +254,8 @@ def _current_names(config: InspectConfig) -> list[str]:
     names = add_names(folder, dict(enumerate(made)), C)
     num_kept = sum(names[concept] != name for concept, name in enumerate(made))
     if num_kept:
-        say(f"{num_kept:,} names in {folder / NAMES_NAME} are kept; delete it, and run this again, for those made here")
-    statistics, known = read_notes(config.output, C).statistics, read_notes(folder, C).statistics
+        say(f"{num_kept:,} names in {folder / NAMES_NAME} are kept; delete it and run this again to get new names")
+    statistics, known = read_metadata(config.output, C).statistics, read_metadata(folder, C).statistics
     if statistics is not None and (known is None or known.num_tokens <= statistics.num_tokens):
-        write_statistics(folder, statistics)  # what more text says stays
+        write_statistics(folder, statistics)  # statistics of more text are kept
     return [names[concept] for concept in range(C)]

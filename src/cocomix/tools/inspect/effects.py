@@ -1,11 +1,11 @@
-"""What a concept does to the next token: directly, from the weights alone, and measured, on text.
+"""The effect of a concept on the next token: direct, from the weights alone, and measured, on text.
 
 Directly: concept c adds its row w_c of the compression to the residual stream, so head(norm(w_c)) - head(norm(0)) are the
-logits of a residual stream that is nothing but that row. The norm takes out the row's length, which says nothing of how
-strongly a concept is active; blocks above the mixer are passed by.
+logits of a residual stream that holds only that row. The norm removes the row's length, which does not tell how strongly the
+concept is active. Blocks above the mixer are skipped.
 
 Measured: the concept is set to its usual activation at every token of some prompts, and the probabilities of the next token
-are compared with those of the untouched model, over all the way through the blocks.
+are compared with those of the unedited model, through all blocks.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Effects:
 
 @dataclass(frozen=True)
 class MeasuredEffects:
-    """The same, measured, of some concepts."""
+    """Measured effects of some concepts."""
 
     concepts: Sequence[int]
-    """In the order of the rows."""
+    """One per row."""
     effects: Effects
     """Mean change of the next token's probability."""
     change: Float[Tensor, " C"]
@@ -59,15 +59,15 @@ class MeasuredEffects:
 
 @torch.no_grad()
 def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_tokens: int) -> Effects:
-    """Logits of some tokens through compression and output head, about their mean.
+    """Logits of some tokens through compression and output head, less their mean.
 
     Args:
         model: with a concept mixer.
-        tokens: to choose from: those that text has. Tokens that were never trained on would win everywhere.
-        num_tokens: N, tokens kept a side.
+        tokens: to choose from: those that occur in the text. Tokens without training would win everywhere.
+        num_tokens: N, how many promoted and how many suppressed tokens are kept.
     """
     adapter = model.adapter
-    # All of one length: the norm's epsilon would otherwise make short rows say less.
+    # All rows get the same length; otherwise the norm's epsilon would weaken short rows.
     rows = F.normalize(model.concept_mixer.compress_weight, dim=-1) * model.config.hidden_size**0.5
     at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
     parts = []
@@ -83,17 +83,17 @@ def measured_effects(
     model: CoCoMixForCausalLM,
     dataset: TokenDataset,
     concepts: Sequence[int],
-    usual: Float[Tensor, " C"],
+    activations: Float[Tensor, " C"],
     num_tokens: int,
 ) -> MeasuredEffects:
     """Mean change of the next token's probability when a concept is set to its usual activation.
 
     Args:
-        model: whose concepts are mixed into its hidden states.
-        dataset: the prompts are starts of evenly spaced windows of it.
-        concepts: which.
-        usual: of all concepts, what each is set to.
-        num_tokens: N, tokens kept a side.
+        model: with concepts mixed into its hidden states.
+        dataset: prompts are the starts of evenly spaced windows.
+        concepts: to measure.
+        activations: of all concepts: the value that each is set to.
+        num_tokens: N, how many promoted and how many suppressed tokens are kept.
     """
     windows = next(dataset.batches(NUM_PROMPTS, NUM_PROMPTS))
     prompts = {name: tensor[:, :TOKENS_PER_PROMPT] for name, tensor in windows.inputs().items()}
@@ -104,7 +104,7 @@ def measured_effects(
     with ProgressLine("setting concepts", len(concepts) * P * T) as progress:
         for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
             inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
-            strengths = [{concept: float(usual[concept])} for concept in chunk]
+            strengths = [{concept: float(activations[concept])} for concept in chunk]
             with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
                 change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
             parts.append(_extremes(change.mean((1, 2)), num_tokens))
@@ -114,31 +114,31 @@ def measured_effects(
 
 
 def _probabilities(model: CoCoMixForCausalLM, inputs: dict[str, Tensor], kept: Tensor) -> Tensor:
-    """Of the next token at some positions: [B, kept, V]."""
+    """Probabilities of the next token at some positions: [B, kept, V]."""
     logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=kept).logits
     return logits.float().softmax(-1)
 
 
 @torch.no_grad()
 def nearest_concepts(rows: Float[Tensor, "C D"], num_nearest: int) -> tuple[Tensor, Tensor]:
-    """The concepts whose rows have the largest cosine with each, itself left out; never [C, C] at once.
+    """For each concept the others whose rows have the largest cosine with its row; never holds [C, C] at once.
 
     Returns:
         concepts and cosines, both [C, N].
     """
     unit = F.normalize(rows.float(), dim=-1)
     num_nearest = min(num_nearest, len(unit) - 1)
-    found, similarities = [], []
+    nearest, similarities = [], []
     start = 0
     for chunk in unit.split(max(1, CHUNK_ELEMENTS // len(unit))):
         cosine = chunk @ unit.t()
         places = torch.arange(len(chunk))
         cosine[places, start + places] = -torch.inf
         best = cosine.topk(num_nearest, dim=-1)
-        found.append(best.indices)
+        nearest.append(best.indices)
         similarities.append(best.values)
         start += len(chunk)
-    return torch.cat(found), torch.cat(similarities)
+    return torch.cat(nearest), torch.cat(similarities)
 
 
 def _extremes(change: Float[Tensor, "c V"], num_tokens: int) -> tuple[Tensor, ...]:

@@ -1,16 +1,16 @@
-"""Short names of concepts, made from the contexts in which they are strongest.
+"""Short names of concepts, made from their strongest contexts.
 
-A name is a pattern of the text around the marked token that many contexts share and other text does not. Patterns are
+A name is a pattern of the text around the marked token that is common in the contexts and rare in other text. Patterns are
 
     literal    up to the end of the token, or to a place inside it, from the start of some word on: `self._…`
-    in word    what stands before the word that the token is in, and behind it: `'…':`
+    in word    the text before and after the word that holds the token: `'…':`
     line       how the line of the token starts: `from …`
     letters    `[A-Z]…` in a word of capitals, `[0-9]…` in a number
 
-with `…` for what goes on differently. They are ranked by share * log2(share / share elsewhere), with shares of the contexts
-and of random places of the text. Where the best pattern leaves contexts over, a second one for them is added (`import … /
-from …`); a name without a letter gets the token that the concept promotes most (`⏎ → def`), and so does one that another
-concept has already. No language is known here: what is characteristic is what is rarer elsewhere.
+where `…` stands for text that differs. Patterns are ranked by share * log2(share / share elsewhere), with shares of the
+contexts and of random positions of the text. If the best pattern does not cover enough contexts, a second one is added for
+the others (`import … / from …`). A name without letters, or one that another concept already has, gets the token that the
+concept promotes most (`⏎ → def`). No knowledge of a language is used: a pattern is characteristic if it is rarer elsewhere.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from cocomix.tools.inspect.cards import Context
 
 ELLIPSIS, NEWLINE, SPACES = "…", "⏎", "␣␣"
-#: Letters of a pattern before the token, at most.
+#: Letters of a pattern before the token at most.
 MAX_LETTERS = 24
 MAX_PIECES = 5
-#: A pattern that fewer of a concept's contexts share says little about it.
+#: Share of the contexts that must have the pattern.
 MIN_SHARE = 0.35
 MIN_SECOND_SHARE = 0.25
-#: The share of the contexts from which on one pattern is enough.
+#: With this share of the contexts one pattern is enough.
 ENOUGH = 0.7
-#: Bits below which a pattern is no name.
+#: Patterns with a lower score, in bits, are not used as names.
 MIN_SCORE = 0.9
 NUM_ALTERNATIVES = 8
 
@@ -40,10 +40,10 @@ _PIECE = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 class Namer:
-    """Names concepts against a background of any text.
+    """Names concepts, given a background of ordinary text.
 
     Args:
-        background: random places of the same text.
+        background: contexts of random positions of the same text.
     """
 
     def __init__(self, background: Iterable[Context]) -> None:
@@ -57,7 +57,7 @@ class Namer:
         """A name for each concept, all different.
 
         Args:
-            contexts: of each concept, strongest first; concepts that come first have the first choice.
+            contexts: of each concept, strongest first; earlier concepts choose their name first.
             promoted: tokens that each promotes, strongest first.
         """
         taken: set[str] = set()
@@ -68,17 +68,17 @@ class Namer:
         return names
 
     def _proposals(self, contexts: Sequence[Context], promoted: Sequence[str]) -> Iterator[str]:
-        """Names from the best on, without end."""
-        found = [patterns(context) for context in contexts]
-        ranked = self._ranked(found, MIN_SHARE)
+        """An endless sequence of names, best first."""
+        per_context = [patterns(context) for context in contexts]
+        ranked = self._ranked(per_context, MIN_SHARE)
         tokens = [token for token in dict.fromkeys(shown(token) for token in promoted) if token]
         if ranked:
             best = ranked[0]
-            rest = [own for own in found if best not in own]
-            if len(rest) > (1 - ENOUGH) * len(found):
+            rest = [own for own in per_context if best not in own]
+            if len(rest) > (1 - ENOUGH) * len(per_context):
                 others = [
                     other
-                    for other in self._ranked(rest, MIN_SECOND_SHARE * len(found) / len(rest))
+                    for other in self._ranked(rest, MIN_SECOND_SHARE * len(per_context) / len(rest))
                     if shown(other).strip(ELLIPSIS) not in best and best.strip(ELLIPSIS) not in other
                 ]
                 if others and _has_letters(best) == _has_letters(others[0]):
@@ -99,13 +99,13 @@ class Namer:
             yield f"{stem or 'no name'} ({number})"
             number += 1
 
-    def _ranked(self, found: Sequence[set[str]], min_share: float) -> list[str]:
-        """Patterns of some contexts, best first; of equally good ones the longest."""
-        shared = Counter(pattern for own in found for pattern in own)
+    def _ranked(self, per_context: Sequence[set[str]], min_share: float) -> list[str]:
+        """Patterns of some contexts, best first; among equally good ones the longest first."""
+        shared = Counter(pattern for own in per_context for pattern in own)
         scores: dict[str, float] = {}
         for pattern, count in shared.items():
-            share = count / len(found)
-            if share >= min_share and (count > 1 or len(found) == 1) and shown(pattern):
+            share = count / len(per_context)
+            if share >= min_share and (count > 1 or len(per_context) == 1) and shown(pattern):
                 elsewhere = (self.counts[pattern] + 1) / (self.num_places + 1)
                 score = share * math.log2(share / elsewhere)
                 if score >= MIN_SCORE:
@@ -114,7 +114,7 @@ class Namer:
 
     @staticmethod
     def _marked(contexts: Sequence[Context]) -> str:
-        """The commonest marked tokens, where no pattern is shared."""
+        """The most common marked tokens, for contexts without a shared pattern."""
         common = Counter(shown(context.token) for context in contexts).most_common(2)
         return " / ".join(token for token, _ in common if token)
 
@@ -122,9 +122,9 @@ class Namer:
 def patterns(place: Context) -> set[str]:
     """All patterns of the text around a token."""
     before, token, after = place.before, place.token, place.after
-    found = set(_letters(before, token, after))
+    result = set(_letters(before, token, after))
     recent = before[-MAX_LETTERS:]
-    # Starts of pieces, the token's own among them; a start that a cut made is none.
+    # Starts of pieces, including the token's own; the cut at the front does not start a piece.
     starts = [match.start() for match in _PIECE.finditer(recent) if match.start() or recent == before][-MAX_PIECES:]
     starts = [start + len(before) - len(recent) for start in starts] + [len(before)]
     ends = {match.end() for match in _PIECE.finditer(token)}
@@ -134,19 +134,19 @@ def patterns(place: Context) -> set[str]:
             literal = before[start:] + token[:end]
             rest = token[end:] + after
             if literal.strip() or "\n" in literal:
-                found.add(mark + literal + (ELLIPSIS if _inside_word(literal, rest) else ""))
+                result.add(mark + literal + (ELLIPSIS if _inside_word(literal, rest) else ""))
             if end == len(token) and literal.strip():
-                found |= {mark + literal + tail for tail in _tails(literal, after)}
-    found |= set(_in_word(before, token, after, starts))
+                result |= {mark + literal + tail for tail in _tails(literal, after)}
+    result |= set(_in_word(before, token, after, starts))
     line = (before + token).rsplit("\n", 1)[-1].lstrip()
     first = _PIECE.match(line)
     if first is not None and "\n" in before and len(line) > len(first.group()) + 1:
-        found.add(f"{first.group()} {ELLIPSIS}")
-    return found
+        result.add(f"{first.group()} {ELLIPSIS}")
+    return result
 
 
 def shown(pattern: str) -> str:
-    """A pattern or a token as a name or part of one: a single line, no space or line end in front, and no bare number."""
+    """A pattern or token as (part of) a name: a single line without leading whitespace; a bare number is quoted."""
     if pattern and not pattern.strip():
         return NEWLINE if "\n" in pattern else SPACES if len(pattern) > 1 else ""
     text = re.sub(r"\s*\n\s*", NEWLINE, pattern.lstrip())
@@ -156,7 +156,7 @@ def shown(pattern: str) -> str:
 
 
 def _tails(literal: str, after: str) -> Iterator[str]:
-    """How the text goes on: to the end of the word, and one piece further."""
+    """How the text continues: to the end of the word, and one piece further."""
     pieces = list(_PIECE.finditer(after[:MAX_LETTERS]))[:2]
     for piece in pieces:
         tail = after[: piece.end()]
@@ -164,15 +164,15 @@ def _tails(literal: str, after: str) -> Iterator[str]:
 
 
 def _in_word(before: str, token: str, after: str, starts: Sequence[int]) -> Iterator[str]:
-    """What stands before the word that the token ends in, and behind it."""
+    """The text before and after the word in which the token ends."""
     word = _WORD_END.search(before + token)
     assert word is not None
     if not word.group() or word.start() > len(before) + len(token) - len(token.lstrip()):
         return
     head = before + token
-    behind = _WORD_START.match(after)
-    assert behind is not None
-    closing = after[behind.end() : behind.end() + 1].strip()
+    word_end = _WORD_START.match(after)
+    assert word_end is not None
+    closing = after[word_end.end() : word_end.end() + 1].strip()
     for start in starts:
         opening = head[start : word.start()]
         if opening.strip():
@@ -182,11 +182,11 @@ def _in_word(before: str, token: str, after: str, starts: Sequence[int]) -> Iter
 
 
 def _letters(before: str, token: str, after: str) -> Iterator[str]:
-    """The kind of letters of the word that the token is in."""
-    head, behind = _WORD_END.search(before + token), _WORD_START.match(after)
+    """The kind of letters in the word that holds the token."""
+    head, tail = _WORD_END.search(before + token), _WORD_START.match(after)
     assert head is not None
-    assert behind is not None
-    word = head.group() + behind.group() if head.group() else ""
+    assert tail is not None
+    word = head.group() + tail.group() if head.group() else ""
     letters = [letter for letter in word if letter.isalpha()]
     if len(letters) > 2 and all(letter.isupper() for letter in letters):
         yield f"[A-Z]{ELLIPSIS}"
@@ -195,7 +195,7 @@ def _letters(before: str, token: str, after: str) -> Iterator[str]:
 
 
 def _inside_word(left: str, right: str) -> bool:
-    """Whether a cut between these texts goes through a word."""
+    """Whether a cut between two texts splits a word."""
     return (left[-1:].isalnum() or left[-1:] == "_") and right[:1].isalnum()
 
 

@@ -1,7 +1,9 @@
-"""One pass over text: where each concept is strongest, how often it is there, and how well it is predicted.
+"""One pass over text: where each concept is strongest, how often it occurs, and how well it is predicted.
 
-A concept is there in three ways: its latent is active in the teacher's autoencoder (`sae`), it is among a token's labels
-(`label`), and it is active in the model's mixture (`prediction`).
+A concept can occur in three ways: its latent is active in the teacher's autoencoder (`sae`), it is a label of the token
+(`label`), and it is active in the model's mixture (`prediction`). Of each concept and source only the strongest occurrences
+are kept, [C, N] values and positions. A batch is thinned to one occurrence per window and concept, then to those that beat
+the weakest one kept, so that little is left to sort.
 """
 
 from __future__ import annotations
@@ -23,27 +25,78 @@ from cocomix.mixers.base import MixerInputs
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.sae.quality import windows_per_batch
 from cocomix.steering.activations import ActivationRecorder
-from cocomix.steering.concept_notes import ActivationStatistics
+from cocomix.steering.concept_metadata import ActivationStatistics
 from cocomix.tools.inspect.prediction_quality import PredictionQuality
-from cocomix.tools.inspect.strongest import StrongestOccurrences
 
-# Shapes: B windows, T tokens, K active concepts, A labels a token, V vocabulary.
+# Shapes: B windows, T tokens, K concepts of a token, A labels of a token, C concepts, N occurrences kept of a concept,
+# M occurrences in hand, V vocabulary.
+
+
+class StrongestOccurrences:
+    """The strongest occurrences of each concept, at most one per window.
+
+    Args:
+        num_concepts: C.
+        num_kept: N.
+    """
+
+    def __init__(self, num_concepts: int, num_kept: int) -> None:
+        self.values = torch.full((num_concepts, num_kept), -torch.inf)
+        """[C, N], strongest first; -inf for missing ones."""
+        self.windows = torch.full((num_concepts, num_kept), -1)
+        self.positions = torch.full((num_concepts, num_kept), -1)
+        self.counts = torch.zeros(num_concepts, dtype=torch.long)
+        """All occurrences of each concept, also those not kept."""
+
+    def add(self, window_ids: Int64[Tensor, " B"], concepts: Tensor, values: Tensor, present: Tensor) -> None:
+        """Take a batch into account.
+
+        Args:
+            window_ids: of the batch; the first of equal values wins.
+            concepts: [B, T, K]; those present at one token differ.
+            values: [B, T, K], which rank the occurrences.
+            present: [B, T, K], whether the concept occurs.
+        """
+        row, position, slot = present.nonzero(as_tuple=True)
+        concept, value = concepts[row, position, slot], values[row, position, slot].float()
+        self.counts += torch.bincount(concept, minlength=len(self.counts))
+        better = value > self.values[concept, -1]
+        row, position, concept, value = row[better], position[better], concept[better], value[better]
+        # The strongest of each (concept, window).
+        order = _ranked(concept * len(window_ids) + row, value)
+        first = order[_rank_in_group((concept * len(window_ids) + row)[order]) == 0]
+        self._merge(concept[first], value[first], window_ids[row[first]], position[first])
+
+    def _merge(self, concept: Tensor, value: Tensor, window: Tensor, position: Tensor) -> None:
+        """Merge M occurrences into the rows of their concepts."""
+        touched, row = concept.unique(return_inverse=True)
+        N = self.values.shape[1]
+        old_row = torch.arange(len(touched)).repeat_interleave(N)
+        rows = torch.cat([old_row, row])
+        values = torch.cat([self.values[touched].flatten(), value])
+        order = _ranked(rows, values)
+        rank = _rank_in_group(rows[order])
+        order, rank = order[rank < N], rank[rank < N]
+        place = (touched[rows[order]], rank)
+        for kept, new in ((self.windows, window), (self.positions, position)):
+            kept[place] = torch.cat([kept[touched].flatten(), new])[order]
+        self.values[place] = values[order]
 
 
 @dataclass(frozen=True)
 class Occurrences:
-    """What one pass found."""
+    """The result of one pass."""
 
     num_windows: int
     num_tokens: int
     strongest: dict[str, StrongestOccurrences]
-    """By source; only sources that there are."""
+    """By source, for the sources that were given."""
     token_counts: Int64[Tensor, " V"]
     """How often each token of the vocabulary was read."""
     activations: ActivationStatistics
     """Of the model's active concepts."""
     quality: PredictionQuality | None
-    """Of the predictions against the labels, where there are labels."""
+    """Predictions against labels; None without labels."""
 
 
 @torch.no_grad()
@@ -56,20 +109,20 @@ def find_occurrences(
     num_kept: int,
     max_windows: int | None,
 ) -> Occurrences:
-    """Read windows once with the model and, where there are any, the labels and the autoencoder.
+    """Read windows once, with the model and, if given, the labels and the autoencoder.
 
     Args:
         model: with a concept mixer.
         dataset: the split to read.
-        extractor: teacher and autoencoder; gives latents, and labels unless `labels` are given.
-        labels: of `dataset`; only windows that have labels are read then.
+        extractor: teacher and autoencoder; gives latents, and labels unless `labels` is given.
+        labels: of `dataset`; if given, only windows with labels are read.
         num_kept: occurrences to keep of each concept and source.
-        max_windows: read so many evenly spaced windows; None: all.
+        max_windows: how many evenly spaced windows to read; None: all.
     """
     C = model.config.num_concepts
     names = [*(["sae"] if extractor else []), *(["label"] if extractor or labels else []), "prediction"]
     strongest = {name: StrongestOccurrences(C, num_kept) for name in names}
-    recorder = ActivationRecorder(C, model.config.hidden_size, model.device)
+    recorder = ActivationRecorder(C, model.device)
     quality = PredictionQuality(model) if extractor or labels else None
     token_counts = torch.zeros(dataset.vocab_size, dtype=torch.long)
     num_windows = 0
@@ -93,7 +146,7 @@ def find_occurrences(
 def _predict(
     model: CoCoMixForCausalLM, windows: Windows, recorder: ActivationRecorder
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What enters the mixer [B, T, D], and the concepts and values [B, T, K] that it makes active; no block above it runs."""
+    """The mixer's input [B, T, D] and its active concepts and values [B, T, K]; blocks above the mixer do not run."""
     adapter, T = model.adapter, windows.input_ids.shape[1]
     positions = torch.arange(T).unsqueeze(0) if windows.position_ids is None else windows.position_ids
     hidden = adapter.embed(adapter.token_embeddings(windows.input_ids), positions)
@@ -107,7 +160,7 @@ def _predict(
 def _batches(
     dataset: TokenDataset, labels: ConceptDataset | None, max_windows: int | None
 ) -> Iterator[tuple[np.ndarray, Windows]]:
-    """Evenly spaced windows, and their indices in the split; only those with labels if there are any."""
+    """Evenly spaced windows and their indices in the split; with labels, only windows that have them."""
     num_windows = dataset.num_windows if labels is None else labels.num_windows
     count = num_windows if max_windows is None else min(max_windows, num_windows)
     chosen = np.arange(count) * num_windows // count
@@ -120,11 +173,25 @@ def _batches(
 def _labels(
     ids: np.ndarray, windows: Windows, extractor: ConceptExtractor | None, labels: ConceptDataset | None
 ) -> ScoredLabels:
-    """Labels with their scores, 1 where a concept dataset keeps none."""
+    """Labels and their scores; the scores are 1 if the concept dataset has none."""
     if labels is None:
         assert extractor is not None
         with torch.enable_grad():
             return extractor.scored(**windows.inputs())
-    found = labels.labels(ids)
-    scores = labels.scores(ids) if labels.settings["scores"] else torch.ones(found.shape)
-    return ScoredLabels(found, scores)
+    concepts = labels.labels(ids)
+    scores = labels.scores(ids) if labels.settings["scores"] else torch.ones(concepts.shape)
+    return ScoredLabels(concepts, scores)
+
+
+def _ranked(group: Tensor, value: Tensor) -> Tensor:
+    """Order by group, strongest first; equal values keep their order."""
+    by_value = value.argsort(descending=True, stable=True)
+    return by_value[group[by_value].argsort(stable=True)]
+
+
+def _rank_in_group(sorted_groups: Tensor) -> Tensor:
+    """Rank of each item within its run of equal groups, from 0."""
+    places = torch.arange(len(sorted_groups))
+    is_first = torch.ones_like(sorted_groups, dtype=torch.bool)
+    is_first[1:] = sorted_groups[1:] != sorted_groups[:-1]
+    return places - torch.where(is_first, places, 0).cummax(0).values

@@ -1,7 +1,7 @@
 """How well a model predicts its concepts: precision, recall and calibration against labels.
 
-The concept loss is the cross-entropy with A labels of weight 1/A each, so the probability that the model gives to concept c
-being a label is A * softmax(z)_c, at most 1: that is what is called calibrated here.
+The concept loss is a cross-entropy with A labels of weight 1/A each, so the model's probability that concept c is a label is
+A * softmax(z)_c, at most 1. Calibration compares that probability with how often c is a label.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 2**24
 
 # Shapes: B windows, T tokens, N labelled tokens, n of a chunk, D width, C concepts, K active concepts, A labels a token.
 
-#: Bins of the reliability table; many probabilities are small.
+#: Bins of the reliability table, finer for small probabilities, which are the most common.
 EDGES = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RECALL_AT = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -41,12 +41,12 @@ class PredictionQuality:
         self.num_predicted = torch.zeros(C, dtype=torch.long)
         """Labelled tokens at which each concept is active."""
         self.num_hits = torch.zeros(C, dtype=torch.long)
-        """Tokens at which it is both."""
+        """Tokens at which a concept is active and a label."""
         self.mass = torch.zeros(C, dtype=torch.float64)
         """Sum of the model's probabilities."""
         self.hits_by_rank = torch.zeros(K, dtype=torch.long)
-        """Labels that are the 1st, 2nd, ... strongest prediction."""
-        # Of the active concepts, in each bin: how many, the sum of their probabilities, and how many are labels.
+        """How many labels are the 1st, 2nd, ... strongest prediction."""
+        # Active concepts in each bin: their number, the sum of their probabilities, and the number of labels among them.
         self.bins = torch.zeros(3, len(EDGES) - 1, dtype=torch.float64)
 
     def add(
@@ -56,13 +56,13 @@ class PredictionQuality:
         values: Float[Tensor, "B T K"],
         labels: Int64[Tensor, "B T A"],
     ) -> None:
-        """Take a batch into account; tokens without labels are left out.
+        """Count a batch; tokens without labels are skipped.
 
         Args:
-            hidden: what the mixer saw.
-            indices: concepts that it made active, strongest first.
-            values: theirs, raw logits.
-            labels: -100 where there are none.
+            hidden: input of the mixer.
+            indices: active concepts, strongest first.
+            values: their raw logits.
+            labels: -100 at tokens without labels.
         """
         valid = (labels != IGNORED_LABEL).all(-1)
         labels, indices, values = labels[valid], indices[valid], values[valid]  # (N, A), (N, K), (N, K)
@@ -82,13 +82,13 @@ class PredictionQuality:
 
     def _add_mass(self, x: Float[Tensor, "N D"], num_labels: int) -> Float[Tensor, " N"]:
         """Add the probabilities of all concepts; returns log(sum(exp(z))) of each token."""
-        found = []
+        log_partitions = []
         for rows in x.split(max(1, CHUNK_ELEMENTS // len(self.mass))):
             z = torch.addmm(self.mixer.head_bias, rows, self.mixer.head_weight.t())  # (n, C)
             log_partition = z.logsumexp(-1)
-            found.append(log_partition)
+            log_partitions.append(log_partition)
             self.mass += (z - log_partition.unsqueeze(-1)).exp_().mul_(num_labels).clamp_(max=1).sum(0)
-        return torch.cat(found)
+        return torch.cat(log_partitions)
 
     def precision(self) -> Float[Tensor, " C"]:
         """Share of the tokens where a concept is active that have it as label; nan where it never is."""
@@ -99,18 +99,18 @@ class PredictionQuality:
         return self.num_hits / self.num_labels
 
     def summary(self) -> dict[str, Any]:
-        """Of all concepts together."""
+        """Numbers of all concepts together."""
         total, K = int(self.num_labels.sum()), len(self.hits_by_rank)
         hits = self.hits_by_rank.cumsum(0)
         ks = sorted({k for k in RECALL_AT if k < K} | {K})
-        count, mass, found = self.bins
+        count, mass, labels = self.bins
         bins = [
             {
                 "from": EDGES[i],
                 "to": EDGES[i + 1],
                 "num_predictions": int(count[i]),
                 "mean_probability": float(mass[i] / count[i]) if count[i] else None,
-                "label_rate": float(found[i] / count[i]) if count[i] else None,
+                "label_rate": float(labels[i] / count[i]) if count[i] else None,
             }
             for i in range(len(count))
         ]
@@ -119,5 +119,5 @@ class PredictionQuality:
             "recall_at": {str(k): int(hits[k - 1]) / max(total, 1) for k in ks},
             "precision_at": {str(k): int(hits[k - 1]) / max(self.num_tokens * k, 1) for k in ks},
             "reliability": bins,
-            "calibration_error": float((mass - found).abs().sum() / count.sum().clamp(min=1)),
+            "calibration_error": float((mass - labels).abs().sum() / count.sum().clamp(min=1)),
         }

@@ -1,12 +1,12 @@
-"""The cards as a site: `index.html`, opened from disk, with nothing to fetch and nothing from elsewhere.
+"""The cards as a site that opens from disk and needs no network.
 
-    index.html       the numbers of the whole model, and an empty frame for the rest
+    index.html       the numbers of the whole model, and an empty frame for the cards
     inspect.js       fills the frame
-    data/index.js    of every concept its name, its numbers and its first tokens: all that a list needs
-    data/00000.js    whole cards, `CARDS_PER_FILE` a file, loaded when one of them is looked at
+    data/index.js    name, numbers and first promoted tokens of every concept, for the list
+    data/00000.js    whole cards, `CARDS_PER_FILE` per file, loaded when one of them is opened
 
-A page opened from disk may not fetch, but it may add a script; so data are scripts that call one function each. The page's
-content security policy forbids everything but its own scripts. Texts reach the page as `textContent` only.
+A page opened from disk may not fetch data, but it may add a script, so each data file is a script that calls one function.
+The content security policy allows only the page's own scripts, and text enters the page as `textContent` only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cocomix.base.artifacts import atomic
+from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
 from cocomix.tools.inspect.cards import iter_rows, read_summary
-from cocomix.tools.inspect.model_wide import SMALL_NORM, norm_figure
+from cocomix.tools.inspect.summary import BINS_PER_DECADE, SMALL_NORM
 
 PAGE_NAME = "index.html"
 SCRIPT_NAME = "inspect.js"
@@ -35,7 +37,7 @@ NUM_LISTED_TOKENS = 3
 #: Digits of the numbers in a list.
 LISTED_DIGITS = 4
 
-#: Fields of a card that a list can be sorted by.
+#: Fields of a card that sort the list.
 NUMBERS = (
     "prediction_rate",
     "label_rate",
@@ -66,8 +68,7 @@ def write_site(folder: Path) -> None:
     index: dict[str, list[Any]] = {"name": [], "tokens": [], **{name: [] for name in NUMBERS}}
     cards: list[dict[str, Any]] = []
     num_files = 0
-    partial = folder / f".{LINES_NAME}.partial"
-    with partial.open("w", encoding="utf-8") as lines:
+    with atomic(folder / LINES_NAME) as partial, partial.open("w", encoding="utf-8") as lines:
         for row in iter_rows(folder):
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             index["name"].append(row["name"])
@@ -78,7 +79,6 @@ def write_site(folder: Path) -> None:
             if len(cards) == CARDS_PER_FILE or row["concept"] == summary["num_concepts"] - 1:
                 _write_script(data / f"{num_files:05d}.js", "cocomixCards", num_files, cards)
                 num_files, cards = num_files + 1, []
-    partial.replace(folder / LINES_NAME)
     _write_script(data / "index.js", "cocomixIndex", index | {"cards_per_file": CARDS_PER_FILE})
     script = resources.files("cocomix.tools.inspect") / "templates" / SCRIPT_NAME
     write_file(folder / SCRIPT_NAME, script.read_bytes())
@@ -92,13 +92,32 @@ def page(summary: Mapping[str, Any]) -> str:
     return template.render(s=summary, norms=figure, probes=PROBES, small_norm=SMALL_NORM, percent=percent)
 
 
+def norm_figure(histogram: dict[str, Any]) -> Drawing:
+    """Concepts by the length of their row of the compression."""
+    edges, numbers = histogram["log10_edges"], histogram["num_concepts"]
+    figure, axes = panel(5.6, 2.3, left=0.45, right=0.25, bottom=0.47, top=0.28)
+    axes.bar(
+        edges[:-1], numbers, width=1 / BINS_PER_DECADE, align="edge", color=SERIES[0], edgecolor=RULE, linewidth=0.4
+    )
+    axes.set_xlim(edges[0], edges[-1])
+    decades = range(round(edges[0]), round(edges[-1]) + 1)
+    axes.set_xticks(decades, [f"{10.0**exponent:g}" for exponent in decades])
+    axes.set_xlabel("Length of a concept’s row of the compression (logarithmic)", loc="left")
+    axes.set_title("Concepts", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    alt = (
+        f"Concepts by the length of their row of the compression: the median is {histogram['median']:.3g}, "
+        f"{histogram['num_small']:,} are shorter than {SMALL_NORM:g}."
+    )
+    return save(figure, "norms", alt)
+
+
 def percent(share: float | None) -> str:
     """0.0123 as 1.23 %."""
     return "–" if share is None else f"{100 * share:.3g}{NARROW_SPACE}%"
 
 
 def script_json(value: Any) -> str:
-    """JSON that is safe inside a script, wherever that stands: no `<`, and no line end that JavaScript alone knows."""
+    """JSON that is safe inside any script: without `<` and without line ends that only JavaScript knows."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -108,7 +127,7 @@ def _write_script(path: Path, function: str, *arguments: Any) -> None:
 
 
 def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A card without the names of nested fields, which would be most of it."""
+    """A card without the names of nested fields, which would be most of its size."""
     effects = {
         name: None if row[name] is None else [[effect["token"], _short(effect["change"])] for effect in row[name]]
         for name in ("promoted", "suppressed", "measured_promoted", "measured_suppressed")

@@ -10,7 +10,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, TOKEN_DATASET
 from cocomix.labels.distillation_targets import DistillTargetsConfig
-from cocomix.training.config import TrainConfig
+from cocomix.training.config import NOT_NEEDED, OPEN, TrainConfig
 from cocomix.training.recipes import find_recipe
 
 
@@ -58,7 +58,7 @@ def read_inputs(config: TrainConfig, recipe: str | None, vocab_size: int | None,
     Raises:
         CocomixError: a folder is damaged or of another kind, or something is known of nowhere.
     """
-    data = None if config.data is None else artifacts.read(config.data, TOKEN_DATASET)
+    data = artifacts.read(config.data, TOKEN_DATASET) if config.data not in (OPEN, NOT_NEEDED) else None
     labels = None if config.labels is None else artifacts.read(config.labels, CONCEPT_DATASET)
     folder = config.distillation.targets
     targets = artifacts.read(folder, DISTILLATION_TARGETS) if folder is not None and folder.exists() else None

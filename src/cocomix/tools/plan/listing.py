@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
 from cocomix.base.tables import text_of
-from cocomix.modeling.flops import training_flops_per_token
-from cocomix.tools.plan.costs import cost_of
-from cocomix.tools.plan.teachers import teacher_of_size
-from cocomix.training.recipes import RECIPES, Recipe
-from cocomix.training.widths import meta_model, num_active_parameters
+
+#: Written by `recipe_rows.py`.
+ROWS_PATH = Path(__file__).with_name("recipes.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RecipeRow:
 
 def list_recipes(config: RecipesConfig) -> str | dict[str, Any]:
     """All recipes: a table, or with `json` a dictionary."""
-    rows = [recipe_row(recipe) for recipe in RECIPES.values()]
+    rows = [RecipeRow(**row) for row in read_json(ROWS_PATH)["recipes"]]
     if config.json:
         return {"recipes": [asdict(row) for row in rows]}
     table = Table("recipe", "what", box=None, pad_edge=False)
@@ -64,21 +64,3 @@ def list_recipes(config: RecipesConfig) -> str | dict[str, Any]:
         )
         previous = row.name
     return text_of(table)
-
-
-def recipe_row(recipe: Recipe) -> RecipeRow:
-    """Count one recipe."""
-    size, run = recipe.size, recipe.config()
-    model = meta_model(run, size)
-    teacher = teacher_of_size(size)
-    cost = cost_of(run, teacher, size.num_concepts, size.context_length)
-    return RecipeRow(
-        name=recipe.name,
-        what=recipe.what,
-        hidden_size=run.student.hidden_size,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_active_parameters=num_active_parameters(model),
-        train_flops_per_token=training_flops_per_token(model, size.context_length) + cost.student,
-        teacher_flops_per_token=cost.teacher,
-        num_tokens=run.num_tokens,
-    )

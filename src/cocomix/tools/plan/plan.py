@@ -23,7 +23,7 @@ from cocomix.tools.plan.costs import cost_of
 from cocomix.tools.plan.inputs import Inputs, PlannedText, read_inputs
 from cocomix.tools.plan.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
 from cocomix.tools.plan.teachers import planned_teacher
-from cocomix.training.config import NO_PATH, TrainConfig, flat
+from cocomix.training.config import NOT_NEEDED, TrainConfig, flat
 from cocomix.training.recipes import find_recipe
 from cocomix.training.renamed import renamed
 from cocomix.training.students import with_num_concepts
@@ -204,7 +204,7 @@ def plan(recipe: str, **options: Any) -> Plan:
     """
     own = {each.name for each in dataclasses.fields(PlanConfig)} - {"run", "recipe"}
     of_run = {each.name for each in dataclasses.fields(TrainConfig)}
-    run = replace(find_recipe(recipe).config(), data=NO_PATH, output=NO_PATH)
+    run = replace(find_recipe(recipe).config(), data=NOT_NEEDED, output=NOT_NEEDED)
     options = renamed(run, options)
     for key in options:
         if key not in own | of_run:

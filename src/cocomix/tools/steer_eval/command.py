@@ -1,8 +1,9 @@
 """`cocomix steer-eval`: the steering score of a model, as a folder.
 
-DIR/steering.json   everything: the headline, a summary of each strength, a score of each concept and of its random other
+DIR/steering.json   all results: a summary of each strength, and a score of each concept and of its control
 DIR/steering.md     the same as tables, for people
-DIR/rise.png        how much more active concepts are, by strength; DIR/cost.png: what it costs
+DIR/rise.png        how much more active concepts are, by strength
+DIR/cost.png        the cost, by strength
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from torch import Tensor
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import STEERING_SCORE
+from cocomix.base.page import write_file
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extraction import load_extractor
-from cocomix.labels.label_sources import identify_sae
+from cocomix.labels.live import identify_sae, load_extractor
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.activations import concept_activations
-from cocomix.steering.concept_notes import ConceptNotes, read_notes
+from cocomix.steering.concept_metadata import ConceptMetadata, read_metadata
 from cocomix.steering.directions import NUM_STRONGEST, concept_directions
 from cocomix.steering.steer import SteerMode
-from cocomix.tools.generate.continuations import Continuing
-from cocomix.tools.steer_eval.figures import draw_figures
+from cocomix.tools.generate.continuations import GenerationSettings
 from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
-from cocomix.tools.steer_eval.report import headline, markdown, summarize_strengths
+from cocomix.tools.steer_eval.report import draw_figures, headline, markdown, summarize_strengths
 from cocomix.tools.steer_eval.score import (
     ConceptScore,
     Measurements,
@@ -42,7 +42,7 @@ from cocomix.tools.steer_eval.score import (
 
 RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
 
-#: What to try by default: multiples of the usual activation for `set` and `add`, factors for the others.
+#: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
 STRENGTHS = {
     "toward": (0.15, 0.25, 0.35, 0.5),
     "set": (0.5, 1.0, 2.0, 4.0),
@@ -51,13 +51,13 @@ STRENGTHS = {
     "scale_logits": (2.0, 3.0, 5.0, 10.0),
 }
 
-#: With fewer, half of them are too few for a sign-flip test to find anything at 5 %, however clear (2^-5 < 0.05).
+#: Half of them are scored, and with fewer than five a sign-flip test can't be significant at 5 % (2^-5 < 0.05).
 MIN_PROMPTS = 10
 
 
 @dataclass(frozen=True)
 class SteerEvalConfig:
-    """What to steer, and how to measure what it does."""
+    """What to steer, and how to measure the effect."""
 
     model: Path
     """Student with a concept mixer: a training run, or a folder of `save_pretrained`."""
@@ -66,36 +66,36 @@ class SteerEvalConfig:
     sae: Path
     """The teacher's autoencoder: concept i of the model is its latent i."""
     data: Path
-    """Token dataset: prompts are from its validation split, what is usual from its training split."""
+    """Token dataset: prompts come from its validation split, usual activations and directions from its training split."""
     output: Path
     """Folder for the score."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    """0-based block of the teacher after which the autoencoder reads; by default as recorded by `train-sae`."""
     mode: SteerMode = "toward"
     """How to steer; see `cocomix generate`."""
     strengths: tuple[float, ...] = ()
-    """To try, in units of the usual activation for set and add; by default four for the mode."""
+    """Strengths to try, for set and add in units of the usual activation; by default four per mode."""
     concepts: tuple[int, ...] = ()
-    """The sample; by default the most used ones."""
+    """The sample; by default the most used concepts."""
     num_concepts: int = 100
-    """Size of the sample, without --concepts: those most often among the four strongest of a token."""
+    """Size of the sample without --concepts: the concepts most often among the four strongest of a token."""
     num_prompts: int = 64
-    """Half of them choose the strengths, half score."""
+    """Half of the prompts choose the strengths, the other half scores them."""
     num_prompt_tokens: int = 16
     num_new_tokens: int = 32
     """Tokens of each continuation."""
     temperature: float = 1.0
     """Of sampling; 0: always the likeliest token."""
     steer_prompt: bool = True
-    """Whether all tokens of the prompt are edited; if not, from its last one on, which decides the first new token."""
+    """Whether all tokens of the prompt are edited; if not, edits start at its last token, which decides the first new one."""
     max_fluency_cost: float = 0.5
-    """Nats a token that steering may add to the teacher's loss."""
+    """Nats per token that steering may add to the teacher's loss."""
     num_windows: int = 512
-    """Training windows that say which concepts are used and what is usual."""
+    """Training windows that measure which concepts are used, usual activations and directions."""
     batch_size: int = 256
     """Continuations in a batch."""
     seed: int = 0
-    """Of sampling, of the halves and of the random others."""
+    """Of sampling, of the split into halves and of the controls."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
@@ -104,13 +104,13 @@ class SteerEvalConfig:
         require_at_least(2, self, "num_concepts")
         require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows", "batch_size")
         if self.mode not in STRENGTHS:
-            raise CocomixError(f"mode is {self.mode!r}; what has a strength to try is one of {', '.join(STRENGTHS)}")
+            raise CocomixError(f"mode is {self.mode!r}; it must be one with strengths to try: {', '.join(STRENGTHS)}")
         if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
-            raise CocomixError("--concepts takes two or more different concepts: each is compared with another")
+            raise CocomixError("--concepts takes two or more different concepts, because each is compared with another")
 
 
 def steer_eval(config: SteerEvalConfig) -> str:
-    """Score, or recognise a finished score with equal settings; returns the headline and the table of strengths."""
+    """Score a model, or recognise a finished score with equal settings; returns the folder and the headline."""
     config = dataclasses.replace(config, model=local_model(config.model), teacher=local_model(config.teacher))
     teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
     sae_fingerprint, layer = identify_sae(config.sae, config.layer, config.teacher, teacher_fingerprint)
@@ -152,12 +152,12 @@ def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> Non
         },
         "strengths": summarize_strengths(measured, config.max_fluency_cost),
         "names": {str(concept): names[concept] for concept in concepts if concept in names},
-        **{name: [dataclasses.asdict(score) for score in found] for name, found in scores.items()},
+        **{name: [dataclasses.asdict(score) for score in each] for name, each in scores.items()},
     }
     artifacts.write_json(config.output / RESULT_NAME, result)
-    (config.output / TABLE_NAME).write_text(markdown(result), encoding="utf-8")
+    write_file(config.output / TABLE_NAME, markdown(result).encode())
     for drawing in draw_figures(result):
-        (config.output / f"{drawing.name}.png").write_bytes(drawing.png)
+        write_file(config.output / f"{drawing.name}.png", drawing.png)
 
 
 def _measure(
@@ -172,30 +172,34 @@ def _measure(
     validation.check_model(config.teacher, teacher.model.config.vocab_size)
     C, L = model.config.num_concepts, sae.config.num_latents
     if C != L:
-        raise CocomixError(f"{config.model} has {C} concepts, but {config.sae} has {L} latents: they can't be the same")
+        raise CocomixError(
+            f"{config.model} has {C} concepts, but {config.sae} has {L} latents; give the autoencoder of its labels"
+        )
     prompts = _prompts(config, model, validation)
     for concept in config.concepts:
-        ConceptNotes(C).resolve(concept)
+        ConceptMetadata(C).resolve(concept)
     concepts = list(config.concepts)
     if not concepts:
         concepts = most_used_latents(teacher, sae, train, NUM_STRONGEST, config.num_windows)[: config.num_concepts]
     statistics = concept_activations(model, train, config.num_windows)
     directions = concept_directions(model, train, config.num_windows, description="directions toward concepts")
-    names = read_notes(config.model, C).names
-    how = Continuing(
+    names = read_metadata(config.model, C).names
+    generation = GenerationSettings(
         num_new_tokens=config.num_new_tokens,
-        pad_token_id=validation.eos_token_id,
+        end_token_id=validation.eos_token_id,
         temperature=config.temperature,
         mode=config.mode,
         positions=None if config.steer_prompt else slice(config.num_prompt_tokens - 1, None),
         unit="usual",
-        notes=ConceptNotes(C, names, dataclasses.replace(statistics, directions=directions)),
+        metadata=ConceptMetadata(C, names, dataclasses.replace(statistics, directions=directions)),
         batch_size=config.batch_size,
     )
-    # A concept that the model never predicts has no direction: it is in the sample, and does not rise.
+    # A concept that the model never predicts has no direction. It stays in the sample and does not rise.
     unknown = [concept for concept in concepts if config.mode == "toward" and not bool(directions[concept].any())]
     reader = TextReader(teacher, sae, concepts)
-    measured = measure_steering(model, reader, prompts, concepts, strengths, how, left_alone=unknown, seed=config.seed)
+    measured = measure_steering(
+        model, reader, prompts, concepts, strengths, generation, left_alone=unknown, seed=config.seed
+    )
     return measured, concepts, names
 
 

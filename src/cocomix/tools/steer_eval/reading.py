@@ -1,4 +1,4 @@
-"""Text read back through the teacher and its autoencoder: what is active in it, how fluent it is, how much it repeats."""
+"""Reads text with the teacher and its autoencoder: which latents are active, how fluent it is, how much it repeats."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ REPEATED_LENGTH = 4
 
 @dataclass(frozen=True)
 class Readings:
-    """Of continuations; each number is about the continuation alone."""
+    """Measurements of continuations, without their prompts."""
 
     activations: Float[Tensor, "*B L"]
-    """Mean activation of each latent, zero where it is not active."""
+    """Mean activation of each latent over all tokens, 0 where it is not active."""
     losses: Float[Tensor, "*B"]
-    """The teacher's loss, nats a token."""
+    """The teacher's loss, nats per token."""
     repetition: Float[Tensor, "*B"]
-    """Share of the runs of four tokens that occurred before."""
+    """Share of the runs of four tokens that occurred earlier in the text."""
 
 
 class TextReader:
     """Reads continuations.
 
     Args:
-        teacher: whose residual stream is read, and whose loss says how fluent a text is.
-        sae: the dictionary.
-        latents: L of its latents, to be read.
+        teacher: gives the residual stream, and the loss that measures fluency.
+        sae: the teacher's autoencoder.
+        latents: L latents to read.
     """
 
     def __init__(self, teacher: Teacher, sae: SparseAutoencoder, latents: Sequence[int]) -> None:
         self.teacher, self.sae, self.num_latents = teacher, sae, len(latents)
-        self.slots = torch.full((sae.config.num_latents,), len(latents))  # L: none of them
+        self.slots = torch.full((sae.config.num_latents,), len(latents))  # L: not read
         self.slots[torch.tensor(list(latents), dtype=torch.long)] = torch.arange(len(latents))
 
     @torch.no_grad()
     def read(self, ids: Int64[Tensor, "*B T"], num_prompt_tokens: int) -> Readings:
-        """Read what follows the first `num_prompt_tokens` tokens, with them as its context."""
+        """Read the tokens after the first `num_prompt_tokens`, which are their context."""
         parts = [self._read(batch, num_prompt_tokens) for batch in ids.flatten(0, -2).split(BATCH_SIZE)]
         columns = (torch.cat(column).unflatten(0, ids.shape[:-1]) for column in zip(*parts, strict=True))
         return Readings(*columns)
@@ -72,14 +72,14 @@ def _repetition(tokens: Sequence[int]) -> float:
 def most_used_latents(
     teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, num_strongest: int, max_windows: int | None = None
 ) -> list[int]:
-    """Latents by how often they are among the strongest of a token, as labels are chosen by default; unused ones left out.
+    """Latents by how often they are among the strongest of a token, the default choice of labels; without unused latents.
 
     Args:
-        teacher: whose residual stream is read.
-        sae: the dictionary.
-        dataset: text.
-        num_strongest: how many of a token count.
-        max_windows: look at so many evenly spaced windows; None: all.
+        teacher: gives the residual stream.
+        sae: the teacher's autoencoder.
+        dataset: text to read.
+        num_strongest: how many latents of a token count.
+        max_windows: how many evenly spaced windows to read; None: all.
     """
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
     for windows in dataset.batches(BATCH_SIZE, max_windows):

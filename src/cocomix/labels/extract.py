@@ -1,0 +1,218 @@
+"""`cocomix extract`: token dataset to concept dataset, labels computed once, shard by shard (`shard_work.py`).
+
+`--verify` checks that a finished concept dataset is what it says: every byte, the inputs, and the labels of some windows,
+which are computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.kinds import CONCEPT_DATASET
+from cocomix.base.labels import IGNORED_LABEL
+from cocomix.base.progress import say
+from cocomix.data.concept_dataset import ConceptDataset, write_labels
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
+from cocomix.labels.controls import DerivedLabels
+from cocomix.labels.live import TeacherLabels
+from cocomix.labels.shard_work import ShardWork, finish_work
+from cocomix.modeling.loading import local_model
+
+LabelSource = TeacherLabels | DerivedLabels
+#: With a smaller share, something is likely wrong: only the last position of a window and few others have no label.
+USUAL_SHARE_LABELLED = 0.5
+#: `verify` computes the labels of this many batches again.
+NUM_VERIFIED_BATCHES = 4
+#: On another processor or library rounding differs and nearly equal scores change places; with another teacher most differ.
+MAX_SHARE_OF_OTHER_LABELS = 0.01
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Which labels, of which windows."""
+
+    data: Path
+    """Token dataset with the teacher's tokenizer."""
+    output: Path
+    """Folder of the concept dataset."""
+    teacher: Path | None = None
+    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
+    sae: Path | None = None
+    """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default the one that `train-sae` recorded."""
+    labels: Path | None = None
+    """Finished concept dataset to make the controls `shuffled` and `frequency` from, in place of teacher and sae; its
+    attribution settings hold for them too."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    scores: bool = False
+    """Store the scores of the labels beside them, as float32."""
+    num_windows: int | None = None
+    """Label the first N training windows; by default all."""
+    batch_size: int = 16
+    """Windows in one pass of the teacher."""
+    windows_per_shard: int = 512
+    """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and one file's
+    labels are held in memory until it is written."""
+    verify: bool = False
+    """Only check: every byte of the finished folder and, with teacher and sae given, the labels of some windows."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_windows", "batch_size", "windows_per_shard")
+        require_at_least(0, self, "layer")
+        if (self.teacher is None) != (self.sae is None):
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        if self.verify:
+            return
+        if self.attribution.control in DERIVED_CONTROLS:
+            if self.labels is None or self.teacher is not None:
+                raise CocomixError(
+                    f"the control {self.attribution.control!r} is made from finished labels: give --labels, without "
+                    "--teacher and --sae"
+                )
+            if self.scores:
+                raise CocomixError(
+                    f"labels of the control {self.attribution.control!r} have no scores; leave out --scores"
+                )
+        elif self.teacher is None:
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        elif self.labels is not None:
+            raise CocomixError("--labels is for the controls 'shuffled' and 'frequency'; see --attribution.control")
+
+
+def extract(config: ExtractConfig) -> artifacts.Manifest:
+    """Make the concept dataset, continue an interrupted one, or recognise a finished one; alone or under `torchrun`."""
+    if config.teacher is not None:
+        config = dataclasses.replace(config, teacher=local_model(config.teacher))
+    data = TokenDataset(config.data, "train")
+    if config.verify:
+        return verify(config.output, data, config.teacher, config.sae, config.layer)
+    source = _label_source(config, data)
+    num_windows = config.num_windows or source.num_windows
+    if num_windows > source.num_windows:
+        raise CocomixError(
+            f"num_windows is {num_windows}, but {config.labels or config.data} has {source.num_windows} training windows"
+        )
+    settings: dict[str, Any] = {
+        "data": data.parts,
+        **source.settings,
+        "scores": config.scores,
+        "num_windows": num_windows,
+        # Another batch size may round differently and so change a label.
+        "batch_size": config.batch_size,
+        "windows_per_shard": config.windows_per_shard,
+    }
+    return finish_work(
+        config.output,
+        CONCEPT_DATASET,
+        settings,
+        lambda: _Shards(config, source, settings, data.context_length),
+        overwrite=config.overwrite,
+    )
+
+
+def _label_source(config: ExtractConfig, data: TokenDataset) -> LabelSource:
+    if config.labels is not None:
+        return DerivedLabels(data, config.labels, config.attribution)
+    assert config.teacher is not None
+    assert config.sae is not None
+    return TeacherLabels(data, config.teacher, config.sae, config.layer, config.attribution)
+
+
+class _Shards(ShardWork):
+    """The shards of one concept dataset."""
+
+    description = "extracting concept labels"
+
+    def __init__(
+        self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any], context_length: int
+    ) -> None:
+        super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, context_length)
+        self.config, self.source = config, source
+
+    def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
+        parts = [self.source.scored(batch) for batch in batches]
+        labels = torch.cat([part.labels for part in parts])
+        scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
+        write_labels(self.folder, index, labels, self.source.num_concepts, scores)
+        return {"num_labelled": int((labels != IGNORED_LABEL).all(-1).sum())}
+
+    def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
+        labelled = sum(receipt["num_labelled"] for receipt in receipts) / (self.num_windows * self.context_length)
+        if not labelled:
+            raise CocomixError(
+                f"no position has as many latents with a score as num_labels ({self.config.attribution.num_labels}): "
+                f"{self.config.sae} does not fit the teacher, or num_labels is too large"
+            )
+        if labelled < USUAL_SHARE_LABELLED:
+            say(f"warning: only {labelled:.0%} of the positions have labels")
+        return {
+            "num_concepts": self.source.num_concepts,
+            "share_labelled": labelled,
+            "flops_per_token": self.source.flops_per_token,
+        }
+
+
+def verify(
+    path: Path, data: TokenDataset, teacher: Path | None, sae: Path | None, layer: int | None
+) -> artifacts.Manifest:
+    """Check a concept dataset.
+
+    Args:
+        path: its folder.
+        data: the token dataset it should belong to.
+        teacher: with `sae`, also compare these and compute the labels of evenly spaced batches again.
+        sae: the teacher's dictionary.
+        layer: needed where the dictionary does not say its own.
+
+    Raises:
+        CocomixError: a file is damaged, an input is another, or labels differ; the message names which.
+    """
+    stored = ConceptDataset(path, data)
+    say(f"{path}: every byte is as written, and the text, tokenizer and windows are those of {data.path}")
+    if teacher is not None and sae is not None:
+        if "labels" in stored.settings:
+            raise CocomixError(
+                f"{path} is a control made from other labels; verify those with a teacher, and this without one"
+            )
+        source = TeacherLabels(data, teacher, sae, layer, AttributionConfig(**stored.settings["attribution"]))
+        for name in ("teacher", "sae", "layer"):
+            if source.settings[name] != stored.settings[name]:
+                raise CocomixError(f"{path} was made with another {name} than the given one")
+        _compare(path, stored, source)
+    return stored.manifest
+
+
+def _compare(path: Path, stored: ConceptDataset, source: TeacherLabels) -> None:
+    """Compute whole batches again, the same ones as before, so that on the same machine even the rounding is equal."""
+    size = int(stored.settings["batch_size"])
+    starts = np.unique(
+        np.linspace(0, max(0, stored.num_windows - size), NUM_VERIFIED_BATCHES).astype(int) // size * size
+    )
+    num_other = num_positions = 0
+    first: int | None = None
+    for start in starts:
+        windows = range(start, min(start + size, stored.num_windows))
+        differs = (stored.labels(windows) != source.labels(windows)).any(-1)
+        num_other += int(differs.sum())
+        num_positions += differs.numel()
+        if first is None and bool(differs.any()):
+            first = start + int(torch.nonzero(differs.any(-1))[0])
+    if num_other > MAX_SHARE_OF_OTHER_LABELS * num_positions:
+        raise CocomixError(
+            f"labels of {path} differ from what its teacher and autoencoder give, first in window {first}: "
+            f"{num_other} of {num_positions} positions compared"
+        )
+    say(f"{path}: {num_positions - num_other:,} of {num_positions:,} positions computed again have the same labels")

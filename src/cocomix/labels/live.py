@@ -1,0 +1,154 @@
+"""Labels computed by a teacher and its dictionary: for `extract`, which stores them, and live, while a student trains.
+
+`TeacherLabels` knows its fingerprints at once and loads the models when they are first needed, so that finished work is
+recognised without them. Training takes it in place of a concept dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from cocomix.base import artifacts
+from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import SPARSE_AUTOENCODER
+from cocomix.base.progress import say
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
+from cocomix.labels.config import AttributionConfig
+from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
+from cocomix.modeling.teacher import load_teacher
+from cocomix.sae.formats.find import local_path
+from cocomix.sae.model import SparseAutoencoder
+from cocomix.sae.quality import sae_fit_warning
+
+# Shapes: B windows, T tokens, A labels a token.
+
+#: Windows on which the dictionary is tried: enough to see whether it fits the teacher at all.
+WINDOWS_PER_FIT = 4
+
+
+class TeacherLabels:
+    """Labels of training windows, computed by a teacher and its dictionary.
+
+    Args:
+        data: the windows.
+        teacher: causal LM: a folder or a file.
+        sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
+        layer: 0-based block after which the dictionary reads; None: the one that `train-sae` recorded.
+        attribution: how labels are chosen.
+
+    A training run on these labels depends on its `inputs`.
+
+    Raises:
+        CocomixError: the dictionary belongs to another teacher or layer.
+    """
+
+    def __init__(
+        self, data: TokenDataset, teacher: Path, sae: Path, layer: int | None, attribution: AttributionConfig
+    ) -> None:
+        self.data, self.teacher, self.sae, self.attribution = data, teacher, sae, attribution
+        self.num_windows = data.num_windows
+        teacher_fingerprint = artifacts.fingerprint_of_path(teacher)
+        sae_fingerprint, self.layer = identify_sae(sae, layer, teacher, teacher_fingerprint)
+        self.settings: dict[str, Any] = {
+            "teacher": teacher_fingerprint,
+            "sae": sae_fingerprint,
+            "layer": self.layer,
+            "attribution": dataclasses.asdict(attribution),
+        }
+        self.inputs = self.settings
+
+    @cached_property
+    def extractor(self) -> ConceptExtractor:
+        """Teacher and dictionary, loaded when they are first needed."""
+        sae = SparseAutoencoder.from_pretrained(self.sae)
+        extractor = ConceptExtractor(load_teacher(self.teacher), sae, self.layer, self.attribution)
+        self.data.check_model(self.teacher, extractor.teacher.model.config.vocab_size)
+        few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows)))
+        warning = sae_fit_warning(sae, extractor.teacher.residual(**few.inputs()))
+        if warning is not None:
+            say(f"warning: {self.sae}: {warning}")
+        return extractor
+
+    @property
+    def num_concepts(self) -> int:
+        return self.extractor.sae.config.num_latents
+
+    @property
+    def flops_per_token(self) -> float:
+        return extraction_flops_per_token(self.extractor, self.data.context_length)
+
+    def to(self, device: torch.device | str) -> None:
+        """Compute on another device from now on."""
+        self.extractor.teacher.model.to(device)
+        self.extractor.sae.to(device)
+
+    def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
+        device = self.extractor.teacher.model.device
+        return self.extractor.scored(**self.data.windows(windows).to(device).inputs())
+
+    def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
+        """Labels of the given windows, as a concept dataset gives them."""
+        return self.scored(windows).labels
+
+    def training_flops(self, num_tokens: int, num_windows: int) -> float:
+        """Cost of the labels in a run of `num_tokens`; they are computed again whenever a window is seen again."""
+        return num_tokens * self.flops_per_token
+
+
+def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int) -> float:
+    """FLOPs of the teacher up to the hook and of the encoder; with attribution also of all above the hook, both ways."""
+    adapter, hook, settings = extractor.teacher.adapter, extractor.teacher.layer + 1, extractor.config
+    C, D = extractor.sae.config.num_latents, extractor.sae.config.hidden_size
+    flops = span_flops_per_token(adapter, 0, hook, context_length) + 2 * C * D
+    if settings.criterion == "activation_value":
+        return flops
+    blocks = span_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
+    forward = blocks + head_flops(adapter)
+    # A frozen weight's product has one in the backward, the gradient of its input; attention's have two.
+    backward = forward + attention_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
+    flops += forward + backward
+    if settings.loss == "next_token":
+        flops += blocks  # the cached keys and values
+    if settings.value == "pre_activation":
+        flops += 2 * 2 * C * D  # all pre-activations, and the gradient along all directions
+    return flops
+
+
+def load_extractor(
+    teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
+) -> ConceptExtractor:
+    """Teacher and dictionary from their folders, at the layer that `train-sae` recorded or the given one."""
+    _, layer = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
+    return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
+
+
+def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str) -> tuple[str, int]:
+    """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
+    if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
+        local = local_path(sae)
+        if local.is_dir() and (layers := sorted(path.parent.name for path in local.glob("layer-*/manifest.json"))):
+            raise CocomixError(
+                f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
+            )
+        if layer is None:
+            raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
+        return artifacts.fingerprint_of_path(local), layer
+    manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
+    if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
+        raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
+    trained = int(manifest.settings["layer"])
+    if layer not in (None, trained):
+        raise CocomixError(
+            f"the autoencoder {sae} was trained on layer {trained}, but --layer is {layer}; leave it out"
+        )
+    return manifest.fingerprint, trained

@@ -1,0 +1,79 @@
+"""Where a dictionary's files are, and which format they have: told from what is there, never from the path's own name."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import download
+from cocomix.sae.formats.files import read_pickle
+
+#: Files that make a folder one of a format. Together they tell the formats apart.
+FILES: dict[str, tuple[str, ...]] = {
+    "own": ("sae.json", "sae.safetensors"),
+    "sparsify": ("cfg.json", "sae.safetensors"),
+    "saelens": ("cfg.json", "sae_weights.safetensors"),
+    "gemma_scope": ("params.npz",),
+    "gemma_scope_2": ("config.json", "params.safetensors"),
+    "dictionary_learning": ("config.json", "ae.pt"),
+}
+_HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>.+))?")
+
+
+def local_path(path: Path | str) -> Path:
+    """The path itself where it exists; else what was downloaded from the Hugging Face Hub under that name.
+
+    `organisation/repository` is looked up at the repository's root, `organisation/repository/inside` in a folder or as a
+    file of it. Only files of known formats are downloaded.
+    """
+    if Path(path).exists():
+        return Path(path)
+    match = _HUB_NAME.fullmatch(str(path))
+    if match is None:
+        raise CocomixError(f"{path} does not exist, and is no name on the Hugging Face Hub (organisation/repository)")
+    repository, inside = match["repository"], match["inside"]
+    names = sorted(set().union(*FILES.values()))
+    patterns = [f"{inside}/{name}" for name in names] + [inside] if inside else names
+    folder = download(str(path), repository, patterns)
+    downloaded = folder / inside if inside else folder
+    if not downloaded.exists():
+        raise CocomixError(f"{repository} on the Hugging Face Hub has no dictionary at {inside}")
+    return downloaded
+
+
+def recognise(path: Path) -> str:
+    """Name of the format of a folder or a single file.
+
+    Raises:
+        CocomixError: it has none, or could have several.
+    """
+    if path.is_dir():
+        return _recognise_folder(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith(".npy") for name in archive.namelist()):
+                return "gemma_scope"
+    if path.suffix in (".safetensors", ".json") or path.name == "ae.pt":
+        raise CocomixError(f"{path} is one file of a dictionary; name its folder")
+    if "pre_bias" in read_pickle(path):
+        return "openai"
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows; a single file is OpenAI's or Gemma Scope's")
+
+
+def _recognise_folder(path: Path) -> str:
+    formats = [name for name, files in FILES.items() if all((path / file).is_file() for file in files)]
+    if len(formats) == 1:
+        return formats[0]
+    if formats:
+        raise CocomixError(f"{path} could be {' or '.join(formats)}; name its format")
+    weights = {files[-1] for files in FILES.values()}
+    folders = sorted({file.parent.relative_to(path).as_posix() for name in weights for file in path.rglob(name)})
+    if folders:
+        more = ", …" if len(folders) > 3 else ""
+        raise CocomixError(
+            f"{path} holds no dictionary itself; name one of the folders in it: {', '.join(folders[:3])}{more}"
+        )
+    expected = "; ".join(f"{name}: {' + '.join(files)}" for name, files in FILES.items())
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows ({expected}; openai: a single file)")

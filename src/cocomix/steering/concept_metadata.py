@@ -1,0 +1,265 @@
+"""Metadata of a model's concepts, kept beside its weights: their names, and how often and how strongly they are active.
+
+DIR/concept_names.json               {"7": "import statements", ...}: the file to edit by hand
+DIR/concept_statistics.json          how often and how strongly each concept is active, measured on text
+DIR/concept_directions.safetensors   directions that shift the mixture toward each concept
+
+`cocomix inspect` writes these files and keeps every name that already exists. They are not part of the model: its manifest
+and fingerprint do not change. Steering by name needs only the model, because `metadata_of` finds the folder it was loaded
+from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, write_json
+from cocomix.base.errors import CocomixError, reason_of
+
+# Shapes: C concepts.
+
+NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = CONCEPT_METADATA_NAMES
+NUM_NEAREST_NAMES = 3
+
+
+#: Columns of the statistics file, and the field that holds each.
+_COLUMNS = {"share": "activation_rate", "mean": "mean", "std": "std", "largest": "largest", "usual": "mean_abs"}
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """How often and how strongly each concept is active on some text; an activation is a raw logit of the concept head."""
+
+    num_tokens: int
+    """Tokens measured on."""
+    activation_rate: Float[Tensor, " C"]
+    """Share of the tokens at which each concept is active."""
+    mean: Float[Tensor, " C"]
+    """Mean activation where it is active; 0 if it never is. Can be negative."""
+    std: Float[Tensor, " C"]
+    """Standard deviation of the activation where it is active."""
+    largest: Float[Tensor, " C"]
+    """Largest activation; 0 if it is never active."""
+    mean_abs: Float[Tensor, " C"]
+    """Mean |activation| where it is active: the unit `usual` of steering, positive also for concepts whose activations are
+    negative. A concept that is never active takes the median of the others."""
+    directions: Float[Tensor, "C D"] | None = None
+    """Shift of W_compress @ TopK(z) toward each concept (`steering/directions.py`); 0 for a concept that was never among the
+    strongest of a token. None: not measured, or the model does not mix its concepts in."""
+
+
+@dataclass(frozen=True)
+class ConceptMetadata:
+    """Names and statistics of a model's concepts, as far as they are known."""
+
+    num_concepts: int
+    names: Mapping[int, str] = field(default_factory=dict)
+    """By concept; no two are equal."""
+    statistics: ActivationStatistics | None = None
+
+    def title(self, concept: int) -> str:
+        """A concept as shown to people: `1234 (import statements)`, or `1234` if it has no name."""
+        return f"{concept} ({self.names[concept]})" if concept in self.names else str(concept)
+
+    def resolve(self, concept: Any) -> int:
+        """The concept with an index (a number or its digits) or a name; case matters only if names differ in nothing else.
+
+        Raises:
+            CocomixError: there is no such concept or name (the error suggests the nearest names), or a name fits several.
+        """
+        if isinstance(concept, str):
+            exact = [key for key, name in self.names.items() if name == concept]
+            folded = [key for key, name in self.names.items() if name.casefold() == concept.casefold().strip()]
+            matches = exact or folded
+            if len(matches) > 1:
+                titles = " and ".join(self.title(key) for key in matches)
+                raise CocomixError(f"the concept name {concept!r} fits {titles}; give the index")
+            if matches:
+                return matches[0]
+            if not _is_whole_number(concept):
+                raise CocomixError(f"no concept is called {concept!r}; {self._advice(concept)}")
+            concept = int(concept)
+        if not isinstance(concept, int) or isinstance(concept, bool):
+            raise CocomixError(f"concept {concept!r} is neither an index nor a name; {self._range()}")
+        if not 0 <= concept < self.num_concepts:
+            raise CocomixError(f"concept {concept} does not exist; {self._range()}")
+        return concept
+
+    def _advice(self, name: str) -> str:
+        if not self.names:
+            return f"this model's concepts have no names yet (`cocomix inspect` writes them); {self._range()}"
+        by_folded = {known.casefold(): known for known in self.names.values()}
+        nearest = difflib.get_close_matches(name.casefold(), by_folded, NUM_NEAREST_NAMES, cutoff=0.3)
+        if not nearest:
+            nearest = sorted(by_folded)[:NUM_NEAREST_NAMES]
+        return f"the nearest names are {', '.join(repr(by_folded[folded]) for folded in nearest)}"
+
+    def _range(self) -> str:
+        return f"the model has concepts 0 to {self.num_concepts - 1}"
+
+
+def metadata_of(model: nn.Module) -> ConceptMetadata:
+    """The metadata in the folder that a model was loaded from; empty if the folder has none.
+
+    Looks at the files on every call, and reads those that changed since the last one.
+
+    Args:
+        model: one with concepts.
+
+    Raises:
+        CocomixError: a file is damaged; see `read_metadata`.
+    """
+    config: Any = model.config
+    source = getattr(config, "_name_or_path", "")
+    return read_metadata(Path(source), config.num_concepts) if source else ConceptMetadata(config.num_concepts)
+
+
+def read_metadata(folder: Path, num_concepts: int) -> ConceptMetadata:
+    """The metadata in a model's folder.
+
+    Args:
+        folder: of the model; need not exist.
+        num_concepts: C of the model.
+
+    Raises:
+        CocomixError: a file is not JSON of the expected form, two concepts have the same name, or a concept does not exist.
+    """
+    folder = folder.absolute()
+    return _read_metadata(folder, num_concepts, tuple(_stamp(folder / name) for name in CONCEPT_METADATA_NAMES))
+
+
+def write_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> None:
+    """Write the names of a model's concepts, replacing the old file.
+
+    Raises:
+        CocomixError: a name is empty, a number, longer than a line, or used twice, or a concept does not exist.
+    """
+    path = folder / NAMES_NAME
+    _checked_names(path, names.items(), num_concepts)
+    write_json(path, {str(concept): name for concept, name in names.items()})
+
+
+def add_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> dict[int, str]:
+    """Name the concepts that have no name yet; a name that is already used gets the concept's index after it.
+
+    Returns:
+        all names, old and new.
+    """
+    merged = dict(read_metadata(folder, num_concepts).names)
+    used = set(merged.values())
+    for concept, name in names.items():
+        if concept not in merged:
+            merged[concept] = name if name not in used else f"{name} ({concept})"
+            used.add(merged[concept])
+    write_names(folder, merged, num_concepts)
+    return merged
+
+
+def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
+    """Write the statistics of a model's concepts, replacing the old files; without directions their file is removed."""
+    path = folder / DIRECTIONS_NAME
+    if statistics.directions is None:
+        path.unlink(missing_ok=True)
+    else:
+        with atomic(path) as partial:
+            save_file({"directions": statistics.directions.contiguous()}, partial)
+    columns = {column: getattr(statistics, name).tolist() for column, name in _COLUMNS.items()}
+    write_json(folder / STATISTICS_NAME, {"num_tokens": statistics.num_tokens, **columns})
+
+
+@lru_cache(maxsize=4)
+def _read_metadata(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptMetadata:
+    has_names, has_statistics, has_directions = (stamp is not None for stamp in stamps)
+    path, names, statistics = folder / NAMES_NAME, {}, None
+    if has_names:
+        names = _checked_names(path, _pairs(path), num_concepts)
+    if has_statistics:
+        directions = _read_directions(folder / DIRECTIONS_NAME, num_concepts) if has_directions else None
+        statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, directions)
+    return ConceptMetadata(num_concepts, names, statistics)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """A value that changes when the file does; None if it does not exist."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _pairs(path: Path) -> list[tuple[Any, Any]]:
+    """Keys and values of a JSON object, repeated keys included."""
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
+    except (ValueError, OSError) as error:
+        raise CocomixError(f"{path} is not a JSON file ({reason_of(error)}); correct it or delete it") from error
+    # An empty array and an empty object look the same here, and mean the same.
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
+        raise CocomixError(f"{path} does not hold a JSON object; correct it or delete it")
+    return pairs
+
+
+def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
+    names: dict[int, str] = {}
+    owners: dict[str, int] = {}
+    for key, name in pairs:
+        if not _is_whole_number(str(key)) or not 0 <= int(key) < num_concepts:
+            raise CocomixError(f"{path} names concept {key!r}; the model has concepts 0 to {num_concepts - 1}")
+        concept = int(key)
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or _is_whole_number(name):
+            raise CocomixError(f"{path} calls concept {concept} {name!r}; a name is one line of text and not a number")
+        if concept in names:
+            raise CocomixError(f"{path} names concept {concept} twice: {names[concept]!r} and {name!r}")
+        if name in owners:
+            raise CocomixError(f"{path} calls both concept {owners[name]} and concept {concept} {name!r}; rename one")
+        names[concept], owners[name] = name, concept
+    return names
+
+
+def _read_directions(path: Path, num_concepts: int) -> Tensor:
+    try:
+        directions: Tensor = load_file(path)["directions"]
+    except (SafetensorError, KeyError, OSError) as error:
+        raise CocomixError(
+            f"{path} is damaged ({reason_of(error)}); delete it and run `cocomix inspect` again"
+        ) from error
+    if directions.ndim != 2 or len(directions) != num_concepts or not bool(directions.isfinite().all()):
+        raise CocomixError(
+            f"{path} does not hold the directions of {num_concepts} concepts; delete it and run `cocomix inspect` again"
+        )
+    return directions
+
+
+def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -> ActivationStatistics:
+    values = dict(_pairs(path))
+    damaged = f"{path} does not hold the statistics of {num_concepts} concepts"
+    advice = "delete it and run `cocomix inspect` again"
+    if values.keys() != {"num_tokens", *_COLUMNS} or not isinstance(values["num_tokens"], int):
+        raise CocomixError(f"{damaged}; {advice}")
+    for name in _COLUMNS:
+        column = values[name]
+        is_column = isinstance(column, list) and len(column) == num_concepts
+        if not is_column or not all(isinstance(value, int | float) and math.isfinite(value) for value in column):
+            raise CocomixError(f"{damaged}: {name} is not a list of {num_concepts} numbers; {advice}")
+    columns = {name: torch.tensor(values[column], dtype=torch.float32) for column, name in _COLUMNS.items()}
+    if not bool((columns["mean_abs"] > 0).all()):
+        raise CocomixError(f"{damaged}: a usual activation is not positive; {advice}")
+    return ActivationStatistics(values["num_tokens"], **columns, directions=directions)
+
+
+def _is_whole_number(text: str) -> bool:
+    return text.strip().removeprefix("-").isdecimal()

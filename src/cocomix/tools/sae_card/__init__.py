@@ -1,0 +1,1 @@
+"""The quality card of a trained autoencoder: one JSON file and one page."""

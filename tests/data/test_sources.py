@@ -1,0 +1,110 @@
+"""Sources as rows of `datasets`: files and datasets, streamed or not, and what is wrong with them in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cocomix import CocomixError, PrepareConfig, prepare
+from cocomix.data.sources import Files, HubDataset, Source
+from tests.conftest import Tiny
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of `datasets`, empty."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def published(tiny: Tiny, tmp_path: Path) -> Path:
+    """A dataset as people publish it: the corpus as Parquet, in two files, with another field."""
+    texts = [json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines()]
+    folder = tmp_path / "published"
+    (folder / "data").mkdir(parents=True)
+    for number, part in enumerate((texts[:25], texts[25:])):
+        table = pa.table({"id": list(range(len(part))), "content": part})
+        pq.write_table(table, folder / "data" / f"train-0000{number}-of-00002.parquet")
+    return folder
+
+
+def dataset(name: Path | str, text_field: str = "content", split: str = "train", config: str | None = None) -> Source:
+    return HubDataset(str(name), config, split, text_field)
+
+
+def read(source: Source, stream: bool, tmp_path: Path, seed: int = 0) -> list[str]:
+    return list(source.texts(seed, stream=stream, folder=tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_files_and_datasets_give_all_texts_in_an_order_of_the_seed(
+    tiny: Tiny, tmp_path: Path, published: Path, cache: Path, stream: bool
+) -> None:
+    expected = [json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines()]
+    files = Files([tiny.corpus], "text", "text")
+    first = read(files, stream, tmp_path)
+    assert not cache.exists()  # nothing outside the output folder
+    for texts in (first, read(dataset(published), stream, tmp_path)):
+        assert texts != expected
+        assert sorted(texts) == sorted(expected)
+    assert read(files, stream, tmp_path) == first
+    assert read(files, stream, tmp_path, seed=1) != first
+
+
+def test_a_part_of_a_split_and_a_single_file(tiny: Tiny, tmp_path: Path, published: Path) -> None:
+    assert len(read(dataset(published, split="train[:50%]"), False, tmp_path)) == 30
+    assert len(read(dataset(tiny.corpus, "text"), True, tmp_path)) == 60
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_not_there_is_named(tmp_path: Path, published: Path, stream: bool) -> None:
+    for source, message in (
+        (dataset(published, "text"), r'published has no field "text" .*id, content.*--text-field'),
+        (dataset(published, split="foo"), r"published .*split.*foo"),
+        (dataset("no/such"), r"no/such"),
+        (dataset(published, config="de"), r"'de' not found"),
+        (dataset(published, "id"), r'published.*"id" holds int'),
+    ):
+        with pytest.raises(CocomixError, match=message):
+            read(source, stream, tmp_path)
+
+
+def test_blank_rows_are_left_out_and_a_damaged_dataset_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": " "}\n')
+    rows = dataset(tmp_path / "rows.jsonl", "text")
+    assert read(rows, True, tmp_path) == ["one"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{oops\n')
+    with pytest.raises(CocomixError, match=r"rows.jsonl"):
+        read(rows, True, tmp_path)
+
+
+def test_file_names_play_no_part(tmp_path: Path) -> None:
+    sources = []
+    for name in ("forth", "back"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(4):
+            (folder / f"{i if name == 'forth' else 9 - i}.txt").write_text(f"text {i}")
+        sources.append(Files(sorted(folder.glob("*.txt")), "text", name))
+    forth, back = sources
+    assert forth.fingerprint() == back.fingerprint()
+    assert read(forth, True, tmp_path) == read(back, True, tmp_path)
+    (tmp_path / "back" / "9.txt").write_text("another text")
+    assert Files(back.files, "text", "back").fingerprint() != forth.fingerprint()
+
+
+def test_prepare_takes_a_dataset_and_one_source_at_a_time(tiny: Tiny, tmp_path: Path, published: Path) -> None:
+    settings = {"vocab_size": 300, "context_length": 16, "validation_fraction": 0.2}
+    made = prepare(PrepareConfig(tmp_path / "a", dataset=str(published), text_field="content", **settings))  # type: ignore[arg-type]
+    # The same documents in a file give the same bytes.
+    assert made.files == json.loads((tiny.data / "manifest.json").read_text())["files"]
+    with pytest.raises(CocomixError, match=r"--text .*--dataset"):
+        PrepareConfig(tmp_path, (tmp_path,), dataset="x")
+    with pytest.raises(CocomixError, match=r"--split .*--dataset"):
+        PrepareConfig(tmp_path, split="test")

@@ -1,0 +1,30 @@
+"""Steered continuations from a tiny pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset
+from cocomix.labels.live import load_extractor
+from cocomix.steering.directions import concept_directions
+from cocomix.tools.demo.steering_example import STRENGTH, most_steerable
+from tests.conftest import Tiny
+
+
+def test_a_steered_continuation_names_concept_and_strength(tiny: Tiny, student: Path) -> None:
+    model, data = CoCoMixForCausalLM.from_pretrained(student).eval(), TokenDataset(tiny.data, "validation")
+    with torch.no_grad():
+        model.mixer.head_bias[3] = -1e6
+    extractor = load_extractor(tiny.teacher, tiny.sae, AttributionConfig())
+    known = concept_directions(model, data, 8).any(-1)
+    candidates = [int(concept) for concept in known.nonzero()[:4]]
+    sizes = {"num_prompt_tokens": 6, "num_new_tokens": 8, "max_windows": 8}
+    steered = most_steerable(model, extractor.teacher, extractor.sae, data, candidates, **sizes)
+    assert steered is not None
+    assert steered.concept in candidates
+    assert steered.strength == STRENGTH
+    assert steered.prompt + steered.original != steered.prompt + steered.steered
+    assert steered.steered_activation >= steered.original_activation
+    assert most_steerable(model, extractor.teacher, extractor.sae, data, [3], **sizes) is None
