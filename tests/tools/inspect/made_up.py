@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
 
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.base.kinds import INSPECTION
@@ -23,6 +22,7 @@ from cocomix.tools.inspect.cards import (
     write_cards,
 )
 from cocomix.tools.inspect.site import write_site
+from cocomix.tools.inspect.summary import norm_histogram, usage
 
 WORDS = ("def", "return", "import", "self", "value", "None", "True", "for", "in", "range", "class", "yield", "lambda")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
