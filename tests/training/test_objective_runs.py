@@ -25,7 +25,6 @@ from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
 from cocomix.objectives.base import Batch
 from cocomix.objectives.config import ConceptLossConfig, Schedule
-from cocomix.objectives.hidden_regression import HiddenRegression
 from cocomix.training.batches import Batches
 from cocomix.training.students import build_objectives
 from cocomix.training.trainable import TrainableModule
@@ -128,13 +127,13 @@ def test_a_weight_of_zero_at_the_end(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:
     seen: list[float] = []
-    weight_at = HiddenRegression.weight_at
+    weight_at = HiddenRegressionConfig.weight_at
 
-    def noted(self: HiddenRegression, step: int, num_steps: int) -> float:
+    def noted(self: HiddenRegressionConfig, step: int, num_steps: int) -> float:
         seen.append(weight_at(self, step, num_steps))
         return seen[-1]
 
-    monkeypatch.setattr(HiddenRegression, "weight_at", noted)
+    monkeypatch.setattr(HiddenRegressionConfig, "weight_at", noted)
     regression = HiddenRegressionConfig(weight=0.3, schedule=schedule)
     train(config(tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression))
     assert len(seen) == 20

@@ -144,20 +144,22 @@ def begin(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CocomixError(f"another process is writing {output}; wait for it or choose another --output") from None
-        found = _settings_of(output, kind)
+        stored = _settings_of(output, kind)
         is_finished = (output / MANIFEST_NAME).exists()
+        # A setting that is null is as one that does not exist: options come and go from version to version.
+        differences = [] if stored is None else _differences(stored, wanted)
         # An unfinished folder with equal settings goes on even with --overwrite: it is the same command, started again.
-        if found is not None and overwrite and (is_finished or found != wanted):
+        if stored is not None and overwrite and (is_finished or differences):
             _clear(output)
-            found = None
-        if found is not None and found != wanted and not _has_content(output):
-            found = None  # what began it failed before it wrote anything
-        if found is not None and found != wanted:
-            names = ", ".join(_differences(found, wanted))
+            stored = None
+        if differences and stored is not None and not _has_content(output):
+            stored = None  # what began it failed before it wrote anything
+        if differences and stored is not None:
             raise CocomixError(
-                f"{output} was made with other settings ({names}); choose another --output, or --overwrite to replace it"
+                f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
+                "to replace it"
             )
-        if found is None:
+        if stored is None:
             write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
         is_finished = (output / MANIFEST_NAME).exists()
         if config is not None and not is_finished:

@@ -54,6 +54,8 @@ def with_mixer(default: Any, from_file: Sequence[str], words: Sequence[str]) -> 
     """
     from_file, words = list(renamed_arguments(from_file)), list(renamed_arguments(words))
     run = default if isinstance(default, TrainConfig) else default.run
+    if run is not default:  # what is no run writes nothing, and is not held against what a run must not contradict
+        from_file = [word for word in from_file if not word.startswith("--output=")]
     name = _last_value([*from_file, *words], _MIXER)
     if name is not None and name != run.student.mixer.mixer:
         if name not in MIXERS:
