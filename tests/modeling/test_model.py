@@ -15,6 +15,7 @@ from cocomix.modeling import configuration
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.tools.bench import reference
 from tests.modeling.helpers import (
     FAMILIES,
     MIXERS,
@@ -25,7 +26,6 @@ from tests.modeling.helpers import (
     student,
     tokens,
 )
-from tests.reference import gpt2_cocomix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,20 +59,20 @@ def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, lay
     parameters = dict(model.named_parameters())
     fast = torch.autograd.grad(output.loss, list(parameters.values()))
 
-    expected_loss, expected_logits = gpt2_cocomix.loss(
+    expected = reference.gpt2(
         parameters,
         ids,
         labels,
         num_blocks=3,
         num_heads=2,
-        insert_layer=layer + 1,
-        num_active=5,
+        layer=layer,
+        K=5,
         concept_weight=0.3,
-        residual=mixing == "interleave_residual",
+        is_residual=mixing == "interleave_residual",
     )
-    slow = torch.autograd.grad(expected_loss, list(parameters.values()))
-    torch.testing.assert_close(output.loss, expected_loss)
-    torch.testing.assert_close(output.logits, expected_logits)
+    slow = torch.autograd.grad(expected.loss, list(parameters.values()))
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(output.logits, expected.logits)
     for name, got, expected in zip(parameters, fast, slow, strict=True):
         torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"gradient of {name}: {text}")
 

@@ -127,19 +127,18 @@ def test_wrong_words_are_refused(tmp_path: Path) -> None:
         bench(BenchConfig(json=tmp_path))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
-def test_the_dense_student_computes_what_the_student_does(family: str) -> None:
-    model = student(family, "concept", "interleave").train()
+def test_the_dense_student_computes_what_the_student_does() -> None:
+    model = student("gpt2", "concept", "interleave").train()
     ids = tokens(2, 7)
     labels = torch.randint(model.config.num_concepts, (2, 7, 3))
     labels[0, 2, 1] = labels[:, -1, 0] = -100
-    reference = dense.DenseStudent(model)
-    out, expected = model(input_ids=ids, labels=ids, concept_labels=labels), reference(ids, labels)
+    copied = dense.DenseStudent(model)
+    out, expected = model(input_ids=ids, labels=ids, concept_labels=labels), copied(ids, labels)
     torch.testing.assert_close(out.loss, expected.loss)
     assert torch.equal(out.concept_indices, expected.concept_indices)
     out.loss.backward()
     expected.loss.backward()
-    gradients = {name.removeprefix("model."): p.grad for name, p in reference.named_parameters()}
+    gradients = {name.removeprefix("model."): p.grad for name, p in copied.named_parameters()}
     assert gradients.keys() == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
