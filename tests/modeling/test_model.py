@@ -163,6 +163,19 @@ def test_the_auto_class_makes_it() -> None:
     assert type(AutoModelForCausalLM.from_config(student("qwen2").config)) is CoCoMixForCausalLM
 
 
+@pytest.mark.parametrize(("mixer", "layer"), [("none", None), ("pause", 1), ("concept", 1)])
+def test_settings_of_version_0_1_are_read(mixer: str, layer: int | None) -> None:
+    """They name every mixer's settings, and number the mixer's place by the block before which it stands."""
+    stored = CoCoMixConfig(backbone_config=backbone_config("llama"), mixer="none").to_dict()
+    del stored["format_version"]
+    stored |= {"mixer": mixer, "mixing": "add", "insert_layer": 2, "position_mode": "shared", "num_concepts": 24}
+    stored |= {"num_active_concepts": 5, "concept_stride": 1, "concept_window": None, "concept_groups": None}
+    config = CoCoMixConfig.from_dict(stored)
+    assert getattr(config, "layer", None) == layer
+    assert getattr(config, "rescale_epsilon", 1e-5) == 1e-5
+    assert CoCoMixConfig.from_dict(config.to_dict()).mixer == config.mixer
+
+
 class TestErrors:
     """Bad input: one sentence each."""
 

@@ -108,7 +108,8 @@ class CoCoMixConfig(PreTrainedConfig):
             if mixer == "concept":
                 own.setdefault("num_concepts", 32768)
             elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
-                own = {name: value for name, value in own.items() if hasattr(MIXERS[mixer], name)}
+                fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
+                own = {name: value for name, value in own.items() if name in fields}
             self.mixer = mixer_config(mixer, own)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(backbone, name, None))
