@@ -59,15 +59,13 @@ def main() -> None:
 
 
 @torch.no_grad()
-def measure(
-    backbone: PreTrainedModel, windows: Tensor, insert_layer: int, sae: SparseAutoencoder | None
-) -> dict[str, Any]:
+def measure(backbone: PreTrainedModel, windows: Tensor, layer: int, sae: SparseAutoencoder | None) -> dict[str, Any]:
     """Every start of one model, in windows [N, T]."""
     expected = [backbone(input_ids=ids).logits.log_softmax(-1) for ids in windows.split(8)]
     rows = {}
     for name, start in STARTS.items():
         settings = {
-            "insert_layer": insert_layer,
+            "layer": layer,
             "num_concepts": NUM_CONCEPTS,
             "num_active_concepts": NUM_ACTIVE,
             **start,
@@ -81,7 +79,7 @@ def measure(
         found = [model(input_ids=ids).logits.log_softmax(-1) for ids in windows.split(8)]
         rows[name] = compare(windows, expected, found)
     return {
-        "insert_layer": insert_layer,
+        "layer": layer,
         "num_tokens": windows.numel(),
         "backbone_loss": compare(windows, expected, expected)["loss"],
         "starts": rows,

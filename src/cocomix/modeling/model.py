@@ -72,7 +72,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         The compression starts at zero and the mixing is `interleave_residual` unless another is named, so each concept
         position starts as a copy of its token at the same position and attends to pairs of equal keys, which weigh what
         one key did. With `mixing="interleave"` the concept position has nothing but the concept vector: give the `sae`
-        of the backbone's residual stream after block `insert_layer - 1`, and that vector starts as its reconstruction.
+        of the backbone's residual stream after block `layer`, and that vector starts as its reconstruction.
 
         Args:
             backbone: any supported causal LM; kept, not copied.

@@ -22,6 +22,7 @@ from transformers import GPT2LMHeadModel
 from cocomix.base.errors import CocomixError
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import AttributionConfig
+from cocomix.mixers.config import NoMixerConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.extract_ranks import RanksShape, time_ranks
 from cocomix.tools.bench.memory import Work, peak_bytes
@@ -131,7 +132,7 @@ def _contestants(shape: ExtractShape) -> dict[str, Callable[[], Tensor]]:
         num_heads=shape.num_heads,
         vocab_size=shape.vocab_size,
         num_positions=1024,
-        mixer="none",
+        mixer=NoMixerConfig(),
     )
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config.backbone_config).eval()

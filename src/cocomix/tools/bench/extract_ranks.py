@@ -26,6 +26,7 @@ from cocomix.data.token_dataset import TOKENIZER_FOLDER, TokenDataset
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.mixers.config import NoMixerConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.students import student_config
 
@@ -73,7 +74,7 @@ def _prepare(folder: Path, shape: RanksShape) -> None:
     prepare(PrepareConfig(output=folder / "data", text=(text,), vocab_size=1024, context_length=CONTEXT))
     data = TokenDataset(folder / "data")
     config = student_config(
-        width=WIDTH, num_blocks=4, num_heads=4, vocab_size=data.vocab_size, num_positions=CONTEXT, mixer="none"
+        width=WIDTH, num_blocks=4, num_heads=4, vocab_size=data.vocab_size, num_positions=CONTEXT, mixer=NoMixerConfig()
     )
     torch.manual_seed(0)
     GPT2LMHeadModel(config.backbone_config).save_pretrained(folder / "teacher")

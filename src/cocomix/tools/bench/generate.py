@@ -33,9 +33,7 @@ SIZES = {
     "smoke": GenerateShape(
         lengths=(8, 16),
         uncached_length=8,
-        model=TrainShape(
-            width=16, num_blocks=3, num_heads=2, insert_layer=1, vocab_size=50, num_concepts=64, num_active=4
-        ),
+        model=TrainShape(width=16, num_blocks=3, num_heads=2, layer=0, vocab_size=50, num_concepts=64, num_active=4),
         repetitions=3,
     ),
 }
@@ -72,7 +70,7 @@ def measure(shape: GenerateShape) -> dict[str, Any]:
     """
     num_positions = max(shape.lengths) + shape.repetitions + 1
     sized = replace(shape.model, context=num_positions)
-    cocomix, ntp = student(sized).eval(), student(sized, mixer="none").eval()
+    cocomix, ntp = student(sized).eval(), student(sized, has_concepts=False).eval()
     prompt = torch.randint(shape.model.vocab_size, (1, max(shape.lengths)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         sequences = {

@@ -110,9 +110,9 @@ def _mixers(shape: HeadShape) -> dict[str, ConceptMixer]:
         num_heads=1,
         vocab_size=2,
         num_positions=1,
-        mixing="add",
-        num_concepts=shape.num_concepts,
-        num_active=shape.num_active,
+        mixer=ConceptConfig(
+            mixing="add", layer=-1, num_concepts=shape.num_concepts, num_active_concepts=shape.num_active
+        ),
     )
     torch.manual_seed(0)
     fast, dense = (mixer(cast(ConceptConfig, config.mixer), shape.width) for mixer in _MIXERS.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import GPT2Config
 
-from cocomix.mixers.config import ConceptConfig, NoMixerConfig
+from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.configuration import CoCoMixConfig
 
 
@@ -15,11 +15,7 @@ def student_config(
     num_heads: int,
     vocab_size: int,
     num_positions: int,
-    mixer: str = "concept",
-    mixing: str = "interleave",
-    insert_layer: int = 0,
-    num_concepts: int = 1,
-    num_active: int = 1,
+    mixer: MixerConfig,
 ) -> CoCoMixConfig:
     """A student on a GPT-2 without dropout."""
     backbone = GPT2Config(
@@ -34,7 +30,4 @@ def student_config(
         bos_token_id=0,
         eos_token_id=0,
     )
-    inserted = ConceptConfig(
-        mixing=mixing, layer=insert_layer - 1, num_concepts=num_concepts, num_active_concepts=num_active
-    )
-    return CoCoMixConfig(backbone_config=backbone, mixer=inserted if mixer == "concept" else NoMixerConfig())
+    return CoCoMixConfig(backbone_config=backbone, mixer=mixer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_flops
+from cocomix.mixers.config import ConceptConfig, NoMixerConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.bench.agreement import require_agreement
 from cocomix.tools.bench.dense import DenseStudent
@@ -36,7 +37,7 @@ class TrainShape:
     width: int = 512
     num_blocks: int = 8
     num_heads: int = 8
-    insert_layer: int = 3
+    layer: int = 2
     vocab_size: int = 50257
     num_concepts: int = 32768
     num_active: int = 32
@@ -54,7 +55,7 @@ SIZES = {
         width=16,
         num_blocks=3,
         num_heads=2,
-        insert_layer=1,
+        layer=0,
         vocab_size=50,
         num_concepts=64,
         num_active=4,
@@ -80,7 +81,11 @@ def measure(shape: TrainShape) -> dict[str, Any]:
         CocomixError: CoCoMix's loss, a gradient or its choice of concepts differs from the dense reference's.
     """
     fast = student(shape)
-    modules: dict[str, nn.Module] = {"fast": fast, "dense": DenseStudent(fast), "ntp": student(shape, mixer="none")}
+    modules: dict[str, nn.Module] = {
+        "fast": fast,
+        "dense": DenseStudent(fast),
+        "ntp": student(shape, has_concepts=False),
+    }
     batch, difference = _agreeing_batch(shape, modules)
     flops = {name: _flops(name, shape) for name in modules}
     times = interleaved({name: step_of(module, batch) for name, module in modules.items()}, shape.repetitions)
@@ -103,18 +108,16 @@ def measure(shape: TrainShape) -> dict[str, Any]:
     }
 
 
-def student(shape: TrainShape, mixer: str = "concept") -> CoCoMixForCausalLM:
-    """CoCoMix, or with mixer `none` the plain decoder of the same width; the same weights at every call."""
+def student(shape: TrainShape, *, has_concepts: bool = True) -> CoCoMixForCausalLM:
+    """CoCoMix, or the plain decoder of the same width; the same weights at every call."""
+    concepts = ConceptConfig(layer=shape.layer, num_concepts=shape.num_concepts, num_active_concepts=shape.num_active)
     config = student_config(
         width=shape.width,
         num_blocks=shape.num_blocks,
         num_heads=shape.num_heads,
         vocab_size=shape.vocab_size,
         num_positions=shape.context,
-        mixer=mixer,
-        insert_layer=shape.insert_layer,
-        num_concepts=shape.num_concepts,
-        num_active=shape.num_active,
+        mixer=concepts if has_concepts else NoMixerConfig(),
     )
     torch.manual_seed(0)
     model = CoCoMixForCausalLM(config)
@@ -160,7 +163,7 @@ def work(variant: str, shape: TrainShape) -> Work:
     """Build one of the three and take two steps: the first one makes the optimizer's state."""
 
     def run() -> int:
-        module: nn.Module = student(shape, "none" if variant == "ntp" else "concept")
+        module: nn.Module = student(shape, has_concepts=variant != "ntp")
         if variant == "dense":
             module = DenseStudent(module)  # type: ignore[arg-type]
         step = step_of(module, draw(shape, 0))
@@ -198,7 +201,7 @@ def _agreeing_batch(shape: TrainShape, modules: dict[str, nn.Module]) -> tuple[B
 def _flops(name: str, shape: TrainShape) -> int:
     """Of forward and backward, as torch counts them; on the meta device, where it sees attention's products too."""
     with torch.device("meta"):
-        module: nn.Module = student(shape, "none" if name == "ntp" else "concept")
+        module: nn.Module = student(shape, has_concepts=name != "ntp")
         if name == "dense":
             module = DenseStudent(module)  # type: ignore[arg-type]
         batch = Batch(
@@ -227,7 +230,7 @@ def describe(result: dict[str, Any]) -> Section:
     return Section(
         "Training step",
         f"GPT-2 of {shape['num_blocks']} blocks, width {shape['width']}, {shape['num_heads']} heads and "
-        f"{shape['vocab_size']:,} tokens; concepts inserted before block {shape['insert_layer']}, {shape['num_concepts']:,} "
+        f"{shape['vocab_size']:,} tokens; concepts inserted after block {_layer(shape)}, {shape['num_concepts']:,} "
         f"of them, {shape['num_active']} active, {shape['num_labels']} labels a token; {shape['batch']} windows of "
         f"{shape['context']} tokens, float32. Forward, backward, clipping and AdamW. CoCoMix is "
         f"**{ratio(result['dense_over_fast'])}** times as fast as its dense reference. It takes "
@@ -238,3 +241,8 @@ def describe(result: dict[str, Any]) -> Section:
         ["", "a step", "tokens a second", "FLOPs a token", "memory"],
         rows,
     )
+
+
+def _layer(shape: Mapping[str, Any]) -> int:
+    """Results of version 0.1 name the block before which concepts are inserted."""
+    return int(shape["layer"] if "layer" in shape else shape["insert_layer"] - 1)

@@ -151,7 +151,7 @@ def _predict(
     positions = torch.arange(T).unsqueeze(0) if windows.position_ids is None else windows.position_ids
     hidden = adapter.embed(adapter.token_embeddings(windows.input_ids), positions)
     hidden = adapter.run_blocks(
-        hidden, 0, model.config.insert_layer, position_ids=positions, packed_positions=windows.position_ids
+        hidden, 0, model.config.mixer.insertion, position_ids=positions, packed_positions=windows.position_ids
     )
     mixed = model.mixer(hidden, MixerInputs(edits=(recorder,)))
     return hidden, mixed.concept_indices, mixed.concept_values
