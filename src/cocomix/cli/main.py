@@ -36,6 +36,8 @@ class Command:
     module: str
     function: str
     config: str
+    config_module: str = ""
+    """Where the configuration is, if importing it costs less than the function."""
 
 
 COMMANDS = {
@@ -53,7 +55,9 @@ COMMANDS = {
         "distill_targets",
         "DistillTargetsConfig",
     ),
-    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig"),
+    "train": Command(
+        "a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig", "training.config"
+    ),
     "recipes": Command(
         "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
     ),
@@ -90,34 +94,34 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = _with_plugins(words)
+        argv = _with_plugins(argv)
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_USAGE
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
-        return 0 if words else EXIT_USAGE
-    if words[0] == "--version":
+        return 0 if argv else EXIT_USAGE
+    if argv[0] == "--version":
         from importlib.metadata import version
 
         print(f"cocomix {version('cocomix')}")
         return 0
-    if words[0] not in COMMANDS:
-        say(f"error: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    if argv[0] not in COMMANDS:
+        say(f"error: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
         return EXIT_USAGE
-    return _run(words[0], words[1:])
+    return _run(argv[0], argv[1:])
 
 
-def _with_plugins(words: list[str]) -> list[str]:
-    """Import what `--plugin` names before the command; returns the other words."""
-    while words and words[0] == "--plugin":
-        if len(words) < 2:
+def _with_plugins(argv: list[str]) -> list[str]:
+    """Import what `--plugin` names before the command; returns the other arguments."""
+    while argv and argv[0] == "--plugin":
+        if len(argv) < 2:
             raise CocomixError("--plugin is given nothing; it takes a Python file or a module that registers something")
-        _import_plugin(words[1])
-        words = words[2:]
-    return words
+        _import_plugin(argv[1])
+        argv = argv[2:]
+    return argv
 
 
 def _import_plugin(name: str) -> None:
@@ -141,10 +145,10 @@ def _import_plugin(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _run(name: str, words: Sequence[str]) -> int:
+def _run(name: str, argv: Sequence[str]) -> int:
     """Run one command, with every expected failure as one sentence."""
     try:
-        result = _call(COMMANDS[name], name, words)
+        result = _call(COMMANDS[name], name, argv)
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
@@ -182,20 +186,20 @@ def _is_disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
-def _call(command: Command, name: str, words: Sequence[str]) -> str:
+def _call(command: Command, name: str, argv: Sequence[str]) -> str:
     """Parse the options, call the function, and say in one line (or JSON) what came out."""
     tune_process()
     from cocomix.cli.options import parse
 
     _silence_progress_of_libraries()
-    module = importlib.import_module(f"cocomix.{command.module}")
+    settings = importlib.import_module(f"cocomix.{command.config_module or command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
-        config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
+        config = parse(getattr(settings, command.config), f"cocomix {name}", description, argv)
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
-    function: Callable[[Any], Any] = getattr(module, command.function)
+    function: Callable[[Any], Any] = getattr(importlib.import_module(f"cocomix.{command.module}"), command.function)
     result = function(config)
     if isinstance(result, dict):
         return json.dumps(result, indent=2)

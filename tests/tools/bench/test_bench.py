@@ -114,16 +114,16 @@ def test_other_concepts_on_every_batch_are_no_tie(monkeypatch: pytest.MonkeyPatc
         return values, (indices + 1) % 64, losses
 
     monkeypatch.setattr(mixers, "predict_concepts", other)
-    with pytest.raises(CocomixError, match="on each of 8 batches it chose other concepts"):
+    with pytest.raises(CocomixError, match=r"\b8\b.*concepts"):
         train.measure(train.SIZES["smoke"])
 
 
 def test_wrong_words_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--case", "other"])
-    with pytest.raises(CocomixError, match="threads is 0"):
+    with pytest.raises(CocomixError, match=r"threads.*0"):
         BenchConfig(threads=0)
-    with pytest.raises(CocomixError, match="is a folder; --json takes the name of a file"):
+    with pytest.raises(CocomixError, match="--json"):
         bench(BenchConfig(json=tmp_path))
 
 

@@ -26,7 +26,7 @@ class DenseConceptMixer(ConceptMixer):
             K=config.num_active_concepts,
             rescale_epsilon=config.rescale_epsilon,
         )
-        total, count = (None, None) if labels is None else (found.loss_sum, found.count)
+        total, count = (None, None) if labels is None else (found.loss_sum, found.num_labelled)
         return MixerOutput(self.mixing.combine(hidden, found.vectors), found.indices, found.values, total, count)
 
 

@@ -34,7 +34,7 @@ class Concepts:
     """[B, T, K]"""
     loss_sum: Tensor
     """Over the tokens with labels: one cross-entropy for each label, averaged."""
-    count: Tensor
+    num_labelled: Tensor
     """Tokens with labels."""
 
 
@@ -127,7 +127,7 @@ def gpt2(
         h = block(h, _of(body, f"h.{i}."), num_heads)
     logits = norm(h[:, 1::2], _of(body, "ln_f.")) @ body["wte.weight"].T
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    return Output(loss + concept_weight * found.loss_sum / found.count.clamp(min=1), logits, found.indices)
+    return Output(loss + concept_weight * found.loss_sum / found.num_labelled.clamp(min=1), logits, found.indices)
 
 
 def block(h: Tensor, weights: Weights, num_heads: int) -> Tensor:
