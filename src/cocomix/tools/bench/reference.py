@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ EPSILON = 1e-5
 Weights = Mapping[str, Tensor]
 
 
-class Concepts(NamedTuple):
+@dataclass(frozen=True)
+class Concepts:
     """What the concept head makes of hidden states."""
 
     vectors: Tensor
@@ -76,7 +77,8 @@ def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, resc
     )
 
 
-class Output(NamedTuple):
+@dataclass(frozen=True)
+class Output:
     """What the student says of some windows."""
 
     loss: Tensor
