@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocomix import CocomixError
-from cocomix.base.devices import known_devices, spec_of, this_device
+from cocomix.base.devices import device_spec, known_devices, this_device
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -46,6 +46,6 @@ def test_devices_are_known_by_their_drivers_names(
     monkeypatch: pytest.MonkeyPatch, driver_name: str, name: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: driver_name)
-    spec = spec_of(torch.device("cuda", 0))
+    spec = device_spec(torch.device("cuda", 0))
     assert spec == (None if name is None else known_devices()[name])
-    assert spec_of(torch.device("cpu")) is None
+    assert device_spec(torch.device("cpu")) is None

@@ -24,7 +24,7 @@ from cocomix import (
     train,
 )
 from cocomix.base.artifacts import read_json
-from cocomix.base.checkpoints import META, Checkpoint
+from cocomix.base.checkpoints import META_NAME, Checkpoint
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped
 from cocomix.data.order import windows_of_step
@@ -64,7 +64,7 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it(tiny: Tiny, tmp_path:
     with mock.patch.object(Engine, "forward", poisoned), pytest.raises(CocomixError, match=message):
         train(config(tiny, tmp_path / "run", checkpoint_every_steps=100))
     saved = tmp_path / "run" / "non_finite"
-    meta = read_json(saved / META)
+    meta = read_json(saved / META_NAME)
     assert (meta["step"], meta["windows"], meta["values"]["lm_loss"]) == (15, windows, "nan")
     before, expected = tensors_of(saved), tensors_of(tmp_path / "stopped" / "checkpoints" / "step-000000014")
     assert before.keys() == expected.keys()

@@ -33,7 +33,7 @@ from cocomix import (
 from cocomix.base import artifacts
 from cocomix.base.devices import known_devices
 from cocomix.base.kinds import read_metrics
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss
 from cocomix.labels import live
 from cocomix.modeling.backbones import DecoderAdapter, supported_families
@@ -229,7 +229,7 @@ def test_speed_and_the_use_of_a_known_device_are_shown(
 ) -> None:
     train(config(tiny, tmp_path / "unknown", "ntp"))
     assert " GFLOP/s" in capsys.readouterr().err
-    monkeypatch.setattr(trainer, "spec_of", lambda _: known_devices()["h100"])
+    monkeypatch.setattr(trainer, "device_spec", lambda _: known_devices()["h100"])
     train(config(tiny, tmp_path / "known", "ntp"))
     assert "MFU 0.0%" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "known") if "lm_loss" in line]

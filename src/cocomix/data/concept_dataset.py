@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.shards import write_shard
 from cocomix.data.sidecar import Sidecar
 from cocomix.data.token_dataset import TokenDataset

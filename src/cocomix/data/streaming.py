@@ -16,8 +16,7 @@ import numpy as np
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
-from cocomix.base.labels import IGNORED_LABEL
-from cocomix.data import token_dataset
+from cocomix.data import IGNORED_LABEL, token_dataset
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import Split
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, compiler
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.modeling.configuration import CoCoMixConfig
 
 # Shapes: B batch, T tokens, A labels a token.

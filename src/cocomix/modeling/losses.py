@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.linear_head import linear_head
 from cocomix.modeling.backbones import DecoderAdapter
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
 from cocomix.mixers.config import MIXERS

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         batches = Batches(data, [part for part in opened if part is not None])
         settings = _settings_of(config, batches)
         begun = artifacts.begin(config.output, TRAINING_RUN, settings, overwrite=config.overwrite, config=options)
-        finished = ranks.from_first(lambda: stack.enter_context(begun))
+        finished = ranks.on_first_rank(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
                 say(f"{config.output}: the training run is finished already")

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
 
-FOLDER = ".trackers"
+TRACKERS_FOLDER = ".trackers"
 PROJECT = "cocomix"
 
 
@@ -53,7 +53,7 @@ class Trackers:
         require_trackers(names)
         self._trackers: list[Tracker] = []
         for name in dict.fromkeys(names):
-            folder = output / FOLDER / name
+            folder = output / TRACKERS_FOLDER / name
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._trackers.append(_TRACKERS[name](folder, output.name, settings or {}, step))

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, restore_state, state_of, write_state
-from cocomix.base.devices import spec_of
+from cocomix.base.checkpoints import Checkpoints, restore_state, training_state, write_state
+from cocomix.base.devices import device_spec
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import METRICS_NAME
 from cocomix.base.progress import ProgressLine, say
@@ -89,7 +89,7 @@ class Trainer:
         self.metrics: MetricsFile | None = None
         self.trackers: Trackers | None = None
         num_metric_bytes = self._resume()
-        ranks.from_first(lambda: self._open_records(num_metric_bytes))
+        ranks.on_first_rank(lambda: self._open_records(num_metric_bytes))
         self.logged_at = self.step, self.seconds
 
     def finish(self) -> artifacts.Manifest:
@@ -181,7 +181,7 @@ class Trainer:
         self.logged_at = self.step, self.seconds
         rate = (self.step - step) * self.tokens_per_step / (self.seconds - seconds)
         flops_per_second = rate * self.flops_per_token
-        written, spec = {"tokens_per_second": round(rate, 1)}, spec_of(self.device)
+        written, spec = {"tokens_per_second": round(rate, 1)}, device_spec(self.device)
         if spec is None:
             return written, {"speed": f"{flops_per_second / 1e9:,.1f} GFLOP/s"}
         is_bfloat16 = self.config.parallel.precision == "bfloat16"
@@ -203,7 +203,7 @@ class Trainer:
         folder, windows = self.config.output / NON_FINITE_FOLDER, self._windows(failed.step).tolist()
         values = {name: str(value) for name, value in failed.values.items()}
         meta = {"step": failed.step + 1, "windows": windows, "values": values}
-        write_state(folder, state_of(self.student, self.optimizer), meta, self.ranks)
+        write_state(folder, training_state(self.student, self.optimizer), meta, self.ranks)
         some = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         what = ", ".join(f"{name} {value}" for name, value in values.items())
         raise CocomixError(
@@ -252,7 +252,7 @@ class Trainer:
             self.mixer_metrics.merge(self.ranks.size)
             num_metric_bytes = self.metrics.sync() if self.metrics is not None else 0
             meta = {"seconds": self.seconds, "num_metric_bytes": num_metric_bytes}
-            self.checkpoints.save(self.step, state_of(self.student, self.optimizer) | self._counts(), meta)
+            self.checkpoints.save(self.step, training_state(self.student, self.optimizer) | self._counts(), meta)
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint, if there is one; returns how long the metrics were."""
@@ -289,7 +289,7 @@ class Trainer:
     def _write(self) -> artifacts.Manifest:
         """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
         model = self.engine.whole_model(self._build)
-        return self.ranks.from_first(lambda: self._write_folder(model))
+        return self.ranks.on_first_rank(lambda: self._write_folder(model))
 
     def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
         assert self.metrics is not None
