@@ -95,3 +95,30 @@ def test_plugins_that_are_missing_are_named() -> None:
         assert code == 2
         assert name in said
         assert "Traceback" not in said
+
+
+def test_a_mixing_with_weights_is_a_concept_mixer_with_another_mix() -> None:
+    """The example of docs/design.md: its own class is built, although its settings derive from a built-in mixer's."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    block = next(part for part in text.split("```python\n")[1:] if "GateConfig" in part).split("```")[0]
+    lines = [
+        "from dataclasses import dataclass",
+        "from typing import Any, ClassVar",
+        "import cocomix, torch",
+        "from torch import nn",
+    ]
+    lines += ["from transformers import LlamaConfig", "from cocomix.mixers.concept import ConceptMixer"]
+    lines += ["from cocomix.mixers.config import ConceptConfig", block]
+    lines += [
+        "sizes = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2)"
+    ]
+    lines += [
+        "config = cocomix.CoCoMixConfig(LlamaConfig(**sizes), mixer='gate', num_concepts=6, num_active_concepts=2)"
+    ]
+    lines += [
+        "model = cocomix.CoCoMixForCausalLM(config)",
+        "print(type(model.mixer).__name__, model.mixer.gate.sum().item())",
+    ]
+    lines += ["print(model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["GateMixer 0.0", "torch.Size([1, 3, 9])"], done.stderr

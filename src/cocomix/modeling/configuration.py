@@ -105,7 +105,7 @@ class CoCoMixConfig(PreTrainedConfig):
         else:
             known = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)}
             own = {name: settings.pop(name) for name in list(settings) if name in known}
-            if mixer == "concept":
+            if mixer in MIXERS and MIXERS[mixer].has_concepts:
                 own.setdefault("num_concepts", 32768)
             elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
                 fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
