@@ -4,8 +4,8 @@
 
 A window carries its tokens and, for each token, the concepts that a teacher's autoencoder found there. The model predicts
 both, mixes the predicted concepts into its hidden states, and returns one loss: next token plus weighted concepts. So
-`Trainer` needs nothing of ours but data and schedule. Options, windows and schedule are those of `cocomix train`, which adds other
-objectives, resuming to the bit, and ranks that give the numbers of one. Needs `accelerate`.
+`Trainer` needs nothing of ours but data and schedule. Options, windows and schedule are those of `cocomix train`, which adds
+other objectives, resuming to the bit, and ranks that give the numbers of one. Needs `accelerate`.
 """
 
 from __future__ import annotations
