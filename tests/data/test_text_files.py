@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cocomix import CocomixError
-from cocomix.data.text_files import files_of, read_file, standard_library_files
+from cocomix.data.text_files import expand_paths, read_file, standard_library_files
 
 
 def texts_of(path: Path, text_field: str = "text") -> list[str]:
-    return [text for file in files_of([path]) for text in read_file(file, text_field)]
+    return [text for file in expand_paths([path]) for text in read_file(file, text_field)]
 
 
 def test_standard_library_leaves_its_tests_out() -> None:

@@ -30,4 +30,4 @@ def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     if close:
         return f"; perhaps {' or '.join(prefix + match for match in close)}"
-    return f"; there are {', '.join(prefix + known for known in names)}"
+    return f"; choose from {', '.join(prefix + known for known in names)}"

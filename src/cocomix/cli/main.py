@@ -1,6 +1,6 @@
-"""`cocomix COMMAND`: each command is a configuration dataclass and the function that takes it.
+"""`cocomix COMMAND`: each command is a configuration dataclass and a function that takes it.
 
-Only the chosen command's module is imported, so that `cocomix --help` loads no torch. `tyro` makes the options and their
+Only the chosen command's module is imported, so `cocomix --help` does not load torch. `tyro` makes the options and their
 help from the dataclass, its defaults and the docstrings of its fields.
 """
 
@@ -30,7 +30,7 @@ EXIT_BROKEN_PIPE = 141
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, and where its function and its configuration are."""
+    """A command: its summary, and the module, function and configuration class that implement it."""
 
     summary: str
     module: str
@@ -63,7 +63,7 @@ COMMANDS = {
     ),
     "plan": Command("what a run costs before it starts", "tools.plan.plan_table", "show_plan", "PlanConfig"),
     "bench": Command(
-        "what things cost here, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
+        "costs on this machine, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
     ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
@@ -75,7 +75,10 @@ COMMANDS = {
         "InspectConfig",
     ),
     "compare": Command(
-        "runs side by side: losses, what reaching them took, seeds", "tools.compare.command", "compare", "CompareConfig"
+        "runs side by side: losses, the cost of reaching them, seeds",
+        "tools.compare.command",
+        "compare",
+        "CompareConfig",
     ),
     "generate": Command(
         "a prompt continued, with concepts steered", "tools.generate.command", "generate", "GenerateConfig"
@@ -84,7 +87,7 @@ COMMANDS = {
         "how well steering works, against random concepts", "tools.steer_eval.command", "steer_eval", "SteerEvalConfig"
     ),
     "studio": Command(
-        "a page on this machine to see what a model thinks in, and to steer it",
+        "a local page to see a model's concepts and steer it",
         "studio.command",
         "studio",
         "StudioConfig",
@@ -115,10 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_plugins(argv: list[str]) -> list[str]:
-    """Import what `--plugin` names before the command; returns the other arguments."""
+    """Import the plugins that `--plugin` names before the command; returns the remaining arguments."""
     while argv and argv[0] == "--plugin":
         if len(argv) < 2:
-            raise CocomixError("--plugin is given nothing; it takes a Python file or a module that registers something")
+            raise CocomixError("--plugin needs a value: a Python file or a module that registers something")
         _import_plugin(argv[1])
         argv = argv[2:]
     return argv
@@ -141,12 +144,12 @@ def _import_plugin(name: str) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
-    """Run one command, with every expected failure as one sentence."""
+    """Run one command, reporting expected failures in one sentence; returns the exit code."""
     try:
         result = _call(COMMANDS[name], name, argv)
     except CocomixError as error:
@@ -166,7 +169,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+    if result and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
         return _print(result)
     return 0
 
@@ -175,19 +178,19 @@ def _print(result: str) -> int:
     """Print a result; returns the exit code."""
     try:
         print(result, flush=True)
-    except BrokenPipeError:  # `cocomix recipes | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush, at its end
+    except BrokenPipeError:  # as in `cocomix recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush at exit succeeds
         return EXIT_BROKEN_PIPE
     return 0
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """Whether the disk was full; libraries in Rust say so in an exception of their own."""
+    """Whether the disk was full; libraries written in Rust report that in exceptions of their own."""
     return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
 def _call(command: Command, name: str, argv: Sequence[str]) -> str:
-    """Parse the options, call the function, and say in one line (or JSON) what came out."""
+    """Parse the options and call the function; returns its result as text or JSON, or the output folder."""
     tune_process()
     from cocomix.cli.options import parse
 
@@ -207,9 +210,9 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> str:
 
 
 def _silence_progress_of_libraries() -> None:
-    """Turn off progress bars of datasets and transformers, which would break up our own line.
+    """Turn off the progress bars of datasets and transformers, which would break up our own line.
 
-    Both read these variables when they are imported, so a command that needs neither does not load them. Users can set them.
+    The libraries read these variables on import; values set by the user are kept.
     """
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -226,8 +229,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "cocomix COMMAND --help lists the options of a command; cocomix --version the version.",
-            "cocomix --plugin FILE.py COMMAND imports a file first that registers mixers, objectives or families.",
+            "cocomix COMMAND --help lists the options of a command; cocomix --version shows the version.",
+            "cocomix --plugin FILE.py COMMAND first imports a file that registers mixers, objectives or families.",
         ]
     )
 
