@@ -110,13 +110,13 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     checkpoints.save(1, {"x": torch.ones(2)}, {})
     with (
         full_disk(),
-        pytest.raises(CocomixError, match=r"step-000000002 can't be written \(.*No space left on device\)"),
+        pytest.raises(CocomixError, match=r"step-000000002.*No space left on device"),
     ):
         checkpoints.save(2, {"x": torch.zeros(2)}, {})
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000000001"]
     assert read(checkpoints.latest()) == [1.0, 1.0]
     (tmp_path / "file").touch()
-    with pytest.raises(CocomixError, match=r"can't be written \(.*Not a directory"):
+    with pytest.raises(CocomixError, match=r"state.*Not a directory"):
         write_state(tmp_path / "file" / "state", {"x": torch.zeros(2)}, {}, Ranks())
 
 

@@ -18,16 +18,14 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_each_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cuda(monkeypatch, 0)
     assert this_device() == torch.device("cpu")
-    with pytest.raises(CocomixError, match="torch finds no CUDA device; use cpu, or auto"):
+    with pytest.raises(CocomixError, match=r"(?i)cuda.*cpu.*auto"):
         this_device("cuda")
     with_cuda(monkeypatch, 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert this_device() == torch.device("cuda", 1)
     assert this_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(
-        CocomixError, match="more processes than devices on this machine: give torchrun --nproc-per-node 2"
-    ):
+    with pytest.raises(CocomixError, match="--nproc-per-node 2"):
         this_device()
 
 

@@ -225,7 +225,7 @@ class TestCommand:
     def test_tokenizer_of_the_dataset(self, tiny: Tiny, tmp_path: Path) -> None:
         files = write_all(tmp_path / "files")
         load_causal_lm(tiny.teacher).save_pretrained(tmp_path / "bare")
-        with pytest.raises(CocomixError, match="holds no tokenizer; give --data"):
+        with pytest.raises(CocomixError, match=r"tokenizer.*--data"):
             run(tmp_path / "bare", tmp_path / "a", files, "lambada")
         bare = run(tmp_path / "bare", tmp_path / "b", files, "lambada", data=tiny.data)
         assert bare["tasks"] == run(tiny.teacher, tmp_path / "c", files, "lambada")["tasks"]
@@ -235,7 +235,7 @@ class TestCommand:
         first = run(tiny.teacher, tmp_path / "out", files, "lambada")
         assert run(tiny.teacher, tmp_path / "out", files, "lambada", batch_size=1) == first
         write_rows(files / "lambada" / "lambada_test.jsonl", {"text": "other words"})
-        with pytest.raises(CocomixError, match=r"other settings \(tasks\.lambada"):
+        with pytest.raises(CocomixError, match=r"tasks\.lambada"):
             run(tiny.teacher, tmp_path / "out", files, "lambada")
 
     def test_refusals(
@@ -244,29 +244,29 @@ class TestCommand:
         def config(**settings: Any) -> EvalConfig:
             return EvalConfig(model=tiny.teacher, output=tmp_path / "out", **settings)
 
-        with pytest.raises(CocomixError, match="nothing to evaluate on: give --data"):
+        with pytest.raises(CocomixError, match="--data"):
             config()
-        with pytest.raises(CocomixError, match="need both --tasks, their names, and --task-data"):
+        with pytest.raises(CocomixError, match=r"--tasks.*--task-data"):
             config(tasks=("lambada",))
-        with pytest.raises(CocomixError, match="need both --tasks, their names, and --task-data"):
+        with pytest.raises(CocomixError, match=r"--tasks.*--task-data"):
             config(data=tiny.data, task_data=tmp_path)
-        with pytest.raises(CocomixError, match="there is no task 'mmlu'; the tasks are wikitext, lambada"):
+        with pytest.raises(CocomixError, match=r"'mmlu'.*wikitext, lambada"):
             config(tasks=("mmlu",), task_data=tmp_path)
-        with pytest.raises(CocomixError, match="--probes need --data"):
+        with pytest.raises(CocomixError, match=r"--probes.*--data"):
             config(tasks=("lambada",), task_data=tmp_path, probes=True)
-        with pytest.raises(CocomixError, match="limit is 0"):
+        with pytest.raises(CocomixError, match=r"limit.*0"):
             config(tasks=("lambada",), task_data=tmp_path, limit=0)
-        with pytest.raises(CocomixError, match=r"no files of lambada in .*; looked for lambada_test.jsonl or"):
+        with pytest.raises(CocomixError, match=r"lambada.*lambada_test\.jsonl"):
             evaluate(config(tasks=("lambada",), task_data=tmp_path))
 
         files = write_all(tmp_path / "files")
         write_rows(files / "lambada" / "lambada_test.jsonl", {"text": "a " + "x" * 200})
-        with pytest.raises(CocomixError, match=r"an answer in lambada has \d+ tokens, the model's context 16"):
+        with pytest.raises(CocomixError, match=r"lambada.*\d+.*16"):
             evaluate(config(tasks=("lambada",), task_data=files))
         documents = {"blimp": find_task_files("blimp", files).documents()}
-        with pytest.raises(CocomixError, match=r"the tokenizer gives token \d+, the model has 0 to 39"):
+        with pytest.raises(CocomixError, match=r"\d+.*39"):
             run_benchmarks(load_causal_lm(folders["plain"]), load_tokenizer(tiny.teacher), documents)
         monkeypatch.delitem(sys.modules, "cocomix.evaluation.benchmarks")
         monkeypatch.setitem(sys.modules, "lm_eval.api.task", None)
-        with pytest.raises(CocomixError, match=r"install it with `pip install 'cocomix\[eval\]'`"):
+        with pytest.raises(CocomixError, match=r"cocomix\[eval\]"):
             evaluate(config(tasks=("lambada",), task_data=files))

@@ -125,9 +125,7 @@ def test_the_real_ones_work_without_a_network(tmp_path: Path) -> None:
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else object())
-    with pytest.raises(
-        CocomixError, match=r"tracker wandb is not installed; install it with `pip install 'cocomix\[track\]'`"
-    ):
+    with pytest.raises(CocomixError, match=r"wandb.*cocomix\[track\]"):
         Trackers(["wandb"], tmp_path)
     assert not (tmp_path / TRACKERS_FOLDER).exists()
 
@@ -139,9 +137,7 @@ def test_what_can_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake = ModuleType("wandb")
     fake.init, fake.Settings, fake.__spec__ = init, SimpleNamespace, SimpleNamespace()  # type: ignore
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(
-        CocomixError, match="wandb can't be started: no API key; log in with `wandb login`, or set WANDB"
-    ):
+    with pytest.raises(CocomixError, match=r"wandb.*no API key.*`wandb login`"):
         Trackers(["wandb"], tmp_path)
 
 

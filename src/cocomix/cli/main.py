@@ -36,6 +36,8 @@ class Command:
     module: str
     function: str
     config: str
+    config_module: str = ""
+    """Where the configuration is, if importing it costs less than the function."""
 
 
 COMMANDS = {
@@ -53,7 +55,9 @@ COMMANDS = {
         "distill_targets",
         "DistillTargetsConfig",
     ),
-    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig"),
+    "train": Command(
+        "a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig", "training.config"
+    ),
     "recipes": Command(
         "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
     ),
@@ -191,14 +195,14 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> str:
     from cocomix.cli.options import parse
 
     _silence_progress_of_libraries()
-    module = importlib.import_module(f"cocomix.{command.module}")
+    settings = importlib.import_module(f"cocomix.{command.config_module or command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
-        config = parse(getattr(module, command.config), f"cocomix {name}", description, argv)
+        config = parse(getattr(settings, command.config), f"cocomix {name}", description, argv)
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
-    function: Callable[[Any], Any] = getattr(module, command.function)
+    function: Callable[[Any], Any] = getattr(importlib.import_module(f"cocomix.{command.module}"), command.function)
     result = function(config)
     if isinstance(result, dict):
         return json.dumps(result, indent=2)

@@ -10,7 +10,6 @@ Every file is complete or absent, so an interrupted process continues after the 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+
+from cocomix.base.artifacts import atomic
 
 BATCHES_PER_FILE = 64
 
@@ -48,15 +49,10 @@ class DocumentPile:
             if first is None:
                 break
             path = self.folder / f"{index:05d}.arrow"
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                with pa.ipc.new_stream(file, first.schema) as writer:
-                    writer.write_batch(first)
-                    for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
-                        writer.write_batch(batch)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with atomic(path) as partial, pa.ipc.new_stream(partial, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
+                    writer.write_batch(batch)
         (self.folder / "complete").touch()
 
     def rows(self) -> Any:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.base import artifacts
+from cocomix.base.artifacts import atomic
 from cocomix.base.errors import CocomixError
 
 CACHE_NAME = ".arrow"
@@ -34,9 +35,8 @@ def write_shard(folder: Path, index: int, columns: Mapping[str, np.ndarray]) -> 
         name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         for name, values in columns.items()
     }
-    partial = folder / f".{shard_name(index)}.partial"
-    pq.write_table(pa.table(arrays), partial, compression="zstd")
-    partial.replace(folder / shard_name(index))
+    with atomic(folder / shard_name(index)) as partial:
+        pq.write_table(pa.table(arrays), partial, compression="zstd")
 
 
 class WindowTable:

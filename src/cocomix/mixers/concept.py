@@ -120,7 +120,11 @@ class ConceptMixer(Mixer):
         for edit in edits:
             vectors = edit.edit_vectors(vectors)
         concept = (vectors + self.compress_bias + self.pre_bias) * (std + self.config.rescale_epsilon) + mean
-        return MixerOutput(self.mixing.combine(hidden, concept), indices, values, loss_sum, count)
+        return MixerOutput(self.mix(hidden, concept), indices, values, loss_sum, count)
+
+    def mix(self, hidden: Float[Tensor, "B T D"], vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B S D"]:
+        """Bring the concept vectors into the sequence. A mixing with weights of its own overrides this."""
+        return self.mixing.combine(hidden, vectors)
 
     def _strongest_after_edits(
         self,

@@ -100,8 +100,18 @@ class MixerConfig:
 
     def build(self, hidden_size: int) -> Mixer:
         """The module, with uninitialised weights."""
-        mixer: Mixer = self.module(self, hidden_size)
-        return mixer
+        return self.implementation()(self, hidden_size)
+
+    @classmethod
+    def implementation(cls) -> type[Mixer]:
+        """The mixer's class: the one that was registered with these settings."""
+        registered: type[Mixer] | None = vars(cls).get("module")
+        return registered if registered is not None else cls._built_in()
+
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
+        """The class of a mixer of this package, imported when it is needed."""
+        raise CocomixError(f"no class is registered for the mixer {cls.mixer!r}; give it to cocomix.register_mixer")
 
 
 @dataclass(frozen=True)
@@ -112,10 +122,11 @@ class NoMixerConfig(MixerConfig):
 
     inserts: ClassVar[bool] = False
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.none import NoMixer
 
-        return NoMixer(self, hidden_size)
+        return NoMixer
 
 
 @dataclass(frozen=True)
@@ -180,10 +191,11 @@ class PauseConfig(InsertedConfig):
         if not self.mixes:
             raise CocomixError("mixer 'pause' with mixing 'none' would insert nothing; use mixer 'none'")
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.pause import PauseMixer
 
-        return PauseMixer(self, hidden_size)
+        return PauseMixer
 
 
 @dataclass(frozen=True)
@@ -235,10 +247,11 @@ class ConceptConfig(InsertedConfig):
         # Without a concept loss, only K_mix of a token's logits have gradients.
         return 2.0 * (2 * (C if has_concept_loss else K) * D + 2 * K * D)
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.concept import ConceptMixer
 
-        return ConceptMixer(self, hidden_size)
+        return ConceptMixer
 
 
 MIXERS: dict[str, type[MixerConfig]] = {config.mixer: config for config in (NoMixerConfig, PauseConfig, ConceptConfig)}

@@ -106,10 +106,11 @@ class CoCoMixConfig(PreTrainedConfig):
         else:
             known = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)}
             own = {name: settings.pop(name) for name in list(settings) if name in known}
-            if mixer == "concept":
+            if mixer in MIXERS and MIXERS[mixer].has_concepts:
                 own.setdefault("num_concepts", 32768)
-            elif format_version == 1 and mixer in MIXERS:  # format 1 stored every mixer's settings
-                own = {name: value for name, value in own.items() if hasattr(MIXERS[mixer], name)}
+            elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
+                fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
+                own = {name: value for name, value in own.items() if name in fields}
             self.mixer = mixer_config(mixer, own)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(backbone, name, None))

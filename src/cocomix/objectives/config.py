@@ -88,13 +88,20 @@ class ObjectiveConfig:
         return None
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        """The settings that enter the run's fingerprint."""
-        return {self.name: dataclasses.asdict(self)} if self.weight else {}
+        """What enters the run's fingerprint. Paths don't: what `open` returns says what they hold."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if not isinstance(value, Path)}
+        return {self.name: values} if self.weight else {}
 
     def implementation(self) -> type[Objective]:
-        """The objective's class."""
-        implementation: type[Objective] = self.objective
-        return implementation
+        """The objective's class: the one that was registered with these settings."""
+        registered: type[Objective] | None = vars(type(self)).get("objective")
+        return registered if registered is not None else self._built_in()
+
+    def _built_in(self) -> type[Objective]:
+        """The class of an objective of this package, imported when it is needed."""
+        raise CocomixError(
+            f"no class is registered for the objective {self.name!r}; give it to cocomix.register_objective"
+        )
 
     def weight_at(self, step: int, num_steps: int) -> float:
         """The weight at a 0-based step; unless it is constant, it is zero at the last step.
@@ -118,7 +125,7 @@ class NextTokenConfig(ObjectiveConfig):
     def settings(self, run: RunSettings) -> dict[str, Any]:
         return {}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.next_token import NextToken
 
         return NextToken
@@ -156,7 +163,7 @@ class ConceptLossConfig(ObjectiveConfig):
     def settings(self, run: RunSettings) -> dict[str, Any]:
         return {"concept_loss_weight": self.weight, "concept_loss_schedule": self.schedule}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.concept_loss import ConceptLoss
 
         return ConceptLoss
@@ -200,7 +207,7 @@ class DistillationConfig(ObjectiveConfig):
         values = {"weight": self.weight, "schedule": self.schedule, "temperature": self.temperature}
         return {"distillation": values}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.distillation import Distillation, SampledDistillation
 
         return Distillation if self.targets is None else SampledDistillation
@@ -245,7 +252,7 @@ class HiddenRegressionConfig(ObjectiveConfig):
             values["layer"] = self.student_layer(run.student)
         return {"hidden_regression": values}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.hidden_regression import HiddenRegression
 
         return HiddenRegression

@@ -86,9 +86,9 @@ def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, 
     settings["precision"] = config.parallel.precision
     settings["num_windows"] = config.num_windows or batches.num_windows
     if settings["num_windows"] > batches.num_windows:
+        named = " with " + " and ".join(sorted(batches.more)).replace("_", " ") if batches.more else ""
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows "
-            + ("are labelled" if batches.more else "exist")
+            f"num_windows is {config.num_windows}, but there are only {batches.num_windows} windows{named}"
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
