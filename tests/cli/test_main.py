@@ -55,7 +55,7 @@ def test_overview_version_and_unknown_commands(capsys: pytest.CaptureFixture[str
 
 
 def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
+    argv = [
         "eval",
         "--model",
         str(tiny.teacher),
@@ -66,7 +66,7 @@ def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys
         "--max-windows",
         "4",
     ]
-    assert main(words) == 0
+    assert main(argv) == 0
     assert json.loads(capsys.readouterr().out)["num_tokens"] == 60
     output = str(tmp_path / "data")
     assert main(["prepare", "--output", output, "--text", str(tiny.corpus), "--vocab-size", "300"]) == 0

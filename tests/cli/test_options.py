@@ -18,8 +18,8 @@ from tests.conftest import STUDENT, Tiny
 PATHS = ["--data", "d", "--output", "o"]
 
 
-def parse_train(*words: str) -> TrainConfig:
-    config = parse(TrainConfig, "cocomix train", "Train.", [*PATHS, *words])
+def parse_train(*argv: str) -> TrainConfig:
+    config = parse(TrainConfig, "cocomix train", "Train.", [*PATHS, *argv])
     assert type(config) is TrainConfig
     return config
 
@@ -102,7 +102,7 @@ def test_an_option_in_a_file_that_is_wrong_is_named_with_its_file(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--num-tokens", "many"], r"--num-tokens is 'many'"),
         (["--student.mixer", "x"], r"no mixer 'x'; choose from none, pause, concept"),
@@ -113,13 +113,13 @@ def test_an_option_in_a_file_that_is_wrong_is_named_with_its_file(
         (["--batch-size", "0"], r"batch_size is 0"),
     ],
 )
-def test_values_that_are_wrong_are_one_sentence(words: list[str], message: str) -> None:
+def test_values_that_are_wrong_are_one_sentence(argv: list[str], message: str) -> None:
     with pytest.raises(CocomixError, match=message):
-        parse_train(*words)
+        parse_train(*argv)
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("argv", "named"),
     [
         (["--learning-rat", "1"], "--learning-rat"),
         (["stray"], "stray"),
@@ -128,16 +128,16 @@ def test_values_that_are_wrong_are_one_sentence(words: list[str], message: str) 
         (["--student.mixing", "add"], "--student.mixing"),  # there is no mixer whose setting it could be
     ],
 )
-def test_words_that_are_wrong_are_named(words: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_are_wrong_are_named(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse_train(*words)
+        parse_train(*argv)
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
 
 
 def test_options_of_version_0_1_are_taken(tmp_path: Path) -> None:
-    words = ["--student.mixer", "concept", "--student.insert-layer", "2", "--concept-loss-weight=0.5", "--labels", "l"]
-    config = parse_train(*words, "--concept-loss-schedule", "cosine")
+    argv = ["--student.mixer", "concept", "--student.insert-layer", "2", "--concept-loss-weight=0.5", "--labels", "l"]
+    config = parse_train(*argv, "--concept-loss-schedule", "cosine")
     assert (config.student.mixer.layer, config.concept_loss.weight, config.concept_loss.schedule) == (1, 0.5, "cosine")
     text = "student: {mixer: none, mixing: interleave, insert_layer: 1, num_active_concepts: 32, concept_stride: 1, "
     text += "concept_window: null, concept_groups: null}\nconcept_loss_weight: 0.1\nnum_concepts: null\n"
@@ -146,9 +146,9 @@ def test_options_of_version_0_1_are_taken(tmp_path: Path) -> None:
     assert config.concept_loss.weight == 0.1
 
 
-@pytest.mark.parametrize("words", [["--num-tokens", "4M"], ["--num-tokens=4M"], ["--num_tokens", "4_000_000"]])
-def test_counts_of_tokens_as_people_write_them(words: list[str]) -> None:
-    assert parse_train("--data", "d", "--output", "o", *words).num_tokens == 4_000_000
+@pytest.mark.parametrize("argv", [["--num-tokens", "4M"], ["--num-tokens=4M"], ["--num_tokens", "4_000_000"]])
+def test_counts_of_tokens_as_people_write_them(argv: list[str]) -> None:
+    assert parse_train("--data", "d", "--output", "o", *argv).num_tokens == 4_000_000
 
 
 def test_what_is_missing_is_named_and_the_exit_code_is_that_of_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,19 +113,19 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
     processes.start_processes(_joined, (num_ranks, store, work), num_ranks, start_method="fork")
 
 
-def command_on_ranks(num_ranks: int, words: list[str]) -> None:
-    """Run a command of cocomix in `num_ranks` processes with what torchrun sets in their environment; forked, which is fast."""
+def command_on_ranks(num_ranks: int, argv: list[str]) -> None:
+    """Run a command of cocomix in `num_ranks` processes with the environment of torchrun; forked, which is fast."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes.start_processes(_commanded, (shared, words), num_ranks, start_method="fork")
+    processes.start_processes(_commanded, (shared, argv), num_ranks, start_method="fork")
 
 
-def _commanded(rank: int, shared: dict[str, object], words: list[str]) -> None:
+def _commanded(rank: int, shared: dict[str, object], argv: list[str]) -> None:
     os.environ.update({name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()})
     torch.set_num_threads(1)
-    assert main(words) == 0
+    assert main(argv) == 0
 
 
 def _joined(rank: int, num_ranks: int, store: Path, work: Callable[[int], None]) -> None:

@@ -77,13 +77,13 @@ def test_three_kills_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:
 def test_signals_have_their_exit_codes(
     tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: signal.Signals, code: int
 ) -> None:
-    words = ["train", "--data", str(tiny.data), "--output", str(tmp_path / "run"), "--num-tokens", "2560"]
-    words += ["--student.hidden-size", "16", "--student.num-layers", "2", "--student.num-heads", "2"]
-    words += ["--num-evaluations", "1", "--max-validation-windows", "8"]
+    argv = ["train", "--data", str(tiny.data), "--output", str(tmp_path / "run"), "--num-tokens", "2560"]
+    argv += ["--student.hidden-size", "16", "--student.num-layers", "2", "--student.num-heads", "2"]
+    argv += ["--num-evaluations", "1", "--max-validation-windows", "8"]
     with in_step(2, lambda: signal.raise_signal(number)):
-        assert main(words) == code
+        assert main(argv) == code
     assert "stopped after step 3 of 20, and saved; the same command continues from there" in capfd.readouterr().err
-    assert main(words) == 0
+    assert main(argv) == 0
     assert "at step 3 of 20" in capfd.readouterr().err
 
 
