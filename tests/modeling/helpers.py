@@ -32,7 +32,7 @@ MIXERS = (
     ("pause", "add"),
 )
 
-#: Most that a mixer does: a concept position behind each token.
+#: The most that a mixer does: a concept position after each token.
 INTERLEAVED = ("concept", "interleave")
 
 

@@ -90,7 +90,7 @@ def terminate() -> None:
 
 @contextmanager
 def full_disk(after: int = 0) -> Iterator[None]:
-    """Checkpoint files find no space, but for the first so many."""
+    """The disk is full for all checkpoint files except the first `after`."""
     create = FileSystem.create_stream
     opened = itertools.count()
 
@@ -102,19 +102,19 @@ def full_disk(after: int = 0) -> Iterator[None]:
 
 
 def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
-    """Call `work` with its rank in so many forked processes, joined over gloo; what one raises is raised here.
+    """Call `work` with its rank in `num_ranks` forked processes, joined over gloo; what one raises is raised here.
 
     Args:
-        num_ranks: how many.
-        folder: where they may leave something.
-        work: what each does.
+        num_ranks: number of processes.
+        folder: folder for their files.
+        work: function of the rank that each calls.
     """
     store = folder / f".store-{next(_numbers)}"
     processes.start_processes(_joined, (num_ranks, store, work), num_ranks, start_method="fork")
 
 
 def command_on_ranks(num_ranks: int, words: list[str]) -> None:
-    """Run a command of cocomix in so many processes with what torchrun sets in their environment; forked, which is fast."""
+    """Run a command of cocomix in `num_ranks` processes with what torchrun sets in their environment; forked, which is fast."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

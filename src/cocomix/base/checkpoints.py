@@ -110,9 +110,9 @@ class Checkpoints:
 
     def _is_intact(self, folder: Path, checksums: Mapping[str, str]) -> bool:
         """Whether this rank's share of the files matches its checksums."""
-        mine = sorted(checksums)[self.ranks.rank :: self.ranks.size]
+        own_names = sorted(checksums)[self.ranks.rank :: self.ranks.size]
         try:
-            return all(sha256_of_file(folder / name) == checksums[name] for name in mine)
+            return all(sha256_of_file(folder / name) == checksums[name] for name in own_names)
         except OSError:
             return False
 
@@ -129,8 +129,8 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         ranks.on_first_rank(lambda: _make_empty(partial))
         with without_process_group(ranks):
             state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
-        mine = {path.name: sha256_of_file(path) for path in partial.glob(f"shard-{ranks.rank + 1:05d}-*")}
-        checksums = {name: value for part in ranks.gather(mine) for name, value in part.items()}
+        own_checksums = {path.name: sha256_of_file(path) for path in partial.glob(f"shard-{ranks.rank + 1:05d}-*")}
+        checksums = {name: value for part in ranks.gather(own_checksums) for name, value in part.items()}
         ranks.on_first_rank(lambda: _complete(partial, folder, {**meta, "sha256": checksums}))
     except (OSError, CheckpointException) as error:
         if ranks.is_first:

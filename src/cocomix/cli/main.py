@@ -37,7 +37,7 @@ class Command:
     function: str
     config: str
     config_module: str = ""
-    """Where the configuration is, if importing it costs less than the function."""
+    """Module of the configuration, if importing it costs less than importing the function."""
 
 
 COMMANDS = {

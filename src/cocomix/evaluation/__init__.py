@@ -1,1 +1,1 @@
-"""What a model is worth: exact validation loss, and what its concept stream does."""
+"""Evaluation of a model: exact validation loss, causal probes of its concept stream, and benchmarks."""

@@ -1,4 +1,4 @@
-"""Evaluate a model: loss, perplexity and bits per byte on a token dataset, causal probes, standard benchmarks."""
+"""`eval`: loss, perplexity and bits per byte on a token dataset, causal probes, and standard benchmarks."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ RESULT_NAME = "evaluation.json"
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What to evaluate, on what."""
+    """A model, and the data and benchmarks to evaluate it on."""
 
     model: Path
     """Any causal LM: a training run, a folder of `save_pretrained`, a GGUF file or a Hub name."""
     output: Path
     """Folder for `evaluation.json`."""
     data: Path | None = None
-    """Token dataset with the model's tokenizer: loss on its validation split. Needed without --tasks."""
+    """Token dataset with the model's tokenizer, for the loss on its validation split. Required without --tasks."""
     probes: bool = False
-    """Also run the causal probes (a model with a concept mixer, on --data)."""
+    """Also run the causal probes; needs a model with a concept mixer, and --data."""
     teacher: Path | None = None
     """Teacher for the `oracle` probe."""
     sae: Path | None = None
-    """Its autoencoder, for the `oracle` probe: made by `train-sae`, or of another origin."""
+    """The teacher's autoencoder for the `oracle` probe, from `train-sae` or elsewhere."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one recorded by `train-sae`."""
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     """How the `oracle` probe's labels are chosen."""
     max_windows: int | None = None
-    """Evaluate on so many evenly spaced validation windows; by default on all."""
+    """Evaluate on N evenly spaced validation windows; by default on all."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks, through lm-eval: any of wikitext lambada hellaswag piqa siqa arc_easy winogrande blimp."""
+    """Benchmarks to run through lm-eval: any of wikitext lambada hellaswag piqa siqa arc_easy winogrande blimp."""
     task_data: Path | None = None
-    """Folder with the benchmarks' own published files, of each in it or in a folder of the benchmark's name."""
+    """Folder with the benchmarks' own published files, directly or in folders named after the benchmarks."""
     limit: int | None = None
-    """Score the first so many items of each benchmark (of each paradigm of blimp); by default all."""
+    """Score the first N items of each benchmark (of each paradigm of blimp); by default all."""
     batch_size: int = 16
-    """Texts of a benchmark in one forward pass at most; fewer where they are long."""
+    """Maximum number of a benchmark's texts per forward pass; fewer if they are long."""
     overwrite: bool = False
-    """Replace what a former run left in the output folder."""
+    """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_windows", "limit", "batch_size")
@@ -66,9 +66,9 @@ class EvalConfig:
         if (self.task_data is None) != (not self.tasks):
             raise CocomixError("benchmarks need both --tasks, their names, and --task-data, the folder of their files")
         if self.limit is not None and not self.tasks:
-            raise CocomixError("--limit is of the items of --tasks; for --data there is --max-windows")
+            raise CocomixError("--limit applies to the items of --tasks; for --data use --max-windows")
         if self.max_windows is not None and self.data is None:
-            raise CocomixError("--max-windows is of the windows of --data; for --tasks there is --limit")
+            raise CocomixError("--max-windows applies to the windows of --data; for --tasks use --limit")
         if self.sae is not None and not self.probes:
             raise CocomixError("--teacher and --sae are for the oracle probe: add --probes")
         if self.probes and self.data is None:
@@ -78,7 +78,11 @@ class EvalConfig:
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate, or return a former evaluation with equal settings; the result is also in `evaluation.json`."""
+    """Evaluate, or return an earlier evaluation with equal settings; the result is also in `evaluation.json`.
+
+    Raises:
+        CocomixError: an input can't be read or doesn't fit the model, or the output folder holds something else.
+    """
     teacher = None if config.teacher is None else local_model(config.teacher)
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     dataset = TokenDataset(config.data, "validation") if config.data is not None else None
@@ -111,7 +115,7 @@ def _evaluate(
     result: dict[str, Any] = {}
     if dataset is not None:
         dataset.check_model(config.model, model.config.vocab_size)
-    if task_files:  # first: a missing package or a damaged file shows at once
+    if task_files:  # first, so that a missing package or a damaged file shows at once
         result |= _run_tasks(config, model, _tokenizer(config, dataset), task_files)
     if dataset is not None:
         result |= _losses(config, model, dataset, oracle)
@@ -152,7 +156,7 @@ def _run_tasks(
 
 
 def _tokenizer(config: EvalConfig, dataset: TokenDataset | None) -> PreTrainedTokenizerFast:
-    """The model's own tokenizer, or that of the dataset, which was checked to fit it."""
+    """The model's own tokenizer, or the dataset's, which was checked to fit the model."""
     if has_tokenizer(config.model):
         return load_tokenizer(config.model)
     if dataset is not None:

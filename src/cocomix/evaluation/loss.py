@@ -19,16 +19,16 @@ class LossResult:
     """Mean next-token loss over a number of tokens."""
 
     loss: float
-    """Nats a token."""
+    """Loss in nats per token."""
     num_tokens: int
-    """Predicted tokens: T - 1 of each window."""
+    """Number of predicted tokens: T - 1 per window."""
 
     @property
     def perplexity(self) -> float:
         return math.exp(self.loss)
 
     def bits_per_byte(self, dataset: TokenDataset) -> float:
-        """Loss in bits a byte of text, through the split's mean number of tokens a byte."""
+        """Loss in bits per byte of text, from the split's mean number of tokens per byte."""
         return self.loss / math.log(2) * dataset.tokens_per_byte
 
 
@@ -45,12 +45,12 @@ def validation_loss(
     """Mean next-token loss of a model, in evaluation mode, on evenly spaced windows.
 
     Args:
-        model: a causal LM; returned to the mode it was in.
-        dataset: what to evaluate on.
-        max_windows: how many windows; None: all.
-        batch_size: windows in one forward pass.
+        model: causal LM; its training mode is restored.
+        dataset: split to evaluate on.
+        max_windows: number of windows; None: all.
+        batch_size: windows per forward pass.
         description: name of the work in a progress line; None: no line.
-        ranks: who share the work; all get the result of one rank alone, to the bit where their models are equal to the bit.
+        ranks: ranks that share the work; all get the result of a single process, bit for bit if their models are identical.
     """
     ranks = ranks or Ranks()
     was_training = model.training
@@ -64,7 +64,7 @@ def validation_loss(
         if index % ranks.size == ranks.rank:
             sums[-1] += _loss_sum(model, windows.to(device))
     if len(sums) % ranks.size and ranks.rank >= len(sums) % ranks.size:
-        _loss_sum(model, windows.to(device))  # of no account; but a sharded model runs on all ranks or on none
+        _loss_sum(model, windows.to(device))  # discarded: a sharded model must run on all ranks
     model.train(was_training)
     total = torch.zeros((), dtype=torch.float64)
     for batch_sum in ranks.sum(torch.stack(sums)).cpu():

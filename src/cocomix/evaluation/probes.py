@@ -1,7 +1,7 @@
-"""Causal probes: is the concept stream used?
+"""Causal probes of whether the concept stream is used.
 
 Each probe replaces W_compress @ TopK(z), the part of the concept vector that concepts determine, and reports how much the
-validation loss changes. A model whose stream can be shuffled for free is not using concepts.
+validation loss changes. A model whose stream can be shuffled without loss does not use concepts.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from cocomix.mixers.edits import ConceptEdit, concept_edits
 from cocomix.modeling.losses import next_token_losses
 from cocomix.modeling.model import CoCoMixForCausalLM
 
-# Shapes: B batch, T tokens, K active concepts, D width, A labels a token.
+# Shapes: B batch, T tokens, K active concepts, D width, A labels per token.
 
 BATCH_SIZE = 32
 SEED = 0
 
 
 class Zero(ConceptEdit):
-    """No concept is active."""
+    """Sets the values of all concepts to zero."""
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return indices, torch.zeros_like(values)
 
 
 class Mean(ConceptEdit):
-    """Every position gets the mean vector.
+    """Gives every position the mean vector.
 
     Args:
-        mean: [D], over the evaluated tokens.
+        mean: [D], mean vector over the evaluated tokens.
     """
 
     def __init__(self, mean: Tensor) -> None:
@@ -48,9 +48,9 @@ class Mean(ConceptEdit):
 
 
 class ShuffleBatch(ConceptEdit):
-    """Every sequence gets the concepts of the next sequence of its batch, position by position.
+    """Gives every sequence the concepts of the next sequence in its batch, position by position.
 
-    Batches are mixed, so that the next sequence is of another document as a rule.
+    Batches are mixed, so the next sequence is usually from another document.
     """
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +58,9 @@ class ShuffleBatch(ConceptEdit):
 
 
 class ShufflePosition(ConceptEdit):
-    """Every position gets the concepts of a random earlier one of its sequence, the first its own.
+    """Gives every position the concepts of a random earlier position in its sequence; the first keeps its own.
 
-    Only earlier ones: a later position's concepts know the token that is to be predicted.
+    Later positions are excluded because their concepts depend on the token to be predicted.
     """
 
     def __init__(self, seed: int = SEED) -> None:
@@ -74,10 +74,10 @@ class ShufflePosition(ConceptEdit):
 
 
 class Oracle(ConceptEdit):
-    """The teacher's own labels in place of the strongest predictions, whose values they take.
+    """Replaces the strongest predictions by the teacher's labels, which take over their values.
 
-    Where the labels are among the other active concepts already, these are removed, so that none counts twice. Positions
-    without labels are left alone.
+    Labels among the other active concepts are removed there, so that none counts twice. Positions without labels are
+    unchanged.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Oracle(ConceptEdit):
 
 
 class _Recorder(ConceptEdit):
-    """Sums the vectors that pass, and changes nothing."""
+    """Sums the concept vectors without changing them."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
@@ -114,14 +114,14 @@ class _Recorder(ConceptEdit):
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe did to the validation loss."""
+    """The effect of a probe on the validation loss."""
 
     loss: float
-    """Nats a token under the probe."""
+    """Loss under the probe, in nats per token."""
     loss_delta: float
-    """Change against the untouched model; positive: the probe hurts."""
+    """Change against the unmodified model, in nats per token; positive: the probe hurts."""
     standard_error: float | None
-    """Of the change, over windows; None with a single one."""
+    """Standard error of the change over windows; None for a single window."""
 
 
 @torch.no_grad()
@@ -132,13 +132,16 @@ def run_probes(
     *,
     max_windows: int | None = None,
 ) -> dict[str, ProbeResult]:
-    """All probes of a model with a concept mixer.
+    """Run all probes of a model with a concept mixer.
 
     Args:
-        model: student.
-        dataset: what to evaluate on.
-        extractor: teacher and autoencoder, for `oracle`; left out without.
-        max_windows: evaluate on so many evenly spaced windows; None: all.
+        model: model to probe.
+        dataset: split to evaluate on.
+        extractor: teacher and autoencoder for the `oracle` probe; None: leave it out.
+        max_windows: number of evenly spaced windows to evaluate on; None: all.
+
+    Raises:
+        CocomixError: the model mixes no concepts, or the autoencoder doesn't fit it.
     """
     if not model.config.mixer.is_steerable:
         raise CocomixError("probes need a model whose concepts are mixed into its hidden states")
@@ -148,7 +151,7 @@ def run_probes(
             raise CocomixError(f"the model has {model.config.num_concepts} concepts, the autoencoder {C} latents")
         if model.config.num_active_concepts < A:
             raise CocomixError(
-                f"the oracle probe needs {A} active concepts, the model has {model.config.num_active_concepts}"
+                f"the oracle probe needs {A} active concepts, but the model has {model.config.num_active_concepts}"
             )
     model.eval()
     recorder, oracle = _Recorder(), Oracle()

@@ -20,7 +20,7 @@ from cocomix.mixers.edits import ConceptEdit
 from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.mixers.metrics import MixerMetrics
 
-# Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels a token.
+# Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels per token.
 
 
 @dataclass(frozen=True)

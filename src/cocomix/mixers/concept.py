@@ -123,7 +123,7 @@ class ConceptMixer(Mixer):
         return MixerOutput(self.mix(hidden, concept), indices, values, loss_sum, count)
 
     def mix(self, hidden: Float[Tensor, "B T D"], vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B S D"]:
-        """Bring the concept vectors into the sequence. A mixing with weights of its own overrides this."""
+        """Mix the concept vectors into the sequence; override this for a mixing with weights of its own."""
         return self.mixing.combine(hidden, vectors)
 
     def _strongest_after_edits(

@@ -104,14 +104,14 @@ class MixerConfig:
 
     @classmethod
     def implementation(cls) -> type[Mixer]:
-        """The mixer's class: the one that was registered with these settings."""
+        """The mixer's class, registered with these settings."""
         registered: type[Mixer] | None = vars(cls).get("module")
         return registered if registered is not None else cls._built_in()
 
     @classmethod
     def _built_in(cls) -> type[Mixer]:
-        """The class of a mixer of this package, imported when it is needed."""
-        raise CocomixError(f"no class is registered for the mixer {cls.mixer!r}; give it to cocomix.register_mixer")
+        """The class of a built-in mixer, imported when needed."""
+        raise CocomixError(f"no class is registered for the mixer {cls.mixer!r}; pass it to cocomix.register_mixer")
 
 
 @dataclass(frozen=True)

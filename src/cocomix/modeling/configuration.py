@@ -108,7 +108,7 @@ class CoCoMixConfig(PreTrainedConfig):
             own = {name: settings.pop(name) for name in list(settings) if name in known}
             if mixer in MIXERS and MIXERS[mixer].has_concepts:
                 own.setdefault("num_concepts", 32768)
-            elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
+            elif format_version == 1 and mixer in MIXERS:  # format 1 stored every mixer's settings
                 fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
                 own = {name: value for name, value in own.items() if name in fields}
             self.mixer = mixer_config(mixer, own)

@@ -87,7 +87,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             raise CocomixError(f"backbone is {backbone!r}; expected a loaded model, such as load_causal_lm gives")
         adapter_for(backbone)
         named = MIXERS.get(settings.get("mixer", "concept"))
-        if getattr(named, "mixing", None) == "interleave":  # a mixer that is made for another stays with it
+        if getattr(named, "mixing", None) == "interleave":  # a mixer with another default keeps it
             settings.setdefault("mixing", "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))

@@ -88,19 +88,19 @@ class ObjectiveConfig:
         return None
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        """What enters the run's fingerprint. Paths don't: what `open` returns says what they hold."""
+        """The settings that enter the run's fingerprint, without paths: `open` returns fingerprints of their content."""
         values = {name: value for name, value in dataclasses.asdict(self).items() if not isinstance(value, Path)}
         return {self.name: values} if self.weight else {}
 
     def implementation(self) -> type[Objective]:
-        """The objective's class: the one that was registered with these settings."""
+        """The objective's class, registered with these settings."""
         registered: type[Objective] | None = vars(type(self)).get("objective")
         return registered if registered is not None else self._built_in()
 
     def _built_in(self) -> type[Objective]:
-        """The class of an objective of this package, imported when it is needed."""
+        """The class of a built-in objective, imported when needed."""
         raise CocomixError(
-            f"no class is registered for the objective {self.name!r}; give it to cocomix.register_objective"
+            f"no class is registered for the objective {self.name!r}; pass it to cocomix.register_objective"
         )
 
     def weight_at(self, step: int, num_steps: int) -> float:

@@ -1,1 +1,1 @@
-"""What things cost: every fast path against its dense reference and against plain next-token prediction."""
+"""Benchmarks of every fast path against its dense reference and plain next-token prediction."""

@@ -1,4 +1,4 @@
-"""`cocomix bench`: every case measured, or one, and what was found as tables and as JSON."""
+"""`cocomix bench`: measures all cases or some, and reports the results as tables and JSON."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class BenchConfig:
     """What to measure."""
 
     case: tuple[CaseName, ...] = ()
-    """Some of the cases; by default all of them, and the time of start-up."""
+    """Cases to measure; by default all of them and the start-up time."""
     size: SizeName = "default"
-    """`default`: sizes of the paper's smallest model, some minutes a case. `smoke`: whether it runs at all."""
+    """`default`: sizes of the paper's smallest model, minutes per case. `smoke`: tiny sizes, to check that it runs."""
     threads: int = 1
-    """Threads of torch; several are only of use on as many idle cores."""
+    """Threads of torch; more than one only helps with as many idle cores."""
     repetitions: int | None = None
-    """Rounds in which contestants take turns; by default as each case says."""
+    """Rounds in which contestants take turns; by default the case's own number."""
     json: Path | None = None
     """File to write the result to."""
 
@@ -46,26 +46,26 @@ class BenchConfig:
 
 @runtime_checkable
 class Case(Protocol):
-    """What a case's module offers."""
+    """The interface of a case's module."""
 
     SIZES: Mapping[str, Any]
-    """Shapes by name: dataclasses with `repetitions` among their fields."""
+    """Shapes by name: dataclasses with a field `repetitions`."""
 
     def measure(self, shape: Any) -> dict[str, Any]:
-        """Compare, then time; refuses with a `CocomixError` where results disagree."""
+        """Compare results, then measure; raises a `CocomixError` if results disagree."""
 
     def describe(self, result: dict[str, Any]) -> Section:
-        """A stored result for reading."""
+        """A stored result as a section."""
 
 
 def bench(config: BenchConfig) -> str:
-    """Measure, write the JSON file if one is asked for, and return the tables.
+    """Measure, write the JSON file if requested, and return the tables.
 
     Raises:
-        CocomixError: a fast path disagrees with its reference, or something can't be measured here; no file is written. Or
-            the file is a folder.
+        CocomixError: a fast path disagrees with its reference, or something can't be measured here, and no file is
+            written; or the file is a folder.
     """
-    if config.json is not None:  # before minutes of measuring
+    if config.json is not None:  # checked before minutes of measuring
         if config.json.is_dir():
             raise CocomixError(f"{config.json} is a folder; --json takes the name of a file")
         config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def bench(config: BenchConfig) -> str:
     }
     for name in names:
         say(f"measuring {name}")
-        case = case_named(name)
+        case = load_case(name)
         shape = case.SIZES[config.size]
         if config.repetitions is not None:
             shape = replace(shape, repetitions=config.repetitions)
@@ -95,19 +95,19 @@ def bench(config: BenchConfig) -> str:
     return "\n\n".join([heading(result), *(section.as_text() for section in sections(result))])
 
 
-def case_named(name: str) -> Case:
-    """The module of a case."""
+def load_case(name: str) -> Case:
+    """The module of the case called `name`."""
     return cast(Case, importlib.import_module(f"cocomix.tools.bench.{name}"))
 
 
 def sections(result: dict[str, Any]) -> list[Section]:
-    """All that a stored result says, a section a case."""
-    found = [case_named(name).describe(result["cases"][name]) for name in get_args(CaseName) if name in result["cases"]]
-    return found + ([startup.describe(result["startup"])] if "startup" in result else [])
+    """A section for each case of a stored result."""
+    cases = [load_case(name).describe(result["cases"][name]) for name in get_args(CaseName) if name in result["cases"]]
+    return cases + ([startup.describe(result["startup"])] if "startup" in result else [])
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Where and with what a result was measured."""
+    """A paragraph on where, and with which libraries, a result was measured."""
     machine, versions = result["machine"], result["versions"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
     return (
@@ -119,17 +119,17 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def threads_of(machine: Mapping[str, Any]) -> str:
-    """How many threads torch had, in words."""
+    """The number of torch's threads, in words."""
     return "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def machine() -> dict[str, Any]:
-    """The machine, as far as times depend on it."""
+    """The properties of the machine on which times depend."""
     return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def _processor() -> str:
-    """Its name, as the system gives it."""
+    """The processor's name, as reported by the system."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -138,10 +138,10 @@ def _processor() -> str:
 
 
 def _command(config: BenchConfig) -> str:
-    """What makes this result again."""
-    words = ["cocomix bench"]
+    """The command that reproduces this result."""
+    parts = ["cocomix bench"]
     for name in ("case", "size", "threads", "repetitions", "json"):
         value = getattr(config, name)
         if value != getattr(BenchConfig, name):
-            words.append(f"--{name} {' '.join(value) if isinstance(value, tuple) else value}")
-    return " ".join(words)
+            parts.append(f"--{name} {' '.join(value) if isinstance(value, tuple) else value}")
+    return " ".join(parts)

@@ -1,4 +1,4 @@
-"""The reference as modules, with the parameters of what it is compared with."""
+"""The reference as modules that take the parameters of the model they are compared with."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from cocomix.tools.bench import reference
 
 
 class DenseConceptMixer(ConceptMixer):
-    """`ConceptMixer` that adds the reference's vectors; takes no edits."""
+    """`ConceptMixer` whose concepts are computed by the reference; takes no edits."""
 
     def forward(self, hidden: Float[Tensor, "B T D"], inputs: MixerInputs) -> MixerOutput:
         assert not inputs.edits, "the reference takes no edits"
         labels, config = inputs.concept_labels, self.config
-        found = reference.concepts(
+        concepts = reference.concepts(
             hidden,
             dict(self.named_parameters()),
             labels,
             K=config.num_active_concepts,
             rescale_epsilon=config.rescale_epsilon,
         )
-        total, count = (None, None) if labels is None else (found.loss_sum, found.num_labelled)
-        return MixerOutput(self.mixing.combine(hidden, found.vectors), found.indices, found.values, total, count)
+        total, count = (None, None) if labels is None else (concepts.loss_sum, concepts.num_labelled)
+        mixed = self.mixing.combine(hidden, concepts.vectors)
+        return MixerOutput(mixed, concepts.indices, concepts.values, total, count)
 
 
 class DenseStudent(nn.Module):
     """The reference with the weights of an interleaving CoCoMix student on GPT-2.
 
     Args:
-        model: the student, which is copied.
+        model: student to copy.
     """
 
     def __init__(self, model: CoCoMixForCausalLM) -> None:
@@ -42,7 +43,7 @@ class DenseStudent(nn.Module):
         self.model = copy.deepcopy(model)
 
     def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> reference.Output:
-        """The whole training loss of some windows."""
+        """The training loss of a batch."""
         config, mixer = self.model.config, self.model.concept_mixer.config
         return reference.gpt2(
             dict(self.model.named_parameters()),

@@ -1,8 +1,8 @@
-"""Concept labels against the dense formulation, and two processes against one.
+"""Extraction of concept labels against its dense formulation, and with two processes against one.
 
 Both formulations give the paper's labels (gradient at h, loss of all later tokens, top of +a). The dense one is the obvious
-one: a plain forward with a hook, a full backward with parameter gradients, a dense [B, T, C] activation and attribution, a
-dense top-k.
+one: a plain forward pass with a hook, a full backward pass with parameter gradients, a dense [B, T, C] activation and
+attribution, and a dense top-k.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from cocomix.tools.bench.students import student_config
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 
 ATTRIBUTION = AttributionConfig(criterion="attribution", num_labels=4)
-#: Sums in another order round differently, and two nearly equal scores then change places.
+#: Tolerance for labels that differ, since sums in another order can round differently and swap two nearly equal scores.
 MAX_SHARE_OF_OTHER_LABELS = 0.002
 
 
 @dataclass(frozen=True)
 class ExtractShape:
-    """What is measured on; the defaults are those of GPT-2 small and its published dictionary."""
+    """Sizes of the measurement; the defaults are those of GPT-2 small and its published autoencoder."""
 
     num_blocks: int = 12
     width: int = 768
@@ -65,12 +65,12 @@ SIZES = {
         repetitions=2,
     ),
 }
-#: Windows that processes share, by the size of the shape: seconds of work, or next to none.
+#: Windows that the processes share, by whether the shape is `smoke`: seconds of work, or almost none.
 _RANKS = {False: RanksShape(), True: RanksShape(num_windows=8, windows_per_shard=2, repetitions=1)}
 
 
 def measure(shape: ExtractShape) -> dict[str, Any]:
-    """Time and memory of both formulations, and the gain of a second process where there are two cores.
+    """Time and memory of both formulations, and the speed-up by a second process if there are two cores.
 
     Raises:
         CocomixError: the labels disagree.
@@ -99,7 +99,7 @@ def measure(shape: ExtractShape) -> dict[str, Any]:
 
 
 def work(variant: str, shape: ExtractShape) -> Work:
-    """Label some windows once."""
+    """Work that labels one batch of windows once."""
     contestant = _contestants(shape)[variant]
 
     def run() -> int:
@@ -110,7 +110,7 @@ def work(variant: str, shape: ExtractShape) -> Work:
 
 
 def num_usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -125,7 +125,7 @@ def _ranks(shape: RanksShape) -> dict[str, Any]:
 
 
 def _contestants(shape: ExtractShape) -> dict[str, Callable[[], Tensor]]:
-    """Functions that label the same windows with the same models."""
+    """Both formulations, as functions that label the same windows with the same models."""
     config = student_config(
         width=shape.width,
         num_blocks=shape.num_blocks,
@@ -151,7 +151,7 @@ def _contestants(shape: ExtractShape) -> dict[str, Callable[[], Tensor]]:
 
 
 def dense_labels(model: nn.Module, sae: SparseAutoencoder, layer: int, ids: Tensor) -> Tensor:
-    """Labels [B, T, A] of token ids [B, T], as one would first write them down."""
+    """Labels [B, T, A] of token ids [B, T], in the dense formulation."""
     kept: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -178,7 +178,7 @@ def dense_labels(model: nn.Module, sae: SparseAutoencoder, layer: int, ids: Tens
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each formulation."""
+    """A section with a row for each formulation."""
     shape, ranks = result["shape"], result["ranks"]
     names = {"fast": "`cocomix extract`", "dense": "dense formulation"}
     rows = [

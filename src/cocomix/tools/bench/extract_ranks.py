@@ -1,8 +1,8 @@
-"""Extraction of one small dataset by one process, and by two that share it.
+"""Extraction of labels for one small dataset by one process, and by two that share the work.
 
     python -m cocomix.tools.bench.extract_ranks FOLDER OUTPUT SHAPE
 
-This is one rank, alone or under `torchrun`; the first one prints the seconds from when all were ready.
+This command is one rank, under `torchrun` or not; the first rank prints the seconds since all ranks were ready.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTEXT, WIDTH, LAYER = 128, 256, 1
 
 @dataclass(frozen=True)
 class RanksShape:
-    """What is extracted: windows of 128 tokens by a teacher of width 256 with 4 blocks."""
+    """Sizes of the measurement; the teacher has width 256 and 4 blocks, and windows have 128 tokens."""
 
     num_windows: int = 384
     windows_per_shard: int = 24
@@ -43,7 +43,7 @@ class RanksShape:
 
 
 def time_ranks(folder: Path, shape: RanksShape) -> dict[str, list[float]]:
-    """Seconds of one process and of two, in turn, so many times.
+    """Seconds taken by `one` process and by `two`, for each repetition, in turn.
 
     Raises:
         CocomixError: a process failed.
@@ -53,8 +53,8 @@ def time_ranks(folder: Path, shape: RanksShape) -> dict[str, list[float]]:
     for repetition in range(shape.repetitions):
         for name, starter in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
             output = folder / f"labels-{name}-{repetition}"
-            words = ["-m", "cocomix.tools.bench.extract_ranks", str(folder), str(output), json.dumps(asdict(shape))]
-            command = [sys.executable, *starter, *words]
+            argv = ["-m", "cocomix.tools.bench.extract_ranks", str(folder), str(output), json.dumps(asdict(shape))]
+            command = [sys.executable, *starter, *argv]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -65,7 +65,7 @@ def time_ranks(folder: Path, shape: RanksShape) -> dict[str, list[float]]:
 
 
 def _prepare(folder: Path, shape: RanksShape) -> None:
-    """A dataset of random words, a teacher and a dictionary with random weights."""
+    """Make a dataset of random words, and a teacher and an autoencoder with random weights."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(2000)]
     documents = [{"text": " ".join(rng.choices(words, k=CONTEXT))} for _ in range(2 * shape.num_windows + 20)]
@@ -82,9 +82,9 @@ def _prepare(folder: Path, shape: RanksShape) -> None:
     SparseAutoencoder(SparseAutoencoderConfig(WIDTH, 4096, 16)).save_pretrained(folder / "sae")
 
 
-def main(words: list[str]) -> int:
-    """Extract as one rank."""
-    folder, output, shape = Path(words[0]), Path(words[1]), RanksShape(**json.loads(words[2]))
+def main(argv: list[str]) -> int:
+    """Extract as one rank; returns the exit code."""
+    folder, output, shape = Path(argv[0]), Path(argv[1]), RanksShape(**json.loads(argv[2]))
     torch.set_num_threads(1)
     config = ExtractConfig(
         data=folder / "data",

@@ -1,4 +1,4 @@
-"""Time a token in generation: with a cache at several lengths, without one, and NTP's."""
+"""Time per generated token: with a cache at several lengths, without one, and for plain NTP."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cocomix.tools.bench.train import TrainShape, student
 
 @dataclass(frozen=True)
 class GenerateShape:
-    """What is measured on: the training case's model, one sequence."""
+    """Sizes of the measurement: the training case's model and one sequence."""
 
     lengths: tuple[int, ...] = (64, 256, 512, 1024)
-    """Tokens in the cache."""
+    """Numbers of tokens in the cache."""
     uncached_length: int = 512
-    """Of them, the length at which a token without a cache is timed too."""
+    """One of `lengths`, at which generation without a cache is timed too."""
     model: TrainShape = field(default_factory=TrainShape)
     repetitions: int = 15
 
@@ -40,12 +40,12 @@ SIZES = {
 
 
 class Sequence:
-    """One sequence that grows greedily, a token a call.
+    """A sequence that grows greedily by one token per call.
 
     Args:
-        model: which continues it.
+        model: model that continues the sequence.
         prompt: token ids [1, T].
-        use_cache: keep keys and values; otherwise every call reads the whole sequence.
+        use_cache: whether to keep keys and values; otherwise every call reads the whole sequence.
     """
 
     def __init__(self, model: CoCoMixForCausalLM, prompt: Tensor, *, use_cache: bool) -> None:
@@ -63,7 +63,7 @@ class Sequence:
 
 
 def measure(shape: GenerateShape) -> dict[str, Any]:
-    """Times of a token.
+    """Times per token.
 
     Raises:
         CocomixError: tokens with and without a cache differ.
@@ -104,7 +104,7 @@ def measure(shape: GenerateShape) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each length."""
+    """A section with a row for each length."""
     shape, times = result["shape"], result["seconds"]
     model, at = shape["model"], shape["uncached_length"]
     rows = [

@@ -1,6 +1,6 @@
 """Concept head and compression alone, forward and backward through loss and vectors.
 
-Peak memory is beyond parameters and their gradients, of a process for each row; there is no optimizer in it.
+Peak memory is measured in one process per row, beyond parameters and their gradients, without an optimizer.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from cocomix.tools.bench.report import Section, memory, ratio, seconds
 from cocomix.tools.bench.students import student_config
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 
-#: Float32 sums of `width` and of `num_concepts` products in another order, relative to the largest element.
+#: Tolerance for float32 sums of `width` or `num_concepts` products in another order, relative to the largest element.
 TOLERANCE = 1e-5
-#: The last active logit and the first inactive one, closer than this, may change places by rounding.
+#: If the last active and the first inactive logit are closer than this, rounding may swap them.
 TIE = 1e-5
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What is measured on."""
+    """Sizes of the measurement."""
 
     width: int = 512
     num_concepts: int = 32768
@@ -39,9 +39,9 @@ class HeadShape:
     num_tokens: int = 1024
     """N = B * T."""
     larger_concepts: int = 131072
-    """A second number of concepts."""
+    """Second number of concepts."""
     larger_tokens: int = 4096
-    """A second number of tokens, for memory alone."""
+    """Second number of tokens, for memory only."""
     repetitions: int = 5
 
 
@@ -56,7 +56,7 @@ _MIXERS: dict[str, type[ConceptMixer]] = {"fast": ConceptMixer, "dense": DenseCo
 
 
 def measure(shape: HeadShape) -> dict[str, Any]:
-    """Time and memory at two numbers of concepts, memory at two numbers of tokens.
+    """Time and memory for two numbers of concepts, and memory for two numbers of tokens.
 
     Raises:
         CocomixError: the fast path disagrees with the dense reference.
@@ -65,7 +65,7 @@ def measure(shape: HeadShape) -> dict[str, Any]:
     timed = [replace(shape, num_concepts=C) for C in concepts]
     grown = [replace(shape, num_concepts=C, num_tokens=shape.larger_tokens) for C in concepts]
     rows = [_row(row) for row in timed] + [_facts(row) for row in grown]
-    # The dense reference would need tens of gigabytes at the largest of both.
+    # The dense reference would need tens of gigabytes with the larger of both numbers.
     works = [(name, row) for row in [*timed, *grown] for name in _MIXERS if name == "fast" or row != grown[-1]]
     for (name, row), peak in zip(works, peak_bytes("head", works), strict=True):
         rows[[*timed, *grown].index(row)].setdefault("peak_bytes", {})[name] = peak
@@ -91,7 +91,7 @@ def _facts(shape: HeadShape) -> dict[str, Any]:
 
 
 def work(variant: str, shape: HeadShape) -> Work:
-    """One forward and backward of one of the mixers; the parameters' gradients are exempt."""
+    """Work that runs one of the mixers forward and backward; the parameters' gradients are exempt."""
     mixer = _mixers(shape)[variant]
     hidden, labels, upstream = _draw(shape)
 
@@ -103,7 +103,7 @@ def work(variant: str, shape: HeadShape) -> Work:
 
 
 def _mixers(shape: HeadShape) -> dict[str, ConceptMixer]:
-    """Both, with the same parameters."""
+    """The fast and the dense mixer, sharing their parameters."""
     config = student_config(
         width=shape.width,
         num_blocks=1,
@@ -117,13 +117,13 @@ def _mixers(shape: HeadShape) -> dict[str, ConceptMixer]:
     torch.manual_seed(0)
     fast, dense = (mixer(cast(ConceptConfig, config.mixer), shape.width) for mixer in _MIXERS.values())
     fast.reset_parameters(config.initializer_range)
-    for mine, other in zip(fast.parameters(), dense.parameters(), strict=True):
-        other.data = mine.data  # not a second copy
+    for parameter, dense_parameter in zip(fast.parameters(), dense.parameters(), strict=True):
+        dense_parameter.data = parameter.data  # shared, not copied
     return {"fast": fast, "dense": dense}
 
 
 def _draw(shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, labels, some without, and the gradient from above."""
+    """Random hidden states, labels (the last token has none), and the upstream gradient."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(1, shape.num_tokens, shape.width, generator=generator)
     labels = torch.randint(shape.num_concepts, (1, shape.num_tokens, shape.num_labels), generator=generator)
@@ -133,7 +133,7 @@ def _draw(shape: HeadShape) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def _without_ties(shape: HeadShape, mixer: ConceptMixer) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, to compare results on, without tokens whose choice of concepts is a tie: there neither choice is wrong."""
+    """The inputs from `_draw` without tokens whose choice of concepts is a tie, for which two results may both be right."""
     hidden, labels, upstream = _draw(shape)
     x, _, _ = mixer.normalize(hidden)
     z = torch.addmm(mixer.head_bias, x, mixer.head_weight.t())
@@ -143,7 +143,7 @@ def _without_ties(shape: HeadShape, mixer: ConceptMixer) -> tuple[Tensor, Tensor
 
 
 def _step(mixer: ConceptMixer, hidden: Tensor, labels: Tensor, upstream: Tensor) -> Callable[[], dict[str, Tensor]]:
-    """Forward and backward, through the concept loss and the concept vectors."""
+    """A function that runs forward and backward through the concept loss and the concept vectors."""
 
     def step() -> dict[str, Tensor]:
         mixer.zero_grad(set_to_none=True)
@@ -164,7 +164,7 @@ def _step(mixer: ConceptMixer, hidden: Tensor, labels: Tensor, upstream: Tensor)
 
 
 def _results(mixer: ConceptMixer, hidden: Tensor, labels: Tensor, upstream: Tensor) -> dict[str, Tensor]:
-    """All outputs and all gradients."""
+    """All outputs and gradients, by name."""
     results = _step(mixer, hidden, labels, upstream)()
     gradients = {
         f"the gradient of {name}": p.grad.clone() for name, p in mixer.named_parameters() if p.grad is not None
@@ -174,7 +174,7 @@ def _results(mixer: ConceptMixer, hidden: Tensor, labels: Tensor, upstream: Tens
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each number of concepts and tokens."""
+    """A section with a row for each number of concepts and tokens."""
     shape, rows = result["shape"], []
     for row in result["rows"]:
         peak = row["peak_bytes"]

@@ -1,10 +1,10 @@
-"""Peak memory of pieces of work, each in a process of its own.
+"""Peak memory of pieces of work, each measured in its own process.
 
     python -m cocomix.tools.bench.memory CASE WORKS
 
-One process imports what it needs and does each kind of work once at a tiny size, which loads whatever libraries load late. It
+One process imports what it needs and does each kind of work once at a tiny size, which triggers lazy loading in libraries. It
 then forks a process for each piece of work, which measures how far its resident memory rises. glibc is told to map every
-large block separately, so that a freed one leaves the process at once and the peak is that of the memory alive together.
+large block separately, so that freed blocks leave the process at once and the peak counts only memory alive at one time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 from cocomix.base.errors import CocomixError
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-#: One thread, because a process with a pool of them can't be forked; memory hardly depends on it.
+#: One thread, because a process with a thread pool can't be forked; memory hardly depends on it.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "OMP_NUM_THREADS": "1"}
 
-#: Work that is measured: it returns the bytes among what it holds at the end that are not to be counted.
+#: Work to measure: it returns the number of bytes that it still holds at the end and that must not be counted.
 Work = Callable[[], int]
 
 
@@ -34,26 +34,26 @@ def peak_bytes(case: str, works: Sequence[tuple[str, Any]]) -> list[int]:
 
     Args:
         case: module of this package with `work(variant, shape)`, `SIZES` and the shape's class.
-        works: variant and shape of each; a shape is a dataclass of numbers.
+        works: variant and shape of each piece of work; a shape is a dataclass of numbers.
 
     Raises:
-        CocomixError: there is no such figure here, or a process failed.
+        CocomixError: the system is not Linux, or a process failed.
     """
     if not _RESET.exists():
-        raise CocomixError("peak memory is read from /proc, which this system has not: `cocomix bench` needs Linux")
-    words = json.dumps([(variant, dataclasses.asdict(shape)) for variant, shape in works])
-    command = [sys.executable, "-m", "cocomix.tools.bench.memory", case, words]
+        raise CocomixError("peak memory is read from /proc, which this system lacks: `cocomix bench` needs Linux")
+    works_json = json.dumps([(variant, dataclasses.asdict(shape)) for variant, shape in works])
+    command = [sys.executable, "-m", "cocomix.tools.bench.memory", case, works_json]
     done = subprocess.run(command, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=False)
-    found = [int(word) for word in done.stdout.split()]
-    if done.returncode or len(found) != len(works):
+    peaks = [int(line) for line in done.stdout.split()]
+    if done.returncode or len(peaks) != len(works):
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CocomixError(f"peak memory of the case {case!r} could not be measured: {reason}")
-    return found
+    return peaks
 
 
-def main(words: list[str]) -> int:
-    """Measure; prints the bytes of each piece of work on a line."""
-    case, works = words[0], json.loads(words[1])
+def main(argv: list[str]) -> int:
+    """Measure and print the bytes of each piece of work, one per line; returns the exit code."""
+    case, works = argv[0], json.loads(argv[1])
     module = importlib.import_module(f"cocomix.tools.bench.{case}")
     small = module.SIZES["smoke"]
     for variant in {variant for variant, _ in works}:
@@ -61,9 +61,8 @@ def main(words: list[str]) -> int:
     for variant, numbers in works:
         child = os.fork()
         if not child:
-            module.work(
-                variant, small
-            )()  # maps the libraries' pages, which a forked process does only when it touches them
+            # A forked process maps the libraries' pages only when it touches them.
+            module.work(variant, small)()
             print(_measured(module.work(variant, type(small)(**numbers))), flush=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -74,15 +73,15 @@ def main(words: list[str]) -> int:
 
 
 def _measured(work: Work) -> int:
-    """Bytes by which this process rises, less what the work exempts."""
+    """Bytes by which this process's memory rises, less what the work exempts."""
     before = _status("VmRSS")
-    _RESET.write_text("5", encoding="ascii")  # sets the peak back to what is held now
+    _RESET.write_text("5", encoding="ascii")  # resets the peak to the current value
     exempt = work()
     return max(0, _status("VmHWM") - before - exempt)
 
 
 def _status(name: str) -> int:
-    """A figure of this process, in bytes; unlike `ru_maxrss` not taken over from the process that started it."""
+    """A memory figure of this process, in bytes; unlike `ru_maxrss` it is not inherited from the parent process."""
     lines = _STATUS.read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
 

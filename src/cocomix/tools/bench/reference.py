@@ -1,11 +1,11 @@
-"""CoCoMix on GPT-2 as the paper writes it down: what the fast paths are held against, by tests and by `cocomix bench`.
+"""CoCoMix on GPT-2 as the paper describes it: the reference for the fast paths, in tests and in `cocomix bench`.
 
-One function from token ids and a dictionary of weights to the loss. Nothing here is shared with what it judges: it takes only
-torch, and no module, adapter, layout, mask or cache of this package. Logits of all C concepts, a mask of the K largest, mask
-times logits times the whole compress matrix, one cross-entropy a label, the vocabulary's logits whole; every position goes
-through every block. Weights are named as in `CoCoMixForCausalLM`.
+`gpt2` maps token ids and a dictionary of weights to the loss. It shares nothing with the code that it judges: it uses torch,
+but no module, adapter, layout, mask or cache of this package. It computes logits of all C concepts, a mask of the K largest,
+mask times logits times the whole compress matrix, one cross-entropy per label, and all vocabulary logits at once; every
+position goes through every block. Weights are named as in `CoCoMixForCausalLM`.
 
-Shapes: B batch, T tokens, S positions, N = B * T, D width, C concepts, K active concepts, A labels a token, V vocabulary.
+Shapes: B batch, T tokens, S positions, N = B * T, D width, C concepts, K active concepts, A labels per token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Concepts:
-    """What the concept head makes of hidden states."""
+    """Concepts predicted from hidden states, and their loss."""
 
     vectors: Tensor
     """[B, T, D], at the scale of the hidden states."""
@@ -33,13 +33,13 @@ class Concepts:
     values: Tensor
     """[B, T, K]"""
     loss_sum: Tensor
-    """Over the tokens with labels: one cross-entropy for each label, averaged."""
+    """Sum over the labelled tokens of the mean cross-entropy of their labels."""
     num_labelled: Tensor
-    """Tokens with labels."""
+    """Number of labelled tokens."""
 
 
 def concept_head(x: Tensor, weight: Tensor, bias: Tensor, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    """All logits z [N, C], z with all but the K largest entries zeroed, and which they are [N, K]."""
+    """All logits z [N, C], z with all entries zeroed except the K largest, and the indices of these [N, K]."""
     z = F.linear(x, weight, bias)
     indices = z.topk(K, dim=-1).indices
     mask = torch.zeros_like(z).scatter(-1, indices, 1.0)
@@ -47,7 +47,7 @@ def concept_head(x: Tensor, weight: Tensor, bias: Tensor, K: int) -> tuple[Tenso
 
 
 def concept_losses(z: Tensor, labels: Tensor) -> Tensor:
-    """Of each row [N]; `labels` is [N, A]."""
+    """The loss of each row, [N], with labels [N, A]."""
     return torch.stack([F.cross_entropy(z, column, reduction="none") for column in labels.unbind(-1)]).mean(0)
 
 
@@ -55,11 +55,11 @@ def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, resc
     """Predict, choose, compress (paper, section 3.2).
 
     Args:
-        h: [B, T, D].
-        weights: of the mixer.
+        h: hidden states [B, T, D].
+        weights: weights of the mixer.
         labels: [B, T, A], negative where there are none.
-        K: concepts kept.
-        rescale_epsilon: added to the standard deviation where vectors are scaled back.
+        K: number of active concepts.
+        rescale_epsilon: epsilon added to the standard deviation when vectors are scaled back.
     """
     B, T, D = h.shape
     mean, std = h.mean(-1, keepdim=True), h.std(-1, keepdim=True)
@@ -79,10 +79,10 @@ def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, resc
 
 @dataclass(frozen=True)
 class Output:
-    """What the student says of some windows."""
+    """Output of the student."""
 
     loss: Tensor
-    """Next token plus weighted concepts."""
+    """Next-token loss plus weighted concept loss."""
     logits: Tensor
     """[B, T, V]"""
     concept_indices: Tensor
@@ -102,17 +102,17 @@ def gpt2(
     is_residual: bool = False,
     rescale_epsilon: float = 0.0,
 ) -> Output:
-    """Concepts interleaved after block `layer`, and the training loss.
+    """Run GPT-2 with concepts interleaved after block `layer`.
 
     Args:
-        weights: of the whole model.
-        ids: [B, T].
+        weights: weights of the whole model.
+        ids: token ids [B, T].
         labels: [B, T, A], negative where there are none.
-        num_blocks: of the decoder.
-        num_heads: of the decoder.
-        layer: 0-based block; -1: below the first.
-        K: concepts kept.
-        concept_weight: lambda.
+        num_blocks: number of decoder blocks.
+        num_heads: number of attention heads.
+        layer: 0-based block after which concepts are inserted; -1: below the first.
+        K: number of active concepts.
+        concept_weight: lambda, weight of the concept loss.
         is_residual: whether a concept position starts from its token's hidden state.
         rescale_epsilon: as in `concepts`.
     """
@@ -120,14 +120,14 @@ def gpt2(
     h = body["wte.weight"][ids] + body["wpe.weight"][:T]
     for i in range(layer + 1):
         h = block(h, _of(body, f"h.{i}."), num_heads)
-    found = concepts(h, _of(weights, "mixer."), labels, K=K, rescale_epsilon=rescale_epsilon)
-    start = h + found.vectors if is_residual else found.vectors
+    mixed = concepts(h, _of(weights, "mixer."), labels, K=K, rescale_epsilon=rescale_epsilon)
+    start = h + mixed.vectors if is_residual else mixed.vectors
     h = torch.stack([h, start], dim=2).view(B, 2 * T, -1)  # h_1, c_1, h_2, c_2, ...
     for i in range(layer + 1, num_blocks):
         h = block(h, _of(body, f"h.{i}."), num_heads)
     logits = norm(h[:, 1::2], _of(body, "ln_f.")) @ body["wte.weight"].T
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    return Output(loss + concept_weight * found.loss_sum / found.num_labelled.clamp(min=1), logits, found.indices)
+    return Output(loss + concept_weight * mixed.loss_sum / mixed.num_labelled.clamp(min=1), logits, mixed.indices)
 
 
 def block(h: Tensor, weights: Weights, num_heads: int) -> Tensor:
@@ -147,7 +147,7 @@ def attention(x: Tensor, weights: Weights, num_heads: int) -> Tensor:
 
 
 def linear(x: Tensor, weights: Weights) -> Tensor:
-    """GPT-2's weights are [in, out]."""
+    """A linear layer with GPT-2's weights, which are [in, out]."""
     return F.linear(x, weights["weight"].T, weights["bias"])
 
 
@@ -156,5 +156,5 @@ def norm(x: Tensor, weights: Weights) -> Tensor:
 
 
 def _of(weights: Weights, prefix: str) -> Weights:
-    """Those whose names begin so, without it."""
+    """The weights whose names start with `prefix`, named without it."""
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}

@@ -1,7 +1,7 @@
-"""Training of an autoencoder on given activations: against a dense formulation, and against eai-sparsify if installed.
+"""Training of an autoencoder on given activations, against a dense formulation and, if installed, eai-sparsify.
 
-All take the same updates on the same activations, with the same width, number of latents, k and optimizer (Adam). sparsify's
-update is that of its trainer with `optimizer="adam"`, without its reading of a model and without its logging.
+All perform the same updates on the same activations, with the same width, number of latents, k and optimizer (Adam).
+sparsify's update is that of its trainer with `optimizer="adam"`, without reading a model and without logging.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from cocomix.tools.bench.report import Section, ratio, seconds
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 
 LEARNING_RATE = 1e-4
-#: Float32 sums over tokens and latents in another order, relative to each gradient's largest element.
+#: Tolerance for float32 sums over tokens and latents in another order, relative to each gradient's largest element.
 TOLERANCE = 1e-4
-#: The library that is compared with; another one has a module of the same name, `sparsify`.
+#: Distribution of the library to compare with; another distribution also has a module `sparsify`.
 DISTRIBUTION = "eai-sparsify"
 
 
 @dataclass(frozen=True)
 class SaeShape:
-    """What is measured on; the defaults are GPT-2 small's width and its published dictionary's size."""
+    """Sizes of the measurement; the defaults are GPT-2 small's width and the size of its published autoencoder."""
 
     width: int = 768
     num_latents: int = 32768
@@ -50,7 +50,7 @@ Update = Callable[[], object]
 
 
 def measure(shape: SaeShape) -> dict[str, Any]:
-    """Times of an update.
+    """Time of an update by each contestant.
 
     Raises:
         CocomixError: the gradients of an update differ from the dense formulation's.
@@ -88,12 +88,12 @@ def measure(shape: SaeShape) -> dict[str, Any]:
 def _updater(shape: SaeShape) -> SaeUpdater:
     torch.manual_seed(0)
     sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.k))
-    # No latent dies in a run this short, as in sparsify's default.
+    # As with sparsify's default, no latent dies in a run this short.
     return SaeUpdater(sae, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
 
 
 def _moments(updater: SaeUpdater) -> dict[str, Tensor]:
-    """Adam's first moments: after one update a tenth of the gradients."""
+    """Adam's first moments, which after one update are a tenth of the gradients."""
     return {
         f"the gradient of {name}": updater.optimizer.state[parameter]["exp_avg"]
         for name, parameter in updater.sae.named_parameters()
@@ -101,10 +101,10 @@ def _moments(updater: SaeUpdater) -> dict[str, Tensor]:
 
 
 def dense_update(updater: SaeUpdater, h: Tensor) -> None:
-    """An update as one would first write it down: all C latents, most of them zero, times the decoder.
+    """An update in the dense formulation: all C latents, most of them zero, times the decoder.
 
     Args:
-        updater: whose autoencoder and optimizer are used.
+        updater: updater that holds the autoencoder and the optimizer.
         h: residual streams [N, D].
     """
     sae, k = updater.sae, updater.k
@@ -124,8 +124,8 @@ def dense_update(updater: SaeUpdater, h: Tensor) -> None:
 
 
 def _sparsify_update(shape: SaeShape, h: Tensor) -> Update:
-    """An update of sparsify's, step by step as its trainer takes it."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it says on import which decoder it uses
+    """sparsify's update, with the same steps as in its trainer."""
+    with contextlib.redirect_stdout(io.StringIO()):  # on import it prints which decoder it uses
         from sparsify import SparseCoder, SparseCoderConfig
 
     torch.manual_seed(0)
@@ -151,7 +151,7 @@ def _sparsify_update(shape: SaeShape, h: Tensor) -> Update:
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each contestant."""
+    """A section with a row for each contestant."""
     shape, version = result["shape"], result["sparsify_version"]
     names = {"fast": "`cocomix train-sae`", "dense": "dense formulation", "sparsify": f"{DISTRIBUTION} {version}"}
     rows = [

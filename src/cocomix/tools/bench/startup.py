@@ -1,4 +1,4 @@
-"""Processor time until something can be done: importing the package, and its help."""
+"""Processor time of start-up: importing the package, and printing the help."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NAMES = ("the interpreter alone", *_CODE)
 
 
 def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
-    """CPU seconds of whole processes, the interpreter's own start included; a first round is not counted."""
-    taken: dict[str, list[float]] = {name: [] for name in NAMES}
+    """CPU seconds of whole processes, including the interpreter's start; a first round is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in NAMES}
     for repetition in range(repetitions + 1):
-        for name, values in taken.items():
+        for name, values in times.items():
             before = os.times()
             subprocess.run([sys.executable, "-c", _CODE.get(name, "")], check=True, capture_output=True)
             after = os.times()
@@ -31,10 +31,10 @@ def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
                 values.append(
                     after.children_user - before.children_user + after.children_system - before.children_system
                 )
-    return {"cpu_seconds": {name: asdict(spread_of(values)) for name, values in taken.items()}}
+    return {"cpu_seconds": {name: asdict(spread_of(values)) for name, values in times.items()}}
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each command."""
+    """A section with a row for each command."""
     rows = [[f"`{name}`" if name in _CODE else name, seconds(result["cpu_seconds"][name])] for name in NAMES]
     return Section("Start-up", "Processor time of a whole process.", ["", "time"], rows)

@@ -1,4 +1,4 @@
-"""The GPT-2-shaped students that cases are measured on, with random weights."""
+"""GPT-2-shaped students with random weights, used by the cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def student_config(
     num_positions: int,
     mixer: MixerConfig,
 ) -> CoCoMixConfig:
-    """A student on a GPT-2 without dropout."""
+    """The configuration of a student whose backbone is a GPT-2 without dropout."""
     backbone = GPT2Config(
         vocab_size=vocab_size,
         n_embd=width,

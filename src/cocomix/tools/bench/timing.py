@@ -1,4 +1,4 @@
-"""Times that can be compared: contestants take turns in one process, so that whatever else the machine does meets all."""
+"""Comparable times: contestants take turns in one process, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """Some measured values."""
+    """Median and quartiles of measured values."""
 
     median: float
     low: float
@@ -20,7 +20,7 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Median and quartiles; of one value, that value."""
+    """Median and quartiles of at least one value."""
     if len(values) == 1:
         return Spread(values[0], values[0], values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -28,9 +28,9 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def interleaved(contestants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each contestant's every repetition.
+    """Seconds of every repetition of each contestant.
 
-    They run in turn, each round started by the next one; a first round is not counted.
+    Contestants take turns, and each round starts with another one; a first round is not counted.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -45,5 +45,5 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], repetitions: in
 
 
 def paired_ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> Spread:
-    """Seconds of `over` divided by those of `under` in the same round."""
+    """Median and quartiles of the ratio, in each round, of the seconds of `over` to those of `under`."""
     return spread_of([a / b for a, b in zip(seconds[over], seconds[under], strict=True)])

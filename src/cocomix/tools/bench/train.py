@@ -1,4 +1,4 @@
-"""A whole training step: forward, backward, clipping, AdamW; of CoCoMix, of its dense reference, and of plain NTP."""
+"""A whole training step (forward, backward, clipping, AdamW) of CoCoMix, its dense reference and plain NTP."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 from cocomix.training.config import OptimizerConfig
 from cocomix.training.optimizer import adamw
 
-#: Float32 through all blocks and back, sums in another order; relative to each gradient's largest element.
+#: Tolerance for float32 sums in another order through all blocks and back, relative to each gradient's largest element.
 TOLERANCE = 1e-4
-#: Rounding can turn a tie among a thousand tokens' concepts; other tokens are drawn then, so many times.
+#: Maximum number of batches to draw, because rounding can swap two tied concepts among a thousand tokens'.
 MAX_DRAWS = 8
 
 
 @dataclass(frozen=True)
 class TrainShape:
-    """What is measured on; the defaults are the paper's smallest model, with shorter windows."""
+    """Sizes of the measurement; the defaults are the paper's smallest model, with shorter windows."""
 
     width: int = 512
     num_blocks: int = 8
@@ -68,14 +68,14 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens and concept labels, random."""
+    """Random token ids [B, T] and concept labels [B, T, A]."""
 
     ids: Tensor
     labels: Tensor
 
 
 def measure(shape: TrainShape) -> dict[str, Any]:
-    """Times, FLOPs and memory of the three.
+    """Times, FLOPs and memory of all three.
 
     Raises:
         CocomixError: CoCoMix's loss, a gradient or its choice of concepts differs from the dense reference's.
@@ -109,7 +109,7 @@ def measure(shape: TrainShape) -> dict[str, Any]:
 
 
 def student(shape: TrainShape, *, has_concepts: bool = True) -> CoCoMixForCausalLM:
-    """CoCoMix, or the plain decoder of the same width; the same weights at every call."""
+    """CoCoMix, or the plain decoder of the same width, with the same weights in every call."""
     concepts = ConceptConfig(layer=shape.layer, num_concepts=shape.num_concepts, num_active_concepts=shape.num_active)
     config = student_config(
         width=shape.width,
@@ -135,7 +135,7 @@ def draw(shape: TrainShape, seed: int) -> Batch:
 
 
 def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The training loss, and the chosen concepts where there are any."""
+    """The training loss, and the chosen concepts if there are any."""
     if isinstance(module, CoCoMixForCausalLM):
         labels = batch.labels if module.config.mixer.has_concepts else None
         out = module(input_ids=batch.ids, labels=batch.ids, concept_labels=labels)
@@ -145,7 +145,7 @@ def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
 
 
 def step_of(module: nn.Module, batch: Batch) -> Callable[[], None]:
-    """A training step, as training does it."""
+    """A function that runs one training step, as `cocomix train` does."""
     config = OptimizerConfig(learning_rate=6e-4)
     optimizer = adamw(module, config)
 
@@ -160,7 +160,7 @@ def step_of(module: nn.Module, batch: Batch) -> Callable[[], None]:
 
 
 def work(variant: str, shape: TrainShape) -> Work:
-    """Build one of the three and take two steps: the first one makes the optimizer's state."""
+    """Work that builds one of the three and takes two steps, because the first creates the optimizer's state."""
 
     def run() -> int:
         module: nn.Module = student(shape, has_concepts=variant != "ntp")
@@ -175,23 +175,23 @@ def work(variant: str, shape: TrainShape) -> Work:
 
 
 def _agreeing_batch(shape: TrainShape, modules: dict[str, nn.Module]) -> tuple[Batch, float]:
-    """A batch without turned ties, on which loss and gradients agree, and by how much they differ."""
+    """A batch without swapped ties on which loss and gradients agree, and their largest difference."""
     for seed in range(MAX_DRAWS):
         batch = draw(shape, seed)
-        found: dict[str, dict[str, Tensor]] = {}
+        results: dict[str, dict[str, Tensor]] = {}
         chosen = []
         for name in ("fast", "dense"):
             loss, indices = loss_of(modules[name], batch)
             loss.backward()
             assert indices is not None
             chosen.append(indices.sort(-1).values)
-            found[name] = {"the loss": loss.detach()}
+            results[name] = {"the loss": loss.detach()}
             for key, p in modules[name].named_parameters():
                 assert p.grad is not None
-                found[name][f"the gradient of {key.removeprefix('model.')}"] = p.grad
+                results[name][f"the gradient of {key.removeprefix('model.')}"] = p.grad
             modules[name].zero_grad(set_to_none=True)
         if torch.equal(*chosen):
-            return batch, require_agreement(found["fast"], found["dense"], TOLERANCE)
+            return batch, require_agreement(results["fast"], results["dense"], TOLERANCE)
     raise CocomixError(
         f"the fast path disagrees with its reference: on each of {MAX_DRAWS} batches it chose other concepts, which ties "
         "do not explain; nothing is reported"
@@ -199,7 +199,7 @@ def _agreeing_batch(shape: TrainShape, modules: dict[str, nn.Module]) -> tuple[B
 
 
 def _flops(name: str, shape: TrainShape) -> int:
-    """Of forward and backward, as torch counts them; on the meta device, where it sees attention's products too."""
+    """FLOPs of forward and backward by torch's counter, on the meta device, where it also counts attention's products."""
     with torch.device("meta"):
         module: nn.Module = student(shape, has_concepts=name != "ntp")
         if name == "dense":
@@ -214,7 +214,7 @@ def _flops(name: str, shape: TrainShape) -> int:
 
 
 def describe(result: dict[str, Any]) -> Section:
-    """A row for each contestant."""
+    """A section with a row for each contestant."""
     shape = result["shape"]
     names = {"fast": "CoCoMix", "dense": "CoCoMix, dense reference", "ntp": "NTP of the same width"}
     rows = [
@@ -244,5 +244,5 @@ def describe(result: dict[str, Any]) -> Section:
 
 
 def _layer(shape: Mapping[str, Any]) -> int:
-    """Results of version 0.1 name the block before which concepts are inserted."""
+    """The 0-based block after which concepts are inserted; results of version 0.1 name the block before which they are."""
     return int(shape["layer"] if "layer" in shape else shape["insert_layer"] - 1)

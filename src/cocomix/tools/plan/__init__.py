@@ -1,1 +1,1 @@
-"""What a run costs before it starts."""
+"""Plans: what a run will cost, computed before it starts."""

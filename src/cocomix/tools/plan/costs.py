@@ -1,4 +1,4 @@
-"""What a run computes for a token beside its model: the teacher's FLOPs, and those of heads that are trained along."""
+"""FLOPs per token that objectives add to a run: the teacher's, and those of heads trained beside the student."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cocomix.tools.plan.teachers import PlannedTeacher
 from cocomix.training.config import TrainConfig
 
 
-def cost_of(
+def objectives_cost(
     run: TrainConfig,
     teacher: PlannedTeacher,
     num_concepts: int,
@@ -16,15 +16,15 @@ def cost_of(
     labels_flops: float | None = None,
     draws_flops: float | None = None,
 ) -> Cost:
-    """What a run's objectives add to it.
+    """The cost that a run's objectives add to it.
 
     Args:
-        run: its settings.
-        teacher: its shape.
-        num_concepts: C, latents of the autoencoder.
-        context_length: T.
-        labels_flops: of finished labels, as they say; None: counted.
-        draws_flops: of finished distillation targets, likewise.
+        run: settings of the run.
+        teacher: shape of the teacher.
+        num_concepts: C, number of latents of the autoencoder.
+        context_length: T, tokens per window.
+        labels_flops: FLOPs per token recorded in finished labels; None: count them.
+        draws_flops: FLOPs per token recorded in finished distillation targets; None: count them.
     """
     inputs = CostInputs(run, teacher.model, teacher.layer, num_concepts, context_length, labels_flops, draws_flops)
     costs = (each.implementation().cost(each, inputs) for each in run.objectives if each.is_on(run))

@@ -1,4 +1,4 @@
-"""What the finished folders that a run names say about it: text, labels and distillation targets."""
+"""Facts for a plan from the finished folders that a run names: text, labels and distillation targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cocomix.training.recipes import find_recipe
 
 @dataclass(frozen=True)
 class PlannedText:
-    """Shape of the text, as models take it."""
+    """Shape of the text: vocabulary and window."""
 
     vocab_size: int
     context_length: int
@@ -25,45 +25,45 @@ class PlannedText:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Facts of folders, and of a recipe where there are none."""
+    """Facts from the folders, or from the recipe if there are none."""
 
     text: PlannedText
     num_windows: int | None
-    """Training windows that have all that the run asks for; None: not known."""
+    """Number of training windows that have all the data the run reads; None: unknown."""
     num_concepts: int | None
     """C; None: the run has no concepts."""
     num_labels: int
-    """A, labels a token."""
+    """A, labels per token."""
     labels_flops: float | None
-    """FLOPs of the teacher a token, as the labels' folder says; None: no folder."""
+    """Teacher FLOPs per token recorded with the labels; None: there are none."""
     num_draws: int
-    """K, stored draws a token."""
+    """K, stored draws per token."""
     draws_flops: float | None
-    """FLOPs of the teacher a token, as the targets' folder says; None: no folder."""
+    """Teacher FLOPs per token recorded with the targets; None: there are none."""
 
     def stored_tokens(self, num_tokens: int) -> int:
-        """Tokens that labels and draws are computed for in a run of `num_tokens`: once a window, however often it is seen."""
+        """Number of tokens with labels and draws in a run of `num_tokens`: each window counts once, even if seen again."""
         return num_tokens if self.num_windows is None else min(num_tokens, self.num_windows * self.text.context_length)
 
 
 def read_inputs(config: TrainConfig, recipe: str | None, vocab_size: int | None, context_length: int | None) -> Inputs:
-    """Read what there is; targets may still have to be drawn.
+    """Read the folders that a run names; distillation targets may not exist yet.
 
     Args:
-        config: of the run.
-        recipe: name of its recipe, for the text's shape where no dataset is given.
-        vocab_size: V, over all others.
-        context_length: T, likewise.
+        config: configuration of the run.
+        recipe: name of the recipe, which gives the text's shape if there is no dataset.
+        vocab_size: V, which takes precedence.
+        context_length: T, which takes precedence.
 
     Raises:
-        CocomixError: a folder is damaged or of another kind, or something is known of nowhere.
+        CocomixError: a folder is damaged or of another kind, or a number is given nowhere.
     """
     data = artifacts.read(config.data, TOKEN_DATASET) if config.data not in (OPEN, NOT_NEEDED) else None
     labels = None if config.labels is None else artifacts.read(config.labels, CONCEPT_DATASET)
     folder = config.distillation.targets
     targets = artifacts.read(folder, DISTILLATION_TARGETS) if folder is not None and folder.exists() else None
     counts = [config.num_windows, None if data is None else data.facts["splits"]["train"]["num_windows"]]
-    counts += [None if found is None else found.settings["num_windows"] for found in (labels, targets)]
+    counts += [None if manifest is None else manifest.settings["num_windows"] for manifest in (labels, targets)]
     draws = DistillTargetsConfig.num_samples if targets is None else targets.settings["num_samples"]
     attribution = config.attribution.num_labels if labels is None else labels.settings["attribution"]["num_labels"]
     return Inputs(
@@ -80,7 +80,7 @@ def read_inputs(config: TrainConfig, recipe: str | None, vocab_size: int | None,
 def _text(
     data: artifacts.Manifest | None, recipe: str | None, vocab_size: int | None, context_length: int | None
 ) -> PlannedText:
-    """Vocabulary and context: as given, of the dataset, or the recipe's."""
+    """Vocabulary and context: given, from the dataset, or from the recipe."""
     facts: dict[str, Any] = {}
     if data is not None:
         facts = data.facts
@@ -96,7 +96,7 @@ def _text(
 
 
 def _num_concepts(config: TrainConfig, labels: artifacts.Manifest | None) -> int | None:
-    """C: of the labels, or as given."""
+    """C, from the labels or the settings."""
     mixer = config.student.mixer
     if not mixer.has_concepts:
         return None

@@ -1,4 +1,4 @@
-"""`cocomix recipes`: every recipe with what it trains and what that costs."""
+"""`cocomix recipes`: all recipes, with what they train and what they cost."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
 from cocomix.base.tables import rendered_text
 
-#: Written by `recipe_rows.py`.
+#: File written by `recipe_rows.py`.
 ROWS_PATH = Path(__file__).with_name("recipes.json")
 
 
 @dataclass(frozen=True)
 class RecipesConfig:
-    """How to list them."""
+    """Options of the list of recipes."""
 
     json: bool = False
-    """Print JSON in place of a table."""
+    """Print JSON instead of a table."""
 
 
 @dataclass(frozen=True)
 class RecipeRow:
-    """One recipe in numbers, at its own vocabulary, context and number of concepts."""
+    """The numbers of one recipe, at its own vocabulary, context and number of concepts."""
 
     name: str
     what: str
@@ -34,14 +34,14 @@ class RecipeRow:
     num_parameters: int
     num_active_parameters: int
     train_flops_per_token: float
-    """Of the student (algorithmic), and of the head of hidden regression."""
+    """Training FLOPs per token (algorithmic) of the student and the head of hidden regression."""
     teacher_flops_per_token: float
-    """Of the teacher of the recipe's size on top, for labels or targets."""
+    """Additional FLOPs per token of the size's teacher, for labels or targets."""
     num_tokens: int
 
 
 def list_recipes(config: RecipesConfig) -> str | dict[str, Any]:
-    """All recipes: a table, or with `json` a dictionary."""
+    """All recipes, as a table or, with `json`, as a dictionary."""
     rows = [RecipeRow(**row) for row in read_json(ROWS_PATH)["recipes"]]
     if config.json:
         return {"recipes": [asdict(row) for row in rows]}

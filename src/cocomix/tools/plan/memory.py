@@ -1,10 +1,10 @@
-"""What a run holds in the memory of one device.
+"""A run's memory on one device.
 
-Activations are counted, not estimated: a forward pass of the run's own modules on tensors without numbers, noting every
-tensor that autograd keeps for the backward. Attention keeps queries, keys, values, its result and one number a row, as the
-fused kernels do. Then the backward is run too, for the most that its temporaries add, gradients of weights aside.
+Activations are counted, not estimated: a forward pass of the run's own modules on fake tensors records every tensor that
+autograd keeps for the backward pass. Attention keeps queries, keys, values, its result and one number per row, like the fused
+kernels. The backward pass is run too, for the peak of its temporaries, without gradients of weights.
 
-Weights, gradients and AdamW's two moments are float32, as the engine has them, whatever the precision of the products.
+Weights, gradients and AdamW's two moments are float32, as in the engine, for any precision of the products.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 
 @dataclass
 class SavedBytes:
-    """Bytes that autograd keeps between a forward pass and its backward, each storage once, parameters apart."""
+    """Bytes that autograd keeps between forward and backward pass, counting each storage once, without parameters."""
 
     outside: int = 0
-    """Outside of the blocks: embedding, mixer, final norm, losses."""
+    """Bytes outside the blocks: embedding, mixer, final norm, losses."""
     blocks: list[int] = field(default_factory=list)
-    """Of each block."""
+    """Bytes of each block."""
     inputs: list[int] = field(default_factory=list)
-    """Of each block's input, all that activation checkpointing keeps of it."""
+    """Bytes of each block's input, which is all that activation checkpointing keeps."""
 
     @property
     def total(self) -> int:
@@ -48,22 +48,22 @@ class SavedBytes:
 
     @property
     def checkpointed(self) -> int:
-        """With activation checkpointing: every block's input, and all of the one block whose backward runs."""
-        largest = max(block - given for block, given in zip(self.blocks, self.inputs, strict=True))
+        """Bytes with activation checkpointing: every block's input, and all of the largest block, while it is recomputed."""
+        largest = max(block - block_input for block, block_input in zip(self.blocks, self.inputs, strict=True))
         return self.outside + sum(self.inputs) + max(0, largest)
 
 
 def saved_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
 ) -> SavedBytes:
-    """Count what one forward pass keeps.
+    """Count the bytes that one forward pass keeps.
 
     Args:
-        model: real, or of tensors without numbers.
-        num_windows: of the pass.
-        context_length: T.
-        precision: of the products.
-        num_labels: A, concepts a token that the concept loss learns; 0: none.
+        model: model with real or fake tensors.
+        num_windows: windows of the pass.
+        context_length: T, tokens per window.
+        precision: precision of the products.
+        num_labels: A, labels per token of the concept loss; 0: no concept loss.
     """
     with _counting(model) as saved:
         _forward(model, num_windows, context_length, precision, num_labels)
@@ -73,19 +73,19 @@ def saved_bytes(
 def peak_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
 ) -> int:
-    """The most that a forward and backward pass hold at one time beside weights and their gradients; as `saved_bytes`."""
+    """Peak bytes of a forward and backward pass, without weights and their gradients; arguments as in `saved_bytes`."""
     with _Ledger() as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    most: int = ledger.peak_excluding(gradients)
+    peak: int = ledger.peak_excluding(gradients)
     model.zero_grad(set_to_none=True)
-    return most
+    return peak
 
 
 def _forward(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
 ) -> Tensor:
-    """The loss of some windows."""
+    """The loss of some dummy windows."""
     ids = torch.zeros(num_windows, context_length, dtype=torch.long)
     concepts = torch.zeros(*ids.shape, num_labels, dtype=torch.long) if num_labels else None
     device = next(model.parameters()).device.type
@@ -95,36 +95,36 @@ def _forward(
 
 
 class _Ledger(TorchDispatchMode):
-    """When storages came and went."""
+    """A record of when storages are allocated and freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, int]] = []
-        """Number of a storage, and bytes: above 0 when it came, below when it went."""
+        """Number of a storage and its bytes: positive when allocated, negative when freed."""
         self._alive: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return found
+                self._record(tensor.untyped_storage())
+        return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self._alive:
-            number = self._alive[place] = len(self._events)
+    def _record(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self._alive:
+            number = self._alive[address] = len(self._events)
             self._events.append((number, size))
-            weakref.finalize(storage, self._forget, place, number, size)
+            weakref.finalize(storage, self._record_freed, address, number, size)
 
-    def _forget(self, place: int, number: int, size: int) -> None:
-        self._alive.pop(place, None)
+    def _record_freed(self, address: int, number: int, size: int) -> None:
+        self._alive.pop(address, None)
         self._events.append((number, -size))
 
     def peak_excluding(self, tensors: list[Tensor]) -> int:
-        """The largest sum of bytes, not counting the storages of some tensors that are still there."""
-        left_out = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors}
-        sizes = [size for number, size in self._events if number not in left_out]
+        """Peak bytes, without the storages of `tensors`, which must still be alive."""
+        excluded = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors}
+        sizes = [size for number, size in self._events if number not in excluded]
         return max(itertools.accumulate(sizes), default=0)
 
 
@@ -133,7 +133,7 @@ def _counting(model: CoCoMixForCausalLM) -> Iterator[SavedBytes]:
     blocks = model.adapter.blocks
     saved = SavedBytes(blocks=[0] * len(blocks), inputs=[0] * len(blocks))
     seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept: list[Tensor] = []  # so that no storage's place is taken by another's
+    kept: list[Tensor] = []  # keeps storages alive, so that no address is reused
     current: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -169,26 +169,26 @@ def _counting(model: CoCoMixForCausalLM) -> Iterator[SavedBytes]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, and what they are."""
+    """Bytes on one device, by purpose."""
 
     weights: float
     """Parameters in float32: all of them, or a device's share."""
     gathered: float
-    """FSDP: weights of the groups in use, whole, in the precision of the products. bfloat16 without FSDP: their copies."""
+    """Weights in use, in the precision of the products: FSDP's gathered groups, or bfloat16 copies without FSDP."""
     gradients: float
-    """In float32; with FSDP whole ones while a step has further passes to come."""
+    """Gradients in float32; with FSDP unsharded if a step has several passes."""
     exchange: float
-    """DDP's buckets, as large as the gradients; FSDP's whole gradients of one group."""
+    """Buffers for exchanging gradients: DDP's buckets, as large as the gradients, or FSDP's gradients of one group."""
     moments: float
-    """AdamW's two, in float32."""
+    """AdamW's two moments in float32."""
     activations: float
-    """Kept between forward and backward of one pass."""
+    """Activations kept between forward and backward pass."""
     activations_with_checkpointing: float
-    """The same, had it been switched on."""
+    """Activations kept with activation checkpointing."""
     temporaries: float
-    """The most that a backward adds to them, gradients of weights aside; and what distillation holds."""
+    """Peak that a backward pass adds, without gradients of weights, and tensors of distillation."""
     teacher: float
-    """Its weights, and its dictionary's, where it runs along."""
+    """Weights of a teacher that runs during training, and of its autoencoder."""
     is_checkpointed: bool
     """Whether activations are checkpointed."""
 
@@ -213,19 +213,19 @@ def device_memory(
     """Count a run's memory on each of its devices.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         text: vocabulary and context.
         num_concepts: C.
-        num_devices: that share a step.
-        num_windows: of one forward pass.
-        teacher: bytes of the teacher's weights where it runs along.
+        num_devices: number of devices that share a step.
+        num_windows: windows per forward pass.
+        teacher: bytes of the weights of a teacher that runs during training.
     """
     precision, T = config.parallel.precision, text.context_length
     num_labels = config.attribution.num_labels if config.concept_loss.is_on(config) else 0
     with FakeTensorMode():
         model = build_student(config, text, with_num_concepts(config, num_concepts)).train()
         model.limit_logits(config.parallel.logits_megabytes)
-        # Linear in the windows; what is left at none are copies of the weights.
+        # Saved bytes are linear in the windows; the constant part is copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
         temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
         groups = _group_sizes(model)
@@ -260,7 +260,7 @@ def device_memory(
 
 
 def _group_sizes(model: CoCoMixForCausalLM) -> list[int]:
-    """Parameters of each group that FSDP shards and gathers as one: the blocks, the mixer, and last the rest."""
+    """Parameters of each group that FSDP shards and gathers as one: the blocks, the mixer and, last, the rest."""
     parts: list[nn.Module] = [*model.adapter.blocks, model.mixer]
     sizes = [size for part in parts if (size := sum(parameter.numel() for parameter in part.parameters()))]
     return [*sizes, sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)]

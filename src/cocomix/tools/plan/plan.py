@@ -1,7 +1,7 @@
-"""What a run costs before it starts: parameters, FLOPs, memory, storage and time.
+"""What a run will cost: parameters, FLOPs, memory, storage and time.
 
-A plan is made of a training configuration, as complete as it is, and of the devices it is to run on. Nothing is loaded,
-downloaded or computed but shapes.
+A plan is computed from a training configuration, which may be incomplete, and the devices to run it on. No weights are
+loaded, and only shapes are computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cocomix.base.numbers import parse_count
 from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Cost
-from cocomix.tools.plan.costs import cost_of
+from cocomix.tools.plan.costs import objectives_cost
 from cocomix.tools.plan.inputs import Inputs, PlannedText, read_inputs
 from cocomix.tools.plan.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
 from cocomix.tools.plan.teachers import planned_teacher
@@ -38,39 +38,39 @@ from cocomix.training.widths import (
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """A training run that is still to be decided on, and the devices for it. Takes every option of `cocomix train`."""
+    """A training run to plan, and the devices for it. Takes every option of `cocomix train`."""
 
     run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     """The run, which may be incomplete."""
     recipe: str | None = None
-    """Plan this recipe; `cocomix recipes` lists them. Other options change it."""
+    """Recipe to plan; `cocomix recipes` lists them. Other options change it."""
     tokens: str | None = None
     """Tokens to train on, such as 64M, 200B or 1.5T; by default num_tokens."""
     devices: int = 1
-    """How many."""
+    """Number of devices."""
     device: str = "h100"
-    """Of which kind: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
+    """Type of the devices: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
     --memory-gb."""
     strategy: Literal["ddp", "fsdp"] | None = None
-    """How the model is spread over them; by default parallel.strategy."""
+    """How the model is spread over the devices; by default parallel.strategy."""
     utilisation: float = 0.4
     """Share of the devices' peak that the algorithmic FLOPs are expected to reach."""
     peak_tflops: float | None = None
-    """Peak of one device in the run's precision, in place of the table's."""
+    """Peak of one device in the run's precision, in TFLOP/s; by default from the table."""
     memory_gb: float | None = None
-    """Memory of one device, in place of the table's."""
+    """Memory of one device, in GB; by default from the table."""
     vocab_size: int | None = None
-    """V; by default that of --data, or the recipe's."""
+    """V; by default from --data or the recipe."""
     context_length: int | None = None
-    """T, likewise."""
+    """T; by default from --data or the recipe."""
     json: bool = False
-    """Print JSON in place of a table."""
+    """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "devices", "vocab_size")
         require_at_least(2, self, "context_length")
         if not 0 < self.utilisation <= 1:
-            raise CocomixError(f"utilisation is {self.utilisation}; it must lie above 0 and at most at 1")
+            raise CocomixError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
         for name in ("peak_tflops", "memory_gb"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -79,12 +79,12 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs a token of text, by one of the two counts."""
+    """FLOPs per token of text, by one of the two counts."""
 
     training: float
-    """Forward and backward of the student."""
+    """FLOPs of the student's forward and backward pass."""
     inference: float
-    """Its forward pass."""
+    """FLOPs of the student's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -93,45 +93,45 @@ class Duration:
 
     student_hours: float
     teacher_hours: float
-    """Of the teacher where it runs along."""
+    """Hours of a teacher that runs during training."""
     labels_hours: float
-    """Of the labels' extraction, before training, where they are stored."""
+    """Hours of extracting stored labels, before training."""
     targets_hours: float
-    """Of drawing distillation's targets, before training, where they are stored."""
+    """Hours of drawing stored distillation targets, before training."""
     num_devices: int
 
     @property
     def hours(self) -> float:
-        """Of training."""
+        """Hours of training."""
         return self.student_hours + self.teacher_hours
 
     @property
     def device_hours(self) -> float:
-        """Of everything."""
+        """Device-hours of training, labels and targets."""
         return self.num_devices * (self.hours + self.labels_hours + self.targets_hours)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything there is to know of a run before it starts."""
+    """What a run will cost."""
 
     config: PlanConfig
     num_tokens: int
     num_stored_tokens: int
-    """Tokens that labels and draws are computed for where they are stored: of each window once."""
+    """Number of tokens for which labels or draws are stored: each window counts once."""
     num_parameters: int
     num_active_parameters: int
     vocab_size: int
     context_length: int
     num_concepts: int | None
     flops: Mapping[str, Flops]
-    """By the name of the count: algorithmic, counter."""
+    """FLOPs by the name of the count: algorithmic, counter."""
     cost: Cost
-    """Of the objectives."""
+    """Cost of the objectives."""
     teacher_name: str | None
-    """What stands for the teacher in these figures; None: there is none."""
+    """Name of the teacher whose cost is counted; None: there is none."""
     num_teacher_parameters: int | None
-    """None: its cost is the labels' or the targets' own word, or there is none."""
+    """Number of the teacher's parameters; None: there is none, or its cost is recorded with the labels or targets."""
     is_teacher_online: bool
     device: DeviceSpec
     windows_per_pass: int
@@ -139,14 +139,15 @@ class Plan:
     kv_cache_bytes_per_token: int
     label_bytes_per_token: int
     target_bytes_per_token: int
-    """Of stored distillation targets."""
+    """Bytes per token of stored distillation targets."""
     equal_parameters: MatchedWidth | None
-    """A plain decoder of as many active parameters; None where the run's is one."""
+    """Plain decoder with as many active parameters; None if the run trains a plain decoder."""
     equal_flops: MatchedWidth | None
+    """Plain decoder with as many training FLOPs per token; None if the run trains a plain decoder."""
     duration: Duration
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The plan as a dictionary for JSON."""
         config = self.config
         return {
             "recipe": config.recipe,
@@ -199,18 +200,21 @@ def plan(recipe: str, **options: Any) -> Plan:
     """The plan of a recipe.
 
     Args:
-        recipe: its name.
-        options: fields of `PlanConfig`, such as `tokens="200B"`, `devices=64`, `device="h100"`, and any of `TrainConfig`.
+        recipe: name of the recipe.
+        options: fields of `PlanConfig`, such as `tokens="200B"`, `devices=64`, `device="h100"`, and of `TrainConfig`.
+
+    Raises:
+        CocomixError: the recipe or an option is unknown, or a value is wrong.
     """
-    own = {each.name for each in dataclasses.fields(PlanConfig)} - {"run", "recipe"}
-    of_run = {each.name for each in dataclasses.fields(TrainConfig)}
+    plan_fields = {each.name for each in dataclasses.fields(PlanConfig)} - {"run", "recipe"}
+    run_fields = {each.name for each in dataclasses.fields(TrainConfig)}
     run = replace(find_recipe(recipe).config(), data=NOT_NEEDED, output=NOT_NEEDED)
     options = renamed(run, options)
     for key in options:
-        if key not in own | of_run:
-            raise CocomixError(f"plan has no option {key!r}{nearest(key, own | of_run)}")
-    run = replace(run, **{key: value for key, value in options.items() if key not in own})
-    return make_plan(PlanConfig(run, recipe, **{key: value for key, value in options.items() if key in own}))
+        if key not in plan_fields | run_fields:
+            raise CocomixError(f"plan has no option {key!r}{nearest(key, plan_fields | run_fields)}")
+    run = replace(run, **{key: value for key, value in options.items() if key not in plan_fields})
+    return make_plan(PlanConfig(run, recipe, **{key: value for key, value in options.items() if key in plan_fields}))
 
 
 def make_plan(config: PlanConfig) -> Plan:
@@ -227,12 +231,12 @@ def make_plan(config: PlanConfig) -> Plan:
     device, windows_per_pass = _device(config), _windows_per_pass(config)
     inputs = read_inputs(run, config.recipe, config.vocab_size, config.context_length)
     text, num_concepts = inputs.text, inputs.num_concepts
-    if num_concepts is not None:  # labels may say another number than the recipe
+    if num_concepts is not None:  # labels may have another number than the recipe
         run = replace(run, student=replace(run.student, mixer=with_num_concepts(run, num_concepts)))
         config = replace(config, run=run)
     size = find_recipe(config.recipe).size if config.recipe is not None else None
     model, teacher = meta_model(run, text), planned_teacher(run, size, text)
-    cost = cost_of(
+    cost = objectives_cost(
         run,
         teacher,
         num_concepts or 1,
@@ -278,7 +282,7 @@ def make_plan(config: PlanConfig) -> Plan:
 
 
 def kv_cache_bytes(model: CoCoMixForCausalLM, precision: str) -> int:
-    """Bytes that a token leaves in the cache: a key and a value in each block, for each position it has there."""
+    """Bytes per token in the cache: a key and a value in each block, for each of the token's positions there."""
     mixer = model.config.mixer
     below, above = mixer.insertion, model.adapter.num_blocks - mixer.insertion
     positions: float = below + mixer.layout.positions_per_token * above
@@ -287,7 +291,7 @@ def kv_cache_bytes(model: CoCoMixForCausalLM, precision: str) -> int:
 
 
 def peak_flops(device: DeviceSpec, precision: str) -> float:
-    """FLOP/s of one device at best."""
+    """Peak FLOP/s of one device."""
     return device.bfloat16_flops if precision == "bfloat16" else device.float32_flops
 
 
@@ -299,29 +303,29 @@ def _flops(model: CoCoMixForCausalLM, text: PlannedText, count: Any, head: float
 
 
 def _label_bytes(inputs: Inputs) -> int:
-    """As a concept dataset stores them, before compression: two bytes a label while C fits."""
+    """Bytes per token of stored labels, before compression: two bytes per label if C fits."""
     assert inputs.num_concepts is not None
     return inputs.num_labels * (2 if inputs.num_concepts < 2**16 else 4)
 
 
 def _target_bytes(inputs: Inputs) -> int:
-    """As `distill-targets` stores them: two bytes a draw while V fits, and an entropy in float32."""
+    """Bytes per token of stored targets, before compression: two bytes per draw if V fits, and a float32 entropy."""
     return inputs.num_draws * (2 if inputs.text.vocab_size <= 2**16 else 4) + 4
 
 
 def _device(config: PlanConfig) -> DeviceSpec:
-    """From the table, with what was given in place of its figures."""
+    """The device from the table, with the given figures replaced."""
     name = config.device.strip().lower().replace(" ", "-").replace("_", "-")
-    found = known_devices().get(name)
-    if found is None and (config.peak_tflops is None or config.memory_gb is None):
+    known = known_devices().get(name)
+    if known is None and (config.peak_tflops is None or config.memory_gb is None):
         close = nearest(config.device, known_devices())
         raise CocomixError(
-            f"nothing is known of a device {config.device!r}{close}; for another, give --peak-tflops and --memory-gb"
+            f"the device {config.device!r} is not in the table{close}; for another, give --peak-tflops and --memory-gb"
         )
-    spec = found or DeviceSpec(config.device, 0.0, 0.0, 0)
+    spec = known or DeviceSpec(config.device, 0.0, 0.0, 0)
     if config.peak_tflops is not None:
         peak = config.peak_tflops * 1e12
-        spec = replace(spec, bfloat16_flops=peak, float32_flops=spec.float32_flops if found else peak)
+        spec = replace(spec, bfloat16_flops=peak, float32_flops=spec.float32_flops if known else peak)
         if config.run.parallel.precision == "float32":
             spec = replace(spec, float32_flops=peak)
     if config.memory_gb is not None:
@@ -331,12 +335,12 @@ def _device(config: PlanConfig) -> DeviceSpec:
 
 def _windows_per_pass(config: PlanConfig) -> int:
     batch_size, micro_batch_size = config.run.batch_size, config.run.micro_batch_size
-    wanted = config.devices * (micro_batch_size or 1)
-    if batch_size % wanted:
+    divisor = config.devices * (micro_batch_size or 1)
+    if batch_size % divisor:
         of_size = "" if micro_batch_size is None else f" of micro_batch_size {micro_batch_size}"
         raise CocomixError(
             f"batch_size {batch_size} can't be shared equally by {config.devices} devices{of_size}; "
-            f"make it a multiple of {wanted}"
+            f"make it a multiple of {divisor}"
         )
     return micro_batch_size or batch_size // config.devices
 
@@ -344,7 +348,7 @@ def _windows_per_pass(config: PlanConfig) -> int:
 def _duration(
     config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: Cost, device: DeviceSpec
 ) -> Duration:
-    """Labels and stored draws are computed in float32, targets along with training in the run's precision."""
+    """Labels and stored draws run in float32; targets computed during training run in the run's precision."""
 
     def hours(count: int, flops_per_token: float, precision: str) -> float:
         rate = config.devices * peak_flops(device, precision) * config.utilisation

@@ -1,4 +1,4 @@
-"""`cocomix plan`: a plan for reading."""
+"""`cocomix plan`: a plan as tables."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cocomix.training.widths import MatchedWidth
 
 
 def show_plan(config: PlanConfig) -> str | dict[str, Any]:
-    """The plan of a configuration: tables, or with `json` a dictionary."""
-    made = make_plan(config)
-    return made.as_dict() if config.json else "\n".join([_model(made), "", _memory(made), "", _bill(made)])
+    """The plan of a configuration, as tables or, with `json`, as a dictionary."""
+    plan = make_plan(config)
+    return plan.as_dict() if config.json else "\n".join([_model(plan), "", _memory(plan), "", _bill(plan)])
 
 
 def _model(plan: Plan) -> str:

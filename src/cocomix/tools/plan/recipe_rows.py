@@ -1,4 +1,4 @@
-"""What each recipe costs, counted, for `cocomix recipes` to read: counting needs torch and many seconds, reading neither.
+"""Counts what each recipe costs, once, because counting needs torch and many seconds; `cocomix recipes` reads the result.
 
 python -m cocomix.tools.plan.recipe_rows     counts all recipes again and writes `recipes.json`
 """
@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from cocomix.base.artifacts import write_json
 from cocomix.modeling.flops import training_flops_per_token
-from cocomix.tools.plan.costs import cost_of
+from cocomix.tools.plan.costs import objectives_cost
 from cocomix.tools.plan.listing import ROWS_PATH, RecipeRow
 from cocomix.tools.plan.teachers import teacher_of_size
 from cocomix.training.recipes import RECIPES, Recipe
@@ -17,11 +17,11 @@ from cocomix.training.widths import meta_model, num_active_parameters
 
 
 def recipe_row(recipe: Recipe) -> RecipeRow:
-    """Count one recipe."""
+    """Count the cost of one recipe."""
     size, run = recipe.size, recipe.config()
     model = meta_model(run, size)
     teacher = teacher_of_size(size)
-    cost = cost_of(run, teacher, size.num_concepts, size.context_length)
+    cost = objectives_cost(run, teacher, size.num_concepts, size.context_length)
     return RecipeRow(
         name=recipe.name,
         what=recipe.summary,

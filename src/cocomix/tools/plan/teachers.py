@@ -1,4 +1,4 @@
-"""The teacher's shape, before there is one or without loading it."""
+"""The shape of a teacher that does not exist yet, or is not loaded."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _KNOWN_SHAPES = {"gpt2": GPT2Config}
 
 @dataclass(frozen=True)
 class PlannedTeacher:
-    """A teacher that costs are counted with."""
+    """A teacher used to count costs."""
 
     name: str
-    """For people: as it was given, or what is assumed in its place."""
+    """Name shown to the user: the given one, or a description of the assumed teacher."""
     model: PreTrainedModel
-    """On the meta device, frozen."""
+    """The frozen model, on the meta device."""
     layer: int
-    """0-based block after which its dictionary reads."""
+    """0-based block after which the autoencoder reads."""
 
     @property
     def num_parameters(self) -> int:
@@ -38,29 +38,29 @@ class PlannedTeacher:
 
 
 def planned_teacher(config: TrainConfig, size: Size | None, text: TextShape) -> PlannedTeacher:
-    """The teacher of a run: as given, or that of the recipe's size, or GPT-2 124M.
+    """The teacher of a run: the given one, or that of the recipe's size, or GPT-2 124M.
 
     Raises:
-        CocomixError: nothing can be read where `teacher` points.
+        CocomixError: the configuration of `teacher` can't be read.
     """
     if config.teacher is None and size is not None:
-        found = teacher_of_size(size, text)
+        planned = teacher_of_size(size, text)
     else:
         name = "gpt2" if config.teacher is None else str(config.teacher)
         shape = _shape(name)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(shape).requires_grad_(False)
         assumed = "GPT-2 124M (assumed; give --teacher)"
-        found = PlannedTeacher(assumed if config.teacher is None else name, model, (shape.num_hidden_layers - 1) // 2)
-    return found if config.layer is None else replace(found, layer=config.layer)
+        planned = PlannedTeacher(assumed if config.teacher is None else name, model, (shape.num_hidden_layers - 1) // 2)
+    return planned if config.layer is None else replace(planned, layer=config.layer)
 
 
 def teacher_of_size(size: Size, text: TextShape | None = None) -> PlannedTeacher:
-    """The teacher that recipes of a size are counted with.
+    """The teacher used to count the costs of a size's recipes.
 
     Args:
-        size: of the recipe.
-        text: vocabulary and context; None: the size's.
+        size: size of the recipe.
+        text: vocabulary and context; by default the size's.
     """
     shape = text or size
     model = _model_of_size(size, shape.vocab_size, shape.context_length)
@@ -80,12 +80,10 @@ def _shape(name: str) -> Any:
         return _KNOWN_SHAPES[name]()
     folder = Path(name)
     if not folder.exists() and not may_be_on_hub(name):
-        raise CocomixError(f"--teacher is {name}, and nothing is there; give a model's folder, or its name on the Hub")
+        raise CocomixError(f"--teacher {name} does not exist; give a model's folder, or its name on the Hub")
     if folder.exists() and not (folder / "config.json").exists():
-        raise CocomixError(
-            f"--teacher is {name}, which has no config.json; give a model's folder, or its name on the Hub"
-        )
+        raise CocomixError(f"--teacher {name} has no config.json; give a model's folder, or its name on the Hub")
     try:
         return AutoConfig.from_pretrained(name)
-    except Exception as error:  # transformers raises a dozen kinds of its own for what is no model
+    except Exception as error:  # transformers raises a dozen types of its own
         raise CocomixError(f"the shape of --teacher {name} could not be read: {reason_of(error)}") from error
