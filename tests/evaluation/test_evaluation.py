@@ -54,15 +54,15 @@ def test_command_writes_and_recognises_its_result(tiny: Tiny, run: Path, tmp_pat
 
 
 def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="probes need a model with a concept mixer"):
+    with pytest.raises(CocomixError, match="mixer"):
         evaluate(EvalConfig(model=tiny.teacher, data=tiny.data, output=tmp_path / "a", probes=True))
-    with pytest.raises(CocomixError, match="needs both --teacher and --sae"):
+    with pytest.raises(CocomixError, match="--teacher.*--sae"):
         EvalConfig(model=run, data=tiny.data, output=tmp_path, teacher=tiny.teacher)
-    with pytest.raises(CocomixError, match="is neither a folder nor a file"):
+    with pytest.raises(CocomixError, match="nothing"):
         evaluate(EvalConfig(model=tmp_path / "nothing", data=tiny.data, output=tmp_path / "b"))
-    with pytest.raises(CocomixError, match=r"has no config.json"):
+    with pytest.raises(CocomixError, match=r"config\.json"):
         load_causal_lm(tmp_path)
-    with pytest.raises(CocomixError, match="probes need a model whose concepts are mixed"):
+    with pytest.raises(CocomixError, match="mixed"):
         run_probes(student(mixing="none"), TokenDataset(tiny.data, "validation"))
 
 

@@ -48,7 +48,7 @@ class EvalConfig:
     max_windows: int | None = None
     """Evaluate on so many evenly spaced validation windows; by default on all."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks, through lm-eval: any of wikitext lambada hellaswag piqa siqa arc_easy winogrande blimp."""
+    """Benchmarks, through lm-eval, such as lambada or blimp; docs/evaluation.md lists them all."""
     task_data: Path | None = None
     """Folder with the benchmarks' own published files, of each in it or in a folder of the benchmark's name."""
     limit: int | None = None
