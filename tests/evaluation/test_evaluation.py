@@ -56,7 +56,7 @@ def test_command_writes_and_recognises_its_result(tiny: Tiny, run: Path, tmp_pat
 def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match="mixer"):
         evaluate(EvalConfig(model=tiny.teacher, data=tiny.data, output=tmp_path / "a", probes=True))
-    with pytest.raises(CocomixError, match="--teacher.*--sae"):
+    with pytest.raises(CocomixError, match=r"--teacher.*--sae"):
         EvalConfig(model=run, data=tiny.data, output=tmp_path, teacher=tiny.teacher)
     with pytest.raises(CocomixError, match="nothing"):
         evaluate(EvalConfig(model=tmp_path / "nothing", data=tiny.data, output=tmp_path / "b"))

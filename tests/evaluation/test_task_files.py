@@ -114,7 +114,7 @@ def test_articles_are_whole_and_detokenized_but_counted_as_published(folder: Pat
     task.build_all_requests(limit=None)
     assert [request.args for request in task.instances] == [
         (
-            " = First =\n\nThe \"old\" 3,000 ships (of wood)'s,°C; he said: no .\n== Part ==\n"
+            ' = First =\n\nThe "old" 3,000 ships (of wood)\'s,°C; he said: no .\n== Part ==\n'
             "A semi-naked [x] {y}'s'z'. ",
         ),
         (" = Second =\n\nText.\n",),
@@ -203,9 +203,9 @@ def test_a_wrong_file_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (folder / "piqa" / "valid-labels.lst").unlink()
     with pytest.raises(CocomixError, match=r"piqa.* valid\.jsonl .*valid-labels\.lst"):
         find_task_files("piqa", folder)
-    with pytest.raises(CocomixError, match="nothing.*--task-data"):
+    with pytest.raises(CocomixError, match=r"nothing.*--task-data"):
         find_task_files("piqa", tmp_path / "nothing")
-    with pytest.raises(CocomixError, match="'mmlu'.*, lambada,"):
+    with pytest.raises(CocomixError, match=r"'mmlu'.*, lambada,"):
         find_task_files("mmlu", folder)
 
 

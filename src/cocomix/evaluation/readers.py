@@ -1,8 +1,8 @@
 """From a benchmark's published files to the rows of the data set that lm-eval's definition of the task expects.
 
-`rows` reads JSON lines and needs nothing but the fields that the benchmark's YAML lists; the other readers are for files
-of another form. Every field is checked here, and an error names the file and the line: lm-eval itself would score the
-text "None" for a missing field, and count an item with a wrong label as a miss.
+`rows` needs nothing but the fields that the benchmark's YAML lists; the other readers are for files of another form.
+Every field is checked here, and an error names the file and the line: lm-eval itself would score the text "None" for a
+missing field, and count an item with a wrong label as a miss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rows = Iterator[tuple[str, Row]]  # each row after its place (file and line) as 
 
 
 def rows(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
-    """The given fields of a JSON-lines file; a second file has a label a line, for rows that hold none."""
+    """The given fields of JSON lines, or the lines of a text; a second file has a label a line, for rows without one."""
     found = list(_objects(paths[0]))
     if len(paths) > 1:
         _add_labels(found, paths, fields)
@@ -27,7 +27,7 @@ def rows(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
         yield where, {name: read_field(row, name, kind, where) for name, kind in fields.items()}
 
 
-def arc(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
+def arc(paths: Sequence[Path], _: Mapping[str, Any]) -> Rows:
     """Questions of AI2, with the choices of each question in two lists."""
     for where, row in _objects(paths[0]):
         question = read_field(row, "question", "dict", where)
@@ -44,18 +44,15 @@ def arc(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
 
 
 def lambada(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
-    """Passages, from JSON lines or from the lines of a text; the model is to say what follows their last space."""
-    path = paths[0]
-    lines = enumerate(_text_of(path).split("\n"), 1) if path.suffix == ".txt" else ()
-    plain = ((f"{path}, line {i}", {"text": line}) for i, line in lines if line.strip())
-    for where, row in plain if path.suffix == ".txt" else rows(paths, fields):
+    """Passages; the model is to say what follows their last space."""
+    for where, row in rows(paths, fields):
         passage = row["text"].rstrip()
         if not passage.rpartition(" ")[0].strip():
             raise CocomixError(f"{where}: a passage of LAMBADA has more than one word")
         yield where, {"text": passage}
 
 
-def wikitext(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
+def wikitext(paths: Sequence[Path], _: Mapping[str, Any]) -> Rows:
     """Articles, each with its title line ` = Title = `; sections have two marks or more on each side."""
     articles: list[list[str]] = [[]]
     for line in _text_of(paths[0]).split("\n"):
@@ -96,7 +93,7 @@ def read_field(row: Any, name: str, kind: Any, where: str) -> Any:
     return value
 
 
-def _has_type(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: str | list[str]) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and len(value) == len(kind) and all(map(_has_type, value, kind))
     return type(value).__name__ == kind
@@ -122,8 +119,12 @@ def _add_labels(found: Sequence[tuple[str, Row]], paths: Sequence[Path], fields:
 
 
 def _objects(path: Path) -> Rows:
-    """Objects of a JSON-lines file."""
-    for _, where, row in json_rows(_text_of(path).split("\n"), path):
+    """Objects of a JSON-lines file; a line of a `.txt` file is the field `text`."""
+    lines = _text_of(path).split("\n")
+    if path.suffix == ".txt":
+        yield from ((f"{path}, line {i}", {"text": line}) for i, line in enumerate(lines, 1) if line.strip())
+        return
+    for _, where, row in json_rows(lines, path):
         if not isinstance(row, dict):
             raise CocomixError(f"{where}: expected a JSON object")
         yield where, row
