@@ -7,7 +7,7 @@ The evidence has a command of its own, `python -m benchmarks.evidence --page`. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig
@@ -39,7 +39,6 @@ def main() -> None:
 def blocks() -> dict[str, str]:
     """All tables by name."""
     models = stored("upcycling")["models"]
-    results = {name: stored(name) for name in ("bench", "bench_two_threads")}
     return {
         "demo seeds": demo_seeds(),
         "variants": variants(),
@@ -49,9 +48,8 @@ def blocks() -> dict[str, str]:
         "families": families(),
         "steering modes": steering_modes(),
         "steering strengths": steering_strengths(),
-        "aims": aims(list(results.values())),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
-        **{name: bench(result) for name, result in results.items()},
+        **{name: bench(stored(name)) for name in ("bench", "bench_two_threads")},
     }
 
 
@@ -195,55 +193,6 @@ def steering_strengths() -> str:
     ]
     head = ["strength", "activation, steered / unsteered", "other concepts'", "rise significantly"]
     return table([*head, "cost, nats a token", "repetition"], rows)
-
-
-def _value(*names: str) -> Callable[[Mapping[str, Any]], float]:
-    """The value at these names, one inside the other."""
-
-    def find(parts: Any) -> float:
-        for name in names:
-            parts = parts[name]
-        return float(parts)
-
-    return find
-
-
-def _head_memory(parts: Mapping[str, Any]) -> float:
-    peaks = [row["peak_bytes"] for row in parts["head"]["rows"] if "dense" in row["peak_bytes"]]
-    return max(peak["fast"] / peak["dense"] for peak in peaks)
-
-
-#: What is aimed at: in words, at least or at most what, and where the measured value stands.
-AIMS: Sequence[tuple[str, str, float, Callable[[Mapping[str, Any]], float]]] = (
-    ("training: times as fast as dense", "at least", 1.7, _value("train", "dense_over_fast", "median")),
-    ("training: time over NTP's, by FLOPs over NTP's", "at most", 1.15, _value("train", "time_ratio_over_flop_ratio")),
-    ("concept head: share of dense memory", "at most", 0.25, _head_memory),
-    ("extraction: times as fast as dense", "at least", 1.7, _value("extract", "dense_over_fast", "median")),
-    ("extraction: two processes over one", "at least", 1.7, _value("extract", "ranks", "one_over_two", "median")),
-    ("generation: slowest length over fastest", "at most", 1.5, _value("generate", "slowest_over_fastest_length")),
-    ("generation: without a cache over with one", "at least", 10, _value("generate", "uncached_over_cached", "median")),
-    ("autoencoder: times as fast as eai-sparsify", "at least", 1, _value("sae", "sparsify_over_fast", "median")),
-    ("seconds of `import cocomix`", "at most", 0.3, _value("startup", "cpu_seconds", "import cocomix", "median")),
-    ("seconds of `cocomix --help`", "at most", 0.5, _value("startup", "cpu_seconds", "cocomix --help", "median")),
-)
-
-
-def aims(results: Sequence[Mapping[str, Any]]) -> str:
-    """What was aimed at and what was measured; empty where a result has no such case."""
-    parts = [{**result["cases"], "startup": result.get("startup")} for result in results]
-    rows = []
-    for what, bound, wanted, find in AIMS:
-        cells = []
-        for part in parts:
-            try:
-                found = find(part)
-            except (KeyError, TypeError):  # this result has no such case
-                cells.append("")
-                continue
-            is_met = found >= wanted if bound == "at least" else found <= wanted
-            cells.append(f"{found:.2f}, {'met' if is_met else 'not met'}")
-        rows.append([what, f"{bound} {wanted:g}", *cells])
-    return table(["", "aim", "one thread", "two threads"], rows)
 
 
 def bench(result: dict[str, Any]) -> str:

@@ -1,27 +1,29 @@
-"""The student of `cocomix train`, trained with `transformers.Trainer`: same options, same windows, same schedule.
+"""The method in one page: the student of `cocomix train`, trained with `transformers.Trainer`.
 
     python examples/trainer.py --data DATA --labels LABELS --student.mixer concept --output RUN
 
-The model returns its whole loss, so `Trainer` needs nothing of ours but data and schedule. For everything else (several
-objectives, resuming to the bit, ranks that give the numbers of one) there is `cocomix train`. Needs `accelerate`.
+A window carries its tokens and, for each token, the concepts that a teacher's autoencoder found there. The model predicts
+both, mixes the predicted concepts into its hidden states, and returns one loss: next token plus weighted concepts. So
+`Trainer` needs nothing of ours but data and schedule. Options, windows and schedule are those of `cocomix train`, which adds
+other objectives, resuming to the bit, and ranks that give the numbers of one. Needs `accelerate`.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import tyro
-from cocomix.training.schedule import learning_rate
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError, ConceptDataset, TokenDataset, TrainConfig
+from cocomix.cli.options import parse
 from cocomix.data.order import windows_of_step
-from cocomix.training.optimizer import adamw
-from cocomix.training.students import build_student
+from cocomix.training.optimizer import adamw, learning_rate
+from cocomix.training.students import build_student, with_num_concepts
 
 
 class Windows(IterableDataset[dict[str, torch.Tensor]]):
@@ -47,7 +49,8 @@ def train(config: TrainConfig) -> list[dict[str, Any]]:
         raise CocomixError("this example knows next tokens and stored labels only; use `cocomix train`")
     data = TokenDataset(config.data, "train")
     labels = None if config.labels is None else ConceptDataset(config.labels, data)
-    model = build_student(config, data, config.num_concepts if labels is None else labels.num_concepts)
+    mixer = with_num_concepts(config, None if labels is None else labels.num_concepts)
+    model = build_student(config, data, mixer)
     num_steps = -(-config.num_tokens // (config.batch_size * data.context_length))
     optimizer = adamw(model, config.optimizer)
     schedule = LambdaLR(
@@ -73,4 +76,4 @@ def train(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    train(tyro.cli(TrainConfig))
+    train(parse(TrainConfig, "trainer.py", "Train with transformers.Trainer.", sys.argv[1:]))

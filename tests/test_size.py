@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
 from scripts.count_lines import CORE, count, parts, table, total
 
-BOUNDS = {"core": 9_200, "tools": 5_200, "studio": 1_500, "beside them": 200}
+BOUNDS = {"core": 9_200, "tools": 5_300, "studio": 1_500, "beside them": 200}
 
 
 def test_no_part_outgrows_its_bound() -> None:
@@ -43,3 +47,14 @@ def test_code_is_what_is_no_docstring_comment_or_blank_line() -> None:
     found = count(SOURCE)
     assert (found.code, found.docstring, found.comment, found.blank) == (6, 5, 1, 4)
     assert found.total == len(SOURCE.splitlines())
+
+
+def test_the_first_read_is_as_long_as_it_says() -> None:
+    """Of docs/design.md; a file that grows makes the hour longer."""
+    root = Path(__file__).parents[1]
+    rows = re.findall(
+        r"\| `((?:examples|src)/[\w/.]+)` \| (\d+) \|", (root / "docs" / "design.md").read_text(encoding="utf-8")
+    )
+    assert len(rows) > 5
+    for name, said in rows:
+        assert len((root / name).read_text(encoding="utf-8").splitlines()) == pytest.approx(int(said), rel=0.1), name

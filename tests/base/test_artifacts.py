@@ -39,11 +39,11 @@ def test_an_unfinished_folder_continues_with_equal_settings_only(tmp_path: Path)
         assert not finished
         assert (tmp_path / "half").exists()
     with (
-        pytest.raises(CocomixError, match=r"other settings \(nested.a: \[1, 2\] there, \[1\] now\)"),
+        pytest.raises(CocomixError, match=r"nested\.a.*\[1, 2\].*\[1\]"),
         artifacts.begin(tmp_path, "thing", {"seed": 1, "nested": {"a": [1]}}),
     ):
         pass
-    with pytest.raises(CocomixError, match="is unfinished; run the command"):
+    with pytest.raises(CocomixError, match=r"(?i)finish"):
         artifacts.read(tmp_path, "thing")
 
 
@@ -53,7 +53,7 @@ def test_overwrite_replaces_only_our_own_kind(tmp_path: Path) -> None:
         assert not finished
         assert not (tmp_path / "x" / "sub").exists()
     with (
-        pytest.raises(CocomixError, match="holds a thing, not a other"),
+        pytest.raises(CocomixError, match=r"thing.*other"),
         artifacts.begin(tmp_path / "x", "other", {}, overwrite=True),
     ):
         pass
@@ -61,7 +61,7 @@ def test_overwrite_replaces_only_our_own_kind(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "cat.jpg").write_text("meow")
     with (
-        pytest.raises(CocomixError, match="not a thing of cocomix"),
+        pytest.raises(CocomixError, match=r"photos.*thing"),
         artifacts.begin(foreign, "thing", {}, overwrite=True),
     ):
         pass
@@ -78,47 +78,47 @@ def test_fingerprint_depends_on_settings_and_content_alone(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda file: file.unlink(), "is missing"),
-        (lambda file: file.write_text("conten"), "has 6 bytes instead of 7"),
-        (lambda file: file.write_text("contenT"), "does not match its checksum"),
+        (lambda file: file.unlink(), "missing"),
+        (lambda file: file.write_text("conten"), r"6.*7"),
+        (lambda file: file.write_text("contenT"), "checksum"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage: object, message: str) -> None:
     make(tmp_path)
     damage(tmp_path / "sub" / "file.txt")  # type: ignore[operator]
-    with pytest.raises(CocomixError, match=f"sub/file.txt {message}.*is damaged; delete that folder"):
+    with pytest.raises(CocomixError, match=rf"sub/file\.txt.*{message}"):
         artifacts.read(tmp_path, "thing")
-    with pytest.raises(CocomixError, match="is damaged"), artifacts.begin(tmp_path, "thing", SETTINGS):
+    with pytest.raises(CocomixError, match=r"sub/file\.txt"), artifacts.begin(tmp_path, "thing", SETTINGS):
         pass
 
 
 def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="is not a folder"):
+    with pytest.raises(CocomixError, match="nowhere"):
         artifacts.read(tmp_path / "nowhere", "thing")
-    with pytest.raises(CocomixError, match=r"has no manifest.json"):
+    with pytest.raises(CocomixError, match=r"manifest\.json"):
         artifacts.read(tmp_path, "thing")
     make(tmp_path / "x")
-    with pytest.raises(CocomixError, match="holds a thing, not a dataset"):
+    with pytest.raises(CocomixError, match=r"thing.*dataset"):
         artifacts.read(tmp_path / "x", "dataset")
     manifest = tmp_path / "x" / "manifest.json"
     body = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(body | {"format_version": 99}))
-    with pytest.raises(CocomixError, match="format version 99"):
+    with pytest.raises(CocomixError, match="99"):
         artifacts.read(tmp_path / "x", "thing")
     manifest.write_text('{"kind": ')
-    with pytest.raises(CocomixError, match=r"manifest.json is damaged"):
+    with pytest.raises(CocomixError, match=r"manifest\.json"):
         artifacts.read(tmp_path / "x", "thing")
     manifest.write_text("[]")
-    with pytest.raises(CocomixError, match="no JSON object"):
+    with pytest.raises(CocomixError, match=r"manifest\.json.*JSON"):
         artifacts.read(tmp_path / "x", "thing")
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(CocomixError, match="something above it is a file"),
+        pytest.raises(CocomixError, match=r"file/x.*file"),
         artifacts.begin(tmp_path / "file" / "x", "t", {}),
     ):
         pass
     with (
-        pytest.raises(CocomixError, match="is a file; --output takes a folder"),
+        pytest.raises(CocomixError, match=r"file.*--output"),
         artifacts.begin(tmp_path / "file", "t", {}),
     ):
         pass
@@ -161,7 +161,7 @@ def test_times_are_checked_but_not_part_of_the_fingerprint(tmp_path: Path) -> No
 
     assert timed(tmp_path / "a", "1").fingerprint == timed(tmp_path / "b", "2").fingerprint
     (tmp_path / "a" / "log").write_text("3")
-    with pytest.raises(CocomixError, match="log does not match its checksum"):
+    with pytest.raises(CocomixError, match=r"log.*checksum"):
         artifacts.read(tmp_path / "a", "thing")
 
 

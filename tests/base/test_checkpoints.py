@@ -10,7 +10,7 @@ import torch
 
 from cocomix import CocomixError
 from cocomix.base import checkpoints as module
-from cocomix.base.checkpoints import META, Checkpoint, Checkpoints, restore_state, state_of, write_state
+from cocomix.base.checkpoints import META_NAME, Checkpoint, Checkpoints, restore_state, training_state, write_state
 from cocomix.base.ranks import Ranks
 from tests.training.helpers import full_disk
 
@@ -47,7 +47,7 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
     for step in (1, 2):
         checkpoints.save(step, {"x": torch.full((64,), float(step))}, {})
     newest = checkpoints.folder / "step-000000002"
-    (tensors,), meta = newest.glob("*.safetensors"), newest / META
+    (tensors,), meta = newest.glob("*.safetensors"), newest / META_NAME
     if damage == "truncate":
         tensors.write_bytes(tensors.read_bytes()[:-7])
     elif damage == "flip":
@@ -80,7 +80,7 @@ def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> No
         Checkpoints(tmp_path, keep=3).save(step, {"x": torch.ones(1)}, {})
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (8, 12):
-        (checkpoints.folder / f"step-{step:09d}" / META).unlink()
+        (checkpoints.folder / f"step-{step:09d}" / META_NAME).unlink()
     checkpoints.latest()
     checkpoints.save(6, {"x": torch.full((1,), 6.0)}, {})
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000000006"]
@@ -94,10 +94,10 @@ def test_nothing_is_pickled_and_odd_tensors_come_back(tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "MAX_FILE_BYTES", 64)
     write_state(tmp_path / "state", tensors, {"note": "x"}, Ranks())
     names = sorted(path.name for path in (tmp_path / "state").iterdir())
-    assert names[0] == META
+    assert names[0] == META_NAME
     assert len(names) == 3
     assert all(name.endswith(".safetensors") for name in names[1:])
-    assert set(json.loads((tmp_path / "state" / META).read_text())["sha256"]) == set(names[1:])
+    assert set(json.loads((tmp_path / "state" / META_NAME).read_text())["sha256"]) == set(names[1:])
     checkpoint = Checkpoint(tmp_path / "state", {}, Ranks())
     found = {name: torch.full_like(tensor, 9) for name, tensor in tensors.items()}
     checkpoint.read_into(found)
@@ -110,13 +110,13 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     checkpoints.save(1, {"x": torch.ones(2)}, {})
     with (
         full_disk(),
-        pytest.raises(CocomixError, match=r"step-000000002 can't be written \(.*No space left on device\)"),
+        pytest.raises(CocomixError, match=r"step-000000002.*No space left on device"),
     ):
         checkpoints.save(2, {"x": torch.zeros(2)}, {})
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000000001"]
     assert read(checkpoints.latest()) == [1.0, 1.0]
     (tmp_path / "file").touch()
-    with pytest.raises(CocomixError, match=r"can't be written \(.*Not a directory"):
+    with pytest.raises(CocomixError, match=r"state.*Not a directory"):
         write_state(tmp_path / "file" / "state", {"x": torch.zeros(2)}, {}, Ranks())
 
 
@@ -135,7 +135,7 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = make()
     step(model, optimizer, 1)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state_of(model, optimizer) | {"extra": torch.tensor([3])}, {})
+    checkpoints.save(1, training_state(model, optimizer) | {"extra": torch.tensor([3])}, {})
     step(model, optimizer, 2)
     other, other_optimizer = make()
     latest, extra = checkpoints.latest(), torch.tensor([0])

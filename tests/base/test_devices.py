@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocomix import CocomixError
-from cocomix.base.devices import known_devices, spec_of, this_device
+from cocomix.base.devices import device_spec, known_devices, this_device
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -18,16 +18,14 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_each_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with_cuda(monkeypatch, 0)
     assert this_device() == torch.device("cpu")
-    with pytest.raises(CocomixError, match="torch finds no CUDA device; use cpu, or auto"):
+    with pytest.raises(CocomixError, match=r"(?i)cuda.*cpu.*auto"):
         this_device("cuda")
     with_cuda(monkeypatch, 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert this_device() == torch.device("cuda", 1)
     assert this_device("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(
-        CocomixError, match="more processes than devices on this machine: give torchrun --nproc-per-node 2"
-    ):
+    with pytest.raises(CocomixError, match="--nproc-per-node 2"):
         this_device()
 
 
@@ -48,6 +46,6 @@ def test_devices_are_known_by_their_drivers_names(
     monkeypatch: pytest.MonkeyPatch, driver_name: str, name: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: driver_name)
-    spec = spec_of(torch.device("cuda", 0))
+    spec = device_spec(torch.device("cuda", 0))
     assert spec == (None if name is None else known_devices()[name])
-    assert spec_of(torch.device("cpu")) is None
+    assert device_spec(torch.device("cpu")) is None

@@ -15,7 +15,7 @@ def test_a_single_process_is_one_rank_of_one() -> None:
     with joined_ranks() as ranks:
         assert ranks == Ranks(0, 1)
         assert ranks.is_first
-        assert ranks.from_first(lambda: 3) == 3
+        assert ranks.on_first_rank(lambda: 3) == 3
         ranks.wait()
 
 
@@ -34,8 +34,8 @@ def test_result_and_failure_of_the_first_rank_reach_the_others(monkeypatch: pyte
         raise CocomixError("the folder is wrong")
 
     for rank in (0, 1):
-        assert Ranks(rank, 2).from_first(lambda: 3) == 3
+        assert Ranks(rank, 2).on_first_rank(lambda: 3) == 3
     sent.clear()
     for rank in (0, 1):
         with pytest.raises(CocomixError, match="the folder is wrong"):
-            Ranks(rank, 2).from_first(fail)
+            Ranks(rank, 2).on_first_rank(fail)

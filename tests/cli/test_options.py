@@ -105,7 +105,7 @@ def test_an_option_in_a_file_that_is_wrong_is_named_with_its_file(
     ("words", "message"),
     [
         (["--num-tokens", "many"], r"--num-tokens is 'many'"),
-        (["--student.mixer", "x"], r"no mixer 'x'; there are none, pause, concept"),
+        (["--student.mixer", "x"], r"no mixer 'x'; choose from none, pause, concept"),
         (["--recipe"], r"--recipe"),
         (["--recipe", "x"], r"no recipe 'x'"),
         (["--config", "/nowhere.yaml"], r"/nowhere.yaml"),

@@ -16,7 +16,7 @@ from cocomix.base.artifacts import Manifest
 from cocomix.data import document_pile, tokenizing
 from cocomix.data import prepare as prepare_module
 from cocomix.data import windows as windows_module
-from cocomix.data.documents import digest_of, is_held_out
+from cocomix.data.documents import is_held_out, text_digest
 from tests.conftest import Tiny, write_corpus
 
 SPLITS = ("train", "validation")
@@ -63,7 +63,7 @@ def test_windows_hold_the_text_in_order_with_documents_ended(tiny: Tiny) -> None
 
 def test_documents_are_on_the_side_their_hash_says_in_a_random_order(tiny: Tiny) -> None:
     documents = [json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines()]
-    digests = np.array([digest_of(text) for text in documents], np.uint64)
+    digests = np.array([text_digest(text) for text in documents], np.uint64)
     held_out = is_held_out(digests, 0.2)
     for split in SPLITS:
         chosen = np.flatnonzero(held_out == (split == "validation"))

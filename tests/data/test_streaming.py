@@ -75,7 +75,7 @@ def test_rows_stay_aligned_over_shards_of_other_sizes(
 
 
 def test_what_does_not_belong_together_is_refused(tiny: Tiny, concepts: Path, tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="labels are of the training windows"):
+    with pytest.raises(CocomixError, match="only training windows have labels"):
         stream(str(tiny.data), str(concepts), split="validation")
     with pytest.raises(CocomixError, match=r"manifest.json can't be read"):
         stream(str(tmp_path / "nothing"))

@@ -54,7 +54,7 @@ def test_command_writes_and_recognises_its_result(tiny: Tiny, run: Path, tmp_pat
 
 
 def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CocomixError, match="mixer"):
+    with pytest.raises(CocomixError, match=r"probes.*mixer"):
         evaluate(EvalConfig(model=tiny.teacher, data=tiny.data, output=tmp_path / "a", probes=True))
     with pytest.raises(CocomixError, match=r"--teacher.*--sae"):
         EvalConfig(model=run, data=tiny.data, output=tmp_path, teacher=tiny.teacher)
@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> Non
         evaluate(EvalConfig(model=tmp_path / "nothing", data=tiny.data, output=tmp_path / "b"))
     with pytest.raises(CocomixError, match=r"config\.json"):
         load_causal_lm(tmp_path)
-    with pytest.raises(CocomixError, match="mixed"):
+    with pytest.raises(CocomixError, match=r"probes.*mix"):
         run_probes(student(mixing="none"), TokenDataset(tiny.data, "validation"))
 
 

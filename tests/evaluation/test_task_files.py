@@ -196,9 +196,9 @@ def test_a_wrong_file_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     (folder / "lambada" / "lambada_test.jsonl").write_text('{"text": \n')
     with pytest.raises(CocomixError, match=r"lambada_test\.jsonl, line 1: .*JSON"):
         find_task_files("lambada", folder).documents()
-    for content in (b"\xff", b"\n"):  # not UTF-8; empty
+    for content, named in ((b"\xff", "UTF-8"), (b"\n", "wikitext")):
         (folder / "wikitext" / "wiki.test.raw").write_bytes(content)
-        with pytest.raises(CocomixError, match=r"wiki\.test\.raw"):
+        with pytest.raises(CocomixError, match=rf"wiki\.test\.raw .*{named}"):
             find_task_files("wikitext", folder).documents()
     (folder / "piqa" / "valid-labels.lst").unlink()
     with pytest.raises(CocomixError, match=r"piqa.* valid\.jsonl .*valid-labels\.lst"):

@@ -146,7 +146,7 @@ def test_a_prefix_can_be_labelled(tiny: Tiny, tmp_path: Path) -> None:
     some, everything = ConceptDataset(tmp_path, tokens), ConceptDataset(tiny.concepts, tokens)
     assert some.num_windows == 16
     assert torch.equal(some.labels(range(16)), everything.labels(range(16)))
-    with pytest.raises(CocomixError, match="num_windows is 1000000"):
+    with pytest.raises(CocomixError, match=r"num_windows.*1000000"):
         extract(config(tiny, tmp_path / "x", num_windows=10**6))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cocomix import CocomixError, steer
-from cocomix.mixers.edits import edits_of
+from cocomix.mixers.edits import current_edits
 from tests.modeling.helpers import student, tokens
 
 
@@ -19,7 +19,7 @@ def test_edits_nest_in_order_and_end_with_their_block_even_on_errors() -> None:
     with steer(model, {2: 3.0}):
         outer = model(input_ids=ids).logits
         with steer(model, {2: 0.5}, mode="scale"):
-            assert len(edits_of(model)) == 2
+            assert len(current_edits(model)) == 2
             both = model(input_ids=ids).logits
         with pytest.raises(CocomixError), steer(model, {2: 0.5}):
             model(input_ids=torch.tensor([[-1]]))

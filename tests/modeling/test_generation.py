@@ -219,9 +219,9 @@ def test_static_cache_is_reused_after_a_reset() -> None:
 def test_a_cache_of_another_model_is_refused() -> None:
     model, ids = student(), prompt()
     cache = model.backbone(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(CocomixError, match="was filled by another model"):
+    with pytest.raises(CocomixError, match="cache"):
         model(input_ids=ids[:, :1], past_key_values=cache)
     for other in ({"layer": -1}, {"layer": 1}, {"concept_stride": 2}):
         cache = model(input_ids=ids, use_cache=True).past_key_values
-        with pytest.raises(CocomixError, match="was filled by another model"):
+        with pytest.raises(CocomixError, match="cache"):
             student(**other)(input_ids=ids[:, :1], past_key_values=cache)

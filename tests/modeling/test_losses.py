@@ -71,5 +71,5 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 
 
 def test_a_chunk_of_nothing_is_refused() -> None:
-    with pytest.raises(CocomixError, match="the least is 1"):
+    with pytest.raises(CocomixError, match=r"0.*1"):
         student("llama").limit_logits(0)

@@ -15,6 +15,7 @@ from cocomix.modeling import configuration
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.loading import load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.tools.bench import reference
 from tests.modeling.helpers import (
     FAMILIES,
     MIXERS,
@@ -25,7 +26,6 @@ from tests.modeling.helpers import (
     student,
     tokens,
 )
-from tests.reference import gpt2_cocomix
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,20 +59,20 @@ def test_gpt2_equals_the_plain_transcription_with_all_gradients(mixing: str, lay
     parameters = dict(model.named_parameters())
     fast = torch.autograd.grad(output.loss, list(parameters.values()))
 
-    expected_loss, expected_logits = gpt2_cocomix.loss(
+    expected = reference.gpt2(
         parameters,
         ids,
         labels,
         num_blocks=3,
         num_heads=2,
-        insert_layer=layer + 1,
-        num_active=5,
+        layer=layer,
+        K=5,
         concept_weight=0.3,
-        residual=mixing == "interleave_residual",
+        is_residual=mixing == "interleave_residual",
     )
-    slow = torch.autograd.grad(expected_loss, list(parameters.values()))
-    torch.testing.assert_close(output.loss, expected_loss)
-    torch.testing.assert_close(output.logits, expected_logits)
+    slow = torch.autograd.grad(expected.loss, list(parameters.values()))
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(output.logits, expected.logits)
     for name, got, expected in zip(parameters, fast, slow, strict=True):
         torch.testing.assert_close(got, expected, msg=lambda text, name=name: f"gradient of {name}: {text}")
 
@@ -163,29 +163,42 @@ def test_the_auto_class_makes_it() -> None:
     assert type(AutoModelForCausalLM.from_config(student("qwen2").config)) is CoCoMixForCausalLM
 
 
+@pytest.mark.parametrize(("mixer", "layer"), [("none", None), ("pause", 1), ("concept", 1)])
+def test_settings_of_version_0_1_are_read(mixer: str, layer: int | None) -> None:
+    """They name every mixer's settings, and number the mixer's place by the block before which it stands."""
+    stored = CoCoMixConfig(backbone_config=backbone_config("llama"), mixer="none").to_dict()
+    del stored["format_version"]
+    stored |= {"mixer": mixer, "mixing": "add", "insert_layer": 2, "position_mode": "shared", "num_concepts": 24}
+    stored |= {"num_active_concepts": 5, "concept_stride": 1, "concept_window": None, "concept_groups": None}
+    config = CoCoMixConfig.from_dict(stored)
+    assert getattr(config, "layer", None) == layer
+    assert getattr(config, "rescale_epsilon", 1e-5) == 1e-5
+    assert CoCoMixConfig.from_dict(config.to_dict()).mixer == config.mixer
+
+
 class TestErrors:
     """Bad input: one sentence each."""
 
     def test_unsupported_family(self) -> None:
         config = backbone_config("llama").to_dict() | {"model_type": "opt"}
-        with pytest.raises(CocomixError, match="'opt' are not supported"):
+        with pytest.raises(CocomixError, match="'opt'"):
             CoCoMixForCausalLM(CoCoMixConfig(backbone_config=config, num_concepts=4, num_active_concepts=2))
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"layer": 2}, "layer is 2; .* -1 to 1"),
-            ({"insert_layer": 3}, "layer is 2; .* -1 to 1"),
-            ({"mixer": "conept"}, "'conept'; perhaps concept"),
-            ({"mixing": "sum"}, "mixing is 'sum'"),
-            ({"position_mode": "both"}, "position_mode is 'both'"),
-            ({"num_active_concepts": 99, "num_concepts": 8}, "num_active_concepts is 99"),
-            ({"mixer": "pause", "mixing": "none"}, "would insert nothing"),
-            ({"concept_loss_weight": float("nan")}, "concept_loss_weight is nan; it must be a number of at least 0"),
-            ({"initializer_range": -1}, "initializer_range is -1"),
-            ({"tie_word_embeddings": False}, "tie_word_embeddings is the backbone's setting"),
-            ({"insert_layr": 1}, "unknown setting 'insert_layr'"),
-            ({"vocab_size": 9}, "unknown setting 'vocab_size'"),
+            ({"layer": 2}, r"layer.*2.*-1.*1"),
+            ({"insert_layer": 3}, r"layer.*2.*-1.*1"),
+            ({"mixer": "conept"}, r"'conept'.*concept\b"),
+            ({"mixing": "sum"}, r"mixing.*'sum'"),
+            ({"position_mode": "both"}, r"position_mode.*'both'"),
+            ({"num_active_concepts": 99, "num_concepts": 8}, r"num_active_concepts.*99"),
+            ({"mixer": "pause", "mixing": "none"}, r"mixing.*'none'"),
+            ({"concept_loss_weight": float("nan")}, r"concept_loss_weight.*nan"),
+            ({"initializer_range": -1}, r"initializer_range.*-1"),
+            ({"tie_word_embeddings": False}, r"tie_word_embeddings.*backbone"),
+            ({"insert_layr": 1}, "'insert_layr'"),
+            ({"vocab_size": 9}, "'vocab_size'"),
         ],
     )
     def test_configuration(self, settings: dict[str, object], message: str) -> None:
@@ -194,50 +207,50 @@ class TestErrors:
 
     @pytest.mark.parametrize("backbone", ["gpt2", {}, {"model_type": "nonsense"}])
     def test_backbone_configuration(self, backbone: Any) -> None:
-        with pytest.raises(CocomixError, match="backbone_config "):
+        with pytest.raises(CocomixError, match="backbone_config"):
             configuration._backbone(backbone)
 
     @pytest.mark.parametrize("wrong", ["1", 1.5, True])
     def test_counts_are_whole_numbers(self, wrong: Any) -> None:
         config = student().config
-        with pytest.raises(CocomixError, match=r"layer is .* whole number"):
+        with pytest.raises(CocomixError, match=r"layer.*whole number"):
             config.layer = wrong
-        with pytest.raises(CocomixError, match=r"layer is .* whole number"):
+        with pytest.raises(CocomixError, match=r"layer.*whole number"):
             CoCoMixConfig(backbone_config=config.backbone_config, insert_layer=wrong)
 
     def test_settings_changed_afterwards(self, tmp_path: Path) -> None:
         student().save_pretrained(tmp_path)
-        with pytest.raises(CocomixError, match="layer is 98"):
+        with pytest.raises(CocomixError, match=r"layer.*98"):
             CoCoMixForCausalLM.from_pretrained(tmp_path, layer=98)
-        with pytest.raises(CocomixError, match="mixing is 'interleeve'"):
+        with pytest.raises(CocomixError, match=r"mixing.*'interleeve'"):
             CoCoMixForCausalLM.from_pretrained(tmp_path, mixing="interleeve")
 
     def test_token_out_of_range(self) -> None:
-        with pytest.raises(CocomixError, match="input_ids holds 40; the vocabulary has ids 0 to 39"):
+        with pytest.raises(CocomixError, match=r"input_ids.*40.*39"):
             student()(input_ids=torch.tensor([[1, 40]]))
 
     def test_labels_of_the_wrong_shape(self) -> None:
         ids = tokens()
-        with pytest.raises(CocomixError, match="labels has shape"):
+        with pytest.raises(CocomixError, match=r"\blabels.*shape"):
             student()(input_ids=ids, labels=ids[:, 1:])
-        with pytest.raises(CocomixError, match="concept_labels has shape"):
+        with pytest.raises(CocomixError, match=r"concept_labels.*shape"):
             student()(input_ids=ids, concept_labels=concept_labels(T=8))
 
     def test_concept_out_of_range(self) -> None:
-        with pytest.raises(CocomixError, match="concept_labels holds 24; the model has concepts 0 to 23"):
+        with pytest.raises(CocomixError, match=r"concept_labels.*24.*23"):
             student()(input_ids=tokens(1, 2), concept_labels=torch.full((1, 2, 3), 24))
 
     def test_concept_labels_for_a_model_without_concepts(self) -> None:
-        with pytest.raises(CocomixError, match="mixer 'pause'"):
+        with pytest.raises(CocomixError, match=r"mixer.*'pause'"):
             student(mixer="pause")(input_ids=tokens(), concept_labels=concept_labels())
 
     def test_labels_out_of_range(self) -> None:
         ids = tokens(1, 2)
-        with pytest.raises(CocomixError, match="labels holds 40; the vocabulary has ids 0 to 39"):
+        with pytest.raises(CocomixError, match=r"\blabels.*40.*39"):
             student()(input_ids=ids, labels=torch.tensor([[1, 40]]))
-        with pytest.raises(CocomixError, match="concept_labels holds -1"):
+        with pytest.raises(CocomixError, match=r"concept_labels.*-1"):
             student()(input_ids=ids, concept_labels=torch.full((1, 2, 3), -1))
-        with pytest.raises(CocomixError, match=r"attention masks of shape \[batch, keys\] only"):
+        with pytest.raises(CocomixError, match=r"attention.mask.*\[batch, keys\]"):
             student()(input_ids=ids, attention_mask=torch.zeros(1, 1, 2, 2))
 
     @pytest.mark.parametrize("load", [CoCoMixForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained])
@@ -246,9 +259,9 @@ class TestErrors:
         file = tmp_path / "model.safetensors"
         tensors = load_file(file)
         for changed, message in (
-            ({k: v for k, v in tensors.items() if k != "mixer.head_bias"}, "missing keys: mixer.head_bias"),
-            (tensors | {"mixer.tail": torch.zeros(1)}, "unexpected keys: mixer.tail"),
-            (tensors | {"mixer.head_bias": torch.zeros(1)}, "mismatched keys: mixer.head_bias"),
+            ({k: v for k, v in tensors.items() if k != "mixer.head_bias"}, r"missing.*mixer\.head_bias"),
+            (tensors | {"mixer.tail": torch.zeros(1)}, r"unexpected.*mixer\.tail"),
+            (tensors | {"mixer.head_bias": torch.zeros(1)}, r"mismatched.*mixer\.head_bias"),
         ):
             save_file(changed, file, metadata={"format": "pt"})
             for loader in (load, load_causal_lm):
@@ -256,36 +269,34 @@ class TestErrors:
                     loader(tmp_path)
         file.write_bytes(b"not a tensor in sight")
         for loader in (load, load_causal_lm):
-            with pytest.raises(
-                CocomixError, match=r"no CoCoMix model could be loaded from .*: Error while deserializing"
-            ):
+            with pytest.raises(CocomixError, match=r"test_checkpoint.*Error while deserializing"):
                 loader(tmp_path)
         file.rename(tmp_path / "pytorch_model.bin")
         with pytest.raises((CocomixError, OSError), match="safetensors"):
             load(tmp_path)
-        with pytest.raises(CocomixError, match="cocomix reads safetensors only"):
+        with pytest.raises(CocomixError, match="safetensors"):
             load(tmp_path, use_safetensors=False)
 
     def test_folder_of_a_plain_decoder(self, tmp_path: Path) -> None:
         student().backbone.save_pretrained(tmp_path)
-        with pytest.raises(CocomixError, match="from_backbone makes a CoCoMix model of it"):
+        with pytest.raises(CocomixError, match="from_backbone"):
             CoCoMixForCausalLM.from_pretrained(tmp_path)
 
     def test_shapes_and_types_of_inputs(self) -> None:
         model, ids = student(), tokens()
         for inputs, message in (
-            ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}, "one of them"),
-            ({"inputs_embeds": torch.zeros(2, 9, 12)}, r"expected \[batch, tokens, 16\]"),
-            ({"input_ids": ids, "attention_mask": torch.ones(2, 8)}, r"attention_mask has shape \(2, 8\)"),
-            ({"input_ids": ids, "concept_labels": concept_labels(A=1)[..., :0]}, "concept_labels has shape"),
-            ({"input_ids": ids, "concept_labels": concept_labels().float()}, "has dtype torch.float32"),
-            ({"input_ids": ids, "conept_labels": concept_labels()}, "forward has no argument 'conept_labels'"),
+            ({"input_ids": ids, "inputs_embeds": torch.zeros(2, 9, 16)}, r"input_ids.*inputs_embeds"),
+            ({"inputs_embeds": torch.zeros(2, 9, 12)}, r"inputs_embeds.*\[batch, tokens, 16\]"),
+            ({"input_ids": ids, "attention_mask": torch.ones(2, 8)}, r"attention_mask.*\(2, 8\)"),
+            ({"input_ids": ids, "concept_labels": concept_labels(A=1)[..., :0]}, r"concept_labels.*shape"),
+            ({"input_ids": ids, "concept_labels": concept_labels().float()}, r"concept_labels.*torch\.float32"),
+            ({"input_ids": ids, "conept_labels": concept_labels()}, "'conept_labels'"),
         ):
             with pytest.raises(CocomixError, match=message):
                 model(**inputs)
-        with pytest.raises(CocomixError, match="position_ids holds 64; the model has positions 0 to 63"):
+        with pytest.raises(CocomixError, match=r"position_ids.*64.*63"):
             student("gpt2")(input_ids=torch.ones(1, 65, dtype=torch.long))
-        with pytest.raises(CocomixError, match="assistant_early_exit is not supported"):
+        with pytest.raises(CocomixError, match="assistant_early_exit"):
             model.generate(ids, assistant_early_exit=1)
 
     def test_hub_name_without_a_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,19 +311,17 @@ class TestErrors:
             raise OSError("no route to host")
 
         monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-        with pytest.raises(
-            CocomixError, match=r"gpt2 does not exist here, and gpt2 could not be downloaded .*: no route"
-        ):
+        with pytest.raises(CocomixError, match=r"gpt2.*no route to host"):
             local_model(Path("gpt2"))
 
     def test_gguf_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(CocomixError, match=r"model.gguf is not a file"):
+        with pytest.raises(CocomixError, match=r"model\.gguf"):
             load_causal_lm(tmp_path / "model.gguf")
 
     def test_labels_beside_embeddings(self) -> None:
-        with pytest.raises(CocomixError, match="labels has shape"):
+        with pytest.raises(CocomixError, match=r"\blabels.*shape"):
             student()(inputs_embeds=torch.zeros(1, 4, 16), labels=tokens(1, 3))
 
     def test_nothing_to_read(self) -> None:
-        with pytest.raises(CocomixError, match="give input_ids or inputs_embeds, one of them"):
+        with pytest.raises(CocomixError, match=r"input_ids.*inputs_embeds"):
             student()()

@@ -92,10 +92,10 @@ def test_flash_attention_is_refused_where_it_would_be_wrong(family: str) -> None
     model, ids = student(family), tokens()
     model.backbone.config._attn_implementation_internal = "flash_attention_2"  # the kernels themselves need a GPU
     packed = torch.cat([torch.arange(4), torch.arange(5)]).expand(2, -1)
-    with pytest.raises(CocomixError, match="a batch of one window only"):
+    with pytest.raises(CocomixError, match=r"(?i)flash.attention.*batch"):
         model(input_ids=ids, position_ids=packed)
     if "sliding_attention" in {model.adapter.layer_type(index) for index in (1, 2)}:
-        with pytest.raises(CocomixError, match="no doubled sliding window"):
+        with pytest.raises(CocomixError, match=r"(?i)flash.attention.*window"):
             model.adapter.run_blocks(torch.zeros(1, 4, 16), 1, 3, position_ids=tokens(1, 4), layout=Layout(1))
 
 
@@ -161,7 +161,7 @@ def test_hidden_states_are_the_residual_stream() -> None:
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
     assert [tuple(state.shape) for state in states] == [(2, 9, 16), (2, 9, 16), (2, 18, 16), (2, 18, 16)]
     assert torch.equal(model.adapter.logits(states[-1][:, 1::2]), model(input_ids=ids).logits)
-    with pytest.raises(CocomixError, match="output_attentions is not supported"):
+    with pytest.raises(CocomixError, match="output_attentions"):
         model(input_ids=ids, output_attentions=True)
 
 

@@ -90,21 +90,21 @@ def test_interleaved_concept_starts_as_the_autoencoders_reconstruction() -> None
 
 def test_an_autoencoder_that_does_not_fit_is_refused() -> None:
     sae = SparseAutoencoder(SparseAutoencoderConfig(hidden_size=12, num_latents=24, num_active_latents=4))
-    with pytest.raises(CocomixError, match=r"the autoencoder has shape \(24, 12\), the mixer \(24, 16\)"):
+    with pytest.raises(CocomixError, match=r"\(24, 12\).*\(24, 16\)"):
         upcycled(pretrained("llama"), sae=sae, num_concepts=24)
     plain = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, normalize_input="none"))
-    with pytest.raises(CocomixError, match="only a TopK autoencoder that normalises each token"):
+    with pytest.raises(CocomixError, match="TopK"):
         upcycled(pretrained("llama"), sae=plain, num_concepts=24)
-    with pytest.raises(CocomixError, match="can start a concept mixer only, not 'pause'"):
+    with pytest.raises(CocomixError, match="'pause'"):
         upcycled(pretrained("llama"), sae=sae, mixer="pause")
 
 
 def test_what_is_no_causal_lm_is_refused() -> None:
     config = backbone_config("llama")
     for model in (AutoModel.from_config(config), AutoModelForSequenceClassification.from_config(config)):
-        with pytest.raises(CocomixError, match="is no causal language model"):
+        with pytest.raises(CocomixError, match=r"(?i)llama\w* .*causal"):
             CoCoMixForCausalLM.from_backbone(model)
-    with pytest.raises(CocomixError, match="unknown setting 'insertlayer'"):
+    with pytest.raises(CocomixError, match="'insertlayer'"):
         upcycled(pretrained("llama"), insertlayer=2)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cocomix import Mixer, register_mixer
 from cocomix.mixers.base import MixerInputs, MixerOutput
 from cocomix.mixers.config import Count, InsertedConfig
+from cocomix.mixers.mixing import MIXINGS
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ class LowRankConfig(InsertedConfig):
 
 @register_mixer
 class LowRankMixer(Mixer):
-    """Adds the map of the hidden states to them."""
+    """Brings a map of the hidden states in, as `mixing` says."""
 
     Config: ClassVar[Any] = LowRankConfig
 
     def __init__(self, config: LowRankConfig, hidden_size: int) -> None:
         super().__init__(config, hidden_size)
+        self.mixing = MIXINGS[config.mixing]
         self.down = nn.Parameter(torch.empty(hidden_size, config.rank))
         self.up = nn.Parameter(torch.empty(config.rank, hidden_size))
 
@@ -45,4 +47,4 @@ class LowRankMixer(Mixer):
         nn.init.normal_(self.up, std=std)
 
     def forward(self, hidden: Tensor, inputs: MixerInputs) -> MixerOutput:
-        return MixerOutput(hidden + hidden @ self.down @ self.up)
+        return MixerOutput(self.mixing.combine(hidden, hidden @ self.down @ self.up))

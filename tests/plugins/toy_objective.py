@@ -1,4 +1,4 @@
-"""An objective of someone else's, with settings and data of its own: logits are kept small."""
+"""An objective of someone else's, with settings and data of its own: logits are kept small (a z-loss)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cocomix import Objective, register_objective
+from cocomix import CocomixError, Objective, register_objective
 from cocomix.base import artifacts
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.output import CoCoMixOutput
@@ -27,8 +27,11 @@ class LogitSizeConfig(ObjectiveConfig):
 
     name: ClassVar[str] = "logit_size"
 
-    def settings(self, run: RunSettings) -> dict[str, Any]:
-        return {"logit_size": {"weight": self.weight, "schedule": self.schedule}} if self.weight else {}
+    def check(self, run: RunSettings) -> None:
+        if self.weight and self.importance is None:
+            raise CocomixError(
+                "logit_size.weight is set, but no importance of the windows; give --logit-size.importance"
+            )
 
     def open(self, run: RunSettings, data: TokenDataset) -> WindowData | None:
         if not self.weight or self.importance is None:
@@ -47,6 +50,10 @@ class LogitSize(Objective):
     Config: ClassVar[Any] = LogitSizeConfig
     name = "logit_size_loss"
     needs_logits = True
+
+    @classmethod
+    def memory_bytes(cls, config: Any, num_tokens: int, vocab_size: int) -> float:
+        return 4 * vocab_size * num_tokens  # logits in float32
 
     def count(self, batch: Batch) -> Tensor:
         return torch.tensor(batch.windows.input_ids.numel())

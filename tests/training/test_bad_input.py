@@ -24,7 +24,7 @@ from cocomix import (
     train,
 )
 from cocomix.base.artifacts import read_json
-from cocomix.base.checkpoints import META, Checkpoint
+from cocomix.base.checkpoints import META_NAME, Checkpoint
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped
 from cocomix.data.order import windows_of_step
@@ -58,13 +58,13 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it(tiny: Tiny, tmp_path:
         train(config(tiny, tmp_path / "stopped", checkpoint_every_steps=100))
     windows = windows_of_step(0, 14, 8, tiny_windows(tiny)).tolist()
     message = (
-        rf"is not finite at step 15 \(lm_loss nan, concept_loss [0-9.]+, .*which read the training windows {windows[0]}, "
-        rf"{windows[1]}, .*; the state before it is saved in .*non_finite; a lower optimizer.learning_rate usually helps"
+        rf"step 15\b.*lm_loss nan, concept_loss [0-9.]+, .*\b{windows[0]}, {windows[1]}, .*non_finite"
+        r".*optimizer\.learning_rate"
     )
     with mock.patch.object(Engine, "forward", poisoned), pytest.raises(CocomixError, match=message):
         train(config(tiny, tmp_path / "run", checkpoint_every_steps=100))
     saved = tmp_path / "run" / "non_finite"
-    meta = read_json(saved / META)
+    meta = read_json(saved / META_NAME)
     assert (meta["step"], meta["windows"], meta["values"]["lm_loss"]) == (15, windows, "nan")
     before, expected = tensors_of(saved), tensors_of(tmp_path / "stopped" / "checkpoints" / "step-000000014")
     assert before.keys() == expected.keys()
@@ -83,7 +83,7 @@ def tiny_windows(tiny: Tiny) -> int:
 
 def test_a_learning_rate_that_diverges(tiny: Tiny, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(learning_rate=1e30, max_gradient_norm=1e30)
-    with pytest.raises(CocomixError, match=r"is not finite at step 2 \(lm_loss .*lower optimizer.learning_rate"):
+    with pytest.raises(CocomixError, match=r"step 2\b.*lm_loss.*optimizer\.learning_rate"):
         train(config(tiny, tmp_path, "ntp", optimizer=optimizer))
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -97,11 +97,11 @@ def test_inputs_that_are_not_whole_or_belong_elsewhere(tiny: Tiny, tmp_path: Pat
     (tmp_path / "data" / "train" / "00000.parquet").unlink()
     output = tmp_path / "run"
     for settings, message in (
-        ({"data": tmp_path / "other"}, r"belong to another token dataset than .*other \(the windows differs\)"),
-        ({"labels": tmp_path / "concepts"}, r"concepts/00000.parquet is missing: .* is damaged; delete that folder"),
-        ({"data": tmp_path / "data"}, r"data/train/00000.parquet is missing: .* is damaged; delete that folder"),
-        ({"data": tmp_path / "nothing"}, r"nothing is not a folder; expected a token-dataset"),
-        ({"parallel": ParallelConfig(device="cuda")}, r"parallel.device is cuda, but torch finds no CUDA device"),
+        ({"data": tmp_path / "other"}, r"other\b.*windows"),
+        ({"labels": tmp_path / "concepts"}, r"concepts/00000\.parquet"),
+        ({"data": tmp_path / "data"}, r"data/train/00000\.parquet"),
+        ({"data": tmp_path / "nothing"}, r"nothing.*token-dataset"),
+        ({"parallel": ParallelConfig(device="cuda")}, r"parallel\.device.*cuda"),
     ):
         with pytest.raises(CocomixError, match=message):
             train(config(tiny, output, **settings))
@@ -112,9 +112,7 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
     with in_step(4, terminate), pytest.raises(Stopped):
         train(config(tiny, tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
-    with pytest.raises(
-        CocomixError, match=r"made with other settings .*seed: 0 there, 1 now.*; choose another --output"
-    ):
+    with pytest.raises(CocomixError, match=r"seed.*0.*1.*--output"):
         train(config(tiny, tmp_path, seed=1))
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
 
@@ -122,26 +120,26 @@ def test_the_folder_of_another_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": None}, "give --labels, or --teacher and --sae, or .*concept_loss.weight"),
-        ({"sae": Path("x")}, "need --teacher and --sae, and leave no use for --labels"),
-        ({"labels": None, "sae": Path("x")}, "need --teacher and --sae"),
+        ({"labels": None}, r"--labels.*--teacher.*--sae.*concept_loss\.weight"),
+        ({"sae": Path("x")}, r"--teacher.*--sae.*--labels"),
+        ({"labels": None, "sae": Path("x")}, r"--teacher.*--sae"),
         ({"layer": 1}, "layer .*--sae"),
         ({"attribution": AttributionConfig("attribution")}, "criterion 'activation_value'"),
         ({"labels": None, "concept_loss": ConceptLossConfig(weight=0.0)}, "student.num_concepts"),
-        ({"student": STUDENT}, "labels are given but the mixer is 'none'"),
-        ({"micro_batch_size": 3}, "micro_batch_size 3 does not divide batch_size 8"),
-        ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight is set but no teacher"),
+        ({"student": STUDENT}, r"labels.*mixer.*'none'"),
+        ({"micro_batch_size": 3}, r"micro_batch_size.*3.*batch_size.*8"),
+        ({"distillation": DistillationConfig(weight=0.5)}, r"distillation\.weight.*teacher"),
         (
             {"teacher": Path("x")},
-            r"nothing learns from it: set distillation\.weight or hidden_regression\.weight, or give",
+            r"teacher.*distillation\.weight.*hidden_regression\.weight",
         ),
-        ({"num_tokens": 0}, "num_tokens is 0"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"num_tokens": 0}, r"num_tokens.*0"),
+        ({"seed": -1}, r"seed.*-1.*0"),
         (
             {"teacher": Path("/nowhere"), "distillation": DistillationConfig(weight=1.0)},
-            "teacher /nowhere does not exist",
+            r"teacher.*/nowhere",
         ),
-        ({"num_windows": 10**6}, "only [0-9]+ windows are labelled"),
+        ({"num_windows": 10**6}, r"[0-9]+ windows"),
     ],
 )
 def test_contradictions(tiny: Tiny, tmp_path: Path, settings: dict[str, object], message: str) -> None:
@@ -152,12 +150,12 @@ def test_contradictions(tiny: Tiny, tmp_path: Path, settings: dict[str, object],
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": -1.0}, "optimizer.learning_rate is -1.0; it must be above 0 and finite"),
-        ({"learning_rate": math.nan}, "optimizer.learning_rate is nan"),
-        ({"max_gradient_norm": 0.0}, "optimizer.max_gradient_norm is 0.0; it must be above 0"),
-        ({"warmup_fraction": 7.0}, "optimizer.warmup_fraction is 7.0; it must lie between 0 and 1"),
-        ({"beta1": 2.0}, "optimizer.beta1 is 2.0; it must be at least 0 and below 1"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
+        ({"learning_rate": -1.0}, r"optimizer\.learning_rate.*-1\.0"),
+        ({"learning_rate": math.nan}, r"optimizer\.learning_rate.*nan"),
+        ({"max_gradient_norm": 0.0}, r"optimizer\.max_gradient_norm.*0\.0"),
+        ({"warmup_fraction": 7.0}, r"optimizer\.warmup_fraction.*7\.0"),
+        ({"beta1": 2.0}, r"optimizer\.beta1.*2\.0"),
+        ({"weight_decay": -0.1}, r"weight_decay.*-0\.1"),
     ],
 )
 def test_optimizers_that_cannot_be(settings: dict[str, float], message: str) -> None:
@@ -169,21 +167,19 @@ def test_metrics_that_were_cut_are_not_padded(tiny: Tiny, tmp_path: Path) -> Non
     with in_step(12, terminate), pytest.raises(Stopped):
         train(config(tiny, tmp_path))
     (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(
-        CocomixError, match=r"metrics.jsonl has 0 bytes, and had [0-9]+ when the checkpoint was written"
-    ):
+    with pytest.raises(CocomixError, match=r"metrics\.jsonl.*0.*[0-9]+"):
         train(config(tiny, tmp_path))
 
 
 def test_head_size(tiny: Tiny) -> None:
-    with pytest.raises(CocomixError, match="hidden_size 10 is not divisible by num_heads 4"):
+    with pytest.raises(CocomixError, match=r"hidden_size.*10.*num_heads.*4"):
         StudentConfig(family="gpt2", hidden_size=10, num_heads=4)
-    with pytest.raises(CocomixError, match="not divisible by twice num_heads 4"):
+    with pytest.raises(CocomixError, match=r"hidden_size.*12.*num_heads.*4"):
         from_settings(StudentConfig(hidden_size=12, num_heads=4), TokenDataset(tiny.data))
 
 
 def test_a_teacher_of_another_vocabulary(tiny: Tiny, tmp_path: Path) -> None:
     teacher = AutoModelForCausalLM.from_config(backbone_config("llama", vocab_size=50))
     teacher.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(CocomixError, match=r"has 50 tokens, .* has 300; prepare"):
+    with pytest.raises(CocomixError, match=r"50.*300"):
         train(config(tiny, tmp_path / "run", "kd", teacher=tmp_path / "teacher"))

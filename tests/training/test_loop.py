@@ -33,7 +33,7 @@ from cocomix import (
 from cocomix.base import artifacts
 from cocomix.base.devices import known_devices
 from cocomix.base.kinds import read_metrics
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss
 from cocomix.labels import live
 from cocomix.modeling.backbones import DecoderAdapter, supported_families
@@ -81,7 +81,7 @@ def test_activations_checkpointed_give_the_same_bits(tiny: Tiny, tmp_path: Path)
 def test_precision_is_a_setting_and_memory_is_not(tiny: Tiny, tmp_path: Path) -> None:
     train(config(tiny, tmp_path, "ntp", num_tokens=128))
     train(config(tiny, tmp_path, "ntp", num_tokens=128, parallel=ParallelConfig("fsdp", activation_checkpointing=True)))
-    with pytest.raises(CocomixError, match='precision: "float32" there, "bfloat16" now'):
+    with pytest.raises(CocomixError, match=r'precision.*"float32".*"bfloat16"'):
         train(config(tiny, tmp_path, "ntp", num_tokens=128, parallel=ParallelConfig(precision="bfloat16")))
 
 
@@ -143,7 +143,7 @@ def test_students_of_every_family(tiny: Tiny, tmp_path: Path, family: str) -> No
 def test_finished_runs_are_recognised_and_others_refused(tiny: Tiny, tmp_path: Path) -> None:
     first = train(config(tiny, tmp_path))
     assert train(config(tiny, tmp_path)) == first
-    with pytest.raises(CocomixError, match=r"other settings .*seed: 0 there, 1 now"):
+    with pytest.raises(CocomixError, match=r"seed.*0.*1"):
         train(config(tiny, tmp_path, seed=1))
     assert train(config(tiny, tmp_path, seed=1, overwrite=True)).fingerprint != first.fingerprint
 
@@ -220,7 +220,7 @@ def test_isolated_documents_from_text_to_evaluation(
     measured = [line["validation_loss"] for line in read_metrics(teacher) if "validation_loss" in line][-1]
     again = validation_loss(AutoModelForCausalLM.from_pretrained(teacher), TokenDataset(data, "validation"))
     assert again.loss == pytest.approx(measured, abs=1e-5)
-    with pytest.raises(CocomixError, match=r"another token dataset than .* \(the windows differs\)"):
+    with pytest.raises(CocomixError, match=r"concepts.*data.*windows"):
         train(TrainConfig(output=tmp_path / "x", labels=tiny.concepts, student=CONCEPT, **settings))
 
 
@@ -229,7 +229,7 @@ def test_speed_and_the_use_of_a_known_device_are_shown(
 ) -> None:
     train(config(tiny, tmp_path / "unknown", "ntp"))
     assert " GFLOP/s" in capsys.readouterr().err
-    monkeypatch.setattr(trainer, "spec_of", lambda _: known_devices()["h100"])
+    monkeypatch.setattr(trainer, "device_spec", lambda _: known_devices()["h100"])
     train(config(tiny, tmp_path / "known", "ntp"))
     assert "MFU 0.0%" in capsys.readouterr().err
     lines = [line for line in read_metrics(tmp_path / "known") if "lm_loss" in line]

@@ -176,8 +176,8 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer": 2}, r"hidden_regression\.layer is 2; a student of 2 blocks takes 0 to 1"),
-        ({"teacher_layer": 2}, r"layer is 2; a teacher of 2 blocks takes 0 to 1"),
+        ({"layer": 2}, r"hidden_regression\.layer.*2.*student.*0.*1"),
+        ({"teacher_layer": 2}, r"layer.*2.*teacher.*0.*1"),
     ],
 )
 def test_layers_that_are_not_there(tiny: Tiny, tmp_path: Path, settings: dict[str, int], message: str) -> None:

@@ -180,11 +180,9 @@ def test_saving_memory_and_products_in_bfloat16(tiny: Tiny, tmp_path: Path, stra
 def test_what_one_rank_meets_ends_both(tiny: Tiny, tmp_path: Path) -> None:
     def work(rank: int) -> None:
         full = full_disk() if rank else full_disk(after=100)
-        with full, pytest.raises(CocomixError, match=r"step-000000002 can't be written \(.*No space left on device\)"):
+        with full, pytest.raises(CocomixError, match=r"step-000000002.*No space left on device"):
             train(shared(tiny, tmp_path / "full", "cocomix", "fsdp", checkpoint_every_steps=2))
-        with pytest.raises(
-            CocomixError, match="batch_size 6 can't be shared equally by 2 processes of micro_batch_size 2"
-        ):
+        with pytest.raises(CocomixError, match=r"batch_size.*6.*2.*micro_batch_size.*2"):
             train(shared(tiny, tmp_path / "refused", "cocomix", batch_size=6))
 
     on_ranks(2, tmp_path, work)

@@ -38,7 +38,7 @@ def test_stopped_killed_and_continued_equals_undisturbed(tiny: Tiny, tmp_path: P
     train(config(tiny, whole, kind, **settings))
     with (
         in_step(4, terminate),
-        pytest.raises(Stopped, match=r"stopped after step 5 of 20, and saved; the same command"),
+        pytest.raises(Stopped, match="step 5 of 20"),
     ):
         train(config(tiny, parts, kind, **settings))
     assert (parts / "checkpoints" / "step-000000005").exists()
@@ -100,7 +100,7 @@ def test_a_second_ctrl_c_does_not_wait(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_checkpoint_before(tiny: Tiny, tmp_path: Path) -> None:
     train(config(tiny, tmp_path / "whole"))
-    with full_disk(after=1), pytest.raises(CocomixError, match=r"step-000000006 can't be written \(.*No space left"):
+    with full_disk(after=1), pytest.raises(CocomixError, match=r"step-000000006.*No space left"):
         train(config(tiny, tmp_path / "full"))
     assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-000000003"]
     train(config(tiny, tmp_path / "full"))

@@ -16,7 +16,7 @@ import pytest
 
 from cocomix import CocomixError
 from cocomix.base import artifacts
-from cocomix.training.trackers import FOLDER, Trackers
+from cocomix.training.trackers import TRACKERS_FOLDER, Trackers
 
 LINES = [
     {"step": 10, "train_tokens": 100, "lm_loss": 5.0},
@@ -47,7 +47,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     interrupted_and_continued("tensorboard", tmp_path)
-    events = EventAccumulator(str(tmp_path / FOLDER / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / TRACKERS_FOLDER / "tensorboard")).Reload()
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert points == {
         "lm_loss": [(10, 5.0), (20, 4.0), (30, 3.0)],
@@ -113,7 +113,7 @@ def test_the_real_ones_work_without_a_network(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
-    files = list((tmp_path / "run" / FOLDER / "wandb" / "wandb").glob("offline-run-*/run-*.wandb"))
+    files = list((tmp_path / "run" / TRACKERS_FOLDER / "wandb" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len({file.name for file in files}) == 1  # one run, in one or two parts
     with sqlite3.connect(tmp_path / "store" / "cocomix.db") as store:
         rows = store.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
@@ -125,11 +125,9 @@ def test_the_real_ones_work_without_a_network(tmp_path: Path) -> None:
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else object())
-    with pytest.raises(
-        CocomixError, match=r"tracker wandb is not installed; install it with `pip install 'cocomix\[track\]'`"
-    ):
+    with pytest.raises(CocomixError, match=r"wandb.*cocomix\[track\]"):
         Trackers(["wandb"], tmp_path)
-    assert not (tmp_path / FOLDER).exists()
+    assert not (tmp_path / TRACKERS_FOLDER).exists()
 
 
 def test_what_can_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +137,7 @@ def test_what_can_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake = ModuleType("wandb")
     fake.init, fake.Settings, fake.__spec__ = init, SimpleNamespace, SimpleNamespace()  # type: ignore
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(
-        CocomixError, match="wandb can't be started: no API key; log in with `wandb login`, or set WANDB"
-    ):
+    with pytest.raises(CocomixError, match=r"wandb.*no API key.*`wandb login`"):
         Trackers(["wandb"], tmp_path)
 
 
@@ -153,6 +149,6 @@ def test_nothing_is_imported_and_nothing_is_content(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
     artifacts.write_json(tmp_path / "settings.json", {"kind": "x", "format_version": 1, "settings": {}})
-    (tmp_path / FOLDER / "wandb").mkdir(parents=True)
-    (tmp_path / FOLDER / "wandb" / "run.json").write_text("{}")
+    (tmp_path / TRACKERS_FOLDER / "wandb").mkdir(parents=True)
+    (tmp_path / TRACKERS_FOLDER / "wandb" / "run.json").write_text("{}")
     assert artifacts.finish(tmp_path).files == {}

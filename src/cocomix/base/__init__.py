@@ -1,1 +1,1 @@
-"""What every layer stands on: errors, self-describing folders, progress lines, host settings."""
+"""What every layer builds on: errors, self-describing folders, progress lines, host settings."""

@@ -1,15 +1,15 @@
 """Folders that describe themselves.
 
-Every stage writes one folder. `settings.json` comes first and says what the folder is going to be; `manifest.json`
-comes last and lists every file with its size and SHA-256, so a folder without a manifest is unfinished and a folder
+Every stage writes one folder. `settings.json` is written first and says what the folder will hold. `manifest.json` is
+written last and lists every file with its size and SHA-256, so a folder without a manifest is unfinished and a folder
 with one can be checked. Settings hold what determines the content (options, seeds, fingerprints of the inputs), never
 paths or times: two folders with equal fingerprints are interchangeable.
 
-`config.yaml` beside them is what was asked for, paths included: for people and for `--config`, and no part of the content.
+`config.yaml` records the options as given, paths included, for people and for `--config`; it is not part of the content.
 
-    begin()  -> new, or continue an unfinished folder with equal settings, or report a finished one; refuses the rest
-    finish() -> writes the manifest
-    read()   -> checks the kind, the version and every byte, and returns the manifest
+    begin()  starts a new folder, continues an unfinished one with equal settings, or returns the manifest of a finished one
+    finish() writes the manifest
+    read()   checks the kind, the version and every byte, and returns the manifest
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
-#: Metadata of concepts that people and `cocomix inspect` keep beside a model's weights: not part of a folder's content.
+#: Metadata of concepts, kept beside a model's weights by people and `cocomix inspect`; not part of a folder's content.
 CONCEPT_METADATA_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
 
 #: Libraries whose version can change the content of an artefact.
@@ -45,7 +45,7 @@ _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datase
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says about a finished folder."""
+    """The content of `manifest.json` in a finished folder."""
 
     path: Path
     kind: str
@@ -57,10 +57,10 @@ class Manifest:
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path`: the file written there replaces `path` when the block ends, and is removed if it fails.
+    """A hidden path beside `path`; the file written there replaces `path` when the block ends, or is removed if it fails.
 
-    Readers see the old file or the whole new one, and never a part, even after a power failure: the content is on the disk
-    before the file gets its name.
+    Readers see the old file or the whole new one, even after a power failure: the content is synced to disk before the
+    file gets its name.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -74,21 +74,25 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, atomically."""
+    """Write a JSON file atomically."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a configuration's fields as YAML, paths as text, atomically."""
+    """Write a configuration's fields as YAML atomically, with paths as strings."""
     text = yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of ours, or say which file is damaged."""
+    """Read a JSON file written by cocomix.
+
+    Raises:
+        CocomixError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -116,18 +120,18 @@ def begin(
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[Manifest | None]:
-    """Claim `output` for a stage; yields its checked manifest when it is finished already with equal settings.
+    """Claim `output` for a stage; yields its checked manifest if it is already finished with equal settings, else None.
 
     Args:
-        output: folder to make, to continue or to recognise as finished.
+        output: folder to create or continue.
         kind: what the folder holds, such as `token-dataset`.
         settings: everything that determines the content.
-        overwrite: delete what a former run of the same kind left there.
-        config: fields of the configuration in effect, to be saved before any work as `config.yaml`; but for `overwrite`,
-            which who runs that file again has to say again.
+        overwrite: delete what an earlier run of the same kind left there.
+        config: fields of the configuration, saved as `config.yaml` before any work starts. `overwrite` is left out: it
+            must be given again.
 
     Raises:
-        CocomixError: the folder holds something else, was made with other settings, or another process works on it.
+        CocomixError: the folder holds something else or was made with other settings, or another process is writing it.
     """
     wanted = json.loads(json.dumps(dict(settings)))
     if output.exists() and not output.is_dir():
@@ -138,22 +142,22 @@ def begin(
         raise CocomixError(f"{output} can't be made: something above it is a file, not a folder") from None
     except OSError as error:
         raise CocomixError(f"{output} can't be made: {error.strerror}") from None
-    _settings_of(output, kind)  # refuses a folder that is not ours before anything is left in it
+    _stored_settings(output, kind)  # refuse a foreign folder before writing anything into it
     with (output / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CocomixError(f"another process is writing {output}; wait for it or choose another --output") from None
-        stored = _settings_of(output, kind)
+        stored = _stored_settings(output, kind)
         is_finished = (output / MANIFEST_NAME).exists()
-        # A setting that is null is as one that does not exist: options come and go from version to version.
+        # A null setting equals a missing one: options come and go between versions.
         differences = [] if stored is None else _differences(stored, wanted)
-        # An unfinished folder with equal settings goes on even with --overwrite: it is the same command, started again.
+        # An unfinished folder with equal settings is continued even with --overwrite: it is the same command, run again.
         if stored is not None and overwrite and (is_finished or differences):
             _clear(output)
             stored = None
         if differences and stored is not None and not _has_content(output):
-            stored = None  # what began it failed before it wrote anything
+            stored = None  # the command that began it failed before it wrote anything
         if differences and stored is not None:
             raise CocomixError(
                 f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
@@ -167,7 +171,7 @@ def begin(
         try:
             yield read(output, kind) if is_finished else None
         except CocomixError:
-            if not _has_content(output):  # refused before anything was written: as if it had not been asked for
+            if not _has_content(output):  # refused before anything was written: leave no trace
                 for name in (CONFIG_NAME, SETTINGS_NAME, LOCK_NAME):
                     (output / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
@@ -176,19 +180,19 @@ def begin(
 
 
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
-    """Write the manifest of a folder begun with `begin`; what it returns is what `read` returns.
+    """Write and return the manifest of a folder begun with `begin`.
 
-    Hidden files, checkpoints, concept metadata and folders with a manifest of their own are not part of the content.
+    Hidden files, checkpoints, concept metadata and nested folders that describe themselves are not part of the content.
 
     Args:
         output: the folder.
-        facts: what was measured on the way; not part of the fingerprint.
-        timed: files that hold times: checked like all others, and not part of the fingerprint either.
+        facts: measurements; not part of the fingerprint.
+        timed: files that hold times: checked like all others, but not part of the fingerprint.
     """
     header = read_json(output / SETTINGS_NAME)
     files = {
         name: {"num_bytes": (output / name).stat().st_size, "sha256": sha256_of_file(output / name)}
-        for name in _content_of(output)
+        for name in _content_files(output)
     }
     body = {**header, "files": files}
     manifest = {
@@ -207,22 +211,23 @@ def read(path: Path, kind: str) -> Manifest:
     """Open a finished folder and check every byte of it.
 
     Raises:
-        CocomixError: it is missing, unfinished, of another kind or version, or damaged; the message names the file.
+        CocomixError: the folder is missing, unfinished, of another kind or version, or damaged; the message names the file.
     """
     if not path.is_dir():
         raise CocomixError(f"{path} is not a folder; expected a {kind} made by cocomix")
     if not (path / MANIFEST_NAME).exists():
         if (path / SETTINGS_NAME).exists():
-            raise CocomixError(f"{path} is unfinished; run the command that makes it again and it will continue")
+            raise CocomixError(f"{path} is unfinished; run the command that made it again to continue")
         raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected a {kind} made by cocomix")
-    found = _read_object(path / MANIFEST_NAME)
-    if found.get("kind") != kind:
-        raise CocomixError(f"{path} holds a {found.get('kind')}, not a {kind}")
-    if found.get("format_version") != FORMAT_VERSION:
+    manifest = _read_object(path / MANIFEST_NAME)
+    if manifest.get("kind") != kind:
+        raise CocomixError(f"{path} holds a {manifest.get('kind')}, not a {kind}")
+    if manifest.get("format_version") != FORMAT_VERSION:
         raise CocomixError(
-            f"{path} has format version {found.get('format_version')}; this cocomix reads {FORMAT_VERSION}; make it again"
+            f"{path} has format version {manifest.get('format_version')}, but this cocomix reads {FORMAT_VERSION}; make it "
+            "again"
         )
-    for name, expected in found["files"].items():
+    for name, expected in manifest["files"].items():
         file = path / name
         if not file.exists():
             problem = "is missing"
@@ -233,38 +238,38 @@ def read(path: Path, kind: str) -> Manifest:
         else:
             continue
         raise CocomixError(f"{file} {problem}: {path} is damaged; delete that folder and run the command again")
-    return _as_manifest(path, found)
+    return _as_manifest(path, manifest)
 
 
 def fingerprint_of_path(path: Path) -> str:
-    """Fingerprint of a folder: its manifest's, every byte checked, if it has one, else a hash of its files; or of a file."""
+    """Fingerprint of a file, or of a folder: its manifest's, with every byte checked, or without one a hash of its files."""
     if path.is_file():
         return sha256_of_file(path)
     if not path.is_dir():
         raise CocomixError(f"{path} is neither a folder nor a file")
     if (path / MANIFEST_NAME).exists():
         return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
-    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_of(path)})
+    return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_files(path)})
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
         raise CocomixError(
-            f"{path} is damaged (no JSON object); delete {path.parent} and run the command that made it again"
+            f"{path} is damaged (not a JSON object); delete {path.parent} and run the command that made it again"
         )
     return value
 
 
 def _has_content(output: Path) -> bool:
-    """Whether anything but settings and hidden files is there."""
+    """Whether the folder holds anything besides settings and hidden files."""
     return any(
         not entry.name.startswith(".") and entry.name not in (SETTINGS_NAME, CONFIG_NAME) for entry in output.iterdir()
     )
 
 
 def _plain(value: Any) -> Any:
-    """As YAML knows it."""
+    """The value in types that YAML knows."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -276,11 +281,11 @@ def _as_manifest(path: Path, body: Mapping[str, Any]) -> Manifest:
     return Manifest(path, body["kind"], body["settings"], body["facts"], body["files"], body["fingerprint"])
 
 
-def _settings_of(output: Path, kind: str) -> dict[str, Any] | None:
-    """Settings of the folder as found; None for an empty one; refuses what is not ours to write in."""
+def _stored_settings(output: Path, kind: str) -> dict[str, Any] | None:
+    """Settings in the folder, None if it is empty; refuses a folder that is not ours to write in."""
     if not (output / SETTINGS_NAME).exists():
         if any(not entry.name.startswith(".") for entry in output.iterdir()):
-            raise CocomixError(f"{output} holds files that are not a {kind} of cocomix; choose another --output")
+            raise CocomixError(f"{output} holds files that are not a cocomix {kind}; choose another --output")
         return None
     header = _read_object(output / SETTINGS_NAME)
     if header.get("kind") != kind:
@@ -290,13 +295,13 @@ def _settings_of(output: Path, kind: str) -> dict[str, Any] | None:
     return dict(header["settings"])
 
 
-def _differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(found, dict) and isinstance(wanted, dict)):
-        return [] if found == wanted else [f"{prefix}: {_short(found)} there, {_short(wanted)} now"]
-    names: list[str] = []
-    for key in sorted(found.keys() | wanted.keys()):
-        names += _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
-    return names
+def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
+    if not (isinstance(stored, dict) and isinstance(wanted, dict)):
+        return [] if stored == wanted else [f"{prefix}: {_short(stored)} there, {_short(wanted)} now"]
+    differences: list[str] = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        differences += _differences(stored.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
+    return differences
 
 
 def _short(value: Any) -> str:
@@ -304,9 +309,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:12] + "…"
 
 
-def _content_of(path: Path) -> list[str]:
+def _content_files(path: Path) -> list[str]:
     names = []
-    # A folder of another origin may have a config.yaml that is content.
+    # In a folder that cocomix did not make, config.yaml may be content.
     about = (
         SETTINGS_NAME,
         MANIFEST_NAME,
@@ -329,7 +334,7 @@ def _content_of(path: Path) -> list[str]:
 
 
 def _clear(output: Path) -> None:
-    # The manifest goes first and the settings last: whatever interrupts, what is left is an unfinished folder of ours.
+    # The manifest goes first and the settings last, so that an interruption leaves an unfinished folder of ours.
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     for entry in output.iterdir():
         if entry.name in (LOCK_NAME, SETTINGS_NAME):
@@ -342,7 +347,7 @@ def _clear(output: Path) -> None:
 
 
 def recorded_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that work depends on."""
+    """Versions of Python and of the libraries that can change the content."""
     versions = {"python": platform.python_version()}
     for name in _RECORDED_LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

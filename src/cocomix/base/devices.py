@@ -1,6 +1,6 @@
-"""Which device a process computes on, and what known accelerators can do.
+"""The device that a process computes on, and the peak rates of known accelerators.
 
-Peaks are the makers' figures for dense products (no structured sparsity), in FLOP/s.
+Peaks are the manufacturers' figures for dense products (no structured sparsity), in FLOP/s.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """One accelerator, as its data sheet has it."""
+    """An accelerator's data sheet."""
 
     name: str
-    """How a user names it."""
+    """Name on the command line."""
     bfloat16_flops: float
-    """Peak of dense bfloat16 products, FLOP/s."""
+    """Peak of dense bfloat16 products, in FLOP/s."""
     float32_flops: float
-    """Peak of float32 products as torch does them by default, without TF32, FLOP/s."""
+    """Peak of float32 products without TF32, torch's default, in FLOP/s."""
     memory_bytes: int
-    """Of the device."""
+    """Memory of the device."""
 
 
 def _spec(name: str, bfloat16_tflops: float, float32_tflops: float, memory_gb: int) -> DeviceSpec:
     return DeviceSpec(name, bfloat16_tflops * 1e12, float32_tflops * 1e12, memory_gb * 10**9)
 
 
-#: By words that the driver's name of the device contains; the first that matches counts.
+#: Keys are words in the driver's name of the device; the first that matches counts.
 _SPECS = {
     "B200": _spec("b200", 2250, 75, 180),
     "GH200": _spec("gh200", 989, 67, 96),
@@ -59,12 +59,12 @@ _SPECS = {
 
 
 def known_devices() -> dict[str, DeviceSpec]:
-    """Every accelerator of the table, by its name."""
+    """Every accelerator in the table, by name."""
     return {spec.name: spec for spec in _SPECS.values()}
 
 
-def spec_of(device: torch.device) -> DeviceSpec | None:
-    """What the accelerator can do; None for a CPU and for one that the table lacks."""
+def device_spec(device: torch.device) -> DeviceSpec | None:
+    """The accelerator's data sheet; None for a CPU or an accelerator that is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -72,10 +72,10 @@ def spec_of(device: torch.device) -> DeviceSpec | None:
 
 
 def this_device(choice: DeviceChoice = "auto") -> torch.device:
-    """This process's device: with CUDA, the one that `torchrun`'s LOCAL_RANK names, which becomes the current one.
+    """This process's device; with CUDA, the one with `torchrun`'s LOCAL_RANK, which becomes the current device.
 
     Raises:
-        CocomixError: `cuda` is asked for and not there, or this machine has more processes than devices.
+        CocomixError: `cuda` was chosen but there is none, or this machine runs more processes than it has devices.
     """
     if choice == "cpu" or not torch.cuda.is_available():
         if choice == "cuda":

@@ -1,8 +1,8 @@
-"""Figures of pages: the house look, and one way to save.
+"""Figures for pages: the house look, and one way to save them.
 
-A figure is drawn once and saved twice: as PNG on white, and as SVG for the page. The SVG keeps its text as text and names its
-colours by CSS variables, so that the page's font and its light or dark mode reach into it. Nothing in either file depends on
-the time, the process or pyplot's global state: equal input gives equal bytes.
+A figure is saved twice: as PNG on white, and as SVG for the page. The SVG keeps text as text and names its colours by CSS
+variables, so that it follows the page's font and its light or dark mode. Neither file depends on the time, the process or
+pyplot's global state: equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, RULE = "#1f2328", "#5c6570", "#dcdfe4"
-#: Okabe and Ito's palette without its yellow, black and sky blue: told apart with any colour vision, and on white.
+#: Okabe and Ito's palette without yellow, black and sky blue: distinct with any colour vision, and on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0598f", "#b07900")
 CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)
@@ -27,10 +27,10 @@ CSS_COLORS = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 
 @dataclass(frozen=True)
 class Drawing:
-    """One finished figure."""
+    """A finished figure."""
 
     name: str
-    """Of the PNG file, and prefix of every id in the SVG."""
+    """Name of the PNG file, and prefix of every id in the SVG."""
     alt: str
     """What it shows, in words."""
     svg: str
@@ -54,11 +54,11 @@ def panel(width: float, height: float, *, left: float, right: float, bottom: flo
 
 
 def save(figure: Figure, name: str, alt: str) -> Drawing:
-    """A finished figure as PNG and as an element of a page.
+    """Save a figure as PNG and as an SVG element for a page.
 
     Args:
-        figure: made with `panel`.
-        name: of the drawing.
+        figure: figure made with `panel`.
+        name: name of the drawing.
         alt: what it shows, in words.
     """
     figure.patch.set_facecolor("white")
@@ -73,11 +73,11 @@ def save(figure: Figure, name: str, alt: str) -> Drawing:
 
 
 def _for_page(svg: str, name: str, alt: str) -> str:
-    """An SVG file as an element of an HTML page: no prologue, no namespaces, its own ids, the page's colours."""
+    """An SVG file as an element of an HTML page: no prologue or namespaces, unique ids, the page's colours."""
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     assert view_box is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    # Its style sheet says `*`, which would reach the whole page; the page says the same for figures alone.
+    # The SVG's style sheet selects `*`, which would affect the whole page; the page has the same rule for figures only.
     body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL).replace("xlink:href", "href")
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     for color, variable in CSS_COLORS.items():

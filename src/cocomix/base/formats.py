@@ -1,4 +1,4 @@
-"""Numbers for people, as the report's text and figures share them."""
+"""Numbers formatted for people, the same way in text and in figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BYTE_PREFIXES = FLOP_PREFIXES
 
 
 def format_count(value: float | int, whole: float | int | None = None) -> str:
-    """1,001,472 as 1.00M: three digits; a part of a whole as many decimals as the whole, so 741,000 of it as 0.74M."""
+    """1,001,472 as 1.00M, with three digits; a part of `whole` in its unit and decimals, so 741,000 of it as 0.74M."""
     digits, prefix = _scaled(value if whole is None else whole, COUNT_PREFIXES)
     if whole is not None:
         num_decimals = len(digits.partition(".")[2])
@@ -36,7 +36,7 @@ def format_bytes(value: float | int) -> str:
 
 
 def format_hours(value: float) -> str:
-    """1234.56 hours as 1,234.6 h; less than one in minutes or seconds."""
+    """1234.56 hours as 1,234.6 h; less than an hour in minutes or seconds."""
     for unit, size in (("h", 1.0), ("min", 1 / 60)):
         if value >= size:
             return f"{value / size:,.1f}{NARROW_SPACE}{unit}"
@@ -62,7 +62,7 @@ def format_signed(value: float | int) -> str:
 
 
 def _scaled(value: float | int, prefixes: Sequence[str]) -> tuple[str, str]:
-    """Three digits and the prefix of a power of a thousand."""
+    """The value to three digits, and the prefix for its power of a thousand."""
     rounded = float(f"{value:.3g}")
     power = min(max(int(math.log10(rounded) // 3), 0), len(prefixes) - 1) if rounded else 0
     scaled = rounded / 1000**power

@@ -1,7 +1,7 @@
-"""Settings of the process that make training on a CPU faster. Only the command line calls this; importing changes nothing.
+"""Process settings that speed up training on a CPU. Only the command line applies them; importing changes nothing.
 
-docs/log.md says what keeping freed memory is worth, beside other allocators. The spin count costs little on an idle machine
-and keeps the speed where another process is busy.
+docs/log.md compares keeping freed memory with other allocators. The spin count costs little on an idle machine and keeps
+the speed on a busy one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _SPIN_COUNT = "2000"
 def tune_process() -> None:
     """Set thread waiting and memory allocation; must run before torch is imported. Never fails.
 
-    A thread of libgomp that waits for another spins by default for milliseconds: where something else holds a core, that is
-    a core wasted. glibc gives large blocks back to the kernel at every `free` and pays for them in page faults later.
+    By default a waiting libgomp thread spins for milliseconds, which wastes a core on a busy machine, and glibc returns
+    large blocks to the kernel at every `free` and pays for them in page faults later.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     try:
@@ -25,4 +25,4 @@ def tune_process() -> None:
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
             libc.mallopt(parameter, value)
     except (OSError, AttributeError):
-        return  # not glibc: its own allocator decides
+        return  # not glibc

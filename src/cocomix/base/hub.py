@@ -1,4 +1,4 @@
-"""Files from the Hugging Face Hub, only when a name on it was given."""
+"""Downloads from the Hugging Face Hub, made only when the user gives a name on it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from cocomix.base.errors import CocomixError, reason_of
 
 
 def download(name: str, repository: str, patterns: Sequence[str]) -> Path:
-    """Download what matches `patterns` of a repository, or find it in the cache; the folder with its files.
+    """Download the files of a repository that match `patterns`, unless they are cached; returns their folder.
 
     Args:
-        name: what the user gave, for the message.
+        name: name that the user gave, for the error message.
         repository: `organisation/repository`, or `repository` alone for the oldest models.
         patterns: file names, with `*`.
 
     Raises:
-        CocomixError: it can't be downloaded.
+        CocomixError: the files can't be downloaded.
     """
-    from huggingface_hub import snapshot_download  # not before a name needs it
+    from huggingface_hub import snapshot_download  # only when needed
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-    except Exception as error:  # the library below raises a dozen kinds of its own
+    except Exception as error:  # the library raises a dozen types of its own
         raise CocomixError(
             f"{name} does not exist here, and {repository} could not be downloaded from the Hugging Face Hub: "
             f"{reason_of(error)}"

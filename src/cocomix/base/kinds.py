@@ -1,4 +1,4 @@
-"""What finished folders hold: their kinds, the files that others read, and a reader that costs nothing to import."""
+"""The kinds of finished folders, and a reader of a run's metrics; importing this file loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ STEERING_EXAMPLE = "steering-example"
 COMPARISON = "comparison"
 DEMO = "demo"
 
-#: Of a training run: one JSON object a line.
+#: File of a training run with one JSON object per line.
 METRICS_NAME = "metrics.jsonl"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics; a last one that is still being written is left out."""
+    """All lines of a run's metrics, except a last one that is still being written.
+
+    Raises:
+        CocomixError: the file can't be read.
+    """
     try:
         whole = (run / METRICS_NAME).read_text(encoding="utf-8").rpartition("\n")[0]
         return [json.loads(line) for line in whole.splitlines()]

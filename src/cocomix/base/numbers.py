@@ -14,11 +14,11 @@ def parse_count(text: str, name: str) -> int:
     """200B, 1.5T, 64M, 20_000, 2e9 as a whole number of at least 1.
 
     Args:
-        text: digits, and maybe one of k, M, B (or G) and T behind them.
-        name: of the option, for the message.
+        text: digits, optionally followed by k, M, B (or G) or T.
+        name: name of the option, for the error message.
 
     Raises:
-        CocomixError: it is no such number.
+        CocomixError: the text is not such a number.
     """
     match = re.fullmatch(r"([\d_,]*\.?\d+(?:e\+?\d{1,2})?)\s*([kmbgt]?)", str(text).strip(), re.IGNORECASE)
     value = 0.0

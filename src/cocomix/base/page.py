@@ -1,4 +1,4 @@
-"""Pages that a person reads: one HTML file each, with nothing to fetch and nothing to run.
+"""Pages that a person reads: each is one HTML file that fetches nothing and runs nothing.
 
 Pages share `templates/style.css` (light and dark), which a template includes. Corpus text reaches a page through one filter,
 `visible`, which escapes it and makes its whitespace visible; everything else is escaped by the template engine.
@@ -18,10 +18,10 @@ _SIGN = Markup('<span class="sign">{}</span>')
 
 
 def page_environment(*packages: str) -> Environment:
-    """Templates of some packages and the shared ones, with the filters for numbers and text.
+    """An environment with the templates of `packages`, the shared templates, and filters for numbers and text.
 
     Args:
-        packages: those whose folder `templates` holds the page and its parts, such as `cocomix.tools.demo`.
+        packages: packages with a `templates` folder, such as `cocomix.tools.demo`.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cocomix.base")]),
@@ -41,11 +41,11 @@ def page_environment(*packages: str) -> Environment:
 
 
 def visible(text: str, *, wrap: bool = False) -> Markup:
-    """Corpus text for the page: escaped, with a sign for every newline and every other control character.
+    """Corpus text for a page: escaped, with a sign in place of every control character except tabs.
 
     Args:
-        text: anything.
-        wrap: also start a new line after a newline.
+        text: any text.
+        wrap: also break the line after the sign of a newline.
     """
     shown = escape(text).replace("\n", _SIGN.format("⏎") + ("\n" if wrap else ""))
     for code in range(32):
@@ -55,6 +55,6 @@ def visible(text: str, *, wrap: bool = False) -> Markup:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, atomically."""
+    """Write a file atomically."""
     with atomic(path) as partial:
         partial.write_bytes(content)

@@ -1,6 +1,6 @@
-"""One live line for long work: what is done, how fast, how long it still takes.
+"""One live line for long work: what is done, how fast, and how long it will still take.
 
-In a terminal it is a `rich` bar; elsewhere (logs, CI) a plain line now and then, so that a log stays readable.
+In a terminal it is a `rich` bar; elsewhere (logs, CI) it is a plain line every 15 seconds.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ProgressLine:
 
     Args:
         description: what is being done.
-        total: how many units the whole work has; None: nobody knows.
-        unit: name of one unit, in the plural.
-        completed: units done by a former process, left out of the rate.
-        shown: whether anything is shown at all; of several processes, one speaks.
+        total: number of units in all; None if unknown.
+        unit: name of the units, in the plural.
+        completed: units done by an earlier process, left out of the rate.
+        shown: whether anything is shown; among several processes, only one should show it.
     """
 
     def __init__(
@@ -104,9 +104,9 @@ class ProgressLine:
 
 
 def say(message: str) -> None:
-    """Tell the user one line, on standard error, so that standard output stays for results.
+    """Print one line on standard error; standard output is for results.
 
-    Of the processes that `torchrun` starts on a machine, one speaks.
+    Under `torchrun` only the first process of each machine prints.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
-"""Several processes at one piece of work, as `torchrun` starts them; a single process is one rank of one.
+"""Processes that work together, as `torchrun` starts them; a single process is rank 0 of 1.
 
-Ranks share a file system and talk over `torch.distributed`: gloo between CPUs, and the accelerator's own library between its
-devices. A rank that dies takes the group with it: whoever waits for it fails, so no rank takes unfinished work for finished.
+Ranks share a file system and communicate over `torch.distributed`: gloo between CPUs, and the accelerator's own library
+between its devices. When a rank dies, every rank that waits for it fails, so none takes unfinished work for finished.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from cocomix.base.errors import CocomixError
 
 Value = TypeVar("Value")
 
-#: How long ranks wait for one another: shards are many, so no rank should be far behind.
+#: How long ranks wait for each other. Shards are small, so no rank should lag far behind.
 TIMEOUT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its group."""
+    """This process's place in its group."""
 
     rank: int = 0
-    """0-based."""
+    """0-based index of this process."""
     size: int = 1
-    """Processes in all."""
+    """Number of processes."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has arrived here."""
         if self.size > 1:
             distributed.barrier()
 
-    def from_first(self, work: Callable[[], Value]) -> Value:
-        """What `work` returns on the first rank, which alone does it; what it raises is raised on every rank.
+    def on_first_rank(self, work: Callable[[], Value]) -> Value:
+        """Call `work` on the first rank only, and broadcast its result, or its error, to every rank.
 
         Raises:
-            CocomixError, OSError: `work` did.
+            CocomixError, OSError: raised by `work`.
         """
         if self.size == 1:
             return work()
-        words: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.is_first:
             try:
-                words[0] = work()
+                outcome[0] = work()
             except (CocomixError, OSError) as error:
-                words[1] = error
-        distributed.broadcast_object_list(words)
-        if words[1] is not None:
-            raise words[1]
-        value: Value = words[0]
+                outcome[1] = error
+        distributed.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        value: Value = outcome[0]
         return value
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's value, in order of the ranks."""
+        """Every rank's value, in rank order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -71,19 +71,19 @@ class Ranks:
         return values
 
     def all(self, value: bool) -> bool:
-        """Whether it is true on every rank."""
+        """Whether `value` is true on every rank."""
         return all(self.gather(value))
 
     def largest(self, value: int) -> int:
-        """The largest of the ranks' values. It travels between CPUs, so nothing waits for an accelerator."""
+        """The largest of the ranks' values, reduced between CPUs so that no accelerator is waited for."""
         if self.size == 1:
             return value
-        found = torch.tensor(value)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return int(found)
+        maximum = torch.tensor(value)
+        distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+        return int(maximum)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, in place and on the tensor's device."""
+        """Sum over the ranks, in place and on the tensor's device."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
@@ -91,10 +91,10 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
-    """The group that `torchrun`'s RANK and WORLD_SIZE describe, or one that exists already; left at the end.
+    """Join the group described by `torchrun`'s RANK and WORLD_SIZE, and leave it at the end; reuses an existing group.
 
     Args:
-        device: this rank's accelerator, if tensors are to travel between accelerators too.
+        device: this rank's accelerator, if tensors must also be exchanged between accelerators.
     """
     if distributed.is_initialized():
         yield Ranks(distributed.get_rank(), distributed.get_world_size())

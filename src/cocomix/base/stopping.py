@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: work stops where its state is whole, says so, and leaves with the signal's exit code."""
+"""Ctrl-C and SIGTERM as requests: work stops where its state is consistent and exits with the signal's exit code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Work that stopped at a signal, with its state saved.
+    """Work stopped after a signal, with its state saved.
 
     Args:
-        signal_number: which signal.
-        message: what a user reads.
+        signal_number: number of the signal.
+        message: message for the user.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -25,14 +25,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """While entered, notes Ctrl-C and SIGTERM instead of letting them interrupt.
+    """Within its block, records Ctrl-C and SIGTERM instead of letting them interrupt.
 
     Args:
-        insists: whether a second Ctrl-C interrupts at once. Under `torchrun` it must not: the terminal and `torchrun` both
-            send one.
+        insists: whether a second Ctrl-C interrupts at once. Under `torchrun` it must not, because the terminal and
+            `torchrun` both send one.
 
-    `signal_number` is that of the first signal, 0 before it. Outside the main thread signals can't be caught, and stay as
-    they are.
+    `signal_number` is the number of the first signal, 0 before any. Outside the main thread signals can't be caught and
+    keep their handlers.
     """
 
     def __init__(self, *, insists: bool = True) -> None:

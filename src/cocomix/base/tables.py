@@ -1,4 +1,4 @@
-"""Tables of `rich` as text for standard output."""
+"""`rich` tables as text for standard output."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 
 from rich.console import Console, RenderableType
 
-#: Where output goes to a file or a pipe: nothing wraps.
+#: Width of output to a file or a pipe, where nothing should wrap.
 UNLIMITED_COLUMNS = 240
 
 
-def text_of(*parts: RenderableType, width: int | None = None) -> str:
-    """Plain lines as `rich` prints them, `width` columns wide; None: as wide as the terminal."""
+def rendered_text(*parts: RenderableType, width: int | None = None) -> str:
+    """Plain lines as `rich` prints them, `width` columns wide; by default as wide as the terminal."""
     width = width or shutil.get_terminal_size((UNLIMITED_COLUMNS, 24)).columns
     console = Console(file=io.StringIO(), width=width, highlight=False)
     for part in parts:

@@ -1,6 +1,6 @@
-"""`cocomix COMMAND`: each command is a configuration dataclass and the function that takes it.
+"""`cocomix COMMAND`: each command is a configuration dataclass and a function that takes it.
 
-Only the chosen command's module is imported, so that `cocomix --help` loads no torch. `tyro` makes the options and their
+Only the chosen command's module is imported, so `cocomix --help` does not load torch. `tyro` makes the options and their
 help from the dataclass, its defaults and the docstrings of its fields.
 """
 
@@ -30,12 +30,14 @@ EXIT_BROKEN_PIPE = 141
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what it does, and where its function and its configuration are."""
+    """A command: its summary, and the module, function and configuration class that implement it."""
 
     summary: str
     module: str
     function: str
     config: str
+    config_module: str = ""
+    """Where the configuration is, if importing it costs less than the function."""
 
 
 COMMANDS = {
@@ -53,13 +55,15 @@ COMMANDS = {
         "distill_targets",
         "DistillTargetsConfig",
     ),
-    "train": Command("a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig"),
+    "train": Command(
+        "a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig", "training.config"
+    ),
     "recipes": Command(
         "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
     ),
     "plan": Command("what a run costs before it starts", "tools.plan.plan_table", "show_plan", "PlanConfig"),
     "bench": Command(
-        "what things cost here, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
+        "costs on this machine, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
     ),
     "eval": Command(
         "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
@@ -71,7 +75,10 @@ COMMANDS = {
         "InspectConfig",
     ),
     "compare": Command(
-        "runs side by side: losses, what reaching them took, seeds", "tools.compare.command", "compare", "CompareConfig"
+        "runs side by side: losses, the cost of reaching them, seeds",
+        "tools.compare.command",
+        "compare",
+        "CompareConfig",
     ),
     "generate": Command(
         "a prompt continued, with concepts steered", "tools.generate.command", "generate", "GenerateConfig"
@@ -80,7 +87,7 @@ COMMANDS = {
         "how well steering works, against random concepts", "tools.steer_eval.command", "steer_eval", "SteerEvalConfig"
     ),
     "studio": Command(
-        "a page on this machine to see what a model thinks in, and to steer it",
+        "a local page to see a model's concepts and steer it",
         "studio.command",
         "studio",
         "StudioConfig",
@@ -90,34 +97,34 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = _with_plugins(words)
+        argv = _with_plugins(argv)
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_USAGE
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
-        return 0 if words else EXIT_USAGE
-    if words[0] == "--version":
+        return 0 if argv else EXIT_USAGE
+    if argv[0] == "--version":
         from importlib.metadata import version
 
         print(f"cocomix {version('cocomix')}")
         return 0
-    if words[0] not in COMMANDS:
-        say(f"error: there is no command {words[0]!r}; the commands are {', '.join(COMMANDS)}")
+    if argv[0] not in COMMANDS:
+        say(f"error: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
         return EXIT_USAGE
-    return _run(words[0], words[1:])
+    return _run(argv[0], argv[1:])
 
 
-def _with_plugins(words: list[str]) -> list[str]:
-    """Import what `--plugin` names before the command; returns the other words."""
-    while words and words[0] == "--plugin":
-        if len(words) < 2:
-            raise CocomixError("--plugin is given nothing; it takes a Python file or a module that registers something")
-        _import_plugin(words[1])
-        words = words[2:]
-    return words
+def _with_plugins(argv: list[str]) -> list[str]:
+    """Import the plugins that `--plugin` names before the command; returns the remaining arguments."""
+    while argv and argv[0] == "--plugin":
+        if len(argv) < 2:
+            raise CocomixError("--plugin needs a value: a Python file or a module that registers something")
+        _import_plugin(argv[1])
+        argv = argv[2:]
+    return argv
 
 
 def _import_plugin(name: str) -> None:
@@ -137,14 +144,14 @@ def _import_plugin(name: str) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
 
 
-def _run(name: str, words: Sequence[str]) -> int:
-    """Run one command, with every expected failure as one sentence."""
+def _run(name: str, argv: Sequence[str]) -> int:
+    """Run one command, reporting expected failures in one sentence; returns the exit code."""
     try:
-        result = _call(COMMANDS[name], name, words)
+        result = _call(COMMANDS[name], name, argv)
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_ERROR
@@ -162,7 +169,7 @@ def _run(name: str, words: Sequence[str]) -> int:
             say(f"error: {error.filename} can't be used: {error.strerror}")
             return EXIT_ERROR
         raise
-    if result and os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+    if result and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
         return _print(result)
     return 0
 
@@ -171,31 +178,31 @@ def _print(result: str) -> int:
     """Print a result; returns the exit code."""
     try:
         print(result, flush=True)
-    except BrokenPipeError:  # `cocomix recipes | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush, at its end
+    except BrokenPipeError:  # as in `cocomix recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush at exit succeeds
         return EXIT_BROKEN_PIPE
     return 0
 
 
 def _is_disk_full(error: Exception) -> bool:
-    """Whether the disk was full; libraries in Rust say so in an exception of their own."""
+    """Whether the disk was full; libraries written in Rust report that in exceptions of their own."""
     return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
 
 
-def _call(command: Command, name: str, words: Sequence[str]) -> str:
-    """Parse the options, call the function, and say in one line (or JSON) what came out."""
+def _call(command: Command, name: str, argv: Sequence[str]) -> str:
+    """Parse the options and call the function; returns its result as text or JSON, or the output folder."""
     tune_process()
     from cocomix.cli.options import parse
 
     _silence_progress_of_libraries()
-    module = importlib.import_module(f"cocomix.{command.module}")
+    settings = importlib.import_module(f"cocomix.{command.config_module or command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
-        config = parse(getattr(module, command.config), f"cocomix {name}", description, words)
+        config = parse(getattr(settings, command.config), f"cocomix {name}", description, argv)
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
-    function: Callable[[Any], Any] = getattr(module, command.function)
+    function: Callable[[Any], Any] = getattr(importlib.import_module(f"cocomix.{command.module}"), command.function)
     result = function(config)
     if isinstance(result, dict):
         return json.dumps(result, indent=2)
@@ -203,9 +210,9 @@ def _call(command: Command, name: str, words: Sequence[str]) -> str:
 
 
 def _silence_progress_of_libraries() -> None:
-    """Turn off progress bars of datasets and transformers, which would break up our own line.
+    """Turn off the progress bars of datasets and transformers, which would break up our own line.
 
-    Both read these variables when they are imported, so a command that needs neither does not load them. Users can set them.
+    The libraries read these variables on import; values set by the user are kept.
     """
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -222,8 +229,8 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "cocomix COMMAND --help lists the options of a command; cocomix --version the version.",
-            "cocomix --plugin FILE.py COMMAND imports a file first that registers mixers, objectives or families.",
+            "cocomix COMMAND --help lists the options of a command; cocomix --version shows the version.",
+            "cocomix --plugin FILE.py COMMAND first imports a file that registers mixers, objectives or families.",
         ]
     )
 

@@ -1,7 +1,7 @@
-"""A command's configuration: recipe, YAML file and options, each over the one before.
+"""A command's configuration: options override the YAML file, which overrides the recipe.
 
-`tyro` makes the options from the dataclass and checks them. A recipe gives their defaults. A YAML file becomes options that
-stand before those of the command line.
+`tyro` makes the options from the dataclass and checks them. A recipe gives their defaults. A YAML file is turned into
+options placed before those of the command line.
 """
 
 from __future__ import annotations
@@ -24,105 +24,105 @@ from cocomix.base.numbers import parse_count
 
 _RECIPE_HELP = "  --recipe NAME   start from this recipe; `cocomix recipes` lists them. Other options change it."
 _FILE_HELP = (
-    "  --config FILE   YAML file of options, nested as their names are: over the recipe's, below those given here; or a\n"
-    "                  run's folder, for its config.yaml. May name its recipe as `recipe: NAME`."
+    "  --config FILE   YAML file of options, nested like their names, or a run's folder, for its config.yaml. It may name\n"
+    "                  a recipe as `recipe: NAME`, whose settings it overrides; options given here override both."
 )
 
 
 def parse(config_class: type[Any], prog: str, description: str, arguments: Sequence[str]) -> Any:
-    """The configuration that the arguments ask for.
+    """The configuration from the command-line arguments.
 
     Raises:
-        CocomixError: a recipe, a file or the whole is wrong.
-        SystemExit: help was asked for and given, or an option is wrong, and `tyro` said which.
+        CocomixError: the recipe, the file or a combination of settings is wrong.
+        SystemExit: help was printed, or an option is wrong and `tyro` printed which.
     """
     names = {field.name for field in dataclasses.fields(config_class)}
-    words, values, notes = list(arguments), {}, []
+    argv, values, notes = list(arguments), {}, []
     file = recipe = default = None
-    if "output" in names or "run" in names:  # work with a result, worth being written down
-        file, words = _taken(words, "--config")
+    if "output" in names or "run" in names:
+        file, argv = _pop_option(argv, "--config")
         values = {} if file is None else read_yaml(Path(file))
         notes.append(_FILE_HELP)
     from_file = list(_as_options(values))
     if names & {"student", "run"}:
         from cocomix.training import presets
 
-        name, words = _taken(words, "--recipe")
-        name, from_file = (name, _taken(from_file, "--recipe")[1]) if name else _taken(from_file, "--recipe")
-        recipe, default = presets.start(config_class, name)
-        default, from_file, words = presets.with_mixer(default, from_file, words)
+        name, argv = _pop_option(argv, "--recipe")
+        name_in_file, from_file = _pop_option(from_file, "--recipe")
+        recipe, default = presets.start(config_class, name or name_in_file)
+        default, from_file, argv = presets.with_mixer(default, from_file, argv)
         notes += [_RECIPE_HELP, *presets.registered()]
     text = "\n".join([description, "", *notes]) if notes else description
-    words = list(_with_whole_counts([*from_file, *words]))
-    config = _parsed(config_class, default, prog, text, words, Path(file or ""), from_file)
+    argv = list(_with_whole_counts([*from_file, *argv]))
+    config = _run_tyro(config_class, default, prog, text, argv, Path(file or ""), from_file)
     if default is not None:
         presets.check(recipe, config)
     return config
 
 
-def _parsed(
+def _run_tyro(
     config_class: type[Any],
     default: Any,
     prog: str,
     description: str,
-    words: Sequence[str],
+    argv: Sequence[str],
     file: Path,
     from_file: Sequence[str],
 ) -> Any:
-    """What `tyro` makes of the words; its complaint, with the file where the option comes from one."""
-    complaint = io.StringIO()
+    """Parse the arguments with `tyro`; its error message also names the file if the wrong option is from there."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_class, prog=prog, description=description, args=list(words), default=default)
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(config_class, prog=prog, description=description, args=list(argv), default=default)
     except SystemExit as stop:
-        refused = _refusal(stop)
-        if refused is not None:  # a value that the dataclass itself refuses, in one sentence
-            raise refused from None
-        said = complaint.getvalue()
-        options = {word.partition("=")[0] for word in from_file if word.startswith("--")}
-        if any(re.search(rf"{re.escape(option)}\b", said) for option in options):
+        cause = _cocomix_cause(stop)
+        if cause is not None:  # the dataclass itself refused a value, in one sentence
+            raise cause from None
+        message = stderr.getvalue()
+        options = {argument.partition("=")[0] for argument in from_file if argument.startswith("--")}
+        if any(re.search(rf"{re.escape(option)}\b", message) for option in options):
             print(f"in {file}:", file=sys.stderr)
-        print(said, end="", file=sys.stderr)
+        print(message, end="", file=sys.stderr)
         raise
 
 
-def _refusal(stop: BaseException) -> CocomixError | None:
-    """The error of ours that made `tyro` stop."""
+def _cocomix_cause(stop: BaseException) -> CocomixError | None:
+    """The `CocomixError` that made `tyro` exit, if any."""
     cause = stop.__context__
     while cause is not None and not isinstance(cause, CocomixError):
         cause = cause.__context__
     return cause
 
 
-def _taken(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """What an option is given, the last time, and the words without it."""
-    value, rest, waits = None, [], False
-    for word in words:
-        if waits:
-            value, waits = word, False
-        elif word == option:
-            waits = True
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
+def _pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """The last value of an option, None if it is not given; and the arguments without the option."""
+    value, rest, needs_value = None, [], False
+    for argument in argv:
+        if needs_value:
+            value, needs_value = argument, False
+        elif argument == option:
+            needs_value = True
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
         else:
-            rest.append(word)
-    if waits:
-        raise CocomixError(f"{option} is given nothing")
+            rest.append(argument)
+    if needs_value:
+        raise CocomixError(f"{option} needs a value")
     return value, rest
 
 
-def _with_whole_counts(words: Sequence[str]) -> Iterator[str]:
-    """The words with `--num-tokens 4M`, and every other count of tokens, in digits."""
+def _with_whole_counts(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments, with counts of tokens such as `--num-tokens 4M` written in digits."""
     option = ""
-    for word in words:
-        name, equals, value = word.partition("=")
-        if option and not word.startswith("--"):
-            yield _in_digits(word, option)
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if option and not argument.startswith("--"):
+            yield _in_digits(argument, option)
         elif equals and _is_count(name):
             yield f"{name}={_in_digits(value, name)}"
         else:
-            yield word
-        option = word if _is_count(word) else ""
+            yield argument
+        option = argument if _is_count(argument) else ""
 
 
 def _is_count(option: str) -> bool:
@@ -130,7 +130,7 @@ def _is_count(option: str) -> bool:
 
 
 def _in_digits(value: str, option: str) -> str:
-    """Plain numbers, and no number at all, are left to `tyro`."""
+    """The value in digits; plain integers and `None` are left to `tyro`."""
     return value if value == "None" or re.fullmatch(r"[+-]?\d+", value) else str(parse_count(value, option))
 
 
@@ -138,17 +138,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or in the `config.yaml` of a run's folder.
 
     Raises:
-        CocomixError: there is none, it can't be read, or a key is there twice.
+        CocomixError: the file is missing, unreadable or not a mapping, or a key is repeated.
     """
     file = path / CONFIG_NAME if path.is_dir() else path
     try:
         value = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
-        raise CocomixError(f"{file} does not exist; --config takes a YAML file, or the folder of a run") from None
+        raise CocomixError(f"{file} does not exist; --config takes a YAML file or the folder of a run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CocomixError(f"{file} can't be read: {reason_of(error)}") from error
     except yaml.YAMLError as error:
-        raise CocomixError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+        raise CocomixError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -157,22 +157,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently keep the last."""
+    """Refuses repeated keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.YAMLError(f"the key {key!r} in line {key_node.start_mark.line + 1} is no name")
+                raise yaml.YAMLError(f"the key {key!r} in line {key_node.start_mark.line + 1} is not a name")
             if key in mapping:
-                raise yaml.YAMLError(f"the key {key!r} is there twice, again in line {key_node.start_mark.line + 1}")
+                raise yaml.YAMLError(f"the key {key!r} is repeated in line {key_node.start_mark.line + 1}")
             mapping[key] = None
         return dict(super().construct_mapping(node, deep))
 
 
 def _as_options(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    """A mapping as the words of a command line."""
+    """A mapping as command-line arguments."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         option = f"--{name}".replace("_", "-")

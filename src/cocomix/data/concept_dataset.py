@@ -1,7 +1,7 @@
 """The concept dataset: labels of the windows of a token dataset, row by row.
 
-DIR/00000.parquet   labels, one window a row: T * A concept indices, `num_concepts` where a position has none;
-                    scores beside them if asked for: T * A float32, zero where there is no label
+DIR/00000.parquet   one window per row: labels, T * A concept indices, `num_concepts` where a position has none; and, if
+                    requested, scores, T * A float32, zero where there is no label
 DIR/manifest.json   fingerprints of text, tokenizer, windows, teacher and SAE; the hook, attribution settings, checksums
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.shards import write_shard
 from cocomix.data.sidecar import Sidecar
 from cocomix.data.token_dataset import TokenDataset
@@ -26,7 +26,7 @@ from cocomix.data.token_dataset import TokenDataset
 class ConceptDataset(Sidecar):
     """Concept labels of the first `num_windows` training windows of a token dataset, from the folder that `extract` made.
 
-    Arguments and errors are those of `Sidecar`. `inputs` are what a training run on these labels depends on.
+    Arguments and errors are those of `Sidecar`. `inputs` holds the fingerprints that a run on these labels depends on.
     """
 
     kind, content, remedy = CONCEPT_DATASET, "labels", "extract labels"
@@ -44,7 +44,11 @@ class ConceptDataset(Sidecar):
         return labels.masked_fill(labels == self.num_concepts, IGNORED_LABEL)
 
     def scores(self, windows: Sequence[int] | np.ndarray) -> Float[Tensor, "B T A"]:
-        """Scores of the labels; only where they were extracted with `--scores`."""
+        """Scores of the labels of the given windows.
+
+        Raises:
+            CocomixError: the labels were extracted without `--scores`.
+        """
         if not self.settings["scores"]:
             raise CocomixError(f"{self.path} holds no scores; extract it with --scores")
         flat = torch.from_numpy(self._table.take("scores", windows, dtype=np.float32))
@@ -58,7 +62,7 @@ def write_labels(
     num_concepts: int,
     scores: Float[Tensor, "B T A"] | None = None,
 ) -> None:
-    """Write one shard of labels, -100 where a position has none; 2 bytes a label if `num_concepts` allows it."""
+    """Write one shard of labels, -100 where a position has none, with 2 bytes per label if `num_concepts` allows it."""
     dtype = np.uint16 if num_concepts < 2**16 else np.int32
     stored = labels.masked_fill(labels == IGNORED_LABEL, num_concepts)
     columns = {"labels": stored.flatten(1).numpy().astype(dtype)}

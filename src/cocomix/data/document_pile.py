@@ -1,16 +1,15 @@
-"""Tokenized documents on disk, in the order they were read, on their way to windows.
+"""Tokenized documents on disk, in the order in which they were read, before they become windows.
 
-DIR/00000.arrow   some thousand documents: input_ids, num_tokens, num_bytes, digest
-DIR/complete      the source was read to its end, or as far as is wanted
+DIR/00000.arrow   thousands of documents: input_ids, num_tokens, num_bytes, digest
+DIR/complete      exists once the source was read to its end, or as far as needed
 
-Every file is whole or absent. So an interrupted process goes on after the documents that are there, and there is no other
-state. `datasets` maps the files into memory, which stays small whatever the size of the corpus.
+Every file is complete or absent, so an interrupted process continues after the documents on disk and needs no other state.
+`datasets` memory-maps the files, so memory use does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from cocomix.base.artifacts import atomic
+
 BATCHES_PER_FILE = 64
 
 
 class DocumentPile:
-    """Documents as `Encoder` makes them.
+    """A growing folder of documents encoded by `Encoder`.
 
     Args:
-        folder: of the files; made if need be, and continued if they are there.
+        folder: folder of the files; created if missing, continued if not.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,21 +43,16 @@ class DocumentPile:
         return len(self.rows()) if self._files() else 0
 
     def complete(self, batches: Iterator[pa.RecordBatch]) -> None:
-        """Append all documents that are left."""
+        """Append the remaining documents and mark the pile as complete."""
         for index in itertools.count(len(self._files())):
             first = next(batches, None)
             if first is None:
                 break
             path = self.folder / f"{index:05d}.arrow"
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                with pa.ipc.new_stream(file, first.schema) as writer:
-                    writer.write_batch(first)
-                    for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
-                        writer.write_batch(batch)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with atomic(path) as partial, pa.ipc.new_stream(partial, first.schema) as writer:
+                writer.write_batch(first)
+                for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
+                    writer.write_batch(batch)
         (self.folder / "complete").touch()
 
     def rows(self) -> Any:
@@ -64,7 +60,7 @@ class DocumentPile:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in self._files()])
 
     def column(self, name: str) -> np.ndarray:
-        """[documents] `num_tokens`, `num_bytes` (int64) or `digest` (uint64) of all."""
+        """One value per document, [documents]: `num_tokens` or `num_bytes` (int64), or `digest` (uint64)."""
         table = self.rows().select_columns([name]).with_format("arrow")[:]
         return np.asarray(table[name].to_numpy())
 

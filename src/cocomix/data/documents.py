@@ -1,7 +1,7 @@
-"""What a document is: one unit of text that is wholly in the training split or wholly in the validation split.
+"""Documents: units of text that are entirely in the training split or entirely in the validation split.
 
-Which of the two is a function of the document alone: a hash of its text. So copies of a document are on one side, and a
-document stays on its side whatever else is in the corpus, however it is read, and whatever the seed.
+A hash of its text alone decides the split of a document. So copies of a document are in the same split, and a document stays
+in its split regardless of the rest of the corpus, the order of reading and the seed.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-#: With fewer documents than this, a split would leave one side without variety: they are cut into pieces.
+#: Fewer documents than this are cut into pieces, as a split would leave one side without variety.
 MIN_DOCUMENTS = 20
-#: About how many pieces, at least: of 100, at the default share of 5 %, none is held out with probability 0.006.
+#: Approximate minimum number of pieces. With 100, at the default share of 5 %, none is held out with probability 0.006.
 NUM_PIECES = 100
 
 
-def digest_of(text: str) -> int:
-    """64 bits of a hash of a text: among a hundred million different texts two are equal with probability 3e-4."""
+def text_digest(text: str) -> int:
+    """64 bits of a hash of a text; among a hundred million different texts, any two collide with probability 3e-4."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def is_held_out(digests: np.ndarray, validation_fraction: float) -> np.ndarray:
-    """The split rule: which documents are in the validation split.
+    """The split rule: whether each document is in the validation split.
 
     Args:
-        digests: [documents] uint64, from `digest_of`.
-        validation_fraction: between 0 and 1, the expected share of the documents.
+        digests: [documents] uint64, from `text_digest`.
+        validation_fraction: expected share of the documents, between 0 and 1.
 
     Returns:
         [documents] booleans.
@@ -36,8 +36,8 @@ def is_held_out(digests: np.ndarray, validation_fraction: float) -> np.ndarray:
     return digests < np.uint64(validation_fraction * 2**64)
 
 
-def head_of(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """The first texts, up to `max_bytes` of UTF-8 in all; the last one is cut short."""
+def first_bytes(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """The first texts, up to `max_bytes` of UTF-8 in total; the last one is cut short."""
     left_bytes = max_bytes
     for text in texts:
         raw = text.encode()
@@ -51,7 +51,7 @@ def head_of(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
 
 
 def cut_if_few(texts: Iterator[str], seed: int) -> Iterator[str]:
-    """The texts as they are; or, of fewer than `MIN_DOCUMENTS`, pieces in an order drawn from the seed."""
+    """The texts unchanged, or, if there are fewer than `MIN_DOCUMENTS`, pieces of them in an order drawn from the seed."""
     first = list(itertools.islice(texts, MIN_DOCUMENTS))
     if 0 < len(first) < MIN_DOCUMENTS:
         pieces = _pieces_of(sorted(first))
@@ -60,7 +60,7 @@ def cut_if_few(texts: Iterator[str], seed: int) -> Iterator[str]:
 
 
 def _pieces_of(texts: Sequence[str]) -> list[str]:
-    """Cut texts at blank lines if there are enough, else at line ends, else anywhere."""
+    """Pieces of the texts, cut at blank lines if there are enough, otherwise at line ends, otherwise anywhere."""
     target_chars = max(1, sum(map(len, texts)) // NUM_PIECES)
     pieces: list[str] = []
     for text in texts:

@@ -1,16 +1,16 @@
 """Text to token dataset: read, tokenize, split by document, shuffle, cut into windows.
 
-Documents are tokenized as they are read and put on disk aside, so memory does not grow with the text. When all are there,
-each goes to training or validation by a hash of its text, and both splits are shuffled as a whole: documents are brought
-into the order of their hashes, then permuted by the seed. So the result is a function of the set of documents, however
-they are read, and every prefix of a split is a fair sample of it. Each document ends with the end-of-sequence token;
-documents are joined and cut into windows of `context_length`, and the last, incomplete window is dropped. Concept labels
-are computed for these very windows, so that teacher and student see the same context.
+Documents are tokenized as they are read and stored in a work folder, so memory does not grow with the text. Then each goes
+to training or validation by a hash of its text, and both splits are shuffled as a whole: documents are sorted by their
+hashes, then permuted by the seed. So the result depends on the set of documents but not on how they are read, and every
+prefix of a split is a fair sample of it. Each document ends with the end-of-sequence token; documents are joined and cut
+into windows of `context_length`, and the last, incomplete window is dropped. Concept labels are computed for exactly these
+windows, so that teacher and student see the same context.
 
-DIR/.work/SETTINGS/tokenizer/         as given or trained
+DIR/.work/SETTINGS/tokenizer/         the tokenizer, given or trained
 DIR/.work/SETTINGS/text/              `DocumentPile` of the text
-DIR/.work/SETTINGS/validation_text/   and of the validation text, if it is given
-DIR/.work/SETTINGS/copy/              the text itself, if it is not streamed
+DIR/.work/SETTINGS/validation_text/   `DocumentPile` of the validation text, if given
+DIR/.work/SETTINGS/copy/              copy of the text, if it is not streamed
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.document_pile import DocumentPile
-from cocomix.data.documents import cut_if_few, digest_of, head_of, is_held_out
+from cocomix.data.documents import cut_if_few, first_bytes, is_held_out, text_digest
 from cocomix.data.sources import Files, HubDataset, Source
-from cocomix.data.text_files import files_of, standard_library_files
+from cocomix.data.text_files import expand_paths, standard_library_files
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
-    encoder_of,
     fingerprint_of_tokenizer,
     load_tokenizer,
+    make_encoder,
     train_tokenizer,
 )
-from cocomix.data.tokenizing import batches_of, encode_in_order
+from cocomix.data.tokenizing import batch_texts, encode_in_order
 from cocomix.data.windows import WindowWriter
 
 WORK_FOLDER = ".work"
@@ -52,16 +52,16 @@ DOCUMENTS_PER_READ = 256
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How text becomes windows of tokens."""
+    """Settings that turn text into windows of tokens."""
 
     output: Path
     """Folder of the token dataset."""
     text: tuple[Path, ...] | None = None
     """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
     validation_text: tuple[Path, ...] | None = None
-    """Files or folders that are the validation split, whole, in place of a share of the text."""
+    """Files or folders to use as the whole validation split, instead of a share of the text."""
     dataset: str | None = None
-    """In place of text: a dataset of the Hugging Face Hub, or a folder or file that `datasets` reads."""
+    """Dataset on the Hugging Face Hub, or folder or file that `datasets` reads, instead of text."""
     dataset_config: str | None = None
     """Configuration of the dataset, if it has several."""
     split: str = "train"
@@ -69,30 +69,30 @@ class PrepareConfig:
     text_field: str = "text"
     """Field of a JSON-lines or Parquet row, or of a dataset, that holds the text."""
     stream: bool = False
-    """Read documents as they come, without a copy of the text on disk; the result is the same if all of it is read."""
+    """Stream documents, without a copy of the text on disk; the result is the same if all of the text is read."""
     num_workers: int = 1
-    """Processes that tokenize; the result does not depend on it."""
+    """Number of processes that tokenize; the result does not depend on it."""
     tokenizer: str | None = None
     """Folder or Hub name of a tokenizer; by default a byte-level BPE is trained on the training documents."""
     vocab_size: int = 2048
     """Size of the trained tokenizer's vocabulary."""
     context_length: int = 128
-    """Tokens in a window."""
+    """Tokens per window."""
     validation_fraction: float = 0.05
-    """Expected share of the documents held out for validation; a hash of its text decides for each."""
+    """Expected share of the documents held out for validation; a hash of each document's text decides."""
     isolate_documents: bool = False
-    """Attention stays within each document and positions start over in it; by default it crosses documents within a
+    """Keep attention within documents, and restart positions in each; by default attention crosses documents within a
     window, as in the paper."""
     max_bytes: int | None = None
-    """Read at most this many bytes of UTF-8: of a random sample of the documents, or, streamed, of the first ones."""
+    """Read at most this many bytes of UTF-8, from a random sample of the documents or, with `stream`, from the first."""
     max_tokens: int | None = None
-    """Make at most this many tokens of training windows; no more documents are read than that takes."""
+    """Make at most this many tokens of training windows, and read no more documents than that takes."""
     drop_duplicates: bool = False
     """Leave out documents that are exact copies of another; by default they are counted and kept."""
     seed: int = 0
     """Seed of the shuffle of the documents."""
     overwrite: bool = False
-    """Replace what a former run left in the output folder."""
+    """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(2, self, "context_length")
@@ -109,25 +109,25 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
-    """Make the token dataset, continue where an interrupted process stopped, or recognise that it exists already.
+    """Make the token dataset, continue where an interrupted process stopped, or recognise that it already exists.
 
     Raises:
         CocomixError: the text can't be read or is too short, or the output folder holds something else.
     """
-    source = _source_of(config)
+    source = _make_source(config)
     validation_source = None if config.validation_text is None else _files(config.validation_text, config)
     tokenizer = _given_tokenizer(config.tokenizer)
-    settings = _settings_of(config, source, validation_source, tokenizer)
+    settings = _fingerprinted_settings(config, source, validation_source, tokenizer)
     with artifacts.begin(config.output, TOKEN_DATASET, settings, overwrite=config.overwrite) as finished:
         if finished:
-            say(f"{config.output}: the token dataset exists already")
-            # The process that finished it may have ended before it could clean up.
+            say(f"{config.output}: the token dataset already exists")
+            # The process that finished it may have ended before cleaning up.
             shutil.rmtree(config.output / WORK_FOLDER, ignore_errors=True)
             return finished
         work = _work_folder(config.output, settings)
         try:
             facts = _make(config, source, validation_source, tokenizer, work)
-        except CocomixError:  # nothing stays in the way of another try, but for what the same settings can continue
+        except CocomixError:  # keep only what another run with the same settings can continue
             for name in (TOKENIZER_FOLDER, *SPLITS):
                 shutil.rmtree(config.output / name, ignore_errors=True)
             text = DocumentPile(work / "text")
@@ -139,7 +139,7 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
         return manifest
 
 
-def _source_of(config: PrepareConfig) -> Source:
+def _make_source(config: PrepareConfig) -> Source:
     if config.dataset is not None:
         return HubDataset(config.dataset, config.dataset_config, config.split, config.text_field)
     if config.text is None:
@@ -150,11 +150,11 @@ def _source_of(config: PrepareConfig) -> Source:
 
 
 def _files(paths: tuple[Path, ...], config: PrepareConfig) -> Files:
-    return Files(files_of(paths), config.text_field, ", ".join(map(str, paths)))
+    return Files(expand_paths(paths), config.text_field, ", ".join(map(str, paths)))
 
 
 def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
-    """Load what `--tokenizer` names, if it names anything."""
+    """Load the tokenizer that `--tokenizer` names, if any."""
     if name is None:
         return None
     try:
@@ -163,13 +163,13 @@ def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
         raise CocomixError(f"--tokenizer: {error}") from error
 
 
-def _settings_of(
+def _fingerprinted_settings(
     config: PrepareConfig,
     source: Source,
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerFast | None,
 ) -> dict[str, Any]:
-    """What determines the content; options with a default that changes nothing appear only if they are used."""
+    """The settings that determine the content; optional ones appear only if they are used."""
     settings: dict[str, Any] = {
         "text": source.fingerprint(),
         "tokenizer": None if tokenizer is None else fingerprint_of_tokenizer(tokenizer),
@@ -185,14 +185,14 @@ def _settings_of(
     for name in ("max_bytes", "max_tokens", "drop_duplicates"):
         if getattr(config, name):
             settings[name] = getattr(config, name)
-    # The order in which documents are read says which are read at all, and which the tokenizer is trained on.
+    # The order in which documents are read decides which are read at all, and which train the tokenizer.
     if config.stream and (tokenizer is None or config.max_bytes or config.max_tokens):
         settings["stream"] = True
     return settings
 
 
 def _work_folder(output: Path, settings: dict[str, Any]) -> Path:
-    """The folder of what an interrupted process left for these settings and libraries; others are removed."""
+    """The work folder for these settings and library versions, possibly left by an interrupted process; removes others."""
     name = artifacts.fingerprint_of_json({"settings": settings, "versions": artifacts.recorded_versions()})
     work = output / WORK_FOLDER / name[:16]
     work.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def _make(
     tokenizer: PreTrainedTokenizerFast | None,
     work: Path,
 ) -> dict[str, Any]:
-    """Write tokenizer and shards of a dataset that was begun; returns the facts about them."""
+    """Write tokenizer and shards into a folder that was begun; returns the facts for its manifest."""
     saved = _saved_tokenizer(config, source, tokenizer, work)
     text = DocumentPile(work / "text")
     _read(config, _texts(config, source, work), saved, text)
@@ -221,15 +221,15 @@ def _make(
         num_shared = len(np.intersect1d(text.column("digest"), piles["validation"].column("digest")))
         if num_shared:
             raise CocomixError(
-                f"{num_shared:,} documents of --validation-text are in the training text too; remove them there"
+                f"{num_shared:,} documents of --validation-text are also in the training text; remove them there"
             )
-    # Copied: if it were saved again, its files could differ from those of an undisturbed process.
+    # Copied, because saving it again could give other files than an uninterrupted process.
     shutil.copytree(work / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
     shuffled = {split: _shuffled(config, split, pile) for split, pile in piles.items()}
     num_duplicates = sum(count for _, count in shuffled.values())
     if num_duplicates:
-        what = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
-        say(f"{num_duplicates:,} documents are exact copies of another and {what}")
+        outcome = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
+        say(f"{num_duplicates:,} documents are exact copies of another and {outcome}")
     return {
         "context_length": config.context_length,
         "isolate_documents": config.isolate_documents,
@@ -241,15 +241,15 @@ def _make(
 
 
 def _texts(config: PrepareConfig, source: Source, work: Path) -> Iterator[str]:
-    """The documents of the text, in the order they are read."""
+    """The documents of the text, in the order in which they are read."""
     texts = source.texts(config.seed, stream=config.stream, folder=work / "copy")
     if config.validation_text is None:
         texts = cut_if_few(texts, config.seed)
-    return texts if config.max_bytes is None else head_of(texts, config.max_bytes)
+    return texts if config.max_bytes is None else first_bytes(texts, config.max_bytes)
 
 
 def _in_training(config: PrepareConfig, digests: np.ndarray) -> np.ndarray:
-    """Which documents of the text are in the training split: [documents] uint64 to booleans."""
+    """Whether each document of the text is in the training split: [documents] uint64 -> [documents] booleans."""
     if config.validation_text is not None:
         return np.ones(len(digests), bool)
     return ~is_held_out(digests, config.validation_fraction)
@@ -258,36 +258,36 @@ def _in_training(config: PrepareConfig, digests: np.ndarray) -> np.ndarray:
 def _saved_tokenizer(
     config: PrepareConfig, source: Source, tokenizer: PreTrainedTokenizerFast | None, work: Path
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer, as it is saved: the given one, or one trained on the first training documents."""
+    """The tokenizer, saved and reloaded: the given one, or one trained on the first training documents."""
     folder, partial = work / TOKENIZER_FOLDER, work / f"{TOKENIZER_FOLDER}.partial"
     if not folder.exists():
         if tokenizer is None:
             say(f"training a tokenizer of {config.vocab_size:,} tokens")
             texts = _texts(config, source, work)
-            training = (text for text in texts if _in_training(config, np.array([digest_of(text)], np.uint64))[0])
-            tokenizer = train_tokenizer(head_of(training, MAX_TOKENIZER_BYTES), config.vocab_size)
+            training = (text for text in texts if _in_training(config, np.array([text_digest(text)], np.uint64))[0])
+            tokenizer = train_tokenizer(first_bytes(training, MAX_TOKENIZER_BYTES), config.vocab_size)
         tokenizer.save_pretrained(partial)
         partial.rename(folder)
     return load_tokenizer(folder)
 
 
 def _read(config: PrepareConfig, texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, pile: DocumentPile) -> None:
-    """Tokenize the documents that are not on the pile yet, as many as are wanted."""
+    """Tokenize the documents that are not on the pile yet, as far as needed."""
     if pile.is_complete:
         return
     num_done = pile.num_documents
     if num_done:
         say(f"continuing {config.output} after {num_done:,} documents")
-    left = batches_of(itertools.islice(texts, num_done, None))
+    remaining = batch_texts(itertools.islice(texts, num_done, None))
     with ProgressLine("reading and tokenizing", None, unit="bytes") as progress:
-        batches = encode_in_order(encoder_of(tokenizer), left, config.num_workers)
+        batches = encode_in_order(make_encoder(tokenizer), remaining, config.num_workers)
         pile.complete(_until_enough(config, batches, pile, progress))
 
 
 def _until_enough(
     config: PrepareConfig, batches: Iterator[pa.RecordBatch], pile: DocumentPile, progress: ProgressLine
 ) -> Iterator[pa.RecordBatch]:
-    """Batches until there are `max_tokens` training tokens on the pile."""
+    """Batches until the pile holds `max_tokens` training tokens."""
     max_tokens = config.max_tokens
     num_documents, num_tokens = pile.num_documents, 0
     if num_documents and max_tokens is not None:
@@ -304,7 +304,7 @@ def _until_enough(
 
 
 def _shuffled(config: PrepareConfig, split: Split, pile: DocumentPile) -> tuple[Any, int]:
-    """Documents of a split in their final order, as a `datasets.Dataset`, and how many are copies of another."""
+    """Documents of a split in their final order, as a `datasets.Dataset`, and the number that are copies of another."""
     digests = pile.column("digest")
     chosen = np.arange(len(digests))
     if config.validation_text is None:
@@ -322,9 +322,9 @@ def _write_split(config: PrepareConfig, split: Split, rows: Any) -> dict[str, in
     """Write the shards of a split; returns its counts.
 
     Args:
-        config: of the dataset.
+        config: settings of the dataset.
         split: `train` or `validation`.
-        rows: `datasets.Dataset` of its documents, in order.
+        rows: `datasets.Dataset` of the split's documents, in order.
     """
     T = config.context_length
     max_windows = config.max_tokens // T if split == "train" and config.max_tokens is not None else None

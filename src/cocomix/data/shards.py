@@ -1,7 +1,7 @@
 """Parquet shards of fixed-size rows, and the tables read from them.
 
-A shard holds one column a name and one row a window; each value is a fixed-size list. Tables are memory-mapped by
-`datasets`, so that a random window of a corpus larger than memory is read in constant time.
+A shard has one row per window; each value is a fixed-size list. `datasets` memory-maps the tables, so that a random window
+of a corpus larger than memory is read in constant time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.base import artifacts
+from cocomix.base.artifacts import atomic
 from cocomix.base.errors import CocomixError
 
 CACHE_NAME = ".arrow"
@@ -29,22 +30,24 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(folder: Path, index: int, columns: Mapping[str, np.ndarray]) -> None:
-    """Write [num_windows, width] arrays as one Parquet file, whole or not at all; equal input gives equal bytes."""
+    """Write [num_windows, width] arrays as one Parquet file, atomically; equal input gives equal bytes."""
     arrays = {
         name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         for name, values in columns.items()
     }
-    partial = folder / f".{shard_name(index)}.partial"
-    pq.write_table(pa.table(arrays), partial, compression="zstd")
-    partial.replace(folder / shard_name(index))
+    with atomic(folder / shard_name(index)) as partial:
+        pq.write_table(pa.table(arrays), partial, compression="zstd")
 
 
 class WindowTable:
     """Rows of a folder of shards, by index.
 
     Args:
-        folder: where the shards are.
-        num_shards: how many there must be.
+        folder: folder of the shards.
+        num_shards: number of shards.
+
+    Raises:
+        CocomixError: a shard is missing.
     """
 
     def __init__(self, folder: Path, num_shards: int) -> None:
@@ -58,29 +61,29 @@ class WindowTable:
         return len(self._rows)
 
     def take(self, column: str, indices: Sequence[int] | np.ndarray, dtype: type[np.generic] = np.int64) -> np.ndarray:
-        """Values of one column at the given rows: [len(indices), width], of type `dtype`."""
+        """Values of one column at the given rows, [len(indices), width], with dtype `dtype`."""
         rows = self._rows.select_columns([column])[np.asarray(indices)]
         return np.stack(list(rows[column])).astype(dtype)
 
 
 def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
-    """The shards as one memory-mapped copy, whose bytes are checked as those of the shards are.
+    """The shards as one memory-mapped copy, verified by checksums of its own.
 
-    It lies beside the shards, so that it goes with them: a stale one would be read silently.
+    The copy is kept beside the shards, so that it is deleted with them: a stale copy would be read silently.
     """
     if not os.access(folder, os.W_OK):
         return datasets.Dataset.from_parquet(list(files))
     cache = folder / CACHE_NAME
-    written_down = cache / CHECKSUMS_NAME
+    checksums_path = cache / CHECKSUMS_NAME
     with (folder / f"{CACHE_NAME}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and runs side by side open the same dataset for the first time
-        known = artifacts.read_json(written_down) if written_down.exists() else {}
-        if cache.exists() and _checksums(cache) != known:
-            shutil.rmtree(cache)  # unfinished or damaged: made again
-            known = {}
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and concurrent runs may open a new dataset at the same time
+        recorded = artifacts.read_json(checksums_path) if checksums_path.exists() else {}
+        if cache.exists() and _checksums(cache) != recorded:
+            shutil.rmtree(cache)  # unfinished or damaged: make it again
+            recorded = {}
         rows = datasets.Dataset.from_parquet(list(files), cache_dir=str(cache))
-        if {file.relative_to(cache).as_posix() for file in cache.rglob("*.arrow")} != known.keys():
-            artifacts.write_json(written_down, _checksums(cache))
+        if {file.relative_to(cache).as_posix() for file in cache.rglob("*.arrow")} != recorded.keys():
+            artifacts.write_json(checksums_path, _checksums(cache))
     return rows
 
 

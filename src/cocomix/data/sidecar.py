@@ -1,7 +1,7 @@
-"""What lies beside a token dataset, row by row: a folder of shards that belongs to its training windows.
+"""Sidecars of a token dataset: folders of shards with one row for each of its training windows.
 
-DIR/00000.parquet   one window a row
-DIR/manifest.json   fingerprints of text, tokenizer and windows; what the rows were made with; checksums
+DIR/00000.parquet   one window per row
+DIR/manifest.json   fingerprints of text, tokenizer and windows; settings of the rows; checksums
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ class Sidecar:
     """Rows of the first `num_windows` training windows of a token dataset.
 
     Args:
-        path: folder that the command made; every byte of it is checked.
-        tokens: the token dataset that the rows must belong to.
+        path: folder of the sidecar; every byte of it is checked.
+        tokens: token dataset that the rows must belong to.
 
     Raises:
         CocomixError: the rows were made for other tokens, or the folder is damaged.
     """
 
     kind: ClassVar[str]
-    """Of the folder."""
+    """Kind of the folder."""
     content: ClassVar[str]
-    """Name of the rows, for people."""
+    """Name of the rows in messages."""
     remedy: ClassVar[str]
-    """What gives rows for another dataset."""
+    """Advice in messages on how to get rows for another dataset."""
 
     def __init__(self, path: Path | str, tokens: TokenDataset) -> None:
         path = Path(path)
@@ -52,5 +52,5 @@ class Sidecar:
         self._table = WindowTable(path, manifest.facts["num_shards"])
 
     def training_flops(self, num_tokens: int, num_windows: int) -> float:
-        """FLOPs that made the rows of a run of `num_tokens` on `num_windows`; a window seen again costs nothing more."""
+        """FLOPs spent on the rows of a run of `num_tokens` on `num_windows`; a window seen again costs nothing more."""
         return min(num_tokens, num_windows * self._context_length) * self.flops_per_token

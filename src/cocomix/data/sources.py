@@ -1,8 +1,8 @@
-"""What a token dataset is made from: files, or a dataset of the Hub, both as rows of `datasets`.
+"""Sources of a token dataset's text: files or a dataset on the Hub, both as rows of `datasets`.
 
-`datasets` shuffles both. A `Dataset` is on disk, and its rows come in a random order. An `IterableDataset` is a stream: its
-files come in a random order, and its rows through a buffer that mixes neighbours. A source also has a fingerprint that is
-known before its rows are read.
+`datasets` shuffles both. A `Dataset` is on disk, and all its rows are shuffled. An `IterableDataset` is a stream: its files
+are shuffled, and its rows pass through a buffer that mixes neighbours. A source's fingerprint is known before its rows are
+read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cocomix.base.progress import say
 from cocomix.data.text_files import read_file
 
 ROWS_PER_READ = 256
-#: Rows of a stream that wait in memory to be mixed.
+#: Rows of a stream held in memory to be mixed.
 SHUFFLE_BUFFER_ROWS = 1000
 
 #: A `Dataset` on disk or an `IterableDataset`.
@@ -30,10 +30,10 @@ Rows = Any
 
 
 class Source(abc.ABC):
-    """Where documents come from.
+    """A source of documents.
 
     Args:
-        column: column of the rows that holds the text.
+        column: column that holds the text.
     """
 
     def __init__(self, column: str) -> None:
@@ -41,22 +41,22 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def rows(self, *, stream: bool, folder: Path) -> Rows:
-        """All rows: an `IterableDataset` if streamed; else a `Dataset`, in `folder` if it isn't on disk already."""
+        """All rows: an `IterableDataset` if streamed, otherwise a `Dataset`, copied to `folder` unless already on disk."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Of everything that determines the rows; not of paths."""
+        """Fingerprint of everything that determines the rows, without paths."""
 
     def texts(self, seed: int, *, stream: bool, folder: Path) -> Iterator[str]:
-        """All texts but blank ones, in an order drawn from the seed.
+        """All texts that are not blank, in an order drawn from the seed.
 
         Args:
-            seed: of the order.
-            stream: whether to read the source as it comes.
-            folder: for a copy of the text on disk, if not streamed.
+            seed: seed of the order.
+            stream: whether to stream the source.
+            folder: folder for a copy of the text, if not streamed.
 
         Raises:
-            CocomixError: the source can't be read, or holds no text; the message says where.
+            CocomixError: the source can't be read or holds no text; the message says where.
         """
         rows = self.rows(stream=stream, folder=folder)
         order = {"buffer_size": SHUFFLE_BUFFER_ROWS} if stream else {"keep_in_memory": True}
@@ -71,25 +71,25 @@ class Source(abc.ABC):
                         yield text
         except CocomixError:
             raise
-        except Exception as error:  # `datasets` raises a dozen kinds of its own
+        except Exception as error:  # `datasets` raises a dozen types of its own
             raise CocomixError(f"{self} can't be read: {reason_of(error)}") from error
         if is_empty:
             raise CocomixError(f"no text in {self}: every document is empty")
 
     def _column_of(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """The texts of a batch; only its first row may tell which fields a stream has."""
+        """The texts of a batch; the fields of a stream may not be known before its first row."""
         if self.column not in batch:
             raise CocomixError(f'{self} has no field "{self.column}" (it has {", ".join(batch)})')
         return batch[self.column]
 
 
 class Files(Source):
-    """Files of text, Markdown, JSON-lines and Parquet.
+    """Text, Markdown, JSON-lines and Parquet files.
 
     Args:
-        files: of these formats.
-        text_field: of a row's text.
-        name: of all of them, for people.
+        files: files in these formats.
+        text_field: field of a row that holds the text.
+        name: name of the source in messages.
     """
 
     def __init__(self, files: Sequence[Path], text_field: str, name: str) -> None:
@@ -99,9 +99,9 @@ class Files(Source):
     def rows(self, *, stream: bool, folder: Path) -> Rows:
         if not stream and not folder.exists():
             say(f"copying the text of {self} to {folder}")
-        # In the order of their content, so that names play no part.
+        # Sorted by the hash of their content, so that file names don't matter.
         files = [str(file) for _, file in sorted(zip(self._hashes, self.files, strict=True))]
-        # What `from_generator` of both classes is; that of streams has no `cache_dir`, and leaves a lock in the user's.
+        # Used instead of `from_generator`, which for streams has no `cache_dir` and leaves a lock file in the user's cache.
         generated = GeneratorDatasetInputStream(
             _rows_of_files,
             features=datasets.Features({self.column: datasets.Value("large_string")}),
@@ -133,16 +133,16 @@ def _rows_of_files(files: list[str], text_field: str) -> Iterator[dict[str, str]
 
 
 class HubDataset(Source):
-    """One split of a dataset that `datasets` loads: from the Hugging Face Hub, or from a folder or file here.
+    """One split of a dataset that `datasets` loads from the Hugging Face Hub or from a local folder or file.
 
-    Code that comes with a dataset is never run: `datasets` 4 and later have no way to. Not streamed, it lies in the cache
-    of `datasets`, as after any `load_dataset`.
+    Code in a dataset's repository is never run: `datasets` 4 and later can't. Unless streamed, the dataset is kept in the
+    cache of `datasets`, as after any `load_dataset`.
 
     Args:
-        name: on the Hub, or a path.
-        configuration: of the dataset, if it has several.
-        split: such as `train`; without streaming also a part, such as `train[:10%]`.
-        text_field: column of the text.
+        name: name on the Hub, or a path.
+        configuration: configuration of the dataset, if it has several.
+        split: split such as `train`; without streaming also a part, such as `train[:10%]`.
+        text_field: column that holds the text.
     """
 
     def __init__(self, name: str, configuration: str | None, split: str, text_field: str) -> None:
@@ -153,7 +153,7 @@ class HubDataset(Source):
         if not stream:
             say(f"loading {self.name}, {self.split}")
         rows = self._ask(datasets.load_dataset, split=self.split, streaming=stream)
-        if rows.column_names is None:  # a stream whose fields its first row tells
+        if rows.column_names is None:  # a stream whose fields are not known before its first row
             return rows
         if self.column not in rows.column_names:
             raise CocomixError(
@@ -163,10 +163,10 @@ class HubDataset(Source):
         return rows.select_columns([self.column])
 
     def fingerprint(self) -> str:
-        """Of the files, if they are here; of the commit on the Hub."""
+        """Fingerprint of the local files, or of the commit on the Hub."""
         path = Path(self.name)
-        is_here = path.exists()
-        version = artifacts.fingerprint_of_path(path) if is_here else self._ask(datasets.load_dataset_builder).hash
+        is_local = path.exists()
+        version = artifacts.fingerprint_of_path(path) if is_local else self._ask(datasets.load_dataset_builder).hash
         parts = {"configuration": self.configuration, "split": self.split, "text_field": self.column}
         return artifacts.fingerprint_of_json({"version": version, **parts})
 
@@ -174,13 +174,13 @@ class HubDataset(Source):
         return f"dataset {self.name}"
 
     def _ask(self, function: Any, **arguments: Any) -> Any:
-        """What a function of `datasets` returns for the dataset, or one sentence."""
+        """The result of a function of `datasets` for the dataset; any error becomes a `CocomixError`."""
         where: dict[str, Any] = {"path": self.name}
         if Path(self.name).is_file():
             where = {"path": str(Path(self.name).parent), "data_files": Path(self.name).name}
         try:
             return function(name=self.configuration, **where, **arguments)
-        except Exception as error:  # as above
-            # If a configuration is to be chosen, the second line lists them.
+        except Exception as error:  # `datasets` raises a dozen types of its own
+            # If a configuration must be chosen, the second line lists them.
             reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
             raise CocomixError(f"{self} can't be loaded: {reason}") from error

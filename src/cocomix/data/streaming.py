@@ -1,7 +1,7 @@
-"""Rows of prepared datasets without a copy on disk: from a folder, the Hub, object storage or any web server.
+"""Rows of prepared datasets, streamed from a folder, the Hub, object storage or any web server.
 
-Windows and their labels are aligned by row, so both are read in order and side by side. The manifests are compared; the bytes
-of shards are not checked, which would need the whole file first.
+Windows and their labels are aligned by row, so both are read in order, side by side. The manifests are compared, but the
+shards' checksums are not verified, which would need the whole file first.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ import numpy as np
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
-from cocomix.base.labels import IGNORED_LABEL
-from cocomix.data import token_dataset
+from cocomix.data import IGNORED_LABEL, token_dataset
 from cocomix.data.shards import shard_name
 from cocomix.data.token_dataset import Split
 
 
 def stream_concepts(tokens: str, concepts: str | None = None, *, split: Split = "train") -> datasets.IterableDataset:
-    """Windows of a token dataset, with their concept labels, as a stream of `datasets`.
+    """Stream the windows of a token dataset, with their concept labels.
 
     Each row has `input_ids` and `document_ids` (T integers each) and, with `concepts`, `labels` (T lists of A integers, -100
-    where a position has none) and `scores` (the same shape) where they were stored. Use `.with_format("torch")`, `.batch(8)`,
-    `.shuffle(buffer_size=...)` and `datasets.distributed.split_dataset_by_node` on it as on any other.
+    where a position has none) and, if they were stored, `scores` (same shape). `.with_format("torch")`, `.batch(8)`,
+    `.shuffle(buffer_size=...)` and `datasets.distributed.split_dataset_by_node` work as usual.
 
     Args:
-        tokens: where `prepare`'s folder is: a path or a URL that `fsspec` opens, such as `hf://datasets/me/corpus`,
+        tokens: path of `prepare`'s folder, or a URL that `fsspec` opens, such as `hf://datasets/me/corpus`,
             `s3://bucket/corpus` or `https://host/corpus`.
-        concepts: where `extract`'s folder is; only the windows that have labels are streamed then.
-        split: `train` or `validation`; labels are of `train`.
+        concepts: path or URL of `extract`'s folder; only labelled windows are streamed then.
+        split: `train` or `validation`; only `train` has labels.
 
     Raises:
         CocomixError: a manifest can't be read, or the labels belong to other windows.
@@ -46,9 +45,9 @@ def stream_concepts(tokens: str, concepts: str | None = None, *, split: Split = 
     if concepts is None:
         return rows
     if split != "train":
-        raise CocomixError(f"labels are of the training windows; split is {split!r}, so leave the concepts out")
+        raise CocomixError(f"split is {split!r}, but only training windows have labels; leave out concepts")
     labelled = _manifest(concepts, CONCEPT_DATASET)
-    difference = token_dataset.difference(token_dataset.parts_of(manifest), labelled["settings"]["data"])
+    difference = token_dataset.difference(token_dataset.fingerprint_parts(manifest), labelled["settings"]["data"])
     if difference is not None:
         raise CocomixError(
             f"the labels in {concepts} belong to another token dataset than {tokens} (the {difference} differs)"
@@ -79,7 +78,7 @@ def _unpack(row: dict[str, Any], num_labels: int, num_concepts: int) -> dict[str
 
 
 def _manifest(url: str, kind: str) -> dict[str, Any]:
-    """The manifest of a folder anywhere."""
+    """The manifest of a local or remote folder."""
     address = f"{url}/{artifacts.MANIFEST_NAME}"
     try:
         with fsspec.open(address, "rt", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Sampled distillation targets of the windows of a token dataset, row by row.
 
-DIR/00000.parquet   tokens, one window a row: (T - 1) * K ids drawn from the teacher's prediction at each position but the
-                    last; entropy: T - 1 float32, of that prediction, in nats
+DIR/00000.parquet   one window per row: tokens, (T - 1) * K ids drawn from the teacher's prediction at each position except
+                    the last; entropy, T - 1 float32, of these predictions, in nats
 DIR/manifest.json   fingerprints of text, tokenizer, windows and teacher; draws, temperature, seed; checksums
 """
 
@@ -21,20 +21,20 @@ from cocomix.data.shards import write_shard
 from cocomix.data.sidecar import Sidecar
 from cocomix.data.token_dataset import TokenDataset
 
-# Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws a position.
+# Shapes: B windows, T tokens, P = T - 1 positions with a next token, K draws per position.
 
 
 @dataclass(frozen=True)
 class SampledTargets:
-    """Draws from a teacher's next-token distributions p, of all positions but the last."""
+    """Draws from a teacher's next-token distributions p, at all positions except the last."""
 
     tokens: Int64[Tensor, "B P K"]
-    """With repetition, in ascending order; their histogram has the mean p."""
+    """Draws with repetition, in ascending order; their expected histogram is p."""
     entropy: Float[Tensor, "B P"]
-    """Of p, in nats."""
+    """Entropy of p, in nats."""
 
     def to(self, device: torch.device | str) -> SampledTargets:
-        """The same on another device."""
+        """The targets on another device."""
         return SampledTargets(self.tokens.to(device), self.entropy.to(device))
 
 
@@ -59,7 +59,7 @@ class TargetDataset(Sidecar):
 
 
 def write_targets(folder: Path, index: int, targets: SampledTargets, vocab_size: int) -> None:
-    """Write one shard of targets; 2 bytes a draw if `vocab_size` allows it."""
+    """Write one shard of targets, with 2 bytes per draw if `vocab_size` allows it."""
     dtype = np.uint16 if vocab_size <= 2**16 else np.int32
     columns = {
         "tokens": targets.tokens.flatten(1).numpy().astype(dtype),

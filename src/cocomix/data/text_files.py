@@ -1,8 +1,8 @@
-"""Documents in files: plain text, JSON-lines and Parquet, compressed or not; and the sources of the standard library.
+"""Documents in files: plain text, JSON-lines and Parquet, compressed or not; and the source files of the standard library.
 
-`datasets` has readers for these formats. Ours differ in what they refuse: a line that is not JSON, a row without the text
-field and bytes that are not UTF-8 are errors that name the file and the line, where `datasets` names no place, or reads
-a null and goes on. A line may also be a bare JSON string.
+`datasets` has readers for these formats, but they don't name the place of an error, or they read a null and go on. Here a
+line that is not JSON, a row without the text field and bytes that are not UTF-8 are errors that name the file and the line.
+A line may also be a bare JSON string.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from cocomix.base.errors import CocomixError
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".markdown", ".rst"})
 JSON_LINES_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 PARQUET_SUFFIXES = frozenset({".parquet"})
-#: After a suffix of text or JSON-lines; Parquet compresses its columns itself.
+#: Suffixes that may follow those of text and JSON-lines; Parquet compresses its columns itself.
 COMPRESSION_SUFFIXES = frozenset({".gz", ".zst", ".bz2"})
 
 _NOT_LIBRARY_SOURCE = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 
 
 def standard_library_files() -> list[Path]:
-    """Source files of the running Python's standard library, without its tests."""
+    """Source files of the running Python's standard library, without its tests.
+
+    Raises:
+        CocomixError: they are not installed.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in folder.rglob("*.py") if _NOT_LIBRARY_SOURCE.isdisjoint(path.relative_to(folder).parts)]
     if not files:
@@ -37,16 +41,16 @@ def standard_library_files() -> list[Path]:
     return sorted(files)
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The files that paths stand for: a folder stands for all files of a known format below it.
+def expand_paths(paths: Sequence[Path]) -> list[Path]:
+    """The paths with each folder replaced by all files of a known format below it.
 
     Raises:
         CocomixError: a path does not exist, or a folder holds no such file.
     """
-    return [file for path in paths for file in _files_of(path)]
+    return [file for path in paths for file in _expand_path(path)]
 
 
-def _files_of(path: Path) -> Iterable[Path]:
+def _expand_path(path: Path) -> Iterable[Path]:
     if not path.exists():
         raise CocomixError(f"{path} does not exist")
     if path.is_file():
@@ -59,7 +63,7 @@ def _files_of(path: Path) -> Iterable[Path]:
 
 
 def _format_of(path: Path) -> str:
-    """The suffix that says what is inside, without that of a compression around it."""
+    """The suffix of the format, without a compression suffix after it."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix in COMPRESSION_SUFFIXES else suffix
 
@@ -68,11 +72,11 @@ def read_file(path: Path, text_field: str) -> Iterator[str]:
     """Texts of one file; a file that is neither JSON-lines nor Parquet is one text.
 
     Args:
-        path: of the file.
+        path: path of the file.
         text_field: field of a JSON-lines or Parquet row that holds the text.
 
     Raises:
-        CocomixError: the file can't be read or holds something else; the message names it, and the line.
+        CocomixError: the file can't be read or holds something else; the message names the file and the line.
     """
     suffix = _format_of(path)
     try:
@@ -90,7 +94,11 @@ def read_file(path: Path, text_field: str) -> Iterator[str]:
 
 
 def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, Any]]:
-    """Values of the non-blank lines of a JSON-lines file, each after its number and its place as errors name it."""
+    """The non-blank lines of a JSON-lines file, as (1-based number, place for error messages, value).
+
+    Raises:
+        CocomixError: a line is not JSON.
+    """
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -103,7 +111,7 @@ def json_rows(lines: Iterable[str], path: Path) -> Iterator[tuple[int, str, Any]
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
-    """Text of a file, decompressed by its suffix."""
+    """A text file opened for reading, decompressed according to its suffix."""
     if path.suffix.lower() in COMPRESSION_SUFFIXES:
         return io.TextIOWrapper(pa.input_stream(str(path), compression="detect"), encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")

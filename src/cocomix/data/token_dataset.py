@@ -1,7 +1,7 @@
 """The token dataset: windows of token ids, split into training and validation.
 
 DIR/tokenizer/            the tokenizer, as transformers saves it
-DIR/train/00000.parquet   input_ids and document_ids, one window a row
+DIR/train/00000.parquet   input_ids and document_ids, one window per row
 DIR/validation/...
 DIR/manifest.json         counts, settings, checksums
 """
@@ -36,22 +36,22 @@ Split = Literal["train", "validation"]
 
 @dataclass(frozen=True)
 class Windows:
-    """Some windows of tokens, as models take them."""
+    """Windows of tokens, as inputs of models."""
 
     input_ids: Int64[Tensor, "B T"]
     position_ids: Int64[Tensor, "B T"] | None = None
-    """Where documents are isolated: positions that start over at 0 in each; None: attention crosses documents."""
+    """Positions that restart at 0 in each isolated document; None: attention crosses documents."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str) -> Windows:
-        """The same on another device."""
+        """The windows on another device."""
         positions = self.position_ids
         return Windows(self.input_ids.to(device), None if positions is None else positions.to(device))
 
     def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of a model, a `Teacher` or a `ConceptExtractor`."""
+        """Keyword arguments for a model, a `Teacher` or a `ConceptExtractor`."""
         inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids}
         return {name: tensor for name, tensor in inputs.items() if tensor is not None}
 
@@ -63,7 +63,10 @@ class TokenDataset:
         path: folder made by `prepare`; every byte of it is checked.
         split: `train` or `validation`.
 
-    `parts` are the fingerprints of its text, its tokenizer and its windows, by which a difference is named.
+    Raises:
+        CocomixError: the folder is not a finished token dataset, or is damaged.
+
+    `parts` holds the fingerprints of text, tokenizer and windows, which show how two datasets differ.
     """
 
     def __init__(self, path: Path | str, split: Split = "train") -> None:
@@ -74,7 +77,7 @@ class TokenDataset:
         self.path = path
         self.split = split
         self.fingerprint = manifest.fingerprint
-        self.parts = parts_of(dataclasses.asdict(manifest))
+        self.parts = fingerprint_parts(dataclasses.asdict(manifest))
         self.vocab_size = int(manifest.facts["vocab_size"])
         self.eos_token_id = int(manifest.facts["eos_token_id"])
         self.context_length = int(manifest.facts["context_length"])
@@ -84,14 +87,16 @@ class TokenDataset:
         self.tokens_per_byte: float = counts["num_tokens"] / counts["num_bytes"]
         self._table = WindowTable(path / split, counts["num_shards"])
         if len(self._table) != self.num_windows:
-            raise CocomixError(f"{path / split} holds {len(self._table)} windows, its manifest says {self.num_windows}")
+            raise CocomixError(
+                f"{path / split} holds {len(self._table)} windows, but its manifest says {self.num_windows}"
+            )
 
     def input_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
         """Token ids of the given windows."""
         return torch.from_numpy(self._table.take("input_ids", windows))
 
     def windows(self, windows: Sequence[int] | np.ndarray) -> Windows:
-        """The given windows, with positions where documents are isolated."""
+        """The given windows, with positions if documents are isolated."""
         if not self.isolates_documents:
             return Windows(self.input_ids(windows))
         return Windows(self.input_ids(windows), positions_in_documents(self.document_ids(windows)))
@@ -99,12 +104,12 @@ class TokenDataset:
     def batches(
         self, batch_size: int, max_windows: int | None = None, *, mixed: bool = False, description: str | None = None
     ) -> Iterator[Windows]:
-        """Evenly spaced windows, a sample of all documents, `batch_size` at a time.
+        """Batches of evenly spaced windows, a sample of all documents.
 
         Args:
-            batch_size: windows in a batch at most; all have about as many.
-            max_windows: how many windows; None: all.
-            mixed: in a fixed random order, so that the windows of a batch are not neighbours in one document.
+            batch_size: maximum number of windows per batch; all batches have about the same size.
+            max_windows: number of windows in all; None: all of the split.
+            mixed: whether to use a fixed random order, so that a batch's windows are not neighbours in one document.
             description: name of the work in a progress line; None: no line.
         """
         count = self.num_windows if max_windows is None else min(max_windows, self.num_windows)
@@ -121,21 +126,25 @@ class TokenDataset:
                     progress.advance(len(batch) * self.context_length)
 
     def document_ids(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T"]:
-        """Which document of the split each token belongs to."""
+        """Index of the split's document that each token belongs to."""
         return torch.from_numpy(self._table.take("document_ids", windows))
 
     def check_model(self, path: Path, vocab_size: int) -> None:
-        """Refuse a model that reads other tokens: too small a vocabulary, or another tokenizer beside its weights.
+        """Refuse a model that reads other tokens.
 
         A larger vocabulary is fine: many models pad their embeddings beyond their tokenizer.
 
         Args:
-            path: the model's folder, named in the message; its tokenizer is compared if it has one.
-            vocab_size: of the model.
+            path: folder of the model; its tokenizer is compared if it has one.
+            vocab_size: vocabulary size of the model.
+
+        Raises:
+            CocomixError: the model's vocabulary is too small, or its tokenizer differs.
         """
         if vocab_size < self.vocab_size:
             raise CocomixError(
-                f"{path} has {vocab_size} tokens, {self.path} has {self.vocab_size}; prepare the data with its tokenizer"
+                f"{path} has {vocab_size} tokens, but {self.path} has {self.vocab_size}; prepare the data with the model's "
+                "tokenizer"
             )
         if not has_tokenizer(path):
             return
@@ -149,15 +158,15 @@ class TokenDataset:
 
 
 def positions_in_documents(document_ids: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T"]:
-    """Positions that start over at 0 wherever a window's next document begins."""
+    """Positions that restart at 0 wherever a document begins within a window."""
     positions = torch.arange(document_ids.shape[1]).expand_as(document_ids)
     is_first = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0), value=True)
     starts = torch.where(is_first, positions, 0).cummax(dim=1).values
     return positions - starts
 
 
-def parts_of(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the text, of the tokenizer's files, and of all that is left: the windows and how they were cut."""
+def fingerprint_parts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the text, of the tokenizer's files, and of the windows with the settings by which they were cut."""
     files, settings = manifest["files"], manifest["settings"]
     tokenizer = {name: entry for name, entry in files.items() if name.startswith(f"{TOKENIZER_FOLDER}/")}
     windows = {name: entry for name, entry in files.items() if name not in tokenizer}
@@ -170,5 +179,5 @@ def parts_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def difference(parts: Mapping[str, str], others: Mapping[str, str]) -> str | None:
-    """Name of the first part that differs: it explains the later ones."""
+    """Name of the first part that differs, which explains differences in later ones; None if all are equal."""
     return next((name for name, value in parts.items() if others.get(name) != value), None)

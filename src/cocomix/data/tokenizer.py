@@ -13,18 +13,21 @@ from cocomix.base.errors import CocomixError, reason_of
 from cocomix.data.tokenizing import Encoder
 
 END_OF_TEXT = "<|endoftext|>"
-#: More text than this teaches a small byte-level tokenizer nothing, and costs minutes.
+#: Beyond this much text, a small byte-level tokenizer learns nothing and takes minutes.
 MAX_TOKENIZER_BYTES = 20_000_000
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer (as GPT-2's: every byte is a token, so nothing is unknown).
+    """Train a byte-level BPE tokenizer (like GPT-2's: every byte is a token, so nothing is unknown).
 
     Args:
-        texts: training texts; the result depends on their order only through ties.
-        vocab_size: tokens in all, at least 257: the bytes and `<|endoftext|>`.
+        texts: training texts; their order only breaks ties.
+        vocab_size: number of tokens, at least 257: the bytes and `<|endoftext|>`.
+
+    Raises:
+        CocomixError: `vocab_size` is too small.
     """
     if vocab_size < 257:
         raise CocomixError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs at least 257")
@@ -46,8 +49,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """What turns texts into ids, as a worker process needs it."""
+def make_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    """An encoder of texts with this tokenizer, which can be sent to worker processes."""
     return Encoder(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         splits_special_tokens=bool(tokenizer.split_special_tokens),
@@ -62,22 +65,26 @@ def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether a model comes with its tokenizer."""
+    """Whether a model's folder, or GGUF file, includes its tokenizer."""
     return path.suffix == ".gguf" or any((path / name).exists() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with an end-of-sequence token, from a folder, a GGUF file or a Hub name."""
+    """Load a fast tokenizer with an end-of-sequence token, from a folder, a GGUF file or a Hub name.
+
+    Raises:
+        CocomixError: there is no such tokenizer.
+    """
     if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") > 1):
         raise CocomixError(
-            f"no tokenizer could be loaded from {path}: nothing is there; give a folder, a GGUF file or a name on the Hub"
+            f"no tokenizer could be loaded from {path}: it does not exist; give a folder, a GGUF file or a name on the Hub"
         )
     try:
         if Path(path).suffix == ".gguf":
             tokenizer = AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
+    except Exception as error:  # the libraries raise a dozen types of their own for damaged files
         raise CocomixError(f"no tokenizer could be loaded from {path}: {reason_of(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")

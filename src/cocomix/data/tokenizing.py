@@ -1,7 +1,7 @@
-"""Texts to token ids, in this process or in several, always in the order of the texts.
+"""Texts to token ids, in one process or several, always in the order of the texts.
 
-`datasets` maps on several processes only what is on disk already; this takes a stream. Workers start afresh and import
-little more than `tokenizers`: a process forked from one that has used its threads may hang.
+`datasets` can map in several processes only data that is already on disk; this takes a stream. Workers are spawned, not
+forked, because a process forked from one that has used tokenizer threads may hang.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from cocomix.base.errors import CocomixError
-from cocomix.data.documents import digest_of
+from cocomix.data.documents import text_digest
 
-#: Batches that wait for each worker: enough that none is idle, few enough for memory.
+#: Batches queued per worker: enough to keep each busy, few enough for memory.
 BATCHES_AHEAD = 3
 DOCUMENTS_PER_BATCH = 256
 CHARS_PER_BATCH = 2**20
@@ -31,16 +31,16 @@ CHARS_PER_BATCH = 2**20
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns texts into token ids. A worker process gets one that was not called yet."""
+    """Turns texts into token ids. Send it to worker processes before its first call."""
 
     tokenizer_json: str
-    """The whole tokenizer."""
+    """The tokenizer, serialised."""
     splits_special_tokens: bool
-    """Whether the text of a special token is read as text."""
+    """Whether the text of a special token is tokenized as ordinary text."""
     eos_token_id: int
-    """Written after every document."""
+    """Token appended to every document."""
     dtype: str
-    """Of the ids."""
+    """Dtype of the ids."""
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -51,11 +51,11 @@ class Encoder:
         return tokenizer
 
     def __call__(self, texts: Sequence[str]) -> pa.RecordBatch:
-        """Encode texts, at least one.
+        """Encode at least one text.
 
         Returns:
-            one row a document: `input_ids`, a list of `dtype` that ends with the end-of-sequence token; `num_tokens`, its
-            length, and `num_bytes`, of UTF-8, int64; `digest` of the text, uint64.
+            one row per document: `input_ids`, a list of `dtype` that ends with the end-of-sequence token; `num_tokens`, the
+            list's length, and `num_bytes` of UTF-8, int64; `digest` of the text, uint64.
         """
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         rows = [np.array([*encoding.ids, self.eos_token_id], self.dtype) for encoding in encodings]
@@ -65,13 +65,13 @@ class Encoder:
             "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows))),
             "num_tokens": pa.array(num_tokens),
             "num_bytes": pa.array([len(text.encode()) for text in texts], pa.int64()),
-            "digest": pa.array([digest_of(text) for text in texts], pa.uint64()),
+            "digest": pa.array([text_digest(text) for text in texts], pa.uint64()),
         }
         return pa.RecordBatch.from_pydict(columns)
 
 
-def batches_of(texts: Iterable[str]) -> Iterator[Sequence[str]]:
-    """Texts in batches of bounded length."""
+def batch_texts(texts: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Batches of texts, bounded in documents and characters."""
     batch: list[str] = []
     num_chars = 0
     for text in texts:
@@ -90,9 +90,12 @@ def encode_in_order(
     """Encode batches of texts; the result does not depend on the number of workers.
 
     Args:
-        encoder: not called yet.
-        batches: read only as far ahead as the workers need.
-        num_workers: processes; 1: this one, with the threads of `tokenizers`.
+        encoder: encoder that was not called yet.
+        batches: batches of texts, read only as far ahead as the workers need.
+        num_workers: number of processes; 1: this process, with the threads of `tokenizers`.
+
+    Raises:
+        CocomixError: a worker process died.
     """
     if num_workers == 1:
         yield from map(encoder, batches)
@@ -109,8 +112,8 @@ def encode_in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise CocomixError(
-            'a worker process died: out of memory, or started from a script that lacks `if __name__ == "__main__":`; '
-            "the same command continues, with fewer --num-workers if need be"
+            'a worker process died: out of memory, or started from a script without `if __name__ == "__main__":`; run the '
+            "same command again to continue, if necessary with fewer --num-workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -121,8 +124,8 @@ _encoder: Encoder | None = None
 
 def _start_worker(encoder: Encoder) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C means
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker
     _encoder = encoder
 
 

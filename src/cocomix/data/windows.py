@@ -1,4 +1,4 @@
-"""Documents joined and cut into the windows of one split."""
+"""Joins documents and cuts them into the windows of one split."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ WINDOWS_PER_SHARD = 8192
 
 
 class WindowWriter:
-    """Writes documents, in the order they come, as shards of windows; the last, incomplete window is dropped.
+    """Writes documents, in the order given, as shards of windows; the last, incomplete window is dropped.
 
     Args:
-        folder: of the split; made if need be.
-        context_length: tokens T in a window.
-        max_windows: stop after this many; None: never.
+        folder: folder of the split; created if missing.
+        context_length: T, tokens per window.
+        max_windows: number of windows after which to stop; None: no limit.
     """
 
     def __init__(self, folder: Path, context_length: int, max_windows: int | None = None) -> None:
         folder.mkdir(exist_ok=True)
         self.folder, self.context_length, self.max_windows = folder, context_length, max_windows
         self.num_documents = self.num_bytes = self.num_tokens = self.num_windows = self.num_shards = 0
-        # One shard, filled in place: joining pieces would hold it several times over.
+        # One shard, filled in place, since joining pieces would hold it several times.
         self._ids = np.empty(0)
         self._owners = np.empty(WINDOWS_PER_SHARD * context_length, np.int32)
         self._filled = 0
@@ -37,12 +37,12 @@ class WindowWriter:
         return self.max_windows is not None and self.num_windows + waiting >= self.max_windows
 
     def add(self, ids: np.ndarray, lengths: np.ndarray, num_bytes: int) -> None:
-        """More documents.
+        """Add documents.
 
         Args:
-            ids: [tokens] of all of them.
-            lengths: [documents] tokens of each.
-            num_bytes: of their text in all.
+            ids: [tokens], token ids of all the documents.
+            lengths: [documents], number of tokens of each.
+            num_bytes: total bytes of their text.
         """
         if not len(self._ids):
             self._ids = np.empty(len(self._owners), ids.dtype)
@@ -53,15 +53,19 @@ class WindowWriter:
         self.num_bytes += num_bytes
         while len(ids):
             count = min(len(ids), len(self._ids) - self._filled)
-            place = slice(self._filled, self._filled + count)
-            self._ids[place], self._owners[place] = ids[:count], owners[:count]
+            target = slice(self._filled, self._filled + count)
+            self._ids[target], self._owners[target] = ids[:count], owners[:count]
             ids, owners = ids[count:], owners[count:]
             self._filled += count
             if self._filled == len(self._ids):
                 self._write_shard()
 
     def finish(self) -> dict[str, int]:
-        """Write what is left; returns the counts of the split."""
+        """Write the last shard; returns the counts of the split.
+
+        Raises:
+            CocomixError: there is less than one window.
+        """
         self._write_shard()
         if self.num_windows == 0:
             raise CocomixError(
@@ -72,7 +76,7 @@ class WindowWriter:
         return {name: getattr(self, name) for name in names}
 
     def _write_shard(self) -> None:
-        """Write the whole windows there are, if any, and forget the rest."""
+        """Write the complete windows, if any, and drop the rest."""
         T = self.context_length
         left = WINDOWS_PER_SHARD if self.max_windows is None else self.max_windows - self.num_windows
         count = min(self._filled // T, left)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.mixers.edits import ConceptEdit, concept_edits

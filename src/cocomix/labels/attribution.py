@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.gradients import residual_gradient
 from cocomix.modeling.teacher import Teacher

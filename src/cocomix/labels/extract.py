@@ -18,8 +18,8 @@ import torch
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import CONCEPT_DATASET
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset, write_labels
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig

@@ -110,7 +110,7 @@ def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int)
     adapter, hook, settings = extractor.teacher.adapter, extractor.teacher.layer + 1, extractor.config
     C, D = extractor.sae.config.num_latents, extractor.sae.config.hidden_size
     flops = span_flops_per_token(adapter, 0, hook, context_length) + 2 * C * D
-    if settings.criterion == "activation_value":
+    if settings.criterion != "attribution":
         return flops
     blocks = span_flops_per_token(adapter, hook, adapter.num_blocks, context_length)
     forward = blocks + head_flops(adapter)

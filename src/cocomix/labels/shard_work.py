@@ -123,7 +123,7 @@ def finish_work(
     """
     with joined_ranks() as ranks, contextlib.ExitStack() as stack:
         begun = artifacts.begin(output, kind, settings, overwrite=overwrite)
-        finished = ranks.from_first(lambda: stack.enter_context(begun))
+        finished = ranks.on_first_rank(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
                 say(f"{output}: the {kind.replace('-', ' ')} already exists")
@@ -131,4 +131,4 @@ def finish_work(
         shards = work()
         shards.write_missing(ranks)
         ranks.wait()
-        return ranks.from_first(shards.finish)
+        return ranks.on_first_rank(shards.finish)

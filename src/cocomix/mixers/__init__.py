@@ -1,4 +1,4 @@
-"""What stands between two blocks of the decoder: one class a mixer, with all that depends on it.
+"""Mixers, inserted between two blocks of the decoder: each is one class that owns everything about itself.
 
-A new mixer is a subclass of `Mixer` with its `Config`, given to `register_mixer`; `pause.py` is the shortest example.
+A new mixer is a subclass of `Mixer` with a `Config`, passed to `register_mixer`; `pause.py` is the shortest example.
 """

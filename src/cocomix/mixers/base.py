@@ -1,7 +1,7 @@
-"""The `Mixer` seam: what stands between two blocks of the decoder.
+"""The `Mixer` seam: what is inserted between two blocks of the decoder.
 
-A mixer turns hidden states [B, T, D] into the sequence that the upper blocks see, and says what it predicted on the way. All
-that can be said of it without weights is in its `Config` (`mixers/config.py`).
+A mixer turns hidden states [B, T, D] into the sequence that the upper blocks see, and reports the concepts it predicted.
+Everything that needs no weights is in its `Config` (`mixers/config.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from cocomix.mixers.metrics import MixerMetrics
 
 @dataclass(frozen=True)
 class MixerInputs:
-    """What a mixer may read beside the hidden states."""
+    """What a mixer may read besides the hidden states."""
 
     concept_labels: Int64[Tensor, "B T A"] | None = None
-    """Concepts to learn, `IGNORED_LABEL` where there are none."""
+    """Concepts to learn; `IGNORED_LABEL` where there are none."""
     edits: tuple[ConceptEdit, ...] = ()
-    """Edits of the concept stream, in order."""
+    """Edits of the concept stream, in the order in which they apply."""
 
 
 @dataclass(frozen=True)
 class MixerOutput:
-    """What a mixer made of the hidden states; what is said of concepts is None without any."""
+    """The result of a mixer; the fields about concepts are None if it has none."""
 
     hidden: Float[Tensor, "B S D"]
     concept_indices: Int64[Tensor, "B T K"] | None = None
@@ -46,7 +46,7 @@ class MixerOutput:
 
 @runtime_checkable
 class AutoencoderWeights(Protocol):
-    """The tensors of a sparse autoencoder, both matrices with one row a latent, and its settings."""
+    """A sparse autoencoder's settings and tensors; both matrices have one row per latent."""
 
     config: Any
     encoder_weight: nn.Parameter
@@ -56,10 +56,10 @@ class AutoencoderWeights(Protocol):
 
 
 class Mixer(nn.Module, abc.ABC):
-    """Something inserted into the decoder.
+    """A module inserted into the decoder.
 
     Args:
-        config: its settings.
+        config: settings of the mixer.
         hidden_size: width D of the decoder.
     """
 
@@ -69,11 +69,11 @@ class Mixer(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.logits_megabytes = LOGITS_MEGABYTES
-        """Memory of a chunk of logits, if it has any; see `CoCoMixForCausalLM.limit_logits`."""
+        """Memory for a chunk of concept logits, if there are any; see `CoCoMixForCausalLM.limit_logits`."""
 
     @abc.abstractmethod
     def forward(self, hidden: Float[Tensor, "B T D"], inputs: MixerInputs) -> MixerOutput:
-        """Mix.
+        """Turn hidden states into the sequence that the upper blocks see.
 
         Args:
             hidden: residual stream after block `layer`.
@@ -81,23 +81,23 @@ class Mixer(nn.Module, abc.ABC):
         """
 
     def reset_parameters(self, std: float) -> None:
-        """Draw the initial weights from N(0, std)."""
+        """Draw the initial weights from a normal distribution with standard deviation `std`."""
 
     def zero_init(self) -> None:
-        """Make the inserted vector start at zero, for a backbone that is trained already."""
+        """Make the inserted vector start at zero, for a backbone that is already trained."""
 
     def start_from_autoencoder(self, sae: AutoencoderWeights) -> None:
-        """Start as a sparse autoencoder of the residual stream here.
+        """Start as a sparse autoencoder of the residual stream after block `layer`.
 
         Raises:
-            CocomixError: the mixer has no such form, or the autoencoder another shape or formula.
+            CocomixError: the mixer can't take that form, or the autoencoder has another shape or formula.
         """
         raise CocomixError(f"an autoencoder can't start a mixer {self.config.mixer!r}; use mixer 'concept'")
 
     def counts(self, output: Any, concept_labels: Int64[Tensor, "B T A"] | None) -> dict[str, Tensor]:
-        """What one forward pass adds to the metrics: integers without a graph, from the model's output."""
+        """Counters that one forward pass adds to the metrics, from the model's output: int64, without a graph."""
         return {}
 
     def metrics(self, num_tokens: int, *, has_labels: bool, device: torch.device | str = "cpu") -> MixerMetrics:
-        """What is written down about the mixer along a run of `num_tokens` tokens."""
+        """Metrics of the mixer in a run of `num_tokens` tokens."""
         return MixerMetrics()

@@ -1,4 +1,4 @@
-"""Concepts: predicted, the strongest compressed to one vector, the vector mixed in (paper, section 3.2)."""
+"""The paper's mixer: predict concepts, compress the strongest to one vector, and mix it in (section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, Mixer, MixerInputs, MixerOutput
 from cocomix.mixers.config import ConceptConfig, MixerConfig
 from cocomix.mixers.edits import ConceptEdit
@@ -17,7 +17,7 @@ from cocomix.mixers.head import compress_concepts, predict_concepts
 from cocomix.mixers.metrics import MAX_DEAD_AFTER_TOKENS, ConceptMetrics, MixerMetrics, concept_counts
 from cocomix.mixers.mixing import MIXINGS
 
-# Shapes: B batch, T tokens, D width, C concepts, K active concepts, A labels a token.
+# Shapes: B batch, T tokens, D width, C concepts, K active concepts, A labels per token.
 
 STD_EPSILON = 1e-5
 
@@ -34,7 +34,7 @@ class ConceptMixer(Mixer):
         self.mixing = MIXINGS[config.mixing]
         self.head_weight = nn.Parameter(torch.empty(C, D))
         self.head_bias = nn.Parameter(torch.empty(C))
-        self.compress_weight = nn.Parameter(torch.empty(C, D))  # transposed: row c is what concept c adds
+        self.compress_weight = nn.Parameter(torch.empty(C, D))  # transposed: row c is the vector that concept c adds
         self.compress_bias = nn.Parameter(torch.empty(D))
         self.pre_bias = nn.Parameter(torch.empty(D))
 
@@ -51,16 +51,16 @@ class ConceptMixer(Mixer):
 
     @torch.no_grad()
     def start_from_autoencoder(self, sae: AutoencoderWeights) -> None:
-        """Start as the sparse autoencoder of the residual stream here: the inserted vector is its reconstruction.
+        """Start as a sparse autoencoder of the residual stream at `layer`: the inserted vector is its reconstruction.
 
         With x normalised as in `forward`, the mixer's formula is the autoencoder's: head and compression are its
         encoder and decoder, and `pre_bias` is its decoder bias.
 
         Args:
-            sae: its four tensors; C latents of width D.
+            sae: TopK autoencoder with C latents of width D.
 
         Raises:
-            CocomixError: its shape or its formula is another.
+            CocomixError: the autoencoder has another shape or formula.
         """
         if (sae.config.normalize_input, sae.config.activation) != ("layer_norm", "topk"):
             raise CocomixError(
@@ -92,7 +92,7 @@ class ConceptMixer(Mixer):
         x, mean, std = self.normalize(hidden)
         edits = inputs.edits
         edited = [concepts for edit in edits if (concepts := edit.logit_concepts()) is not None]
-        # An edited concept can leave the active ones, and the next strongest then takes its place.
+        # An edit can make a concept inactive, and the next strongest then takes its place.
         num_edited = sum(concepts.shape[1] for concepts in edited)
         loss_sum = count = labels = row_weights = None
         if inputs.concept_labels is not None:
@@ -113,16 +113,20 @@ class ConceptMixer(Mixer):
 
         indices, values = indices.view(B, T, -1), values.view(B, T, -1)
         if edited:
-            indices, values = self._choose_again(x.view(B, T, D), indices, values, torch.cat(edited, 1), edits)
+            indices, values = self._strongest_after_edits(x.view(B, T, D), indices, values, torch.cat(edited, 1), edits)
         for edit in edits:
             indices, values = edit.edit_active(indices, values)
         vectors = compress_concepts(values.flatten(0, 1), indices.flatten(0, 1), self.compress_weight).view(B, T, D)
         for edit in edits:
             vectors = edit.edit_vectors(vectors)
         concept = (vectors + self.compress_bias + self.pre_bias) * (std + self.config.rescale_epsilon) + mean
-        return MixerOutput(self.mixing.combine(hidden, concept), indices, values, loss_sum, count)
+        return MixerOutput(self.mix(hidden, concept), indices, values, loss_sum, count)
 
-    def _choose_again(
+    def mix(self, hidden: Float[Tensor, "B T D"], vectors: Float[Tensor, "B T D"]) -> Float[Tensor, "B S D"]:
+        """Bring the concept vectors into the sequence. A mixing with weights of its own overrides this."""
+        return self.mixing.combine(hidden, vectors)
+
+    def _strongest_after_edits(
         self,
         x: Float[Tensor, "B T D"],
         indices: Int64[Tensor, "B T P"],
@@ -130,14 +134,14 @@ class ConceptMixer(Mixer):
         concepts: Int64[Tensor, "B M"],
         edits: tuple[ConceptEdit, ...],
     ) -> tuple[Int64[Tensor, "B T K"], Float[Tensor, "B T K"]]:
-        """The strongest concepts after edits of M concepts' logits, from the P strongest before.
+        """The K strongest concepts after the logits of M concepts are edited, from the P strongest before.
 
         Args:
-            x: what the head sees.
-            indices: the strongest concepts; K + M of them, or all.
-            values: their logits.
-            concepts: edited ones, of each row; C and above for none.
-            edits: of logits and others.
+            x: input of the head.
+            indices: the strongest concepts: P is K + M, or C if that is less.
+            values: logits of the strongest concepts.
+            concepts: edited concepts of each row; values of C and above are padding.
+            edits: all edits in force.
         """
         rows = concepts.clamp(max=self.config.known_concepts - 1)
         before = (torch.einsum("btd,bmd->btm", x, self.head_weight[rows]) + self.head_bias[rows].unsqueeze(1)).to(
@@ -146,7 +150,7 @@ class ConceptMixer(Mixer):
         after = before
         for edit in edits:
             after = edit.edit_logits(concepts, after)
-        # Only what was changed is replaced: elsewhere the head's own logits stay, to the bit.
+        # Only changed logits are replaced: elsewhere the head's own stay bit for bit.
         is_changed = after != before
         is_replaced = ((indices.unsqueeze(-1) == concepts[:, None, None, :]) & is_changed.unsqueeze(2)).any(-1)
         # Two edits of one concept give two equal candidates.
@@ -156,5 +160,5 @@ class ConceptMixer(Mixer):
             [values.masked_fill(is_replaced, -torch.inf), after.masked_fill(~is_candidate, -torch.inf)], -1
         )
         chosen = candidates.topk(self.config.num_active_concepts, dim=-1)
-        names = torch.cat([indices, concepts.unsqueeze(1).expand_as(after)], -1)
-        return names.gather(-1, chosen.indices), chosen.values
+        all_indices = torch.cat([indices, concepts.unsqueeze(1).expand_as(after)], -1)
+        return all_indices.gather(-1, chosen.indices), chosen.values

@@ -1,7 +1,7 @@
-"""Settings of each mixer, and what follows from them without any weights: layout, needs, costs, checks, fingerprint.
+"""Settings of each mixer, and what follows from them without weights: layout, needs, costs, checks, fingerprint.
 
-This file imports no torch, so that a command line is read and refused at once. The modules are in `concept.py`, `pause.py`
-and `none.py`. On disk, in YAML and on the command line the settings are flat, and `mixer` says whose they are.
+This file does not import torch, so that command lines are checked at once. The modules are in `concept.py`, `pause.py` and
+`none.py`. On disk, in YAML and on the command line the settings are flat, and `mixer` names the mixer they belong to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Count = Literal["algorithmic", "counter"]
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """Settings of a mixer. A mixer of your own subclasses `InsertedConfig` and overrides what differs."""
+    """Settings of a mixer. To write your own, subclass `InsertedConfig` and override what differs."""
 
     mixer: str = ""
     """What is inserted into the decoder."""
@@ -33,11 +33,11 @@ class MixerConfig:
     module: ClassVar[Any]
     """The mixer's class; `register_mixer` sets it."""
     inserts: ClassVar[bool] = True
-    """Whether anything is inserted at all. Without, a trained model is saved as the plain decoder."""
+    """Whether anything is inserted. If not, a trained model is saved as the plain decoder."""
     has_concepts: ClassVar[bool] = False
-    """Whether it predicts concepts, and learns them from labels: its module is then a `ConceptMixer`."""
+    """Whether the mixer predicts concepts and learns them from labels; its module is then a `ConceptMixer`."""
     published: ClassVar[Mapping[str, Any]] = {}
-    """Settings that are left out of a run's fingerprint while they have these values: options added later."""
+    """Options added later, left out of a run's fingerprint while they have these values."""
 
     def __post_init__(self) -> None:
         if self.mixer != type(self).mixer:
@@ -50,17 +50,17 @@ class MixerConfig:
 
     @property
     def is_steerable(self) -> bool:
-        """Whether the model has concepts, and what it says depends on them."""
+        """Whether the model has concepts and its predictions depend on them."""
         return self.has_concepts and self.mixes
 
     @property
     def insertion(self) -> int:
-        """How many blocks run before the mixer."""
+        """Number of blocks that run before the mixer."""
         return 0
 
     @property
     def layout(self) -> Layout:
-        """Of the positions above the mixer."""
+        """Layout of the positions above the mixer."""
         from cocomix.mixers.layout import Layout
 
         return Layout()
@@ -71,67 +71,78 @@ class MixerConfig:
         return "shared"
 
     def check(self, num_blocks: int) -> None:
-        """Refuse settings that don't fit a decoder of `num_blocks` blocks."""
+        """Refuse settings that don't fit a decoder with `num_blocks` blocks."""
 
     def num_active_parameters(self, hidden_size: int) -> int:
-        """Of its parameters, those that one token uses; biases are left out, as in the paper."""
+        """Number of the mixer's parameters that one token uses, without biases, as in the paper."""
         return 0
 
     def forward_flops(self, hidden_size: int, count: Count) -> float:
-        """FLOPs a token of text in a forward pass; `count` as in `modeling/flops.py`."""
+        """FLOPs per token of text in a forward pass; `count` as in `modeling/flops.py`."""
         return 0.0
 
     def backward_flops(self, hidden_size: int, count: Count, *, has_concept_loss: bool) -> float:
-        """FLOPs a token of text in a backward pass."""
+        """FLOPs per token of text in a backward pass."""
         return 2 * self.forward_flops(hidden_size, count)
 
     def settings(self) -> dict[str, Any]:
-        """What enters a run's fingerprint."""
+        """The settings that enter a run's fingerprint."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if self.published.get(name, ...) != value}
 
     def describe(self) -> str:
-        """In a few words, for tables."""
+        """A short description, for tables."""
         return self.mixer
 
     def changed(self, **changes: Any) -> Any:
-        """The same settings with other values for some."""
+        """The same settings with some values replaced."""
         return dataclasses.replace(self, **changes)
 
     def build(self, hidden_size: int) -> Mixer:
-        """The module, with weights that are not drawn yet."""
-        mixer: Mixer = self.module(self, hidden_size)
-        return mixer
+        """The module, with uninitialised weights."""
+        return self.implementation()(self, hidden_size)
+
+    @classmethod
+    def implementation(cls) -> type[Mixer]:
+        """The mixer's class: the one that was registered with these settings."""
+        registered: type[Mixer] | None = vars(cls).get("module")
+        return registered if registered is not None else cls._built_in()
+
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
+        """The class of a mixer of this package, imported when it is needed."""
+        raise CocomixError(f"no class is registered for the mixer {cls.mixer!r}; give it to cocomix.register_mixer")
 
 
 @dataclass(frozen=True)
 class NoMixerConfig(MixerConfig):
-    """Nothing is inserted: the plain decoder."""
+    """Settings of the plain decoder: nothing is inserted."""
 
     mixer: str = "none"
 
     inserts: ClassVar[bool] = False
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.none import NoMixer
 
-        return NoMixer(self, hidden_size)
+        return NoMixer
 
 
 @dataclass(frozen=True)
 class InsertedConfig(MixerConfig):
-    """What mixers that insert a vector a token have in common."""
+    """Settings shared by mixers that insert one vector per token."""
 
     mixing: str = "interleave"
-    """How the vector enters: `interleave` (the paper's: a position of its own after each token), `interleave_residual` (the
+    """How the vector enters: `interleave` (the paper's: its own position after each token), `interleave_residual` (the
     same, started from the token's hidden state), `add` (to the hidden state, no extra position) or `none`."""
     layer: int = 0
-    """0-based block after which the mixer stands; -1: below the first block. (The paper counts the block before which it
-    stands, one more.)"""
+    """0-based block after which the mixer is inserted; -1: below the first block. (The paper names the block before which
+    it is inserted, which is one more.)"""
     position_mode: PositionMode = "shared"
-    """Rotary positions of a token and its concept: both t, or 2t and 2t + 1."""
+    """Rotary positions of a token and its concept: t for both (`shared`), or 2t and 2t + 1 (`sequential`)."""
     concept_stride: int = 1
-    """Tokens for each interleaved concept position; above 1 an approximation that costs less."""
+    """Tokens per interleaved concept position; above 1 it is a cheaper approximation."""
 
     published: ClassVar[Mapping[str, Any]] = {"concept_stride": 1}
 
@@ -144,7 +155,7 @@ class InsertedConfig(MixerConfig):
         require_whole(self, 1, "concept_stride")
         if self.concept_stride != 1 and not MIXINGS[self.mixing].interleaves:
             raise CocomixError(
-                f"concept_stride is {self.concept_stride}, but mixing {self.mixing!r} does not interleave"
+                f"concept_stride is {self.concept_stride}, but mixing {self.mixing!r} does not interleave; set it to 1"
             )
 
     @property
@@ -163,7 +174,7 @@ class InsertedConfig(MixerConfig):
 
     def check(self, num_blocks: int) -> None:
         if self.layer >= num_blocks - 1:
-            raise CocomixError(f"layer is {self.layer}; a decoder of {num_blocks} blocks takes -1 to {num_blocks - 2}")
+            raise CocomixError(f"layer is {self.layer}; with {num_blocks} blocks it must be -1 to {num_blocks - 2}")
 
     def describe(self) -> str:
         return f"{self.mixer} ({self.mixing}), after block {self.layer}"
@@ -171,7 +182,7 @@ class InsertedConfig(MixerConfig):
 
 @dataclass(frozen=True)
 class PauseConfig(InsertedConfig):
-    """One learned vector in place of every concept vector: extra computation without concepts."""
+    """Settings of `PauseMixer`: one learned vector in place of every concept vector."""
 
     mixer: str = "pause"
 
@@ -180,24 +191,25 @@ class PauseConfig(InsertedConfig):
         if not self.mixes:
             raise CocomixError("mixer 'pause' with mixing 'none' would insert nothing; use mixer 'none'")
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.pause import PauseMixer
 
-        return PauseMixer(self, hidden_size)
+        return PauseMixer
 
 
 @dataclass(frozen=True)
 class ConceptConfig(InsertedConfig):
-    """Concepts are predicted, the strongest compressed to one vector, and the vector mixed in (paper, section 3.2)."""
+    """Settings of `ConceptMixer`: predict concepts, compress the strongest, mix them in (paper, section 3.2)."""
 
     mixer: str = "concept"
     num_concepts: int | None = None
-    """C, concepts that can be predicted: the latents of the autoencoder. By default what the labels say."""
+    """C, number of concepts: the latents of the autoencoder. By default as many as the labels have."""
     num_active_concepts: int = 32
-    """K_mix, concepts kept in the mixture."""
+    """K_mix, number of concepts kept in the mixture."""
     rescale_epsilon: float = 0.0
-    """Added to the standard deviation where the vector is scaled back. The paper's code adds nothing; version 0.1 of
-    cocomix added 1e-5, and its models still do."""
+    """Epsilon added to the standard deviation when the vector is scaled back. The paper's code adds none; version 0.1 of
+    cocomix added 1e-5, and models trained with it still do."""
 
     has_concepts: ClassVar[bool] = True
 
@@ -209,20 +221,20 @@ class ConceptConfig(InsertedConfig):
         require_whole(self, 1, "num_concepts")
         if self.num_active_concepts > self.num_concepts:
             raise CocomixError(
-                f"num_active_concepts is {self.num_active_concepts}, more than num_concepts, {self.num_concepts}"
+                f"num_active_concepts is {self.num_active_concepts}, more than num_concepts ({self.num_concepts})"
             )
 
     @property
     def known_concepts(self) -> int:
-        """C, once it is known."""
-        assert self.num_concepts is not None, "the labels have not said yet how many concepts there are"
+        """C, once the labels have set it."""
+        assert self.num_concepts is not None, "num_concepts is not known before the labels are read"
         return self.num_concepts
 
     def num_active_parameters(self, hidden_size: int) -> int:
         return (self.known_concepts + self.num_active_concepts) * hidden_size
 
     def forward_flops(self, hidden_size: int, count: Count) -> float:
-        # Gathered rows are no products, so that torch's counter does not see the compression.
+        # The compression gathers rows, which torch's counter does not count.
         compression = 2 * self.num_active_concepts * hidden_size if count == "algorithmic" else 0
         return 2.0 * self.known_concepts * hidden_size + compression
 
@@ -232,13 +244,14 @@ class ConceptConfig(InsertedConfig):
             return 0.0
         if count == "counter":
             return 2.0 * 2 * C * D * has_concept_loss
-        # Without a concept loss only K_mix of a token's logits have gradients.
+        # Without a concept loss, only K_mix of a token's logits have gradients.
         return 2.0 * (2 * (C if has_concept_loss else K) * D + 2 * K * D)
 
-    def build(self, hidden_size: int) -> Mixer:
+    @classmethod
+    def _built_in(cls) -> type[Mixer]:
         from cocomix.mixers.concept import ConceptMixer
 
-        return ConceptMixer(self, hidden_size)
+        return ConceptMixer
 
 
 MIXERS: dict[str, type[MixerConfig]] = {config.mixer: config for config in (NoMixerConfig, PauseConfig, ConceptConfig)}
@@ -246,24 +259,24 @@ MixerClass = TypeVar("MixerClass")
 
 
 def register_mixer(mixer: MixerClass) -> MixerClass:
-    """Make a mixer known by the name in its `Config`; usable as a decorator.
+    """Register a mixer under the name in its `Config`; usable as a decorator.
 
     Raises:
         CocomixError: another mixer has that name.
     """
     config = cast(Any, mixer).Config
     if MIXERS.get(config.mixer, config) is not config:
-        raise CocomixError(f"there is another mixer called {config.mixer!r}")
+        raise CocomixError(f"a mixer called {config.mixer!r} is already registered")
     config.module = mixer
     MIXERS[config.mixer] = config
     return mixer
 
 
 def mixer_config(name: Any, settings: Mapping[str, Any]) -> MixerConfig:
-    """Settings of the mixer of that name.
+    """The settings object of the mixer called `name`.
 
     Raises:
-        CocomixError: there is no such mixer, it has no such setting, or a value is wrong.
+        CocomixError: the mixer or a setting is unknown, or a value is wrong.
     """
     if name not in MIXERS:
         raise CocomixError(f"there is no mixer {name!r}{nearest(str(name), MIXERS)}")
@@ -277,7 +290,7 @@ def mixer_config(name: Any, settings: Mapping[str, Any]) -> MixerConfig:
 
 
 def _require_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value that comes from outside, such as a JSON file, and is not what the setting takes."""
+    """Refuse a value from outside, such as a JSON file, that has the wrong type for the setting."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     if choices and value not in choices:
@@ -286,12 +299,12 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
     if (types and not (isinstance(value, types) or (float in types and isinstance(value, int)))) or (
         is_bool and bool not in types
     ):
-        kind = {int: "a whole number", float: "a number", str: "a text"}.get(types[0], types[0].__name__)
+        kind = {int: "a whole number", float: "a number", str: "a string"}.get(types[0], types[0].__name__)
         raise CocomixError(f"{name} is {value!r}; it must be {kind}")
 
 
 def require_whole(config: Any, lowest: int, *names: str) -> None:
-    """Refuse settings that are no whole numbers of at least `lowest`."""
+    """Refuse settings that are not whole numbers of at least `lowest`."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:

@@ -1,11 +1,11 @@
 """Scoped edits of the concept stream: one mechanism for causal probes, generation and steering.
 
-An edit sees the concepts of every position at three points, and may change them at each: the logits of a few concepts before
-the strongest are chosen, the active concepts (indices and values), and the vector they compress to. Edits are scoped to one
-model and one thread of execution (a `ContextVar`), nest, and end with their `with` block, whatever ends it.
+An edit can change the concepts of every position at three points: the logits of a few concepts before the strongest are
+chosen, the active concepts (indices and values), and the vector they compress to. Edits are scoped to one model and one
+thread of execution (a `ContextVar`), nest, and end with their `with` block.
 
-Where an edit acts, and on which row of a batch, is settled anew for each forward pass (`at`): with a cache a pass sees only
-the new tokens, and beams multiply the rows.
+Where an edit acts, and on which row of a batch, is decided for each forward pass (`at`): with a cache a pass sees only the
+new tokens, and beams multiply the rows.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ class TokenContext:
     """The tokens of a forward pass."""
 
     positions: Int64[Tensor, "#B T"]
-    """Of each token in its row, counted from the row's first attended token: neither a cache nor left padding shifts it."""
+    """0-based positions, counted from each row's first attended token, so neither a cache nor left padding shifts them."""
     batch_size: int
     is_prompt: Bool[Tensor, " T"]
-    """Whether the tokens belong to the prompt of `generate`; outside of it, all do."""
+    """Whether each token belongs to the prompt of `generate`; outside `generate`, all do."""
 
 
 class ConceptEdit:
-    """An edit that changes nothing; subclasses override some of the methods."""
+    """An edit that changes nothing; subclasses override some of its methods."""
 
     def at(self, context: TokenContext) -> ConceptEdit:
         """The edit for one forward pass."""
         return self
 
     def logit_concepts(self) -> Tensor | None:
-        """Concepts whose logits this edit may change: [B, M] (int64; C and above: none); None: none at all."""
+        """Concepts whose logits this edit may change, int64 [B, M]; values of C and above are padding. None: no concepts."""
         return None
 
     def edit_logits(self, concepts: Tensor, logits: Tensor) -> Tensor:
-        """Replace the logits [B, T, M] of some concepts [B, M], before the strongest concepts are chosen."""
+        """Replace the logits [B, T, M] of the concepts [B, M], before the strongest concepts are chosen."""
         return logits
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace the active concepts: indices [B, T, K] (int64) and values [B, T, K]; K may grow."""
+        """Replace the active concepts, int64 indices [B, T, K] and values [B, T, K]; K may grow."""
         return indices, values
 
     def edit_vectors(self, vectors: Tensor) -> Tensor:
-        """Replace W_compress @ TopK(z), [B, T, D], before bias and scale are put back."""
+        """Replace W_compress @ TopK(z), [B, T, D], before bias and scale are restored."""
         return vectors
 
 
@@ -63,7 +63,7 @@ _num_prompt_tokens: ContextVar[int | None] = ContextVar("cocomix_num_prompt_toke
 
 @contextlib.contextmanager
 def concept_edits(model: nn.Module, *edits: ConceptEdit) -> Iterator[None]:
-    """Apply `edits` to the concept stream of `model`, in order, after those of enclosing blocks."""
+    """Apply `edits` to the concept stream of `model` in order, after the edits of enclosing blocks."""
     token = _active_edits.set(_active_edits.get() + tuple((id(model), edit) for edit in edits))
     try:
         yield
@@ -73,7 +73,7 @@ def concept_edits(model: nn.Module, *edits: ConceptEdit) -> Iterator[None]:
 
 @contextlib.contextmanager
 def generating(num_prompt_tokens: int) -> Iterator[None]:
-    """Within the block, tokens after the first `num_prompt_tokens` (padding included) of every row count as generated."""
+    """Within the block, tokens after the first `num_prompt_tokens` of every row (padding included) count as generated."""
     token = _num_prompt_tokens.set(num_prompt_tokens)
     try:
         yield
@@ -81,23 +81,23 @@ def generating(num_prompt_tokens: int) -> Iterator[None]:
         _num_prompt_tokens.reset(token)
 
 
-def edits_of(model: nn.Module) -> tuple[ConceptEdit, ...]:
-    """Edits now in force for `model`."""
+def current_edits(model: nn.Module) -> tuple[ConceptEdit, ...]:
+    """The edits in force for `model`."""
     return tuple(edit for owner, edit in _active_edits.get() if owner == id(model))
 
 
 def edits_at(
     model: nn.Module, positions: Int64[Tensor, "#B T"], num_past: int | Tensor, batch_size: int
 ) -> tuple[ConceptEdit, ...]:
-    """Edits now in force for `model`, for one forward pass.
+    """The edits in force for `model`, prepared for one forward pass.
 
     Args:
-        model: which.
-        positions: of the tokens, counted from each row's first attended token.
-        num_past: tokens a row, padding included, that the cache holds already.
+        model: the model that runs.
+        positions: positions of the tokens, counted from each row's first attended token.
+        num_past: tokens per row that the cache already holds, padding included.
         batch_size: B.
     """
-    edits = edits_of(model)
+    edits = current_edits(model)
     if not edits:
         return ()
     columns = torch.arange(positions.shape[1], device=positions.device) + num_past

@@ -1,9 +1,9 @@
 """Concept head and compression at the cost of their arithmetic.
 
-The paper's formulation builds logits, a mask and a masked product, each [N, C], and keeps them for the backward. Here the
-head goes through the rows in chunks (`mixers/linear_head.py`), and the compression gathers K rows.
+The paper's formulation builds logits, a mask and a masked product, each [N, C], and keeps them for the backward pass. Here
+the head works through the rows in chunks (`mixers/linear_head.py`), and the compression gathers K rows.
 
-Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels a row.
+Shapes: N = B * T rows, D width, C concepts, K active concepts, A labels per row.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def predict_concepts(
 
     Args:
         x: normalised hidden states.
-        weight: of the head.
-        bias: of the head.
+        weight: weight of the head.
+        bias: bias of the head.
         num_active: K_mix.
-        labels: concepts of each row, each in [0, C); None: the loss is zero and not computed.
-        row_weights: w, constants, zero at rows without labels; by default ones.
-        logits_megabytes: of memory for a chunk's logits.
+        labels: concepts of each row, in [0, C); None: the loss is zero and not computed.
+        row_weights: w, constants, zero for rows without labels; by default all ones.
+        logits_megabytes: memory for a chunk of logits.
 
     Returns:
-        values and indices of the active concepts, largest first (raw logits, which can be negative), and the loss; values
-        and loss are differentiable, and in float32 at least.
+        values (raw logits, which can be negative) and indices of the active concepts, largest first, and the loss. Values
+        and loss are differentiable, and at least float32.
     """
     return linear_head(
         x,
@@ -57,6 +57,6 @@ def compress_concepts(
 ) -> Float[Tensor, "N D"]:
     """W_compress @ TopK(z), by gathering K rows of the transposed matrix instead of a dense [N, C] product.
 
-    The sum has the weight's dtype, also under autocast: K rows cost nothing that a shorter format would save.
+    The sum has the weight's dtype even under autocast: for K rows a shorter format would save nothing.
     """
     return F.embedding_bag(indices, weight, per_sample_weights=values.to(weight.dtype), mode="sum")

@@ -1,8 +1,8 @@
 """Which positions the blocks above a mixer see, and which of them predict the next token.
 
-Interleaving puts a concept position right behind every `stride`-th token, counted from the start of the row; positions are
-numbered through. Below the mixer, and above one that adds no positions, there are tokens alone. The formulas hold for
-numbers and for tensors, so that a static cache's length may stay on its device.
+Interleaving puts a concept position right after every `stride`-th token, counted from the start of the row; tokens and
+concepts share one numbering. Below the mixer, and above one that adds no positions, there are only tokens. The formulas
+accept numbers and tensors, so that a static cache's length can stay on its device.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 
-# Shapes: B batch, T tokens of one forward pass, S their positions, D width.
+# Shapes: B batch, T tokens of one forward pass, S positions of these tokens and their concepts, D width.
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How tokens and concepts stand in a span of blocks.
+    """The order of tokens and concepts in a span of blocks.
 
     Args:
-        stride: tokens for each concept position; 0: no concept positions.
+        stride: tokens per concept position; 0: no concept positions.
     """
 
     stride: int = 0
 
     def num_positions(self, num_tokens: Any) -> Any:
-        """Positions of a row's first tokens."""
+        """Number of positions that a row's first `num_tokens` tokens take."""
         return num_tokens + num_tokens // self.stride if self.stride else num_tokens
 
     def num_tokens(self, num_positions: Any) -> Any:
-        """Tokens that have these first positions of a row."""
+        """Number of tokens among a row's first `num_positions` positions."""
         return num_positions - num_positions // (self.stride + 1) if self.stride else num_positions
 
     @property
     def positions_per_token(self) -> float:
-        """On average, in a long row."""
+        """Average number of positions per token in a long row."""
         return 1 + 1 / self.stride if self.stride else 1.0
 
     def is_concept(self, position: Any) -> Any:
-        """Whether positions of a row are concepts'; not for tokens alone."""
+        """Whether a position of a row belongs to a concept; requires a stride."""
         return position % (self.stride + 1) == self.stride
 
     def token_of(self, position: Any) -> Any:
-        """The token that positions of a row belong to; not for tokens alone."""
+        """The 0-based token that a position of a row belongs to; requires a stride."""
         return self.num_tokens(position + 1) - 1
 
     def attention_mask(self, attention_mask: Tensor | None) -> Tensor | None:
-        """The padding mask of positions, from that of tokens: [B, keys] -> [B, positions].
+        """The padding mask of positions from the one of tokens: [B, keys] -> [B, positions].
 
         Raises:
-            CocomixError: the mask has another shape, or rows start with padding and not every token has a concept.
+            CocomixError: the mask has another shape, or a row starts with padding and the stride is above 1.
         """
         if attention_mask is None or not self.stride:
             return attention_mask
@@ -62,7 +62,7 @@ class Layout:
             raise CocomixError("an interleaved model takes attention masks of shape [batch, keys] only")
         if self.stride > 1 and not bool(attention_mask[:, 0].all()):
             raise CocomixError(
-                f"a model with concept_stride {self.stride} takes no left-padded batches: concepts stand behind every "
+                f"a model with concept_stride {self.stride} takes no left-padded batches: concepts follow every "
                 f"{self.stride}th token from the start of a row, so run rows of different lengths one by one or pad them "
                 "on the right"
             )
@@ -70,8 +70,8 @@ class Layout:
         return attention_mask[:, self.token_of(positions)]
 
     def span(self, num_past: int | Tensor, num_tokens: int, device: torch.device | None = None) -> Span:
-        """The positions of `num_tokens` new tokens behind `num_past` ones; not for tokens alone."""
-        # Where every token has a concept all periods are alike, and a static cache's length need not leave its device.
+        """The positions of `num_tokens` new tokens after `num_past` earlier ones; requires a stride."""
+        # If every token has a concept, `num_past` does not matter, and a static cache's length can stay on its device.
         num_past = 0 if self.stride == 1 else int(num_past)
         phase = num_past % self.stride
         positions = torch.arange(phase, self.num_positions(phase + num_tokens), device=device)
@@ -84,16 +84,16 @@ class Span:
 
     layout: Layout
     num_past: int
-    """Tokens before it; 0 where every token has a concept."""
+    """Number of tokens before the span; 0 if every token has a concept."""
     phase: int
-    """How many of them lie behind the last concept."""
+    """Number of tokens between the last concept and the span."""
     token: Int64[Tensor, " S"]
-    """The new token that each position belongs to, counted from 0."""
+    """The 0-based new token that each position belongs to."""
     is_concept: Bool[Tensor, " S"]
 
     @property
     def read(self) -> slice | Tensor:
-        """The positions that predict the next token, in order: of each token the last one."""
+        """The positions that predict the next token, in order: the last position of each token."""
         stride = self.layout.stride
         if stride == 1:
             return slice(1, None, 2)
@@ -103,7 +103,7 @@ class Span:
 
     @property
     def unread(self) -> slice:
-        """The other positions: of the tokens with a concept behind them."""
+        """The positions that predict nothing: tokens that are followed by a concept."""
         return slice(self.layout.stride - 1 - self.phase, None, self.layout.stride + 1)
 
     @property
@@ -111,13 +111,13 @@ class Span:
         return self.layout.num_tokens(self.phase + len(self.token)) - self.phase  # type: ignore[no-any-return]
 
     def kept(self, interleaved: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
-        """Of a concept behind every token, those that are there."""
+        """The positions of this layout, from a sequence with a concept after every token."""
         if self.layout.stride == 1:
             return interleaved
         return interleaved.index_select(1, 2 * self.token + self.is_concept)
 
     def positions(self, position_ids: Int64[Tensor, "#B T"], mode: str) -> Int64[Tensor, "#B S"]:
-        """Rotary positions: those of the tokens (`shared`), or counted through from where theirs are 0 (`sequential`)."""
+        """Rotary positions: equal to the tokens' (`shared`), or counted from each token position 0 (`sequential`)."""
         if mode == "shared":
             return position_ids[:, self.token]
         columns = torch.arange(position_ids.shape[1], device=position_ids.device) + self.num_past
@@ -126,5 +126,5 @@ class Span:
         return positions
 
     def packed_positions(self, position_ids: Int64[Tensor, "#B T"] | None) -> Int64[Tensor, "#B S"] | None:
-        """Positions of the span itself, which start over where those of the tokens do."""
+        """Positions within the span, restarting at 0 wherever the tokens' positions do."""
         return None if position_ids is None else self.positions(position_ids, "sequential")

@@ -1,17 +1,17 @@
 """A linear head, its largest logits and its cross entropy, at the cost of the matrix products.
 
-The plain way keeps logits and their log-softmax, each [N, C], from the forward to the backward. Here one autograd function
-goes through the rows in chunks: it computes a chunk's logits, takes the largest, turns the chunk into probabilities in
-place, and multiplies the gradients of the loss out at once, for an upstream gradient of one. The backward scales them and
-adds the K rows that the gradients of the largest logits touch. So there are three products of [N, C] in all, none is
-computed twice, and one buffer of a chunk is all that ever exists of size [., C].
+The plain way keeps logits and their log-softmax, each [N, C], from forward to backward. Here one autograd function works
+through the rows in chunks: it computes a chunk's logits, takes the largest, turns the chunk into probabilities in place, and
+computes the gradients of the loss at once, for an upstream gradient of one. The backward scales them and adds the K rows
+touched by the gradients of the largest logits. That makes three products of [N, C] in all, none computed twice, and only one
+buffer of a chunk ever has C columns.
 
-Concept head and vocabulary loss are both this. `torch.nn.functional.linear_cross_entropy` does the second likewise, from
-torch 2.13 on, but returns and adds up the loss in the products' dtype, and FLOP counters and plans do not see inside.
+The concept head and the vocabulary loss both use this. From torch 2.13 on, `torch.nn.functional.linear_cross_entropy` does
+the same for the vocabulary, but returns and sums the loss in the products' dtype and is opaque to FLOP counters and plans.
 
-In a dtype below float32 the products run in it; logits, sums and gradients of weights stay in float32.
+With inputs below float32 the products run in that dtype; logits, sums and gradients of weights stay in float32.
 
-Shapes: N rows, D width, C classes (concepts, tokens), K largest, A labels a row; n rows of a chunk.
+Shapes: N rows, D width, C classes (concepts, tokens), K largest, A labels per row; n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from torch.nn import functional as F
 
 from cocomix.base.errors import CocomixError
 
-#: Megabytes (of 2**20 bytes) of a chunk's logits. At 50,257 classes 16 of them lose time to smaller products on a
-#: CPU, and 128 gain none (docs/log.md).
+#: Megabytes (2**20 bytes) of a chunk's logits. With 50,257 classes on a CPU, 16 MB lose time to smaller products and 128 MB
+#: gain none (docs/log.md).
 LOGITS_MEGABYTES = 64
 
 _MEGABYTE = 2**20
 
-#: Of a chunk's memory, one in so many bytes is enough for the K rows a token that are gathered.
+#: One in this many bytes of a chunk's memory is enough for the K rows per token that are gathered.
 _SHARE_OF_ROWS = 8
 
-#: Neighbouring logits that are compared as one before the largest are looked for.
+#: Neighbouring logits per group; the largest logits are searched for in the groups with the largest maxima.
 _GROUP = 64
 
 
 @dataclass(frozen=True)
 class _Head:
-    """What a pass over the rows reads."""
+    """The inputs of a pass over the rows."""
 
     x: Tensor
     weight: Tensor
@@ -54,15 +54,15 @@ class _Head:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of logits and sums."""
+        """The dtype of logits and sums."""
         return torch.promote_types(self.x.dtype, torch.float32)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows, and their logits [n, C] in a buffer that the next rows use again."""
+        """Rows and their logits [n, C], in a buffer that the next chunk reuses."""
         N, C = len(self.x), len(self.weight)
-        most = max(1, self.chunk_bytes // (C * self.dtype.itemsize))
-        # As few chunks as fit, of equal size: a small last one would multiply slowly.
-        num_chunks = max(1, -(-N // most))
+        max_rows = max(1, self.chunk_bytes // (C * self.dtype.itemsize))
+        # As few chunks as fit, of equal size: a small last chunk would multiply slowly.
+        num_chunks = max(1, -(-N // max_rows))
         size = max(1, -(-N // num_chunks))
         buffer = self.x.new_empty(size, C, dtype=self.dtype)
         for start in range(0, N, size):
@@ -80,7 +80,7 @@ class _Head:
 
 
 class _Gradients:
-    """Gradients of the summed loss, as far as they are wanted; those of weights are added up in the logits' dtype."""
+    """The wanted gradients of the summed loss; weight and bias gradients accumulate in the logits' dtype."""
 
     def __init__(self, head: _Head, wanted: tuple[bool, ...]) -> None:
         x, weight = head.x, head.weight
@@ -89,14 +89,14 @@ class _Gradients:
         self.bias = x.new_zeros(len(weight), dtype=head.dtype) if wanted[2] else None
 
     def add(self, head: _Head, rows: slice, grad_z: Tensor, row_weights: Tensor) -> None:
-        """Those of some rows, from the gradients [n, C] of their logits but for the rows' weights."""
+        """Add the gradients of some rows, from the gradients [n, C] of their logits before row weights are applied."""
         if self.bias is not None:
             torch.addmv(self.bias, grad_z.t(), row_weights, out=self.bias)
         x, grad_z, row_weights = head.x[rows], grad_z.to(head.x.dtype), row_weights.unsqueeze(-1).to(head.x.dtype)
         if self.x is not None:
             torch.mm(grad_z, head.weight, out=self.x[rows]).mul_(row_weights)
         if self.weight is not None and self.weight.dtype == x.dtype:
-            torch.addmm(self.weight, grad_z.t(), x * row_weights, out=self.weight)  # a form that torch's counter sees
+            torch.addmm(self.weight, grad_z.t(), x * row_weights, out=self.weight)  # torch's counter counts this form
         elif self.weight is not None:
             self.weight.add_(grad_z.t() @ (x * row_weights))
 
@@ -106,7 +106,7 @@ class _Gradients:
                 gradient.mul_(factor)
 
     def add_largest(self, head: _Head, indices: Tensor, grad_values: Tensor) -> None:
-        """Those that come through the K largest logits of each row: K rows of the weight, instead of a product of [N, C]."""
+        """Add the gradients through each row's K largest logits: K rows of the weight instead of a product of [N, C]."""
         if self.x is not None:
             factors = grad_values.to(head.weight.dtype)
             self.x.add_(F.embedding_bag(indices, head.weight, per_sample_weights=factors, mode="sum"))
@@ -116,10 +116,10 @@ class _Gradients:
             return
         row_bytes = indices.shape[1] * head.x.shape[1] * head.dtype.itemsize
         size = max(1, head.chunk_bytes // (_SHARE_OF_ROWS * row_bytes))
-        for some, factors, x in zip(
+        for rows, factors, x in zip(
             indices.split(size), grad_values.split(size), head.x.to(head.dtype).split(size), strict=True
         ):
-            self.weight.index_add_(0, some.flatten(), (factors.unsqueeze(-1) * x.unsqueeze(1)).flatten(0, 1))
+            self.weight.index_add_(0, rows.flatten(), (factors.unsqueeze(-1) * x.unsqueeze(1)).flatten(0, 1))
 
     def returned(self, head: _Head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weight = None if self.weight is None else self.weight.to(head.weight.dtype)
@@ -128,9 +128,9 @@ class _Gradients:
 
 
 def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
-    """Values and indices of each row's largest logits, largest first.
+    """Values and indices of each row's `num_largest` largest logits, largest first.
 
-    Looked for in the groups with the largest maxima: whatever lies in another group is below as many logits as are wanted.
+    Only the `num_largest` groups with the largest maxima are searched: every logit of another group is below these maxima.
     """
     n, C = z.shape
     if C % _GROUP or 2 * num_largest * _GROUP > C:
@@ -144,9 +144,9 @@ def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
 
 
 def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weights: Tensor) -> Tensor:
-    """The rows' weighted losses, summed; leaves in `z` the gradients of the losses.
+    """The weighted sum of the rows' losses; overwrites `z` with the gradients of the losses.
 
-    mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and the log-sum-exp is z_j - log p_j of any j, the largest the safest.
+    mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and logsumexp(z) = z_j - log p_j for any j; the largest is the safest.
     """
     label_logits = z.gather(-1, labels).mean(-1)
     torch.softmax(z, dim=-1, out=z)
@@ -156,7 +156,7 @@ def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weig
 
 
 def _sweep(head: _Head, gradients: _Gradients | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest logits, their indices and the summed loss, whose gradients are added to those given."""
+    """The largest logits, their indices and the summed loss; adds the loss's gradients to `gradients`."""
     N, K = len(head.x), head.num_largest
     values = head.x.new_empty(N, K, dtype=head.dtype)
     indices = torch.empty(N, K, dtype=torch.long, device=head.x.device)
@@ -192,7 +192,7 @@ class _LinearHead(torch.autograd.Function):
         values, indices, loss = _sweep(head, gradients)
         ctx.save_for_backward(x, weight, bias, labels, row_weights, indices)
         ctx.sizes, ctx.wanted = (num_largest, chunk_bytes), wanted
-        # To be scaled in place by the first backward, and handed on as they are.
+        # The first backward scales these in place and returns them.
         ctx.ready = [] if gradients is None else [gradients]
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)
@@ -200,11 +200,12 @@ class _LinearHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Gradients are recorded here with `create_graph` only. torch's `once_differentiable` would take them for constants
-        # where the upstream gradient is one, as a loss's own is, and second derivatives would be silently wrong.
+        # Gradients are enabled here only with `create_graph`. torch's `once_differentiable` would treat the results as
+        # constants when the upstream gradient is a constant one, and second derivatives would be silently wrong.
         if torch.is_grad_enabled():
             raise CocomixError(
-                "concept head and chunked vocabulary loss have no second derivatives; take gradients without create_graph"
+                "the concept head and the chunked vocabulary loss have no second derivatives; take gradients without "
+                "create_graph"
             )
         grad_values, _, grad_loss = grads
         *tensors, indices = ctx.saved_tensors
@@ -213,7 +214,7 @@ class _LinearHead(torch.autograd.Function):
             gradients = ctx.ready.pop()
         else:
             gradients = _Gradients(head, ctx.wanted)
-            if grad_loss is not None and head.labels is not None:  # again, of a graph that was kept
+            if grad_loss is not None and head.labels is not None:  # a second backward through a retained graph
                 _sweep(head, gradients)
         if grad_loss is not None:
             gradients.scale(grad_loss)
@@ -222,7 +223,7 @@ class _LinearHead(torch.autograd.Function):
         return (*gradients.returned(head), None, None, None, None, None)
 
 
-# Compiled code calls it as it is: the chunks are fused by hand, and a trace would unroll them and save nothing.
+# Kept out of compiled graphs: the chunks are fused by hand, and tracing would unroll them and save nothing.
 _apply = torch.compiler.disable(_LinearHead.apply, reason="a linear head is fused by hand")
 
 
@@ -243,24 +244,24 @@ def linear_head(
     Under autocast the products run in its dtype.
 
     Args:
-        x: what the head reads.
-        weight: of the head.
-        bias: of the head.
-        labels: classes of each row, each in [0, C); None: no loss.
-        row_weights: w, factors of the rows in the sum, zero where labels mean nothing; constants. Default: ones.
+        x: input of the head.
+        weight: weight of the head.
+        bias: bias of the head.
+        labels: classes of each row, in [0, C); None: no loss.
+        row_weights: w, constant factors of the rows in the sum, zero for rows without labels; by default all ones.
         num_largest: K.
-        logits_megabytes: of memory for a chunk's logits; one row at least.
+        logits_megabytes: memory for a chunk of logits; a chunk has at least one row.
 
     Returns:
-        values and indices of the largest logits, largest first, and the loss (zero without labels), in float32 at least.
-        Values and loss are differentiable, once.
+        values and indices of the largest logits, largest first, and the loss (zero without labels). Values and loss are
+        at least float32 and differentiable once.
 
     Raises:
-        CocomixError: in the backward, if second derivatives are asked for (`create_graph`).
+        CocomixError: in the backward pass, if second derivatives are requested (`create_graph`).
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # Cast outside of the function, so that autograd casts gradients back; its backward runs without autocast.
+        # Cast outside the function, so that autograd casts gradients back; its backward runs without autocast.
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return linear_head(
@@ -275,7 +276,7 @@ def linear_head(
     if labels is not None:
         dtype = torch.promote_types(x.dtype, torch.float32)
         row_weights = x.new_ones(len(x), dtype=dtype) if row_weights is None else row_weights.to(dtype)
-    found: tuple[Tensor, Tensor, Tensor] = _apply(
+    outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,
         weight,
         bias,
@@ -285,4 +286,4 @@ def linear_head(
         logits_megabytes * _MEGABYTE,
         torch.is_grad_enabled(),
     )
-    return found
+    return outputs

@@ -1,4 +1,4 @@
-"""What a run counts about its mixer between two lines of the metrics: kept on the device, and part of a checkpoint."""
+"""Metrics of a mixer between two lines of `metrics.jsonl`: counted on the device, and saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -9,81 +9,81 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributed
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 
-# Shapes: B batch, T tokens, C concepts, K active concepts, A labels a token.
+# Shapes: B batch, T tokens, C concepts, K active concepts, A labels per token.
 
-#: A concept that is in no token's mixture for a tenth of the run, or for this many tokens, is dead.
+#: A concept is dead once it was active at no token for a tenth of the run, or for this many tokens.
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 
 
 class MixerMetrics:
-    """Nothing is counted. Subclasses count something; on several ranks `merge` comes before `line` and before `state`."""
+    """Counts nothing; subclasses do. With several ranks, call `merge` before `line` and before `state`."""
 
     def add(self, counts: Mapping[str, Tensor]) -> None:
-        """Count what `Mixer.counts` returned; nothing is read back from the device."""
+        """Add the counters returned by `Mixer.counts`; nothing is read back from the device."""
 
     def merge(self, num_ranks: int = 1) -> None:
-        """Bring together what the ranks counted; afterwards all ranks hold the same."""
+        """Sum the ranks' counters; afterwards all ranks hold the same values."""
 
     def line(self, num_tokens: int) -> dict[str, Float[Tensor, ""]]:
-        """Values since the last line, after `num_tokens` tokens of the run; counting starts again."""
+        """Values since the last line, after `num_tokens` tokens of the run; counting starts over."""
         return {}
 
     def state(self) -> dict[str, Int64[Tensor, "..."]]:
-        """Tensors of a checkpoint; overwritten with another's, metrics go on as that one's."""
+        """Tensors to save in a checkpoint; overwriting them in place restores it."""
         return {}
 
 
 class ConceptMetrics(MixerMetrics):
     """Concept recall, label entropy and dead concepts between two lines of the metrics.
 
-    On several ranks call `merge` before `line` and before `state`, on all of them; then all ranks hold the same.
+    With several ranks, call `merge` on all of them before `line` and before `state`.
 
     Args:
         num_concepts: C.
-        dead_after_tokens: a concept that was active at no token for so many is dead; while a run has seen fewer, one that
-            was never active.
-        has_labels: whether the run has any; without them there is no recall and no label entropy.
-        device: where the student runs.
+        dead_after_tokens: number of tokens without being active after which a concept is dead; before the run has seen that
+            many, a concept that was never active is.
+        has_labels: whether the run has labels; without them there is no recall and no label entropy.
+        device: the student's device.
     """
 
     def __init__(
         self, num_concepts: int, dead_after_tokens: int, *, has_labels: bool, device: torch.device | str = "cpu"
     ) -> None:
         self.num_concepts, self.dead_after_tokens, self.has_labels = num_concepts, max(1, dead_after_tokens), has_labels
-        # One tensor, for one reduction: recalled labels, labels, how often each is a label, how often each is active.
+        # One tensor, for a single reduction: recalled labels, labels, then label and active counts of each concept.
         self._own = torch.zeros(2 + 2 * num_concepts, dtype=torch.long, device=device)
         self._merged = torch.zeros_like(self._own)
         self._tokens_since_active = torch.zeros(num_concepts, dtype=torch.long, device=device)
         self._num_tokens = torch.zeros((), dtype=torch.long, device=device)
 
     def add(self, counts: Mapping[str, Tensor]) -> None:
-        """Count what `Mixer.counts` returned; nothing is read back from the device."""
+        """Add the counters returned by `Mixer.counts`; nothing is read back from the device."""
         if "active_counts" in counts:
             self._own += torch.cat([counts[name].reshape(-1) for name in _COUNTS])
 
     def merge(self, num_ranks: int = 1) -> None:
-        """Bring together what the ranks counted."""
+        """Sum the ranks' counters."""
         if num_ranks > 1:
             distributed.all_reduce(self._own)
         self._merged += self._own
         self._own.zero_()
 
     def line(self, num_tokens: int) -> dict[str, Float[Tensor, ""]]:
-        """Values since the last line, and start counting anew.
+        """Values since the last line; counting starts over.
 
         Args:
-            num_tokens: how many tokens the run has seen so far.
+            num_tokens: tokens that the run has seen so far.
 
         Returns:
             `concept_recall`, the share of labels that were among their position's active concepts; `label_entropy` of the
-            histogram of labels, in nats (both 0 where no position had any); and `dead_concepts`, a share of C.
+            histogram of labels, in nats (both 0 if no position had labels); and `dead_concepts`, as a share of C.
         """
         recalled, num_labels = self._merged[:2]
         label_counts, active_counts = self._merged[2:].view(2, self.num_concepts)
-        passed = num_tokens - self._num_tokens
-        self._tokens_since_active = torch.where(active_counts > 0, 0, self._tokens_since_active + passed)
+        num_new_tokens = num_tokens - self._num_tokens
+        self._tokens_since_active = torch.where(active_counts > 0, 0, self._tokens_since_active + num_new_tokens)
         self._num_tokens.fill_(num_tokens)
         dead = self._tokens_since_active >= min(self.dead_after_tokens, num_tokens)
         values = {"dead_concepts": dead.float().mean()}
@@ -94,7 +94,7 @@ class ConceptMetrics(MixerMetrics):
         return values
 
     def state(self) -> dict[str, Int64[Tensor, "..."]]:
-        """Tensors of a checkpoint, equal on all ranks once merged; overwritten with another's, metrics go on as its."""
+        """Tensors to save in a checkpoint, equal on all ranks once merged; overwriting them in place restores it."""
         return {
             "counts": self._merged,
             "tokens_since_active": self._tokens_since_active,
@@ -109,7 +109,7 @@ _COUNTS = ("recalled_labels", "num_labels", "label_counts", "active_counts")
 def concept_counts(
     output: Any, labels: Int64[Tensor, "B T A"] | None, num_concepts: int
 ) -> dict[str, Int64[Tensor, "..."]]:
-    """What one forward pass adds to `ConceptMetrics`; nothing for a student without concepts."""
+    """Counters that one forward pass adds to `ConceptMetrics`; empty for a student without concepts."""
     active = output.concept_indices
     if active is None:
         return {}
@@ -126,6 +126,6 @@ def concept_counts(
 
 
 def _histogram(indices: Tensor, weights: Tensor, num_concepts: int) -> Int64[Tensor, " C"]:
-    # torch.bincount would wait for the device to learn the largest index.
+    # torch.bincount would wait for the device to find the largest index.
     counts = torch.zeros(num_concepts, dtype=torch.long, device=indices.device)
     return counts.scatter_add_(0, indices.reshape(-1), weights.reshape(-1).long())

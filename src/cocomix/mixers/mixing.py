@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _interleave(hidden: Tensor, vectors: Tensor) -> Tensor:
     """h_1, c_1, h_2, c_2, ..."""
-    import torch  # here, so that settings are read without it
+    import torch  # imported here so that settings can be read without it
 
     B, T, D = hidden.shape
     return torch.stack([hidden, vectors], dim=2).reshape(B, 2 * T, D)
@@ -25,11 +25,11 @@ class Mixing:
     """One way of mixing."""
 
     interleaves: bool
-    """Whether a concept has a position of its own, right after its token."""
+    """Whether a concept has its own position, right after its token."""
     combine: Callable[[Tensor, Tensor], Tensor]
-    """(hidden [B, T, D], vectors [B, T, D]) -> [B, T, D], or [B, 2T, D] where it interleaves."""
+    """(hidden [B, T, D], vectors [B, T, D]) -> [B, T, D], or [B, 2T, D] if it interleaves."""
     summary: str
-    """What the vectors become, in a few words."""
+    """What happens to the vectors, in a few words."""
 
 
 MIXINGS: dict[str, Mixing] = {

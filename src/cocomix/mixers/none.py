@@ -1,4 +1,4 @@
-"""Nothing inserted: the plain decoder."""
+"""The plain decoder: nothing is inserted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cocomix.mixers.config import MixerConfig, NoMixerConfig
 
 
 class NoMixer(Mixer):
-    """Gives the hidden states on as they are."""
+    """Passes the hidden states through unchanged."""
 
     Config: ClassVar[type[MixerConfig]] = NoMixerConfig
 

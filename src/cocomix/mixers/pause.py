@@ -1,4 +1,4 @@
-"""One learned vector in place of every concept vector: the baseline of extra computation without concepts."""
+"""One learned vector in place of every concept vector: the baseline with extra computation but no concepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cocomix.mixers.mixing import MIXINGS
 
 
 class PauseMixer(Mixer):
-    """Mixes the same vector in at every token."""
+    """Mixes in the same learned vector at every token."""
 
     Config: ClassVar[type[MixerConfig]] = PauseConfig
 

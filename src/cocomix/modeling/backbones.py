@@ -1,9 +1,9 @@
 """How each supported family of decoders is taken apart: embedding, blocks, final norm and head.
 
-An adapter is a view of a Hugging Face causal LM, not a module: it owns no weights and no attention code. It lets two
-spans of blocks run with something in between, with another number of positions in the second span.
+An adapter is a view of a Hugging Face causal LM, not a module: it owns no weights and no attention code. It can run two
+spans of blocks with a mixer in between, and with another number of positions in the second span.
 
-A new family is a subclass that names its parts, given to `register_adapter`.
+A new family is a subclass that names its parts, passed to `register_adapter`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from cocomix.modeling.last_block import KeysAndValues, SharedKeys, can_skip, sha
 from cocomix.modeling.masks import SLIDING, MaskInputs, check_attention, make_mask
 
 # Shapes: B batch, T tokens, S positions in a span of blocks (T below a mixer, T to 2T above), D width, V vocabulary,
-# H heads of keys, E width of a head.
+# H key heads, E width of a head.
 
 
 class DecoderAdapter(abc.ABC):
-    """One decoder as embedding, blocks and head; the defaults are those of Llama and its many relatives.
+    """One decoder as embedding, blocks and head; the defaults suit Llama and its many relatives.
 
     Args:
-        model: a causal LM of one of the adapter's families.
+        model: causal LM of one of the adapter's families.
     """
 
     families: ClassVar[dict[str, str]]
-    """`model_type` of each family, and the models that people know it by."""
+    """`model_type` of each family, and the names of its well-known models."""
     positions: ClassVar[str] = "rotary"
-    """How positions enter: `rotary` in every block, or `learned` once at the bottom."""
+    """How positions enter: `rotary` in every block, or `learned` once below the first."""
     decoder_name: ClassVar[str] = "model"
-    """Where the causal LM keeps its decoder."""
+    """Attribute of the causal LM that holds its decoder."""
     blocks_name: ClassVar[str] = "layers"
-    """Where the decoder keeps its blocks."""
+    """Attribute of the decoder that holds its blocks."""
     final_norm_name: ClassVar[str] = "norm"
-    """Where the decoder keeps the norm below the head."""
+    """Attribute of the decoder that holds the norm below the head."""
     cache_argument: ClassVar[str] = "past_key_values"
-    """What a block calls its cache."""
+    """Argument of a block that takes the cache."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -56,7 +56,7 @@ class DecoderAdapter(abc.ABC):
 
     @classmethod
     def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
-        """Settings of a decoder that is trained from scratch, beyond those that all families have."""
+        """Configuration settings for training from scratch, beyond those that all families share."""
         return {"intermediate_size": gated_width(hidden_size), "num_key_value_heads": num_heads}
 
     @property
@@ -84,7 +84,7 @@ class DecoderAdapter(abc.ABC):
     def embed(
         self, inputs_embeds: Float[Tensor, "B T D"], position_ids: Int64[Tensor, "#B T"]
     ) -> Float[Tensor, "B T D"]:
-        """What the first block sees, given the token embeddings."""
+        """The first block's input, from the token embeddings."""
         return inputs_embeds
 
     def block_arguments(self, hidden: Tensor, position_ids: Tensor, layer_type: str) -> dict[str, Any]:
@@ -92,34 +92,34 @@ class DecoderAdapter(abc.ABC):
         return {"position_embeddings": self.decoder.rotary_emb(hidden, position_ids)}
 
     def layer_type(self, index: int) -> str:
-        """`full_attention`, or `sliding_attention` where a block sees a window only."""
+        """`full_attention`, or `sliding_attention` if the block only sees a window."""
         types = getattr(self.config, "layer_types", None)
         if types is not None:
             return str(types[index])
         return SLIDING if getattr(self.config, "sliding_window", None) is not None else "full_attention"
 
     def sliding_windows(self) -> dict[str, int | None]:
-        """Tokens that the blocks of each type see; None: all."""
+        """Number of tokens that the blocks of each type see; None: all."""
         types = {self.layer_type(index) for index in range(self.num_blocks)}
         return {layer_type: int(self.config.sliding_window) if layer_type == SLIDING else None for layer_type in types}
 
     def keys_and_values(
         self, block: nn.Module, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]
     ) -> KeysAndValues:
-        """What a block's attention gets of a residual stream: keys, rotated if they are, and values, both [B, H, S, E].
+        """The keys (rotated, if positions are rotary) and values of a block's attention, both [B, H, S, E].
 
-        An adapter that says it lets the last block skip the positions where nothing is read.
+        An adapter that implements this lets the last block skip the positions where nothing is read.
 
         Args:
-            block: which.
-            hidden: the residual stream before it.
-            arguments: of the block, as `block_arguments` gives them.
+            block: block of the decoder.
+            hidden: residual stream before the block.
+            arguments: arguments of the block, from `block_arguments`.
         """
         raise NotImplementedError
 
     @property
     def knows_keys(self) -> bool:
-        """Whether the adapter says how keys and values are made."""
+        """Whether the adapter implements `keys_and_values`."""
         return type(self).keys_and_values is not DecoderAdapter.keys_and_values
 
     def run_blocks(
@@ -139,27 +139,30 @@ class DecoderAdapter(abc.ABC):
         """Run blocks `start` to `stop - 1`.
 
         Args:
-            hidden: the residual stream before block `start`.
+            hidden: residual stream before block `start`.
             start: first block, 0-based.
             stop: one past the last block.
             position_ids: positions for rotary embeddings.
-            attention_mask: [B, keys], non-zero where a position may be attended to, past keys included; or a mask
-                of four dimensions in the form of the attention implementation, for each type of block; None: plain
-                causal attention.
-            packed_positions: positions of the span itself, counted from 0 in each packed document, which then sees
-                only itself; None: one document. Not with a cache or a mask.
+            attention_mask: [B, keys], non-zero where a position may be attended to, including past keys; or, for each
+                type of block, a four-dimensional mask in the form of the attention implementation; None: plain causal
+                attention.
+            packed_positions: positions of the span, counted from 0 in each packed document, so that attention stays
+                within documents; None: one document. Not with a cache or a mask.
             cache: keys and values of earlier positions, extended in place.
-            layout: of the span's positions.
-            read: give the result where the next token is read only, and skip elsewhere what it does not depend on;
-                None: everywhere.
-            collected: takes the residual stream after each block.
+            layout: layout of the span's positions.
+            read: return only positions where the next token is predicted, and skip work they don't depend on; None:
+                return all positions.
+            collected: list to which the residual stream after each block is appended.
+
+        Raises:
+            CocomixError: flash attention can't express the mask.
         """
         # One mask and one rotary embedding for each type of block in the span.
         masks: dict[str, Any] = dict(attention_mask) if isinstance(attention_mask, Mapping) else {}
         arguments: dict[str, dict[str, Any]] = {}
         given = None if isinstance(attention_mask, Mapping) else attention_mask
         inputs = MaskInputs(given, packed_positions, cache, layout)
-        # Before any block runs and fills the cache.
+        # Checked before any block runs and fills the cache.
         check_attention(self.config, {self.layer_type(index) for index in range(start, stop)}, len(hidden), inputs)
         for index in range(start, stop):
             block, layer_type = self.blocks[index], self.layer_type(index)
@@ -185,7 +188,7 @@ class DecoderAdapter(abc.ABC):
         return hidden if read is None else hidden[:, read.read]
 
     def can_skip(self, block: nn.Module, cache: Cache | None) -> bool:
-        """Whether a block can run on the positions that are read only."""
+        """Whether a block can run only on the positions that are read."""
         return self.knows_keys and can_skip(block, str(self.config._attn_implementation), cache)
 
     def _run_read(
@@ -198,7 +201,7 @@ class DecoderAdapter(abc.ABC):
         cache: Cache | None,
         span: Span,
     ) -> Tensor:
-        """One block where the next token is read, with the keys and values of all positions."""
+        """Run one block on the positions that are read, with the keys and values of all positions."""
         read, unread = (
             (hidden[:, part], self.block_arguments(hidden[:, part], position_ids[:, part], layer_type))
             for part in (span.read, span.unread)
@@ -246,7 +249,7 @@ class GPT2Adapter(DecoderAdapter):
     def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
         attention, normed, D = block.attn, block.ln_1(hidden), hidden.shape[-1]
         fused = attention.c_attn
-        # Queries, keys and values are columns of one matrix: leave the queries out where it is a plain one.
+        # Queries, keys and values are columns of one matrix: leave out the queries if it is a plain one.
         is_plain = type(fused) is Conv1D
         both = F.linear(normed, fused.weight[:, D:].t(), fused.bias[D:]) if is_plain else fused(normed)[..., D:]
         keys, values = both.unflatten(-1, (2, -1, attention.head_dim)).permute(2, 0, 3, 1, 4)
@@ -273,7 +276,7 @@ class GPTNeoXAdapter(DecoderAdapter):
     def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
         attention, normed = block.attention, block.input_layernorm(hidden)
         fused, E = attention.query_key_value, attention.head_size
-        if type(fused) is nn.Linear:  # each head's query, key and value are rows of one matrix: leave the queries out
+        if type(fused) is nn.Linear:  # each head's query, key and value are rows of one matrix: leave out the queries
             weight, bias = (
                 part if part is None else part.unflatten(0, (-1, 3, E))[:, 1:].flatten(0, 2)
                 for part in (fused.weight, fused.bias)
@@ -286,7 +289,7 @@ class GPTNeoXAdapter(DecoderAdapter):
 
 
 class LlamaAdapter(DecoderAdapter):
-    """Llama and the families that share its parts; each block says whether it sees a window."""
+    """Llama and the families that share its parts; some of their blocks see only a window."""
 
     families: ClassVar = {
         "llama": "Llama, SmolLM2, TinyLlama",
@@ -299,13 +302,13 @@ class LlamaAdapter(DecoderAdapter):
     @classmethod
     def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
         settings = super().scratch_settings(family, hidden_size, num_heads)
-        if family in ("qwen3", "gemma2", "gemma3_text"):  # these set a head's width apart from the model's
+        if family in ("qwen3", "gemma2", "gemma3_text"):  # a head's width is independent of the model's
             settings |= {"head_dim": hidden_size // num_heads, "query_pre_attn_scalar": hidden_size // num_heads}
         return settings
 
     def keys_and_values(self, block: Any, hidden: Float[Tensor, "B S D"], arguments: dict[str, Any]) -> KeysAndValues:
         attention = block.self_attn
-        # OLMo 2 has no norm here, but one of all keys of a token; Qwen3 and Gemma 3 have one of each head's.
+        # OLMo 2 has no input norm, but one over all keys of a token; Qwen3 and Gemma 3 have one over each head's keys.
         normed = block.input_layernorm(hidden) if hasattr(block, "input_layernorm") else hidden
         keys, values = attention.k_proj(normed), attention.v_proj(normed)
         norm, heads = getattr(attention, "k_norm", None), (-1, attention.head_dim)
@@ -318,7 +321,7 @@ class LlamaAdapter(DecoderAdapter):
 
 
 def _rotated(attention: nn.Module, keys: Float[Tensor, "B H S E"], arguments: dict[str, Any]) -> Tensor:
-    """Keys as the family's own function rotates them; it does queries as well, of which there are none here."""
+    """Keys rotated by the family's own function, which is given no queries."""
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     return cast(Tensor, rotate(keys[:, :0], keys, *arguments["position_embeddings"])[1])
 
@@ -350,11 +353,11 @@ def register_adapter(adapter: AdapterClass) -> AdapterClass:
     """Support the families of an adapter class; usable as a decorator.
 
     Raises:
-        CocomixError: a family has another adapter already.
+        CocomixError: a family already has another adapter.
     """
     for family in adapter.families:
         if _ADAPTERS.get(family, adapter) is not adapter:
-            raise CocomixError(f"the family {family!r} has an adapter already: {_ADAPTERS[family].__name__}")
+            raise CocomixError(f"the family {family!r} already has an adapter: {_ADAPTERS[family].__name__}")
         _ADAPTERS[family] = adapter
     return adapter
 
@@ -364,7 +367,7 @@ for _adapter in (GPT2Adapter, GPTNeoXAdapter, LlamaAdapter, Gemma2Adapter, Gemma
 
 
 def supported_families() -> dict[str, type[DecoderAdapter]]:
-    """`model_type` of every family with an adapter, and the adapter."""
+    """The adapter of every supported family, by `model_type`."""
     return dict(sorted(_ADAPTERS.items()))
 
 
@@ -372,26 +375,28 @@ def adapter_for(model: PreTrainedModel) -> DecoderAdapter:
     """The adapter of a causal LM, found from its configuration.
 
     Raises:
-        CocomixError: the family has no adapter, or the model is no causal decoder.
+        CocomixError: the family has no adapter, or the model is not a causal decoder.
     """
     family = model.config.model_type
     if family not in _ADAPTERS:
         raise CocomixError(
             f"decoders of the family {family!r} are not supported (supported: {', '.join(supported_families())}); "
-            "write a DecoderAdapter for it, about 30 lines, and give it to cocomix.register_adapter (docs/families.md)"
+            "write a DecoderAdapter for it, about 30 lines, and pass it to cocomix.register_adapter (docs/families.md)"
         )
     if getattr(model.config, "use_bidirectional_attention", False):
         raise CocomixError(f"this {family} attends in both directions; cocomix needs a causal decoder")
     adapter = _ADAPTERS[family]
     if not hasattr(model, adapter.decoder_name) or model.get_output_embeddings() is None:
-        raise CocomixError(f"{type(model).__name__} is no causal language model: it has no decoder with an output head")
+        raise CocomixError(
+            f"{type(model).__name__} is not a causal language model: it has no decoder with an output head"
+        )
     return adapter(model)
 
 
 def positions_from_mask(
     attention_mask: Tensor | None, num_past: int | Tensor, num_tokens: int, device: torch.device
 ) -> Int64[Tensor, "#B T"]:
-    """Positions of the new tokens: counted from the first attended one, so that left padding does not shift them."""
+    """Positions of the new tokens, counted from the first attended token, so that left padding does not shift them."""
     if attention_mask is None or attention_mask.ndim != 2:
         return (torch.arange(num_tokens, device=device) + num_past).unsqueeze(0)
     positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,8 +1,8 @@
-"""Two-rate caches: T keys below an interleaving mixer, more above, whatever cache the caller brought.
+"""Two-rate caches: T keys below an interleaving mixer and more above it, in any cache of transformers.
 
-Any cache of transformers is a list of layers, one a block. Before its first use, `adopt_cache` wraps the layers above the
-mixer, so that the cache speaks of tokens to the outside (`get_seq_length`, `crop`) and holds their positions and those of
-their concepts inside. Masks are made in positions: `SpanCache` shows them the cache that way.
+Such a cache is a list of layers, one per block. Before its first use, `adopt_cache` wraps the layers above the mixer, so that
+the cache counts tokens on the outside (`get_seq_length`, `crop`) and holds the positions of tokens and concepts inside.
+Masks are made in positions, and see the cache through `SpanCache`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class ManyPositionsLayer(CacheLayerMixin):
     """A cache layer that holds the positions of tokens and concepts and counts tokens.
 
     Args:
-        layer: holds the positions.
-        layout: of tokens and concepts.
+        layer: layer that holds the positions.
+        layout: layout of tokens and concepts.
     """
 
     def __init__(self, layer: CacheLayerMixin, layout: Layout) -> None:
-        # The base class would shadow the state of the layer inside with its own.
+        # The base class's __init__ is not called: its attributes would shadow those of the inner layer.
         self.layer = layer
         self.layout = layout
         for name in ("is_compileable", "is_croppable", "is_sliding", "supports_early_init"):
             setattr(self, name, getattr(layer, name))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "layer":  # a copy being made has none yet
+        if name == "layer":  # not set yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.layer, name)
 
@@ -55,18 +55,18 @@ class ManyPositionsLayer(CacheLayerMixin):
         return num_keys, offset
 
     def get_seq_length(self) -> int | Tensor:
-        """Tokens seen; a static layer keeps the number on its device."""
+        """Number of tokens seen; a static layer keeps it on its device."""
         return cast("int | Tensor", self.layout.num_tokens(self.layer.get_seq_length()))
 
     def get_max_length(self) -> int:
-        """Tokens that fit; -1 where there is no limit."""
+        """Number of tokens that fit; -1: no limit."""
         length: int = self.layer.get_max_length()
         return length if length < 0 else int(self.layout.num_tokens(length))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; like its siblings, it takes their number as a negative one."""
+        """Forget the last tokens; as in transformers, their number is given as a negative one."""
         count = self.layout.num_positions
-        # Where every token has a concept the length doesn't matter, and may stay on its device.
+        # If every token has a concept, the length doesn't matter and can stay on its device.
         num_tokens = 0 if self.layout.stride == 1 else self.get_seq_length()
         self.layer.crop(int(count(num_tokens + tokens_to_remove) - count(num_tokens)))
 
@@ -88,18 +88,18 @@ class ManyPositionsLayer(CacheLayerMixin):
 
 
 def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, layout: Layout) -> None:
-    """Make an empty cache hold the positions of a layout from layer `first_layer` on; adopted ones stay.
+    """Make an empty cache hold the positions of a layout from layer `first_layer` on; an adopted cache is unchanged.
 
     Args:
-        cache: of any kind.
-        config: the backbone's.
+        cache: any cache of transformers.
+        config: the backbone's configuration.
         first_layer: first block above the mixer.
-        layout: of the positions there.
+        layout: layout of the positions above the mixer.
 
     Raises:
-        CocomixError: the cache belongs to another model.
+        CocomixError: the cache was filled by another model.
     """
-    if not cache.layers:  # made without a configuration: its layers would come one by one
+    if not cache.layers:  # made without a configuration: it would add its layers one by one
         cache.layers = DynamicCache(config=config).layers
         cache.layer_class_to_replicate = None
     for index, layer in enumerate(cache.layers):
@@ -110,15 +110,15 @@ def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, layout
             is_foreign = is_above and bool(layer.get_seq_length() > 0)
         if is_foreign:
             raise CocomixError(
-                "past_key_values was filled by another model, with concepts elsewhere or without any; start from a new cache"
+                "past_key_values was filled by another model, with other concept positions or none; start from a new cache"
             )
         if is_above and not isinstance(layer, ManyPositionsLayer):
             cache.layers[index] = ManyPositionsLayer(_larger(layer, layout), layout)
 
 
 def _larger(layer: CacheLayerMixin, layout: Layout) -> CacheLayerMixin:
-    """An empty layer of the same kind with room, or a window, for the positions of as many tokens."""
-    if isinstance(layer, StaticSlidingWindowLayer):  # its room is the window, or the cache's length if that is smaller
+    """An empty layer of the same type with room, or a window, for the positions of as many tokens."""
+    if isinstance(layer, StaticSlidingWindowLayer):  # its length is the window, or the cache's length if smaller
         room = layout.num_positions(layer.max_cache_len)
         return StaticSlidingWindowLayer(room, room)
     if isinstance(layer, StaticLayer):
@@ -131,11 +131,11 @@ def _larger(layer: CacheLayerMixin, layout: Layout) -> CacheLayerMixin:
 
 
 class SpanCache:
-    """What `create_causal_mask` asks of a cache, in positions of one span of blocks.
+    """A view of a cache for `create_causal_mask`, in positions of one span of blocks.
 
     Args:
-        cache: the real one.
-        layout: of the span's positions.
+        cache: the real cache.
+        layout: layout of the span's positions.
     """
 
     def __init__(self, cache: Cache, layout: Layout) -> None:

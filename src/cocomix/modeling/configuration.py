@@ -1,4 +1,4 @@
-"""Configuration of a CoCoMix model: the backbone's own configuration and what is inserted into it."""
+"""Configuration of a CoCoMix model: the backbone's configuration and the mixer's settings."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 
-#: Of the settings in `config.json`. 1: version 0.1, which numbered the mixer's place by the block before which it stands and
+#: Format of `config.json`. Format 1 is that of version 0.1, which stored the block before which the mixer is inserted, and
 #: scaled concept vectors back by std + 1e-5.
 FORMAT_VERSION = 2
 #: Approximations of version 0.1 that gained nothing.
 _REFUSED = ("concept_window", "concept_groups")
 
-#: Settings of transformers that say nothing of the backbone.
+#: Settings of transformers that do not describe the backbone.
 _TRANSFORMERS_SETTINGS = frozenset(
     {
         "architectures",
@@ -53,20 +53,21 @@ class CoCoMixConfig(PreTrainedConfig):
     and read as `config.mixer.NAME` or, shorter, as `config.NAME`.
 
     Args:
-        backbone_config: configuration of the decoder, or its dictionary with `model_type` inside.
+        backbone_config: configuration of the decoder, or its dictionary including `model_type`.
         mixer: `concept` (predict, compress and mix concepts), `pause` (one learned vector in place of every concept
             vector), `none` (the plain backbone) or another registered name; or the mixer's settings as one object.
         concept_loss_weight: lambda, weight of the concept loss in `loss`.
         initializer_range: standard deviation of the mixer's initial weights.
-        settings: the mixer's, and those of every configuration of `transformers`. `insert_layer`, the block *before* which
-            the mixer stands, is taken for `layer` + 1.
+        format_version: format that the settings are in.
+        settings: settings of the mixer, and of any `transformers` configuration. `insert_layer`, the block *before* which
+            the mixer is inserted, is accepted for `layer` + 1.
 
     Raises:
         CocomixError: a name is unknown or a number is out of range.
     """
 
     model_type = "cocomix"
-    #: What `transformers.Trainer` leaves out of predictions beside the logits.
+    #: Outputs that `transformers.Trainer` leaves out of its predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
         "lm_loss",
@@ -105,21 +106,22 @@ class CoCoMixConfig(PreTrainedConfig):
         else:
             known = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)}
             own = {name: settings.pop(name) for name in list(settings) if name in known}
-            if mixer == "concept":
+            if mixer in MIXERS and MIXERS[mixer].has_concepts:
                 own.setdefault("num_concepts", 32768)
             elif format_version == 1 and mixer in MIXERS:  # which stored every mixer's settings
-                own = {name: value for name, value in own.items() if hasattr(MIXERS[mixer], name)}
+                fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
+                own = {name: value for name, value in own.items() if name in fields}
             self.mixer = mixer_config(mixer, own)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(backbone, name, None))
-        # Otherwise the base class would reset a loaded backbone to no implementation, which leaves out its causal mask.
+        # Otherwise the base class would reset a loaded backbone's attention to None, which drops its causal mask.
         settings.setdefault("attn_implementation", backbone._attn_implementation)
         is_tied = bool(getattr(backbone, "tie_word_embeddings", False))
         if settings.setdefault("tie_word_embeddings", is_tied) != is_tied:
-            raise CocomixError(f"tie_word_embeddings is the backbone's setting, and there it is {is_tied}")
+            raise CocomixError(f"tie_word_embeddings is the backbone's setting, which is {is_tied} there")
         unknown = sorted(name for name in settings if not name.startswith("_") and name not in _TRANSFORMERS_SETTINGS)
         if unknown:
-            raise CocomixError(f"unknown setting {unknown[0]!r}; the backbone's own belong into backbone_config")
+            raise CocomixError(f"unknown setting {unknown[0]!r}; the backbone's own settings belong in backbone_config")
         super().__init__(**settings)
         self.validate()
 
@@ -138,16 +140,16 @@ class CoCoMixConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
-        """Settings as they are stored; those of version 0.1 have no format version."""
+        """A configuration from stored settings; those of version 0.1 have no format version."""
         return super().from_dict({"format_version": 1, **config_dict}, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings as they are stored: the mixer's are flat."""
+        """The settings to store, with the mixer's settings flat."""
         stored: dict[str, Any] = super().to_dict()
         return stored | dataclasses.asdict(stored.pop("mixer"))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The backbone's: what generation, caches and resized vocabularies go by."""
+        """The backbone's configuration, which generation, caches and resized vocabularies use."""
         return self.backbone_config
 
     @property
@@ -167,7 +169,7 @@ class CoCoMixConfig(PreTrainedConfig):
         return int(self.backbone_config.max_position_embeddings)
 
     def validate(self) -> None:
-        """Check numbers and what depends on the backbone; also done when a model is built, for settings changed since."""
+        """Check numbers, and the mixer against the backbone; repeated when a model is built, in case settings changed."""
         for name in ("concept_loss_weight", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
@@ -176,11 +178,11 @@ class CoCoMixConfig(PreTrainedConfig):
 
 
 def _current(settings: dict[str, Any], format_version: int) -> dict[str, Any]:
-    """Settings by today's names and conventions."""
+    """Settings with their current names and conventions."""
     settings = dict(settings)
     for name in _REFUSED:
         if settings.pop(name, None) is not None:
-            raise CocomixError(f"{name} is set; cocomix 0.1 had this approximation, and later versions don't")
+            raise CocomixError(f"{name} is set, but only cocomix 0.1 had this approximation")
     if "insert_layer" in settings:
         before = settings.pop("insert_layer")
         is_whole = isinstance(before, int) and not isinstance(before, bool)
@@ -190,16 +192,18 @@ def _current(settings: dict[str, Any], format_version: int) -> dict[str, Any]:
     return settings
 
 
-def _backbone(given: Any) -> PreTrainedConfig:
-    """A backbone's configuration from what was given for it."""
-    if given is None:  # transformers builds every configuration class without arguments, to diff against
-        given = {"model_type": "gpt2"}
-    if isinstance(given, dict):
-        if given.get("model_type") not in CONFIG_MAPPING:
+def _backbone(config: Any) -> PreTrainedConfig:
+    """The backbone's configuration, from a configuration, a dictionary or None."""
+    if config is None:  # transformers builds every configuration class without arguments, to compare with
+        config = {"model_type": "gpt2"}
+    if isinstance(config, dict):
+        if config.get("model_type") not in CONFIG_MAPPING:
             raise CocomixError(
-                f"backbone_config has model_type {given.get('model_type')!r}, which transformers does not know"
+                f"backbone_config has model_type {config.get('model_type')!r}, which transformers does not know"
             )
-        given = AutoConfig.for_model(**given)
-    if not isinstance(given, PreTrainedConfig):
-        raise CocomixError(f"backbone_config is {given!r}; expected a configuration of transformers, or its dictionary")
-    return given
+        config = AutoConfig.for_model(**config)
+    if not isinstance(config, PreTrainedConfig):
+        raise CocomixError(
+            f"backbone_config is {config!r}; expected a configuration of transformers, or its dictionary"
+        )
+    return config

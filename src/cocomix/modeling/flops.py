@@ -1,15 +1,15 @@
-"""Floating-point operations a token (a multiplication and an addition count as two), counted in two ways.
+"""Floating-point operations per token (a multiplication and an addition count as two), counted in two ways.
 
-`algorithmic`: what the method asks for. Every matrix product of the blocks, attention over the keys that a causal mask
-leaves (half of a square), the output head, the concept head and the K_mix gathered rows of the compression. A backward
-costs twice its forward; nothing recomputed counts. With interleaving the last block counts where the next token is read, and
-elsewhere its keys and values alone: what the model does in training, unless hidden states are asked for.
+`algorithmic` counts what the method needs: every matrix product of the blocks, attention over the keys that a causal mask
+leaves (half of a square), the output head, the concept head and the K_mix gathered rows of the compression. A backward pass
+costs twice its forward pass; recomputation does not count. With interleaving, the last block counts in full where the next
+token is predicted and only for its keys and values elsewhere, as in training without hidden states.
 
-`counter`: what `torch.utils.flop_counter.FlopCounterMode` sees of the real modules on the meta device, which the closed
-formula here equals. Attention computes all of a square; gathered rows are no products, the K_mix rows through which the
-concept head's values are learned among them. Nothing is recomputed.
+`counter` equals what `torch.utils.flop_counter.FlopCounterMode` counts for the real modules on the meta device. It counts
+attention over a full square, and no gathered rows, such as the K_mix rows through which the concept head's values are
+learned.
 
-Neither counts norms, activations, softmax, top-k and embedding look-ups.
+Neither counts norms, activations, softmax, top-k or embedding look-ups.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BACKWARD_OVER_FORWARD = 2.0
 
 
 def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic") -> float:
-    """Of one forward pass, a token of text, in windows of `context_length`."""
+    """FLOPs of one forward pass per token of text, in windows of `context_length` tokens."""
     adapter, mixer = model.adapter, model.mixer.config
     insert, layout = mixer.insertion, mixer.layout
     num_positions: int = layout.num_positions(context_length)
@@ -41,7 +41,7 @@ def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, coun
 
 
 def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic") -> float:
-    """Of one training step, a token of text; a teacher's work is not in it."""
+    """FLOPs of one training step per token of text, without those of a teacher."""
     forward = forward_flops_per_token(model, context_length, count)
     mixer, D = model.mixer.config, model.config.hidden_size
     own = mixer.forward_flops(D, count)
@@ -50,7 +50,7 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, cou
 
 
 def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
-    """What the last block leaves out where nothing is read: all of it but keys and values."""
+    """FLOPs per token that the last block saves at unread positions, where it computes only keys and values."""
     adapter, layout, last = model.adapter, model.mixer.config.layout, model.adapter.num_blocks - 1
     if not layout.stride or not adapter.can_skip(adapter.blocks[last], None):
         return 0.0
@@ -76,7 +76,7 @@ def span_flops_per_token(
     layout: Layout = Layout(),  # noqa: B008 (it is frozen)
     count: Count = "algorithmic",
 ) -> float:
-    """Forward FLOPs of blocks `start` to `stop - 1`, a position, in sequences of `num_positions`."""
+    """Forward FLOPs of blocks `start` to `stop - 1` per position, in sequences of `num_positions`."""
     attention = attention_flops_per_token(adapter, start, stop, num_positions, layout, count)
     return _linear_flops(adapter, start, stop) + attention
 
@@ -98,7 +98,7 @@ def attention_flops_per_token(
     layout: Layout = Layout(),  # noqa: B008 (it is frozen)
     count: Count = "algorithmic",
 ) -> float:
-    """The part of it that is attention: scores, then values, over the mean number of keys, or over all of them."""
+    """The attention part of `span_flops_per_token`: scores and values over the mean number of keys (`counter`: all keys)."""
     if count == "counter":
         return 2.0 * 2 * _attention_width(adapter.model) * num_positions * (stop - start)
     windows = adapter.sliding_windows()
@@ -107,13 +107,13 @@ def attention_flops_per_token(
 
 
 def mean_keys(num_positions: int, window: int | None, layout: Layout, part: slice = slice(None)) -> float:
-    """Keys that a position attends to, on average: all up to itself that a window leaves.
+    """Mean number of keys that a position attends to: all up to itself, within the window.
 
     Args:
-        num_positions: of a sequence.
-        window: tokens that a block sees; None: all.
-        layout: of the positions.
-        part: the positions that are meant.
+        num_positions: number of positions of a sequence.
+        window: number of tokens that a block sees; None: all.
+        layout: layout of the positions.
+        part: positions to average over.
     """
     positions = np.arange(num_positions)[part]
     width = num_positions if window is None else min(layout.num_positions(window), num_positions)
@@ -123,12 +123,12 @@ def mean_keys(num_positions: int, window: int | None, layout: Layout, part: slic
 
 
 def head_flops(adapter: DecoderAdapter) -> float:
-    """Forward FLOPs of the output head, a position."""
+    """Forward FLOPs of the output head per position."""
     return 2.0 * cast(nn.Linear, adapter.model.get_output_embeddings()).weight.numel()
 
 
 def causal_lm_flops_per_token(model: PreTrainedModel, context_length: int, count: Count = "algorithmic") -> float:
-    """Forward FLOPs of a plain decoder, such as a teacher, a token."""
+    """Forward FLOPs of a plain decoder, such as a teacher, per token."""
     adapter = adapter_for(model)
     return span_flops_per_token(adapter, 0, adapter.num_blocks, context_length, count=count) + head_flops(adapter)
 
@@ -139,7 +139,7 @@ def _attention_width(model: PreTrainedModel) -> int:
 
 
 def key_width(model: PreTrainedModel) -> int:
-    """Numbers in the keys, and in the values, of one position in one block."""
+    """Number of elements in the keys (and in the values) of one position in one block."""
     config = model.config
     return int((getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_size(model))
 

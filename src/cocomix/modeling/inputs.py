@@ -1,7 +1,7 @@
-"""What `forward` is given, refused with one sentence where it can't be right.
+"""Checks of the arguments of `forward`.
 
-Looking at values costs nothing on the CPU and a wait for the device elsewhere: ranges are checked on the CPU only, and not
-while a graph is traced.
+Reading values is free on the CPU but waits for any other device, so ranges are checked on the CPU only, and not while a
+graph is traced.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from torch import Tensor, compiler
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.modeling.configuration import CoCoMixConfig
 
-# Shapes: B batch, T tokens, A labels a token.
+# Shapes: B batch, T tokens, A labels per token.
 
 
 def check_tokens(config: CoCoMixConfig, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
-    """Token ids [B, T] in the vocabulary, or embeddings [B, T, D]; one of them."""
+    """Require either token ids [B, T] in the vocabulary or embeddings [B, T, D]."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise CocomixError("give input_ids or inputs_embeds, one of them")
+        raise CocomixError("give either input_ids or inputs_embeds")
     if inputs_embeds is not None:
         if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != config.hidden_size:
             raise CocomixError(
@@ -31,7 +31,7 @@ def check_tokens(config: CoCoMixConfig, input_ids: Tensor | None, inputs_embeds:
 
 
 def check_mask(attention_mask: Tensor | None, batch_size: int, num_tokens: int) -> None:
-    """A padding mask as long as the tokens; for calls without a cache."""
+    """Require a padding mask to have the shape of the tokens, in a call without a cache."""
     if (
         attention_mask is not None
         and attention_mask.ndim == 2
@@ -45,7 +45,7 @@ def check_mask(attention_mask: Tensor | None, batch_size: int, num_tokens: int) 
 def checked_labels(
     config: CoCoMixConfig, shape: tuple[int, ...], labels: Tensor | None, concept_labels: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Labels of tokens and of concepts as int64, whatever integers they were, for tokens of `shape` (B, T)."""
+    """Check labels for tokens of `shape` (B, T); returns token labels [B, T] and concept labels [B, T, A] as int64."""
     if labels is not None:
         if tuple(labels.shape) != shape:
             raise CocomixError(f"labels has shape {tuple(labels.shape)}; the tokens have {shape}")
@@ -58,7 +58,7 @@ def checked_labels(
         raise CocomixError(f"concept_labels were given to a model with mixer {config.mixer.mixer!r}")
     if concept_labels.ndim != 3 or tuple(concept_labels.shape[:2]) != shape or not concept_labels.shape[2]:
         raise CocomixError(
-            f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels a token')}"
+            f"concept_labels has shape {tuple(concept_labels.shape)}; expected {(*shape, 'labels per token')}"
         )
     _check_integer("concept_labels", concept_labels)
     check_range("concept_labels", concept_labels, config.num_concepts, "the model has concepts")
@@ -66,8 +66,8 @@ def checked_labels(
 
 
 def check_range(name: str, ids: Tensor, size: int, has: str, ignored: int | None = IGNORED_LABEL) -> None:
-    """Refuse an id outside of [0, size) that is not the ignored one."""
-    # Subclasses, such as the shapes without numbers of a plan, may have no values to look at.
+    """Refuse ids outside [0, size), except the ignored one."""
+    # Subclasses of Tensor, such as a plan's fake tensors, may have no values.
     if type(ids) is not Tensor or ids.device.type != "cpu" or not ids.numel() or compiler.is_compiling():
         return
     wrong = (ids >= size) | (ids < 0)

@@ -1,10 +1,10 @@
-"""The last block, where only some positions are read: the others give it their keys and values, and nothing else.
+"""The last block, run only on positions that are read; the others contribute their keys and values.
 
-With interleaving the next token is read at the concept positions, so the token positions' queries, attention and MLP in the
-last block would feed nothing. The block therefore runs on the positions that are read. What it takes for its cache is a
-`SharedKeys`, which adds the keys and values of the others, computed by the block's own norm and projections, before
-attention sees them. That happens inside the block's forward, so whatever gathers, casts, recomputes or compiles a block
-treats these keys as it does the block's own.
+With interleaving the next token is predicted at the concept positions, so in the last block the queries, attention and MLP
+of token positions would be wasted. The block therefore runs on the positions that are read. In place of a cache it gets a
+`SharedKeys`, which adds the keys and values of the other positions, computed by the block's own norm and projections, before
+attention. That happens inside the block's forward, so anything that gathers, casts, recomputes or compiles a block treats
+these keys like the block's own.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from transformers import Cache
 
 from cocomix.mixers.layout import Span
 
-# Shapes: B batch, S positions, R of them unread, D width, H heads of keys, E width of a head.
+# Shapes: B batch, S positions, R unread positions, D width, H key heads, E width of a head.
 
 KeysAndValues = tuple[Float[Tensor, "B H R E"], Float[Tensor, "B H R E"]]
 
-#: Attention whose mask is a tensor, of which rows can be taken.
+#: Attention implementations whose mask is a tensor, from which rows can be selected.
 _MASKED_BY_TENSORS = ("eager", "sdpa")
 
 
 @dataclass
 class SharedKeys:
-    """Looks like a cache to a block: what attention gets are keys and values of all positions."""
+    """Acts as a cache for a block, so that attention gets the keys and values of all positions."""
 
     unread: Float[Tensor, "B R D"]
-    """The residual stream where nothing is read."""
+    """The residual stream at unread positions."""
     arguments: dict[str, Any]
-    """Of the block, for these positions."""
+    """Arguments of the block for the unread positions."""
     keys_and_values: Callable[[Tensor, dict[str, Any]], KeysAndValues]
     span: Span
     cache: Cache | None
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, S, E], from those of the positions that are read; with a cache, earlier ones too."""
+        """Keys and values [B, H, S, E] of all positions, from those that are read; with a cache, earlier ones too."""
         more_keys, more_values = self.keys_and_values(self.unread, self.arguments)
         keys, values = self._merged(keys, more_keys), self._merged(values, more_values)
         if self.cache is None:
@@ -58,7 +58,7 @@ class SharedKeys:
         return merged
 
 
-# Under FSDP a block's inputs are found, cast and followed in the backward by walking through such containers.
+# FSDP finds a block's input tensors, to cast them and hook their gradients, by walking through registered containers.
 pytree.register_pytree_node(
     SharedKeys,
     lambda shared: ([shared.unread, shared.arguments], (shared.keys_and_values, shared.span, shared.cache)),
@@ -67,19 +67,19 @@ pytree.register_pytree_node(
 
 
 def can_skip(block: nn.Module, attention: str, cache: Cache | None) -> bool:
-    """Whether a block can run on some positions only, under this attention and the block's own checkpointing."""
+    """Whether a block can run on some positions only, with this attention and the block's checkpointing."""
     if attention not in _MASKED_BY_TENSORS:
         return False
     if not _is_checkpointed(block):
         return True
-    # Checkpointing would update a cache twice, and its older form follows no tensor inside of other arguments.
+    # Checkpointing would update a cache twice, and its reentrant form does not see tensors nested in other arguments.
     options = getattr(block._gradient_checkpointing_func, "keywords", {})
     return cache is None and options.get("use_reentrant") is False
 
 
 @contextmanager
 def shared_keys_kept(block: nn.Module) -> Iterator[None]:
-    """Within, a checkpointed block keeps what it is given for a cache; it would drop it otherwise."""
+    """Within the block, checkpointed decoder blocks keep the cache they are given instead of dropping it."""
     if not _is_checkpointed(block):
         yield
         return

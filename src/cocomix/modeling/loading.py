@@ -1,4 +1,4 @@
-"""Loading any causal LM, with one sentence where it can't be."""
+"""Loading of causal LMs from folders, GGUF files and the Hub."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether a name has the form of a repository's, `organisation/name` or `name`."""
+    """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def local_model(path: Path) -> Path:
-    """The path itself where something is there; else the folder of what was downloaded from the Hub under that name.
+    """The path itself if it exists or can't be a Hub name; otherwise the folder of the model downloaded under that name.
 
     Raises:
-        CocomixError: it is neither.
+        CocomixError: the download failed.
     """
     if path.exists() or not may_be_on_hub(str(path)):
         return path
@@ -39,10 +39,10 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
     """A causal LM in evaluation mode, in float32.
 
     Args:
-        path: a folder (a training run, or what `save_pretrained` wrote), a GGUF file, or a Hub name.
+        path: a folder (a training run, or one written by `save_pretrained`), a GGUF file, or a Hub name.
 
     Raises:
-        CocomixError: nothing loadable is there, or its weights do not fit its configuration.
+        CocomixError: the model can't be loaded, or its weights don't fit its configuration.
     """
     folder = Path(path)
     options: dict[str, Any] = {"use_safetensors": True}
@@ -55,13 +55,13 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
     elif isinstance(path, Path) and not (folder / "config.json").exists():
         raise CocomixError(f"{path} has no config.json; expected a model folder")
     try:
-        # Attribution and evaluation compute in float32, whatever the file holds.
+        # Attribution and evaluation compute in float32, even if the weights are stored in another dtype.
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except CocomixError:
         raise
-    except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
+    except Exception as error:  # the libraries raise a dozen types of their own for damaged files
         raise CocomixError(f"no causal language model could be loaded from {folder}: {reason_of(error)}") from error
     check_loading_report(report, str(folder))
     return cast(PreTrainedModel, model.eval())

@@ -1,4 +1,4 @@
-"""The next-token loss: token by token, or summed, from logits or from the hidden states without keeping any logits."""
+"""The next-token loss: per token or summed, from logits or from hidden states without keeping any logits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.linear_head import linear_head
 from cocomix.modeling.backbones import DecoderAdapter
 
 
 def combined_loss(terms: Iterable[tuple[float, Tensor, Tensor | int]]) -> tuple[Tensor, list[Tensor]]:
-    """The loss of every model and every run: the weighted sum of the means of some terms.
+    """The loss of every model and run: the weighted sum of the terms' means.
 
     Args:
-        terms: weight, sum over the targets and number of targets of each; the number may be that of a whole step, of which
-            this is a part.
+        terms: weight, sum over the targets and number of targets of each term; if this is part of a step, the number is
+            that of the whole step.
 
     Returns:
         the loss, and the mean of each term.
@@ -34,7 +34,7 @@ def combined_loss(terms: Iterable[tuple[float, Tensor, Tensor | int]]) -> tuple[
 
 
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
-    """-log p(x_{t+1} | x_{<=t}), in nats, for all tokens but the first of each window."""
+    """-log p(x_{t+1} | x_{<=t}), in nats, for all tokens except the first of each window."""
     V = logits.shape[-1]
     losses = F.cross_entropy(logits[:, :-1].reshape(-1, V), input_ids[:, 1:].reshape(-1), reduction="none")
     return losses.view(len(input_ids), -1)
@@ -51,7 +51,7 @@ def loss_of_logits(logits: Float[Tensor, "B T V"], labels: Int64[Tensor, "B T"])
 
 
 def has_plain_head(adapter: DecoderAdapter) -> bool:
-    """Whether a decoder's logits are a linear layer behind its final norm and nothing else."""
+    """Whether a decoder's logits are a linear layer after its final norm and nothing else."""
     is_usual = type(adapter).logits is DecoderAdapter.logits
     return is_usual and type(adapter.model.get_output_embeddings()) is nn.Linear
 
@@ -59,16 +59,16 @@ def has_plain_head(adapter: DecoderAdapter) -> bool:
 def loss_of_hidden(
     adapter: DecoderAdapter, hidden: Float[Tensor, "B T D"], labels: Int64[Tensor, "B T"], logits_megabytes: int
 ) -> Float[Tensor, ""]:
-    """`loss_of_logits` of the logits of a plain head, computed chunk by chunk.
+    """`loss_of_logits` for a decoder with a plain head, computed chunk by chunk.
 
     Args:
-        adapter: of a decoder with a plain head.
-        hidden: residual stream behind the last block.
-        labels: `IGNORED_LABEL` where there are none.
-        logits_megabytes: of memory for a chunk's logits.
+        adapter: adapter of a decoder with a plain head.
+        hidden: residual stream after the last block.
+        labels: labels, `IGNORED_LABEL` where there are none.
+        logits_megabytes: memory for a chunk of logits.
     """
     head = cast(nn.Linear, adapter.model.get_output_embeddings())
-    # The last position has no next token; with a weight of zero it may stay, and the rows need no copy.
+    # The last position has no next token, but is kept with a weight of zero so that the rows need no copy.
     targets = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED_LABEL)], 1).flatten()
     _, _, loss = linear_head(
         adapter.final_norm(hidden).flatten(0, 1),

@@ -1,4 +1,4 @@
-"""Attention masks of a span of blocks, made by `transformers` for each type of block."""
+"""Attention masks for a span of blocks, made by `transformers` for each type of block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SLIDING = "sliding_attention"
 
 @dataclass(frozen=True)
 class MaskInputs:
-    """What the masks of one span are made of; see `DecoderAdapter.run_blocks`."""
+    """The inputs from which a span's masks are made; see `DecoderAdapter.run_blocks`."""
 
     attention_mask: Tensor | None
     packed_positions: Tensor | None
@@ -33,15 +33,15 @@ class MaskInputs:
 def make_mask(
     config: PreTrainedConfig, layer_type: str, index: int, hidden: Tensor, inputs: MaskInputs, *, is_explicit: bool
 ) -> Any:
-    """In the form of the attention implementation: a tensor, a block mask, or None where none is needed.
+    """A mask in the form of the attention implementation: a tensor, a block mask, or None if none is needed.
 
     Args:
-        config: the backbone's.
-        layer_type: of the block.
-        index: of the block: below and above a mixer a cache holds different numbers of keys.
-        hidden: the residual stream [B, S, D].
-        inputs: of the span.
-        is_explicit: never None, for whoever wants some rows only.
+        config: the backbone's configuration.
+        layer_type: type of the block.
+        index: index of the block; a cache holds different numbers of keys below and above a mixer.
+        hidden: residual stream [B, S, D].
+        inputs: mask inputs of the span.
+        is_explicit: never return None, for callers that select rows of the mask.
     """
     layout, make = inputs.layout, create_causal_mask
     if layer_type == SLIDING:
@@ -63,22 +63,24 @@ def make_mask(
 def check_attention(
     config: PreTrainedConfig, layer_types: Collection[str], batch_size: int, inputs: MaskInputs
 ) -> None:
-    """Refuse flash attention, which takes most of a mask from elsewhere, where it would be wrong.
+    """Refuse flash attention, which ignores most of a mask, where its result would be wrong.
 
     Args:
-        config: the backbone's.
-        layer_types: of the blocks of the span.
+        config: the backbone's configuration.
+        layer_types: types of the span's blocks.
         batch_size: B.
-        inputs: of the span.
+        inputs: mask inputs of the span.
 
     Raises:
-        CocomixError: it would be.
+        CocomixError: flash attention would compute something else.
     """
     if not str(config._attn_implementation).startswith("flash"):
         return
     if inputs.packed_positions is not None and batch_size > 1:
         raise CocomixError("flash attention keeps packed documents apart in a batch of one window only")
-    if SLIDING in layer_types and inputs.layout.stride:  # it takes its window from the block, not from a mask
+    if (
+        SLIDING in layer_types and inputs.layout.stride
+    ):  # flash attention gets its window from the block, not from a mask
         raise CocomixError(
             "flash attention has no doubled sliding window above an interleaving mixer; load the model with "
             "attn_implementation 'sdpa' or 'flex_attention'"

@@ -1,9 +1,9 @@
 """The composed student: embedding, lower blocks, mixer, upper blocks, head.
 
-The backbone stays a whole Hugging Face model inside, so its weights, tying and saving are its own. With no mixer its
-logits come out bit for bit. With interleaving, blocks below the mixer see T positions and blocks above 2T; a cache
+The backbone remains a complete Hugging Face model inside, so its weights, tying and saving are its own. Without a mixer its
+logits are reproduced bit for bit. With interleaving, blocks below the mixer see T positions and blocks above it 2T; a cache
 therefore holds T keys below and 2T above (`modeling/cache.py`), and masks and positions follow (`Layout`). The last block
-runs where the next token is read (`modeling/last_block.py`).
+runs only where the next token is predicted (`modeling/last_block.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
 from cocomix.mixers.config import MIXERS
@@ -37,19 +37,19 @@ from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logi
 from cocomix.modeling.output import CoCoMixOutput
 from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
 
-# Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels a token.
+# Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels per token.
 
 
-#: Arguments that transformers passes to any model.
-_PASSED_ON = frozenset(("cache_position", "token_type_ids"))
+#: Arguments that transformers passes to any model, ignored here.
+_IGNORED_ARGUMENTS = frozenset(("cache_position", "token_type_ids"))
 
 
 class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     """A decoder that predicts concepts and mixes them into its own hidden states.
 
     Args:
-        config: see `CoCoMixConfig`.
-        backbone: a causal LM to build around; made from `config.backbone_config` if not given.
+        config: settings of the model.
+        backbone: causal LM to build around; by default a new one from `config.backbone_config`.
     """
 
     def __init__(self, config: CoCoMixConfig, backbone: PreTrainedModel | None = None) -> None:
@@ -67,27 +67,27 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     def from_backbone(
         cls, backbone: PreTrainedModel, *, sae: AutoencoderWeights | None = None, **settings: Any
     ) -> CoCoMixForCausalLM:
-        """Build around a decoder that has its weights already, so that the first logits are close to its own.
+        """Build around a trained decoder, so that the first logits are close to the decoder's.
 
-        The compression starts at zero and the mixing is `interleave_residual` unless another is named, so each concept
-        position starts as a copy of its token at the same position and attends to pairs of equal keys, which weigh what
-        one key did. With `mixing="interleave"` the concept position has nothing but the concept vector: give the `sae`
-        of the backbone's residual stream after block `layer`, and that vector starts as its reconstruction.
+        The compression starts at zero and `mixing` defaults to `interleave_residual`, so each concept position starts as a
+        copy of its token at the same position and attends to pairs of equal keys, which weigh as much as one key did. With
+        `mixing="interleave"` the concept position holds only the concept vector: pass the `sae` of the backbone's residual
+        stream after block `layer`, and that vector starts as its reconstruction.
 
         Args:
             backbone: any supported causal LM; kept, not copied.
-            sae: TopK autoencoder with `layer_norm` normalisation whose encoder and decoder start the mixer. Sets
+            sae: TopK autoencoder with `layer_norm` normalisation whose encoder and decoder initialise the mixer. Sets
                 `num_concepts` and `num_active_concepts` unless they are given.
-            settings: of `CoCoMixConfig`.
+            settings: settings of `CoCoMixConfig`.
 
         Raises:
-            CocomixError: the backbone is no supported causal LM, a setting is unknown, or the autoencoder does not fit.
+            CocomixError: the backbone is not a supported causal LM, a setting is unknown, or the autoencoder does not fit.
         """
         if not isinstance(backbone, PreTrainedModel):
             raise CocomixError(f"backbone is {backbone!r}; expected a loaded model, such as load_causal_lm gives")
         adapter_for(backbone)
         named = MIXERS.get(settings.get("mixer", "concept"))
-        if named is not None and hasattr(named, "mixing"):
+        if getattr(named, "mixing", None) == "interleave":  # a mixer that is made for another stays with it
             settings.setdefault("mixing", "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))
@@ -105,7 +105,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     def generate(self, *arguments: Any, **options: Any) -> Any:
         """Generate; see `GenerationMixin.generate`."""
         if options.get("assistant_early_exit") is not None:
-            raise CocomixError("assistant_early_exit is not supported: it would cut the blocks off above the mixer")
+            raise CocomixError("assistant_early_exit is not supported: it would cut off the blocks above the mixer")
         prompt = options.get("inputs_embeds")
         if prompt is None:
             prompt = arguments[0] if arguments else options.get("inputs", options.get("input_ids"))
@@ -113,21 +113,24 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             return super().generate(*arguments, **options)
 
     def compile_blocks(self, **options: Any) -> None:
-        """`torch.compile` every block of the backbone in place; `options` are its own.
+        """`torch.compile` every block of the backbone in place, with `options`.
 
-        Blocks share their code, so two graphs serve them all: one for the length below the mixer, one for above.
+        Blocks share their code, so two graphs serve them all: one for the length below the mixer, one for that above.
         """
         for block in self.adapter.blocks:
             block.compile(**options)
 
     def limit_logits(self, megabytes: int) -> None:
-        """Bound the memory of logits that nobody wants to see: over concepts, and in training over the vocabulary.
+        """Bound the memory of logits that are not returned: over concepts, and in training over the vocabulary.
 
         Args:
-            megabytes: of 2**20 bytes, of one chunk of rows; at least one row is computed at a time.
+            megabytes: megabytes (2**20 bytes) for one chunk of rows; a chunk has at least one row.
+
+        Raises:
+            CocomixError: `megabytes` is below 1.
         """
         if megabytes < 1:
-            raise CocomixError(f"logits of {megabytes} MB can't be computed; the least is 1")
+            raise CocomixError(f"logits_megabytes is {megabytes}; it must be at least 1")
         self.logits_megabytes = self.mixer.logits_megabytes = megabytes
 
     @staticmethod
@@ -152,7 +155,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
 
     @property
     def saved_form(self) -> PreTrainedModel:
-        """What is written to disk: the plain decoder where nothing is inserted."""
+        """The model to save: the plain decoder if nothing is inserted."""
         return self if self.config.mixer.inserts else self.backbone
 
     def get_input_embeddings(self) -> nn.Module:
@@ -187,29 +190,30 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         """Run the model.
 
         Args:
-            input_ids: token ids; or give `inputs_embeds`.
+            input_ids: token ids, unless `inputs_embeds` is given.
             attention_mask: [B, past + T], zero at padding.
             position_ids: positions of the tokens; by default counted from the first attended token. Without a mask and a
-                cache, positions that start over at 0 mark packed documents: attention then stays within each.
+                cache, positions that restart at 0 mark packed documents, and attention stays within each.
             past_key_values: cache of earlier tokens, extended in place.
-            inputs_embeds: token embeddings in place of ids.
-            labels: [B, T], token ids to predict, shifted inside; `-100` is ignored.
-            concept_labels: [B, T, A], concepts of each token; a position with a `-100` among them is ignored.
-            use_cache: make a cache if none is given.
-            logits_to_keep: logits of the last so many tokens only, or of those at these indices; 0, and with labels: all.
-            return_logits: with labels; by default only outside training.
-            output_hidden_states: also return the residual stream after each block; by default as the configuration says.
+            inputs_embeds: token embeddings instead of ids.
+            labels: [B, T], integer token ids to predict, shifted inside; `-100` is ignored.
+            concept_labels: [B, T, A], integer concepts of each token; positions with a `-100` are ignored.
+            use_cache: create a cache if none is given.
+            logits_to_keep: return logits of the last N tokens only, or of these indices; 0, or with labels: of all.
+            return_logits: whether to return logits when labels are given; by default only outside training.
+            output_hidden_states: also return the residual stream after each block; by default as configured.
             output_attentions: not supported.
-            return_dict: False: a tuple.
-            unknown: refused, but for what `transformers` passes on and a decoder has no use for.
+            return_dict: False: return a tuple.
+            unknown: refused, except arguments that `transformers` passes to any model.
 
         Raises:
-            CocomixError: an id or label out of range or of the wrong shape or type, attentions, or an unknown argument.
+            CocomixError: an id or label is out of range or has the wrong shape or type, attentions are requested, or an
+                argument is unknown.
         """
         if output_attentions:
             raise CocomixError("output_attentions is not supported: token and concept positions have maps of two sizes")
-        if not _PASSED_ON.issuperset(unknown):
-            raise CocomixError(f"forward has no argument {min(unknown.keys() - _PASSED_ON)!r}")
+        if not _IGNORED_ARGUMENTS.issuperset(unknown):
+            raise CocomixError(f"forward has no argument {min(unknown.keys() - _IGNORED_ARGUMENTS)!r}")
         adapter = self.adapter
         check_tokens(self.config, input_ids, inputs_embeds)
         if inputs_embeds is None:
@@ -245,7 +249,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             states,
         )
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
-        # A head of another kind, or logits that are capped behind it, want all logits also for the loss.
+        # With another kind of head, or with capped logits, the loss needs all logits too.
         logits = None
         if wants_logits or not has_plain_head(adapter):
             logits = adapter.logits(hidden if labels is not None else _kept(hidden, logits_to_keep))
@@ -277,13 +281,13 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         edits: tuple[ConceptEdit, ...],
         states: list[Tensor] | None,
     ) -> tuple[Tensor, MixerOutput]:
-        """Hidden states [B, T, D] that predict the next token, and what the mixer said."""
+        """Hidden states [B, T, D] that predict the next token, and the mixer's output."""
         adapter, L = self.adapter, self.adapter.num_blocks
         insert, layout = self.mixer.config.insertion, self.mixer.config.layout
         if cache is not None and layout.stride:
             adopt_cache(cache, self.config.backbone_config, insert, layout)
         hidden = adapter.embed(inputs_embeds, position_ids)
-        # Before any block runs: a static cache counts on in the same tensor.
+        # Computed before any block runs: a static cache updates its length in place.
         span = layout.span(num_past, hidden.shape[1], hidden.device) if layout.stride else None
         if states is not None:
             states.append(hidden)

@@ -1,4 +1,4 @@
-"""What a forward pass of the composed student returns."""
+"""The output of the composed student's forward pass."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cocomix.modeling.losses import combined_loss
 
 @dataclass
 class CoCoMixOutput(ModelOutput):
-    """What a forward pass returns. Losses are means over valid targets; sums and counts stand beside them."""
+    """Output of a forward pass. Losses are means over valid targets, in nats, with their sums and counts."""
 
     loss: Float[Tensor, ""] | None = None
-    """lm_loss + concept_loss_weight * concept_loss, as far as labels were given."""
+    """lm_loss + concept_loss_weight * concept_loss, including only terms with labels."""
     logits: Float[Tensor, "B T V"] | None = None
-    """None in training with labels, unless asked for."""
+    """Logits; None in training with labels, unless requested."""
     past_key_values: Cache | None = None
     lm_loss: Float[Tensor, ""] | None = None
     concept_loss: Float[Tensor, ""] | None = None
@@ -33,15 +33,15 @@ class CoCoMixOutput(ModelOutput):
     concept_indices: Int64[Tensor, "B T K"] | None = None
     concept_values: Float[Tensor, "B T K"] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    """If asked for: the residual stream below the first block and after each, [B, T, D], above the mixer [B, S, D]."""
+    """If requested: the residual stream before the first block and after each one, [B, T, D], above the mixer [B, S, D]."""
 
     def set_concepts(self, mixed: MixerOutput) -> None:
-        """Set what the mixer said."""
+        """Copy the mixer's concepts, concept loss and count."""
         self.concept_indices, self.concept_values = mixed.concept_indices, mixed.concept_values
         self.concept_loss_sum, self.concept_count = mixed.concept_loss_sum, mixed.concept_count
 
     def set_loss(self, concept_loss_weight: float) -> None:
-        """Set the means and `loss` from the sums and counts that there are."""
+        """Set the mean losses and `loss` from the sums and counts that are set."""
         terms = []
         if self.lm_loss_sum is not None and self.lm_count is not None:
             terms.append((1.0, self.lm_loss_sum, self.lm_count.clamp(min=1)))

@@ -1,4 +1,4 @@
-"""Which tokens an edit acts on: a rule gives a mask for each forward pass, whatever part of a row the pass is about."""
+"""Rules for the tokens that an edit acts on: each gives a mask for a forward pass, which may see only part of a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from cocomix.mixers.edits import TokenContext
 
 
 def position_rule(positions: Any) -> Callable[[TokenContext], Tensor]:
-    """What says of each token whether it is edited: a mask [#B, T]; see `steer` for what `positions` can be."""
+    """A function that returns a boolean mask [#B, T] of the tokens to edit; `steer` documents `positions`.
+
+    Raises:
+        CocomixError: `positions` is not a rule.
+    """
     if positions is None:
         return lambda context: torch.ones_like(context.positions, dtype=torch.bool)
     if isinstance(positions, str) and positions in _NAMED_RULES:
@@ -23,7 +27,9 @@ def position_rule(positions: Any) -> Callable[[TokenContext], Tensor]:
     if isinstance(positions, slice | range):
         start, stop, step = positions.start or 0, positions.stop, positions.step or 1
         if start < 0 or (stop is not None and stop < 0) or step < 1:
-            raise CocomixError(f"positions is {positions!r}; count from the start of a row: its end is not known yet")
+            raise CocomixError(
+                f"positions is {positions!r}; count from the start of a row, as its end is not known yet"
+            )
         return lambda context: _in_range(context.positions, start, stop, step)
     if callable(positions):
         return lambda context: _checked_mask(positions(context.positions), context.positions)
@@ -39,12 +45,12 @@ _NAMED_RULES: dict[str, Callable[[TokenContext], Tensor]] = {
 
 
 def _in_range(positions: Tensor, start: int, stop: int | None, step: int) -> Tensor:
-    found = (positions >= start) & ((positions - start) % step == 0)
-    return found if stop is None else found & (positions < stop)
+    mask = (positions >= start) & ((positions - start) % step == 0)
+    return mask if stop is None else mask & (positions < stop)
 
 
 def _checked_mask(mask: Any, positions: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != positions.shape:
-        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise CocomixError(f"positions gave {found}; expected a mask (bool) of shape {tuple(positions.shape)}")
+        shown = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise CocomixError(f"positions returned {shown}; expected a mask (bool) of shape {tuple(positions.shape)}")
     return mask

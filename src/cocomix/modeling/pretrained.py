@@ -1,4 +1,4 @@
-"""What transformers needs to know of a CoCoMix model: configuration class, initial weights, loading."""
+"""What transformers needs to know about a CoCoMix model: configuration class, initial weights, loading."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cocomix.modeling.configuration import CoCoMixConfig
 
 
 class CoCoMixPreTrainedModel(PreTrainedModel):
-    """A model of the family `cocomix`, whatever stands on top of it."""
+    """Base class for models of the family `cocomix`."""
 
     config_class = CoCoMixConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    #: The loss is a mean over the batch; `transformers.Trainer` divides by its accumulation steps.
+    #: The loss is a mean over the batch, so `transformers.Trainer` must divide it by its accumulation steps.
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -32,7 +32,7 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The backbone initialises itself, from the same generator state whatever the mixer.
+        # The backbone initialises itself, from the same generator state for every mixer.
         if isinstance(module, Mixer) and not any(
             getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()
         ):
@@ -43,19 +43,19 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
         """Load a saved model; see `PreTrainedModel.from_pretrained`.
 
         Raises:
-            CocomixError: no CoCoMix model can be read there, or tensors are missing, left over or of another shape (unless
+            CocomixError: no CoCoMix model can be loaded, or tensors are missing, unexpected or of another shape (unless
                 `ignore_mismatched_sizes`).
         """
         source = str(arguments[0] if arguments else options.get("pretrained_model_name_or_path", "the checkpoint"))
-        # Weights are never unpickled, and a model with random weights in it never comes back silently.
+        # Weights are never unpickled, and a model that holds random weights is never returned silently.
         if not options.setdefault("use_safetensors", True):
             raise CocomixError("use_safetensors is off, but cocomix reads safetensors only")
         other_shapes_too = options.pop("ignore_mismatched_sizes", False)
         if (Path(source) / CONFIG_NAME).is_file():
-            found = read_json(Path(source) / CONFIG_NAME).get("model_type")
-            if found != CoCoMixConfig.model_type:
+            family = read_json(Path(source) / CONFIG_NAME).get("model_type")
+            if family != CoCoMixConfig.model_type:
                 raise CocomixError(
-                    f"{source} holds a model of the family {found!r}; from_backbone makes a CoCoMix model of it"
+                    f"{source} holds a model of the family {family!r}; from_backbone makes a CoCoMix model from it"
                 )
         try:
             model, report = super().from_pretrained(
@@ -63,7 +63,7 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
             )
         except CocomixError:
             raise
-        except Exception as error:  # the libraries below raise a dozen kinds of their own for a damaged file
+        except Exception as error:  # the libraries raise a dozen types of their own for damaged files
             raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason_of(error)}") from error
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
         check_loading_report(report | allowed, source)
@@ -71,10 +71,10 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
 
 
 def check_loading_report(report: Mapping[str, Any], source: str) -> None:
-    """Refuse a checkpoint that does not fit its configuration: the model would hold random weights, or lack some."""
+    """Refuse weights that do not fit their configuration: some parameters would be random, or some weights lost."""
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             names = ", ".join(sorted(key if isinstance(key, str) else key[0] for key in report[problem])[:3])
             raise CocomixError(
-                f"the weights in {source} do not fit its config.json ({problem.replace('_', ' ')}: {names})"
+                f"the weights in {source} don't fit its config.json ({problem.replace('_', ' ')}: {names})"
             )

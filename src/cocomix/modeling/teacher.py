@@ -1,4 +1,4 @@
-"""The frozen teacher: any supported decoder, seen as what is below and above one block."""
+"""The frozen teacher: any supported decoder, split after one of its blocks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,35 @@ from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.loading import load_causal_lm
 
-# Shapes: B batch, T tokens, S positions above the hook, D width of the teacher, V vocabulary.
+# Shapes: B batch, T tokens, S positions above block `layer`, D width of the teacher, V vocabulary.
 
 
 def load_teacher(path: Path | str) -> PreTrainedModel:
-    """A causal LM whose parameters are frozen."""
+    """A causal LM with frozen parameters.
+
+    Raises:
+        CocomixError: no causal LM can be loaded from there.
+    """
     return load_causal_lm(path).requires_grad_(False)
 
 
 class Teacher:
-    """A frozen causal LM with its residual stream opened after one block.
+    """A frozen causal LM whose residual stream can be read and replaced after one block.
 
     Args:
-        model: the causal LM; its parameters must not require gradients.
+        model: causal LM whose parameters do not require gradients.
         layer: 0-based block after which concepts are read.
+
+    Raises:
+        CocomixError: the model has no block `layer`, or its family is not supported.
     """
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
         self.adapter = adapter_for(model)
         if not 0 <= layer < self.adapter.num_blocks:
             raise CocomixError(
-                f"layer is {layer}; a teacher of {self.adapter.num_blocks} blocks takes 0 to {self.adapter.num_blocks - 1}"
+                f"layer is {layer}; for a teacher of {self.adapter.num_blocks} blocks it must be 0 to "
+                f"{self.adapter.num_blocks - 1}"
             )
         assert not any(parameter.requires_grad for parameter in model.parameters()), "the teacher must be frozen"
         self.model = model
@@ -59,19 +67,19 @@ class Teacher:
 
         Args:
             input_ids: windows of tokens.
-            position_ids: theirs, where they start over in isolated documents; None: attention crosses documents.
-            layers: 0-based blocks, ascending.
+            position_ids: positions that restart at 0 in each isolated document; None: attention crosses documents.
+            layers: 0-based blocks in ascending order.
         """
         positions = self._positions(input_ids.shape[1], input_ids.device) if position_ids is None else position_ids
         hidden = self.adapter.embed(self.adapter.token_embeddings(input_ids), positions)
-        found, start = [], 0
+        residuals, start = [], 0
         for layer in layers:
             hidden = self.adapter.run_blocks(
                 hidden, start, layer + 1, position_ids=positions, packed_positions=position_ids
             )
-            found.append(hidden)
+            residuals.append(hidden)
             start = layer + 1
-        return found
+        return residuals
 
     def hidden(
         self,
@@ -81,12 +89,13 @@ class Teacher:
         attention_mask: Tensor | Mapping[str, Tensor] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "B S D"]:
-        """What the final norm and the head see, from a residual stream after block `layer`; with a graph if it has one.
+        """The input of the final norm, from a residual stream after block `layer`; differentiable.
 
         Args:
-            residual: of S positions.
-            position_ids: theirs; None: from 0 on. Without a mask and a cache, positions that start over isolate documents.
-            attention_mask: as `DecoderAdapter.run_blocks` takes it; None: plain causal attention.
+            residual: residual stream after block `layer`.
+            position_ids: positions; None: from 0 on. Without a mask and a cache, positions that restart at 0 isolate
+                documents.
+            attention_mask: mask as `DecoderAdapter.run_blocks` takes it; None: plain causal attention.
             cache: keys and values of earlier positions, extended in place.
         """
         positions = self._positions(residual.shape[1], residual.device) if position_ids is None else position_ids
@@ -103,7 +112,7 @@ class Teacher:
     def logits(
         self, residual: Float[Tensor, "B T D"], position_ids: Int64[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
-        """Logits from a residual stream after block `layer`, with a graph if it has one."""
+        """Logits from a residual stream after block `layer`; differentiable."""
         return self.adapter.logits(self.hidden(residual, position_ids=position_ids))
 
     @staticmethod

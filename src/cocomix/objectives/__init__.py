@@ -1,1 +1,1 @@
-"""What a step minimises: one class an objective, with all that depends on it."""
+"""Objectives, which a step minimises: each is one class that owns everything about itself."""

@@ -1,8 +1,8 @@
-"""Prediction of concepts: the loss, and where its labels come from.
+"""The concept objective: its loss, and the sources of its labels.
 
 Labels are read from a concept dataset, or computed by teacher and autoencoder while the student trains. Both give the same
-labels for the same windows, up to rounding: a pass of the teacher over another number of windows can round differently, and
-two nearly equal scores then change places.
+labels for the same windows, except that the teacher can round differently in passes over other numbers of windows, which
+can swap two nearly equal scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor
@@ -27,7 +27,7 @@ from cocomix.sae.model import SparseAutoencoder
 
 
 class ConceptLoss(Objective):
-    """mean_k CE(z, I_k) over the labelled positions (paper, equation 4)."""
+    """Concept loss mean_k CE(z, I_k) over the labelled positions, in nats (paper, equation 4)."""
 
     Config: ClassVar[type[ObjectiveConfig]] = ConceptLossConfig
     name = "concept_loss"
@@ -37,7 +37,7 @@ class ConceptLoss(Objective):
         return (batch.concept_labels != IGNORED_LABEL).all(-1).sum()
 
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
-        # The mixer sums it up chunk by chunk beside the choice of the strongest concepts: logits are never kept.
+        # The mixer sums the loss chunk by chunk while it chooses the strongest concepts, so logits are never kept.
         assert output.concept_loss_sum is not None
         return output.concept_loss_sum
 
@@ -60,7 +60,7 @@ class ConceptLoss(Objective):
 
 
 def open_labels(run: RunSettings, data: TokenDataset) -> WindowData | None:
-    """The labels that a run asks for, if it asks for any."""
+    """The labels that a run names: stored, computed on the fly, or None."""
     if run.labels is not None:
         stored = ConceptDataset(run.labels, data)
         if run.attribution != AttributionConfig():

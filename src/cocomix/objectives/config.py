@@ -1,6 +1,6 @@
 """Settings of each objective, and what follows from them before anything is loaded: checks, inputs, fingerprint.
 
-This file imports no torch, so that a command line is read and refused at once. The objectives themselves are in
+This file does not import torch, so that command lines are checked at once. The objectives themselves are in
 `next_token.py`, `concept_loss.py`, `distillation.py` and `hidden_regression.py`.
 """
 
@@ -25,7 +25,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 @runtime_checkable
 class StudentSettings(Protocol):
-    """What objectives look at in a student's settings."""
+    """The student's settings that objectives read."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -37,7 +37,7 @@ class StudentSettings(Protocol):
 
 @runtime_checkable
 class RunSettings(Protocol):
-    """What objectives look at in a run's settings; `TrainConfig` is one."""
+    """The run's settings that objectives read; `TrainConfig` has them."""
 
     @property
     def student(self) -> StudentSettings: ...
@@ -57,15 +57,15 @@ class RunSettings(Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Settings of an objective. An objective of your own subclasses this and overrides what differs."""
+    """Settings of an objective. To write your own, subclass this and override what differs."""
 
     weight: float = 0.0
-    """Its factor in the loss; 0: off."""
+    """Factor in the loss; 0: off."""
     schedule: Schedule = "constant"
-    """Of the weight over the run: constant, or down to zero in a line or a cosine."""
+    """Course of the weight over the run: constant, or falling to zero linearly or along a cosine."""
 
     name: ClassVar[str]
-    """Of the settings in a run's configuration."""
+    """Name of these settings in a run's configuration."""
     objective: ClassVar[Any]
     """The objective's class; `register_objective` sets it."""
 
@@ -73,31 +73,38 @@ class ObjectiveConfig:
         require_at_least(0, self, "weight")
 
     def check(self, run: RunSettings) -> None:
-        """Refuse what contradicts the rest of the run."""
+        """Refuse settings that contradict the rest of the run."""
 
     def is_on(self, run: RunSettings) -> bool:
-        """Whether the run minimises it."""
+        """Whether the run minimises this objective."""
         return bool(self.weight)
 
     def uses_teacher(self, run: RunSettings) -> bool:
-        """Whether it reads the run's teacher."""
+        """Whether the objective reads the run's teacher."""
         return False
 
     def open(self, run: RunSettings, data: TokenDataset) -> WindowData | None:
-        """What it reads of every training window beside the tokens; models are not loaded yet."""
+        """The data that the objective reads for every training window besides the tokens; loads no models yet."""
         return None
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        """What enters the run's fingerprint."""
-        return {self.name: dataclasses.asdict(self)} if self.weight else {}
+        """What enters the run's fingerprint. Paths don't: what `open` returns says what they hold."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if not isinstance(value, Path)}
+        return {self.name: values} if self.weight else {}
 
     def implementation(self) -> type[Objective]:
-        """The objective's class."""
-        implementation: type[Objective] = self.objective
-        return implementation
+        """The objective's class: the one that was registered with these settings."""
+        registered: type[Objective] | None = vars(type(self)).get("objective")
+        return registered if registered is not None else self._built_in()
+
+    def _built_in(self) -> type[Objective]:
+        """The class of an objective of this package, imported when it is needed."""
+        raise CocomixError(
+            f"no class is registered for the objective {self.name!r}; give it to cocomix.register_objective"
+        )
 
     def weight_at(self, step: int, num_steps: int) -> float:
-        """The weight at a 0-based step: all of it at the first, and unless it is constant nothing at the last.
+        """The weight at a 0-based step; unless it is constant, it is zero at the last step.
 
         linear: 1 - x;  cosine: (1 + cos(pi x)) / 2;  x = step / (num_steps - 1)
         """
@@ -109,7 +116,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class NextTokenConfig(ObjectiveConfig):
-    """Prediction of the next token: always on."""
+    """Settings of next-token prediction, which is always on."""
 
     weight: float = 1.0
 
@@ -118,7 +125,7 @@ class NextTokenConfig(ObjectiveConfig):
     def settings(self, run: RunSettings) -> dict[str, Any]:
         return {}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.next_token import NextToken
 
         return NextToken
@@ -126,7 +133,7 @@ class NextTokenConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class ConceptLossConfig(ObjectiveConfig):
-    """Prediction of the concepts that labels name (lambda in the paper)."""
+    """Settings of the loss of predicting labelled concepts; the weight is the paper's lambda."""
 
     weight: float = 0.1
 
@@ -156,7 +163,7 @@ class ConceptLossConfig(ObjectiveConfig):
     def settings(self, run: RunSettings) -> dict[str, Any]:
         return {"concept_loss_weight": self.weight, "concept_loss_schedule": self.schedule}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.concept_loss import ConceptLoss
 
         return ConceptLoss
@@ -164,12 +171,12 @@ class ConceptLossConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class DistillationConfig(ObjectiveConfig):
-    """Learning from the teacher's next-token distributions."""
+    """Settings of distillation from the teacher's next-token distributions."""
 
     temperature: float = 1.0
-    """Divides both models' logits."""
+    """Divisor of both models' logits."""
     targets: Path | None = None
-    """Stored sampled targets of the same windows, in place of a teacher that runs along."""
+    """Folder of `distill-targets`: stored draws for the same windows, instead of running the teacher."""
 
     name: ClassVar[str] = "distillation"
 
@@ -180,7 +187,9 @@ class DistillationConfig(ObjectiveConfig):
 
     def check(self, run: RunSettings) -> None:
         if self.weight and run.teacher is None and self.targets is None:
-            raise CocomixError("distillation.weight is set but no teacher; give --teacher, or --distillation.targets")
+            raise CocomixError(
+                "distillation.weight is set but no teacher is given; give --teacher, or --distillation.targets"
+            )
         if self.targets is not None and not self.weight:
             raise CocomixError(
                 "distillation.targets is given but distillation.weight is 0; set a weight or leave it out"
@@ -198,7 +207,7 @@ class DistillationConfig(ObjectiveConfig):
         values = {"weight": self.weight, "schedule": self.schedule, "temperature": self.temperature}
         return {"distillation": values}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.distillation import Distillation, SampledDistillation
 
         return Distillation if self.targets is None else SampledDistillation
@@ -206,12 +215,12 @@ class DistillationConfig(ObjectiveConfig):
 
 @dataclass(frozen=True)
 class HiddenRegressionConfig(ObjectiveConfig):
-    """Regression of the student's hidden states onto the teacher's."""
+    """Settings of regression from the student's hidden states onto the teacher's."""
 
     layer: int | None = None
-    """0-based block of the student after which its residual stream is projected; by default the mixer's own `layer`."""
+    """0-based block of the student whose output is projected; by default the mixer's `layer`."""
     teacher_layer: int | None = None
-    """0-based block of the teacher after which its residual stream is the target; by default the middle one."""
+    """0-based block of the teacher whose output is the target; by default the middle one."""
 
     name: ClassVar[str] = "hidden_regression"
 
@@ -221,18 +230,18 @@ class HiddenRegressionConfig(ObjectiveConfig):
 
     def check(self, run: RunSettings) -> None:
         if self.weight and run.teacher is None:
-            raise CocomixError("hidden_regression.weight is set but no teacher; give --teacher")
+            raise CocomixError("hidden_regression.weight is set but no teacher is given; give --teacher")
         if self.layer is not None and self.layer >= run.student.num_layers:
             raise CocomixError(
-                f"hidden_regression.layer is {self.layer}; a student of {run.student.num_layers} blocks takes 0 to "
+                f"hidden_regression.layer is {self.layer}; with {run.student.num_layers} blocks it must be 0 to "
                 f"{run.student.num_layers - 1}"
             )
 
     def uses_teacher(self, run: RunSettings) -> bool:
         return bool(self.weight)
 
-    def layer_of(self, student: StudentSettings) -> int:
-        """The block after which the student's residual stream is read."""
+    def student_layer(self, student: StudentSettings) -> int:
+        """The 0-based block after which the student's residual stream is read."""
         if self.layer is not None:
             return self.layer
         return max(0, min(student.mixer.insertion, student.num_layers) - 1)
@@ -240,10 +249,10 @@ class HiddenRegressionConfig(ObjectiveConfig):
     def settings(self, run: RunSettings) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         if self.weight:
-            values["layer"] = self.layer_of(run.student)
+            values["layer"] = self.student_layer(run.student)
         return {"hidden_regression": values}
 
-    def implementation(self) -> type[Objective]:
+    def _built_in(self) -> type[Objective]:
         from cocomix.objectives.hidden_regression import HiddenRegression
 
         return HiddenRegression
@@ -252,20 +261,20 @@ class HiddenRegressionConfig(ObjectiveConfig):
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     config.name: config for config in (NextTokenConfig, ConceptLossConfig, DistillationConfig, HiddenRegressionConfig)
 }
-#: Those that a run's configuration has a field for; others come after them.
+#: Objectives that have their own field in a run's configuration; others come after them.
 BUILT_IN = tuple(OBJECTIVES)
 ObjectiveClass = TypeVar("ObjectiveClass")
 
 
 def register_objective(objective: ObjectiveClass) -> ObjectiveClass:
-    """Make an objective known by the name in its `Config`; usable as a decorator.
+    """Register an objective under the name in its `Config`; usable as a decorator.
 
     Raises:
         CocomixError: another objective has that name.
     """
     config = cast(Any, objective).Config
     if OBJECTIVES.get(config.name, config) is not config:
-        raise CocomixError(f"there is another objective called {config.name!r}")
+        raise CocomixError(f"an objective called {config.name!r} is already registered")
     config.objective = objective
     OBJECTIVES[config.name] = config
     return objective

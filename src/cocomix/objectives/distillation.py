@@ -1,4 +1,4 @@
-"""Distillation: from a teacher that runs along, or from draws that were stored before."""
+"""Distillation from a teacher that runs during training, or from stored draws of its predictions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cocomix.modeling.output import CoCoMixOutput
 from cocomix.objectives.base import Batch, Cost, CostInputs, Objective, Surroundings, WindowData, num_next_tokens
 from cocomix.objectives.config import DistillationConfig, ObjectiveConfig, RunSettings
 
-# Shapes: B batch, T tokens, V vocabulary, K draws a position.
+# Shapes: B batch, T tokens, V vocabulary, K draws per position.
 
-#: Of `Batch.extra`.
+#: Key of the stored targets in `Batch.extra`.
 TARGETS = "distillation_targets"
-#: Log-probabilities of teacher and student, in float32.
+#: Bytes of the log-probabilities of teacher and student, in float32.
 _BYTES_PER_LOGIT = 2 * 4
 
 
@@ -38,7 +38,7 @@ class Distillation(Objective):
     def __init__(self, config: DistillationConfig, surroundings: Surroundings) -> None:
         super().__init__(config, surroundings)
         self.teacher = surroundings.teacher()
-        adapter_for(self.teacher)  # its cost is counted at the end: refuse now what could not be counted then
+        adapter_for(self.teacher)  # refuses now a teacher whose FLOPs could not be counted at the end
         self.frozen = (self.teacher,)
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
@@ -71,10 +71,10 @@ class Distillation(Objective):
 
 
 class SampledDistillation(Objective):
-    """The same from K stored draws x_k of the teacher's distribution p at the temperature, without a teacher.
+    """Distillation without a teacher, from K stored draws x_k of its distribution p at the temperature.
 
-    temperature^2 * (-mean_k log q(x_k) - H(p)), q the student at the temperature. Over the draws, value and gradient have the
-    means of `Distillation`'s (Anshumann et al., arXiv 2503.16870).
+    temperature^2 * (-mean_k log q(x_k) - H(p)), where q is the student at the temperature. Value and gradient equal those of
+    `Distillation` in expectation over the draws (Anshumann et al., arXiv 2503.16870).
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = DistillationConfig
@@ -104,10 +104,10 @@ class SampledDistillation(Objective):
 
 
 def open_targets(config: DistillationConfig, run: RunSettings, data: TokenDataset) -> WindowData:
-    """The stored targets that a run asks for.
+    """The stored targets that a run names.
 
     Raises:
-        CocomixError: they belong to other tokens, another teacher or another temperature than the run names.
+        CocomixError: the targets belong to other tokens, another teacher or another temperature.
     """
     path: Path | None = config.targets
     assert path is not None

@@ -20,15 +20,15 @@ from cocomix.objectives.config import HiddenRegressionConfig, ObjectiveConfig
 
 # Shapes: B batch, T tokens, D width.
 
-#: Of the head's initial weights, as the paper's of its concept head.
+#: Standard deviation of the head's initial weights, as for the paper's concept head.
 HEAD_STD = 0.02
 
 
 class HiddenRegression(Objective):
-    """Mean squared error a hidden dimension between a linear map of the student's residual stream and the teacher's.
+    """Mean squared error per dimension between a linear map of the student's residual stream and the teacher's.
 
-    Both are normalised per token as the mixer does, x = (h - mean) / (std + 1e-5), so that the scale of neither counts.
-    Positions are tokens; above an interleaving mixer a token is read where its next token is, at its concept position.
+    Both are normalised per token as in the mixer, x = (h - mean) / (std + 1e-5), so that neither's scale matters. Above an
+    interleaving mixer, a token is read where its next token is predicted, at its concept position.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = HiddenRegressionConfig
@@ -40,10 +40,10 @@ class HiddenRegression(Objective):
         super().__init__(config, surroundings)
         model = surroundings.teacher()
         self.teacher = Teacher(model, _teacher_layer(config, adapter_for(model).num_blocks))
-        self.layer, self.layout = config.layer_of(surroundings), surroundings.mixer.layout
+        self.layer, self.layout = config.student_layer(surroundings), surroundings.mixer.layout
         self.frozen = (model,)
         self.head = nn.utils.skip_init(nn.Linear, surroundings.hidden_size, int(model.config.hidden_size))
-        # A stream of its own: torch's of the same seed would repeat numbers of the student's embedding.
+        # A separate stream: torch's, with the same seed, would repeat numbers of the student's embedding.
         generator = np.random.default_rng([surroundings.seed, *self.name.encode()])
         drawn = generator.normal(0.0, HEAD_STD, self.head.weight.shape)
         with torch.no_grad():
@@ -79,7 +79,7 @@ class HiddenRegression(Objective):
 
 
 def normalized(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """Mean 0 and (unbiased) standard deviation 1 over each token's dimensions, as the method's normalise step."""
+    """Scale to mean 0 and (unbiased) standard deviation 1 over each token's dimensions, as in the mixer."""
     return (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + STD_EPSILON)
 
 

@@ -1,4 +1,4 @@
-"""Prediction of the next token."""
+"""The next-token objective."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cocomix.objectives.config import NextTokenConfig, ObjectiveConfig
 
 
 class NextToken(Objective):
-    """-log p(x_{t+1} | x_{<=t})."""
+    """Next-token loss -log p(x_{t+1} | x_{<=t}), in nats."""
 
     Config: ClassVar[type[ObjectiveConfig]] = NextTokenConfig
     name = "lm_loss"

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.base.checkpoints import Checkpoint, restore_state, state_of
+from cocomix.base.checkpoints import Checkpoint, restore_state, training_state
 from cocomix.sae.model import SparseAutoencoder
 
 # Shapes: N tokens, D width of the teacher, C latents, K chosen latents.
@@ -141,7 +141,7 @@ class SaeUpdater:
 
     def state(self) -> dict[str, Tensor]:
         """All that further updates depend on."""
-        return state_of(self.sae, self.optimizer) | {"tokens_since_active": self.tokens_since_active}
+        return training_state(self.sae, self.optimizer) | {"tokens_since_active": self.tokens_since_active}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Back to a `state` that was saved."""

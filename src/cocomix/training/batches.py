@@ -1,4 +1,4 @@
-"""Windows of a token dataset with everything that a run learns about them."""
+"""Windows of a token dataset, with the labels and targets that a run reads for them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cocomix.objectives.base import Batch, WindowData
 
 
 class Batches:
-    """What one forward pass reads.
+    """The source of a run's batches.
 
     Args:
-        data: the windows.
-        more: what objectives read beside the tokens.
+        data: token dataset.
+        more: data that objectives read besides the tokens.
 
-    `inputs` are the fingerprints that a run depends on; `num_windows` windows have all that is asked for.
+    `inputs` holds the fingerprints that a run depends on; the first `num_windows` windows have all of the data.
     """
 
     def __init__(self, data: TokenDataset, more: Sequence[WindowData] = ()) -> None:
@@ -29,5 +29,5 @@ class Batches:
             self.inputs |= part.inputs
 
     def at(self, windows: Sequence[int] | np.ndarray) -> Batch:
-        """The given windows."""
+        """The batch of the given windows."""
         return Batch(self.data.windows(windows), {name: part.read(windows) for name, part in self.more.items()})

@@ -1,4 +1,4 @@
-"""`train`: what a training run depends on, and whether its folder is new, unfinished, finished or another's."""
+"""`train`: collects what a run depends on, and starts, continues or recognises it by its folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cocomix.training.trainer import Trainer
 
 
 def train(config: TrainConfig) -> artifacts.Manifest:
-    """Train a model, continue an interrupted run, or recognise a finished one; alone or under `torchrun`.
+    """Train a model, continue an interrupted run, or recognise a finished one; in one process or under `torchrun`.
 
-    The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder where the mixer is `none`),
+    The folder holds the model as `save_pretrained` writes it (a plain Hugging Face decoder if the mixer is `none`),
     its tokenizer, and `metrics.jsonl`.
 
     Raises:
-        CocomixError: an input or a setting is wrong, the folder is another run's, or the loss is not finite.
+        CocomixError: an input or a setting is wrong, the folder belongs to another run, or the loss is not finite.
         Stopped: Ctrl-C or SIGTERM, after a checkpoint.
     """
     config.require_whole()
@@ -44,38 +44,38 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         data = TokenDataset(config.data, "train")
         opened = [objective.open(config, data) for objective in config.objectives]
         batches = Batches(data, [part for part in opened if part is not None])
-        settings = _settings_of(config, batches)
+        settings = _fingerprinted_settings(config, batches)
         begun = artifacts.begin(config.output, TRAINING_RUN, settings, overwrite=config.overwrite, config=options)
-        finished = ranks.from_first(lambda: stack.enter_context(begun))
+        finished = ranks.on_first_rank(lambda: stack.enter_context(begun))
         if finished:
             if ranks.is_first:
-                say(f"{config.output}: the training run is finished already")
-                Checkpoints(config.output).clear()  # in case the former process ended right before it
+                say(f"{config.output}: the training run is already finished")
+                Checkpoints(config.output).clear()  # in case the earlier process ended right before this
             return finished
         return Trainer(config, batches, settings, ranks, device).finish()
 
 
 def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
     """Refuse a batch that the ranks can't share equally."""
-    wanted = ranks.size * (config.micro_batch_size or 1)
-    if config.batch_size % wanted:
+    divisor = ranks.size * (config.micro_batch_size or 1)
+    if config.batch_size % divisor:
         sizes = f"{ranks.size} processes"
         if config.micro_batch_size is not None:
             sizes += f" of micro_batch_size {config.micro_batch_size}"
         raise CocomixError(
-            f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {wanted}"
+            f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {divisor}"
         )
 
 
-#: What the result does not depend on, and what `inputs` says by fingerprints.
+#: Options on which the result does not depend, and paths that `inputs` replaces by fingerprints.
 _LEFT_OUT = (
     *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
     *("data", "labels", "teacher", "sae", "layer", "attribution"),
 )
 
 
-def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
-    """What determines the result: options without paths, and the fingerprints of the inputs."""
+def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, Any]:
+    """The settings that determine the result: options without paths, and the fingerprints of the inputs."""
     settings = {name: value for name, value in flat(config).items() if name not in _LEFT_OUT}
     student, mixer = config.student, config.student.mixer
     plain = {each.name: getattr(student, each.name) for each in dataclasses.fields(student) if each.name != "mixer"}
@@ -86,9 +86,9 @@ def _settings_of(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     settings["precision"] = config.parallel.precision
     settings["num_windows"] = config.num_windows or batches.num_windows
     if settings["num_windows"] > batches.num_windows:
+        named = " with " + " and ".join(sorted(batches.more)).replace("_", " ") if batches.more else ""
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but only {batches.num_windows} windows "
-            + ("are labelled" if batches.more else "exist")
+            f"num_windows is {config.num_windows}, but there are only {batches.num_windows} windows{named}"
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,

@@ -1,4 +1,4 @@
-"""What a training run is made of."""
+"""The configuration of a training run."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from cocomix.objectives.config import (
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
-#: Settings that stand among those of their owner on the command line, in YAML and in stored settings.
+#: Metadata of nested settings that appear among their owner's on the command line, in YAML and in stored settings.
 FLAT = {"flat": True}
-#: A path that a preset leaves open, and one that a plan does not need. Contradictions are refused once both are given.
+#: Placeholders: a path that a preset leaves open, and one that a plan does not need. `check` runs once neither is left.
 OPEN, NOT_NEEDED = Path("REQUIRED"), Path("NOT-NEEDED")
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """A decoder to train from scratch, and what is inserted into it."""
+    """A decoder to train from scratch, and its mixer."""
 
     family: str = "llama"
     """Architecture of the backbone, as `transformers` names it: llama, gpt2, qwen3 and others (docs/families.md)."""
     hidden_size: int = 128
     """Width D."""
     num_layers: int = 4
-    """Decoder blocks L."""
+    """Number of decoder blocks L."""
     num_heads: int = 4
-    """Attention heads."""
+    """Number of attention heads."""
     mixer: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=NoMixerConfig, metadata=FLAT)
-    """What is inserted."""
+    """What is inserted into the decoder."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "hidden_size", "num_layers", "num_heads")
@@ -55,20 +55,20 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to a tenth, as the paper's, whose warm-up is 1/300 of its many more steps."""
+    """AdamW with linear warm-up and cosine decay to a tenth, as in the paper (whose warm-up is 1/300 of far more steps)."""
 
     learning_rate: float = 3e-3
     """Maximum learning rate."""
     min_learning_rate_ratio: float = 0.1
-    """Share of the maximum that is left at the end."""
+    """Final learning rate, as a share of the maximum."""
     warmup_fraction: float = 0.04
     """Share of the steps in which the rate rises from zero."""
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.1
-    """Of matrices; norms and biases are not decayed."""
+    """Decay of matrices; norms and biases are not decayed."""
     max_gradient_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Larger gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight_decay")
@@ -85,45 +85,45 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MoreObjectives:
-    """Settings of the registered objectives that a run's configuration has no field for, each in a field of its name."""
+    """Settings of registered objectives that have no field in `TrainConfig`, each in a field of its name."""
 
     def __iter__(self) -> Iterator[ObjectiveConfig]:
         return (getattr(self, field.name) for field in fields(self))
 
 
 def more_objectives(**settings: ObjectiveConfig) -> MoreObjectives:
-    """Settings of registered objectives by name; what is not named is as its class says, off."""
+    """Settings of registered objectives by name; those not named keep their defaults, off."""
     return _more_objectives_of(tuple(name for name in OBJECTIVES if name not in BUILT_IN))(**settings)
 
 
 @functools.cache
 def _more_objectives_of(names: tuple[str, ...]) -> type[MoreObjectives]:
-    """One class for the same objectives, so that equal settings are equal."""
+    """The class for these objectives, cached so that equal settings compare equal."""
     options = [(name, OBJECTIVES[name], field(default_factory=OBJECTIVES[name])) for name in names]
     return make_dataclass("MoreObjectives", options, bases=(MoreObjectives,), frozen=True)
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How a run uses its devices. The result is the same, up to rounding, but for the precision."""
+    """How a run uses its devices. Apart from the precision, none of this changes the result beyond rounding."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Under `torchrun`: every rank holds the whole model (`ddp`), or its share of every tensor (`fsdp`)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; weights, gradients' sums and moments stay in float32."""
+    """Dtype of the matrix products; weights, gradient sums and moments stay in float32."""
     activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward instead of keeping them."""
+    """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int = 64
-    """Memory of a chunk of logits that nothing else wants, over concepts or vocabulary; it changes rounding only."""
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train: `auto` is CUDA where there is any."""
+    """Device to train on; `auto` is CUDA if there is any."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run: NTP, CoCoMix, pause, distillation or regression, by its mixer and its weights."""
+    """One training run: its mixer and weights make it NTP, CoCoMix, pause, distillation or regression."""
 
     data: Path = OPEN
     """Token dataset."""
@@ -134,47 +134,47 @@ class TrainConfig:
     teacher: Path | None = None
     """Causal LM that objectives learn from; with sae, the source of labels."""
     sae: Path | None = None
-    """The teacher's autoencoder: labels are computed on the fly, in place of a concept dataset."""
+    """The teacher's autoencoder; labels are then computed on the fly instead of read from a concept dataset."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one recorded by `train-sae`."""
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
-    """How labels are chosen: those on the fly, and what is expected of those in a concept dataset."""
+    """How labels are chosen, on the fly or, as a check, in the concept dataset."""
     student: StudentConfig = field(default_factory=StudentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_tokens: int = 1_000_000
     """Tokens to train on, rounded up to whole steps."""
     batch_size: int = 8
-    """Windows in a step."""
+    """Windows per step."""
     micro_batch_size: int | None = None
-    """Windows in one forward pass; a divisor of batch_size; by default the whole batch."""
+    """Windows per forward pass, a divisor of batch_size; by default the whole batch."""
     num_windows: int | None = None
     """Train on the first N windows of the dataset; by default all, or all that have labels."""
     concept_loss: ConceptLossConfig = field(default_factory=ConceptLossConfig)
-    """Of the concepts that labels name."""
+    """Prediction of the labelled concepts."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    """From the teacher's next-token distributions."""
+    """Distillation from the teacher's next-token distributions."""
     hidden_regression: HiddenRegressionConfig = field(default_factory=HiddenRegressionConfig)
-    """Onto the teacher's hidden states."""
+    """Regression onto the teacher's hidden states."""
     more_objectives: Annotated[MoreObjectives, tyro.conf.arg(name="")] = field(
         default_factory=more_objectives, metadata=FLAT
     )
-    """Registered by others."""
+    """Other registered objectives."""
     seed: int = 0
     """Seed of the initial weights and the data order."""
     num_evaluations: int = 20
-    """Validation losses over the run, the last one after the last step."""
+    """Number of validation losses over the run; the last one is measured after the last step."""
     max_validation_windows: int | None = None
-    """Evaluate on so many evenly spaced validation windows; by default on all."""
+    """Evaluate on N evenly spaced validation windows; by default on all."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Devices, precision, memory."""
     checkpoint_every_steps: int = 50
     """Steps between checkpoints."""
     keep: int = 2
-    """Checkpoints kept, the newest."""
+    """Number of newest checkpoints to keep."""
     trackers: tuple[Tracker, ...] = ()
-    """Also show the metrics in these, which must be installed (extra `track`)."""
+    """Trackers that also show the metrics; they must be installed (extra `track`)."""
     overwrite: bool = False
-    """Replace what a former run left in the output folder."""
+    """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed")
@@ -187,11 +187,11 @@ class TrainConfig:
 
     @property
     def objectives(self) -> tuple[ObjectiveConfig, ...]:
-        """Settings of every objective, whether it is on or off; the first is the next token."""
+        """Settings of every objective, on or off; next-token prediction comes first."""
         return (NextTokenConfig(), self.concept_loss, self.distillation, self.hidden_regression, *self.more_objectives)
 
     def require_whole(self) -> None:
-        """Refuse a configuration in which something is open."""
+        """Refuse a configuration without `data` or `output`."""
         missing = [f"--{name}" for name in ("data", "output") if getattr(self, name) == OPEN]
         if missing:
             raise CocomixError(f"a training run needs {' and '.join(missing)}")
@@ -206,10 +206,10 @@ class TrainConfig:
                 "--sae"
             )
         if self.sae is not None and (self.teacher is None or self.labels is not None):
-            raise CocomixError("labels on the fly need --teacher and --sae, and leave no use for --labels")
+            raise CocomixError("labels on the fly need --teacher and --sae, and exclude --labels")
         mixer, has_labels = self.student.mixer, self.labels is not None or self.sae is not None
         if self.sae is None and self.layer is not None:
-            raise CocomixError("layer is a setting of labels on the fly; give --sae, or leave it out")
+            raise CocomixError("layer is set, but applies only to labels on the fly; give --sae, or leave it out")
         if not has_labels and not mixer.has_concepts and self.attribution != AttributionConfig():
             raise CocomixError("attribution is set, but the run has no labels; give --labels or --sae, or leave it out")
         if mixer.has_concepts and not has_labels and getattr(mixer, "num_concepts", None) is None:
@@ -217,7 +217,7 @@ class TrainConfig:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A configuration's fields as they stand on the command line and in YAML, by name; nested ones as dictionaries."""
+    """A configuration's fields by name, as on the command line and in YAML; nested ones are dictionaries."""
     values: dict[str, Any] = {}
     for each in fields(config):
         value = getattr(config, each.name)

@@ -1,6 +1,6 @@
-"""How a student is spread over devices: one process, DDP, or FSDP2's shards.
+"""How a student is spread over devices: one process, DDP or FSDP2.
 
-Gradients are summed over the ranks, never averaged: the loss is divided by the count of the whole step already.
+Gradients are summed over the ranks, never averaged: the loss is already divided by the count of the whole step.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from cocomix.training.trainable import TrainableModule
 
 
 class Engine:
-    """A student on this rank's device, as one of its ranks.
+    """A student on this rank's device, wrapped for DDP or FSDP2 if there are several ranks.
 
     Args:
-        student: as built, the same on every rank; changed in place.
-        config: how.
-        ranks: who train together.
-        device: this rank's.
+        student: newly built student, the same on every rank; changed in place.
+        config: settings of devices, precision and memory.
+        ranks: ranks that train together.
+        device: this rank's device.
 
-    Parameters must be taken from the student after this: with shards they are new ones.
+    Read the student's parameters only after this: sharding replaces them.
     """
 
     def __init__(self, student: TrainableModule, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
@@ -53,31 +53,31 @@ class Engine:
         if ranks.size > 1 and not self.is_sharded:
             has_unused = student.model.config.mixer.inserts and not student.model.config.mixer.mixes
             with warnings.catch_warnings():
-                # torch 2.13 has another name for it, which earlier ones do not know.
+                # torch 2.13 renamed the argument; earlier versions don't know the new name.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
                 self._forward = DistributedDataParallel(
                     student,
-                    broadcast_buffers=False,  # they are constants
+                    broadcast_buffers=False,  # buffers are constants
                     find_unused_parameters=has_unused,
                 )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """What `TrainableModule.forward` returns for this rank's part of the batch."""
         with self._autocast(), warnings.catch_warnings():
-            # Concept positions are a view of the mixer's output; nothing changes it in place, which torch warns about.
+            # Concept positions are a view of the mixer's output. torch warns about in-place changes, but there are none.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             sums: dict[str, Tensor] = self._forward(batch)
         return sums
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of this rank's share of the loss, for the sum over the ranks."""
+        """Accumulate the gradients of this rank's share of the loss, to be summed over the ranks."""
         if isinstance(self._forward, DistributedDataParallel):
-            loss = loss * self.ranks.size  # which DDP divides by again
+            loss = loss * self.ranks.size  # DDP divides by the number of ranks
         loss.backward()
 
     @contextlib.contextmanager
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
-        """Around one forward and backward: ranks exchange gradients in a step's last one only."""
+        """Context of one forward and backward pass; ranks exchange gradients only in the last one of a step."""
         if self.is_sharded:
             self.student.set_requires_gradient_sync(is_last)  # type: ignore[operator]
         with contextlib.ExitStack() as stack:
@@ -87,9 +87,9 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[CoCoMixForCausalLM]:
-        """The student as a causal LM of its own, for evaluation by all ranks together."""
+        """The student as a plain causal LM, for evaluation by all ranks together."""
         if self.is_sharded:
-            self.student.unshard()  # type: ignore[operator]  # its blocks gather their own parts
+            self.student.unshard()  # type: ignore[operator]  # blocks gather their own parts
         try:
             with self._autocast():
                 yield self.student.model
@@ -98,9 +98,9 @@ class Engine:
                 self.student.reshard()  # type: ignore[operator]
 
     def whole_model(self, build: Callable[[], CoCoMixForCausalLM]) -> CoCoMixForCausalLM:
-        """The student with all its weights in one place, on the first rank; `build` makes another one like it.
+        """The student with all weights gathered on the first rank, into a copy made by `build` if it is sharded.
 
-        All ranks together; what the others get holds shards, or the same.
+        Called on all ranks; the others get their own student, sharded or not.
         """
         if not self.is_sharded:
             return self.student.model
@@ -113,7 +113,7 @@ class Engine:
         return self.student.model if model is None else model
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock can be read."""
+        """Wait for the device, so that times can be measured."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
 
@@ -124,14 +124,14 @@ class Engine:
 
 
 def _checkpoint_activations(model: CoCoMixForCausalLM) -> None:
-    # transformers renamed it, and warns about the former name.
+    # transformers renamed the method, and warns about the old name.
     name = "activation_checkpointing_enable"
     enable = getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")
     enable({"use_reentrant": False})
 
 
 def _shard(student: TrainableModule, ranks: Ranks, device: torch.device, product_dtype: torch.dtype | None) -> None:
-    """Every block a group of shards, concept head and compression one, each objective's head one, the rest the last."""
+    """Shard with FSDP2: each block is a group, so are the mixer and each objective's head, and the rest forms the last."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 

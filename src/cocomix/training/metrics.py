@@ -1,7 +1,6 @@
-"""What a run writes down about itself.
+"""`metrics.jsonl`, the primary record of a run, with one JSON object per line.
 
-`metrics.jsonl` is the primary record, one JSON object a line. On resuming, the file is cut back to what the checkpoint
-knew, so that it reads as if nothing had happened.
+When a run resumes, the file is truncated to its length at the checkpoint, so it reads as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -15,33 +14,33 @@ from cocomix.base.kinds import METRICS_NAME
 
 
 class MetricsFile:
-    """Appends lines.
+    """A metrics file open for appending.
 
     Args:
         output: folder of the run.
-        num_bytes: cut a former file back to this length.
+        num_bytes: length to which an existing file is truncated.
 
     Raises:
-        CocomixError: the former file is shorter.
+        CocomixError: the existing file is shorter.
     """
 
     def __init__(self, output: Path, num_bytes: int = 0) -> None:
-        found = (output / METRICS_NAME).stat().st_size if (output / METRICS_NAME).exists() else 0
-        if found < num_bytes:
+        size = (output / METRICS_NAME).stat().st_size if (output / METRICS_NAME).exists() else 0
+        if size < num_bytes:
             raise CocomixError(
-                f"{output / METRICS_NAME} has {found} bytes, and had {num_bytes} when the checkpoint was written: put it "
-                f"back, or delete {output} to start over"
+                f"{output / METRICS_NAME} has {size} bytes, but had {num_bytes} when the checkpoint was written: restore "
+                f"it, or delete {output} to start over"
             )
         self._file = (output / METRICS_NAME).open("ab")
         self._file.truncate(num_bytes)
-        self._file.seek(0, os.SEEK_END)  # truncating leaves the position behind the new end
+        self._file.seek(0, os.SEEK_END)  # truncating can leave the position past the new end
 
     def append(self, **values: float | int) -> None:
         self._file.write(json.dumps(values).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> int:
-        """Bring what was appended to the disk; returns how long the file is."""
+        """Sync the file to disk; returns its length in bytes."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 

@@ -1,4 +1,4 @@
-"""What a step's values are: kept on the device until a line is written, and watched for the first that is not finite."""
+"""Losses and gradient norms of steps: kept on the device until they are logged, and checked to be finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepValues:
-    """Losses and gradient norms of one step."""
+    """Losses and gradient norms of one step, by name."""
 
     step: int
     """0-based."""
@@ -26,8 +26,8 @@ class StepValues:
 class StepWatch:
     """Collects the values of steps without waiting for the device.
 
-    `found_inf` is 1.0 on the device from the first step on whose values are not all finite, and 0.0 before: given to the
-    optimizer under that name, it keeps the weights as they were before that step until the host gets to know.
+    `found_inf` is a float32 scalar on the device: 0.0 until a step has a value that is not finite, then 1.0. Set as the
+    optimizer's `found_inf`, it freezes the weights as they were before that step until the host reads the values.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,19 +35,19 @@ class StepWatch:
         self._steps: list[tuple[int, tuple[str, ...], Tensor]] = []
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
-        """Keep the values of a 0-based step: scalars, equal on all ranks."""
+        """Store the values of a 0-based step: scalars, equal on all ranks."""
         stacked = torch.stack([value.float() for value in values.values()])
         self.found_inf = torch.maximum(self.found_inf, 1.0 - stacked.isfinite().all().float())
         self._steps.append((step, tuple(values), stacked))
 
     def read(self) -> list[StepValues]:
-        """The steps since the last time, in one transfer."""
+        """Values of the steps since the last call, in one transfer from the device."""
         if not self._steps:
             return []
         rows = torch.stack([stacked for _, _, stacked in self._steps]).tolist()
-        found = [
+        steps = [
             StepValues(step, dict(zip(names, row, strict=True)))
             for (step, names, _), row in zip(self._steps, rows, strict=True)
         ]
         self._steps.clear()
-        return found
+        return steps

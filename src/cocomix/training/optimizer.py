@@ -1,4 +1,4 @@
-"""The optimizer of every run, and its learning rate as a pure function of the step."""
+"""The optimizer, and its learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cocomix.training.config import OptimizerConfig
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices are decayed."""
+    """AdamW with weight decay on matrices only."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -21,7 +21,7 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Rate of a 0-based step: linear warm-up, then a cosine down to `min_learning_rate_ratio`."""
+    """Rate at a 0-based step: linear warm-up, then a cosine down to `min_learning_rate_ratio` of the maximum."""
     warmup_steps = max(1, round(config.warmup_fraction * num_steps))
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps

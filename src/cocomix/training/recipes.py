@@ -1,10 +1,10 @@
 """Recipes: training configurations by name, `gpt2-{tiny,small,69m,386m,1b}-{VARIANT}`.
 
-A variant is a function of a scale that returns a configuration, most derived from another's. What a recipe can't know, the
-dataset and the output, is left open; where labels and teacher are is added by whoever uses it.
+A variant is a function from a size to a configuration, mostly derived from another variant. A recipe leaves open what it
+can't know, the dataset and the output; the user also adds the paths of labels and teacher.
 
-The paper's settings are those of Tack et al., arXiv 2502.08524, section 4 and appendix; where its text and its released code
-differ, labels are the released code's.
+The paper's settings are those of Tack et al., arXiv 2502.08524, section 4 and appendix; where text and released code differ,
+labels follow the code.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cocomix.training.config import OptimizerConfig, StudentConfig, TrainConfig
 from cocomix.training.renamed import renamed
 from cocomix.training.sizes import SIZES, Size
 
-#: As the paper's released code chooses labels.
+#: The paper's labels, as its released code chooses them.
 PAPER_LABELS = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
-#: The paper's ablation.
+#: The labels of the paper's ablation.
 ACTIVATION_LABELS = AttributionConfig(criterion="activation_value")
 
 
@@ -53,7 +53,7 @@ def ntp(size: Size) -> TrainConfig:
 
 def ntp_equal_flops(size: Size) -> TrainConfig:
     """Next-token prediction, at CoCoMix's training FLOPs a token."""
-    from cocomix.training.widths import equal_flops_width  # builds models: not before it is asked for
+    from cocomix.training.widths import equal_flops_width  # imported here because it loads torch
 
     return _student(ntp(size), hidden_size=equal_flops_width(cocomix(size), size).hidden_size)
 
@@ -135,14 +135,14 @@ VARIANTS: dict[str, Callable[[Size], TrainConfig]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A name, and what it stands for."""
+    """A named training configuration."""
 
     name: str
     size: Size
     build: Callable[[Size], TrainConfig]
 
     @property
-    def what(self) -> str:
+    def summary(self) -> str:
         """One line about the variant."""
         return (self.build.__doc__ or "").splitlines()[0].rstrip(".")
 
@@ -151,10 +151,13 @@ class Recipe:
         return self.build(self.size)
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse labels that were chosen another way than the configuration says, and warn about data of another shape.
+        """Refuse labels that were not chosen as the configuration says, and warn about data of another shape.
 
         Args:
-            config: the recipe's with all that was changed in it.
+            config: the recipe's configuration, with the user's changes.
+
+        Raises:
+            CocomixError: the labels were chosen in another way.
         """
         stored = None if config.labels is None else _manifest(config.labels, CONCEPT_DATASET)
         if stored is not None and config.labels is not None and config.concept_loss.is_on(config):
@@ -166,7 +169,7 @@ class Recipe:
             if name in facts and facts[name] != getattr(self.size, name)
         ]
         if others:
-            say(f"warning: {self.name} is meant for another shape; here are {' and '.join(others)}")
+            say(f"warning: {self.name} is meant for another shape; the data has {' and '.join(others)}")
 
 
 _SHAPE = {
@@ -184,10 +187,10 @@ RECIPES = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by name.
+    """The recipe called `name`.
 
     Raises:
-        CocomixError: there is none; the message names the nearest.
+        CocomixError: there is no such recipe; the message names the closest.
     """
     if name not in RECIPES:
         close = nearest(name, RECIPES)
@@ -197,20 +200,20 @@ def find_recipe(name: str) -> Recipe:
 
 
 def recipe(name: str, *, data: Path | str, output: Path | str, **overrides: Any) -> TrainConfig:
-    """The configuration of a recipe, whole and checked.
+    """The complete, checked configuration of a recipe.
 
     Args:
-        name: such as `gpt2-small-cocomix`; `cocomix recipes` lists them.
+        name: name such as `gpt2-small-cocomix`; `cocomix recipes` lists them.
         data: token dataset.
         output: folder of the run.
-        overrides: any other field of `TrainConfig`, such as `labels`, `teacher`, `sae`, `student` or `num_tokens`.
+        overrides: any other fields of `TrainConfig`, such as `labels`, `teacher`, `sae`, `student` or `num_tokens`.
 
     Raises:
-        CocomixError: there is no such recipe or field, something it needs is missing, or `labels` were chosen another way
-            than the recipe's.
+        CocomixError: there is no such recipe or field, something is missing, or `labels` were not chosen in the recipe's
+            way.
     """
-    found = find_recipe(name)
-    base = found.config()
+    chosen = find_recipe(name)
+    base = chosen.config()
     overrides = renamed(base, overrides)
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in overrides:
@@ -218,7 +221,7 @@ def recipe(name: str, *, data: Path | str, output: Path | str, **overrides: Any)
             raise CocomixError(f"recipe {name}: TrainConfig has no field {key!r}{nearest(key, names)}")
     paths = {key: Path(value) for key, value in overrides.items() if key in _PATHS and value is not None}
     config = replace(base, data=Path(data), output=Path(output), **(overrides | paths))
-    found.check(config)
+    chosen.check(config)
     return config
 
 
@@ -226,7 +229,7 @@ _PATHS = ("labels", "teacher", "sae")
 
 
 def _manifest(path: Path, kind: str) -> dict[str, Any] | None:
-    """What is written about a folder, unchecked; None where it is missing or of another kind."""
+    """The unchecked manifest of a folder; None if it is missing or of another kind."""
     file = path / artifacts.MANIFEST_NAME
     if not file.is_file():
         return None

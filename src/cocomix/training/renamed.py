@@ -1,4 +1,4 @@
-"""Options by the names that they had in version 0.1, which this version still takes."""
+"""Option names of version 0.1, which this version still accepts."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-#: Name on the command line and in YAML then and now.
+#: Old and current names on the command line and in YAML.
 _RENAMED = {
     "concept_loss_weight": "concept_loss.weight",
     "concept_loss_schedule": "concept_loss.schedule",
     "num_concepts": "student.num_concepts",
 }
-#: The block *before* which the mixer stands, where `layer` is the block after which it does.
+#: The block *before* which the mixer is inserted; `layer` is the block after which it is.
 _INSERT_LAYER = "student.insert_layer"
-#: Approximations that gained nothing; version 0.1 wrote them into every run's file, mostly unset.
+#: Approximations that gained nothing. Version 0.1 wrote them into every run's config.yaml, mostly unset.
 _DROPPED = ("student.concept_window", "student.concept_groups")
 
 
 def renamed(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a configuration to replace, by today's names, in nested configurations as well."""
+    """Overrides of a configuration's fields, by their current names, which may be fields of nested configurations."""
     result = dict(fields)
     for old, new in _RENAMED.items():
         if old in result:
@@ -29,24 +29,24 @@ def renamed(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with(config: Any, name: str, value: Any) -> Any:
-    """A configuration with one field replaced, which may be its mixer's."""
+    """The configuration with one of its own or its mixer's fields replaced."""
     if not hasattr(config, name):
         return replace(config, mixer=config.mixer.changed(**{name: value}))
     return replace(config, **{name: value})
 
 
-def renamed_arguments(words: Iterable[str]) -> Iterator[str]:
-    """The words of a command line with options by today's names, those as `--name=value`."""
+def renamed_arguments(argv: Iterable[str]) -> Iterator[str]:
+    """Command-line arguments with old option names replaced by `--name=value` with the current names."""
     old = ""
-    for word in words:
+    for argument in argv:
         if old:
-            yield _renamed_option(old, word)
+            yield _renamed_option(old, argument)
             old = ""
             continue
-        option, equals, value = word.partition("=")
+        option, equals, value = argument.partition("=")
         name = option.removeprefix("--").replace("-", "_")
         if not option.startswith("--") or name not in (*_RENAMED, _INSERT_LAYER, *_DROPPED):
-            yield word
+            yield argument
         elif not equals:
             old = name
         elif name not in _DROPPED or value != "None":

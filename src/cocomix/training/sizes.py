@@ -1,4 +1,4 @@
-"""The scales that recipes come in: shapes, and the settings that all runs of a scale share."""
+"""The sizes that recipes come in: shapes, and settings shared by all runs of a size."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from cocomix.training.config import ParallelConfig, StudentConfig
 
 @dataclass(frozen=True)
 class Size:
-    """One scale. Its text is GPT-2's or a small tokenizer's, cut into windows as the paper's or the demo's."""
+    """One size. Tokenizer and windows are the paper's or the demo's."""
 
     name: str
-    """In recipes' names."""
+    """Part of the recipes' names."""
     hidden_size: int
-    """Width D of CoCoMix and of what is compared with it block for block."""
+    """Width D of CoCoMix and pause."""
     baseline_width: int
-    """Width at which a plain decoder has CoCoMix's active parameters: NTP, distillation and regression."""
+    """Width at which a plain decoder (NTP, distillation, regression) has as many active parameters as CoCoMix."""
     num_layers: int
-    """Decoder blocks L."""
+    """Number of decoder blocks L."""
     num_heads: int
-    """Attention heads."""
+    """Number of attention heads."""
     layer: int
-    """0-based block after which a mixer stands."""
+    """0-based block after which a mixer is inserted."""
     learning_rate: float
-    """Maximum, of AdamW."""
+    """Maximum learning rate of AdamW."""
     warmup_fraction: float
     """Share of the steps in which the rate rises."""
     num_tokens: int
     """Tokens to train on."""
     batch_size: int
-    """Windows in a step."""
+    """Windows per step."""
     micro_batch_size: int | None
-    """Windows in one forward pass of one device; None: all of a step."""
+    """Windows per forward pass of one device; None: all windows of a step."""
     vocab_size: int
-    """V, that parameters and FLOPs are counted with before there is a dataset; training takes the dataset's."""
+    """V, used to count parameters and FLOPs before there is a dataset; training uses the dataset's."""
     context_length: int
-    """T, likewise."""
+    """T, used to count FLOPs before there is a dataset; training uses the dataset's."""
     num_concepts: int
-    """C, where no labels say it."""
+    """C, used if there are no labels."""
     teacher: StudentConfig
-    """Shape of the teacher that labels and distillation are counted with before there is one."""
+    """Shape of the teacher, used to count the cost of labels and distillation before there is a teacher."""
     teacher_layer: int
-    """0-based block of the teacher after which its dictionary of C latents reads."""
+    """0-based block of the teacher after which its autoencoder of C latents reads."""
     num_active_concepts: int = 32
     """K_mix."""
     eos_token_id: int = 0
     max_validation_windows: int | None = None
-    """Evaluated for each point of a curve; None: all."""
+    """Validation windows per evaluation; None: all."""
     checkpoint_every_steps: int = 50
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def tiny() -> Size:
-    """Seconds on two cores: nothing is learned well."""
+    """Trains in seconds on two cores, and learns nothing well."""
     return replace(
         small(),
         name="tiny",
@@ -70,7 +70,7 @@ def tiny() -> Size:
 
 
 def small() -> Size:
-    """Some minutes on two cores."""
+    """Trains in minutes on two cores."""
     return Size(
         name="small",
         hidden_size=128,
@@ -93,7 +93,7 @@ def small() -> Size:
 
 
 def paper_69m() -> Size:
-    """The paper's smallest."""
+    """The paper's smallest size."""
     return Size(
         name="69m",
         hidden_size=512,
@@ -117,7 +117,7 @@ def paper_69m() -> Size:
 
 
 def paper_386m() -> Size:
-    """The paper's middle."""
+    """The paper's middle size."""
     return replace(
         paper_69m(),
         name="386m",
@@ -131,7 +131,7 @@ def paper_386m() -> Size:
 
 
 def paper_1b() -> Size:
-    """The paper's largest, 1.38B."""
+    """The paper's largest size, 1.38B."""
     return replace(
         paper_386m(),
         name="1b",

@@ -1,4 +1,4 @@
-"""What a run trains, from its settings: the decoder, what is inserted into it, and the objectives."""
+"""Builds what a run trains from its settings: the decoder, its mixer and the objectives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cocomix.training.config import StudentConfig, TrainConfig
 
 @runtime_checkable
 class TextShape(Protocol):
-    """What a decoder's shape depends on: a token dataset, or one that is only planned."""
+    """The shape of a token dataset, real or planned, on which a decoder's shape depends."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -37,10 +37,10 @@ class TextShape(Protocol):
 def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig:
     """A decoder configuration of the student's shape, with tied embeddings and no dropout.
 
-    What a family has of its own (windows, rotary bases, norms) is as `transformers` or its adapter sets it.
+    Family-specific settings (windows, rotary bases, norms) are those of `transformers` or the adapter.
 
     Raises:
-        CocomixError: the family has no adapter, or the width does not fit its positions.
+        CocomixError: the family has no adapter, or the width does not suit rotary positions.
     """
     families = supported_families()
     if student.family not in families:
@@ -67,13 +67,13 @@ def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig
 
 
 def trained_mixer(config: TrainConfig, batches: Batches) -> MixerConfig:
-    """The mixer's settings, with the number of concepts that the labels have."""
+    """The mixer's settings, with the labels' number of concepts."""
     labels = batches.more.get(CONCEPT_LABELS)
     return config.student.mixer if labels is None else with_num_concepts(config, labels.source.num_concepts)
 
 
 def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerConfig:
-    """The mixer's settings with a number of concepts, where it has any."""
+    """The mixer's settings with `num_concepts` set, if the mixer has concepts."""
     mixer = config.student.mixer
     if num_concepts is None or not mixer.has_concepts:
         return mixer
@@ -82,7 +82,7 @@ def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerCon
 
 
 def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> CoCoMixForCausalLM:
-    """Initial weights from the seed: the backbone's are the same whatever is inserted."""
+    """A student with initial weights drawn from the seed; the backbone's are the same for every mixer."""
     model_config = CoCoMixConfig(
         backbone_config=backbone_config(config.student, data),
         mixer=mixer,
@@ -94,7 +94,7 @@ def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> C
 
 
 def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
-    """What the run minimises; a teacher is loaded once, however many read it."""
+    """The objectives that are on; they share one teacher, loaded when first read."""
 
     @functools.cache
     def teacher() -> PreTrainedModel:

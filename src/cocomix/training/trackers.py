@@ -1,8 +1,8 @@
-"""The lines of `metrics.jsonl` shown elsewhere: TensorBoard, Weights & Biases, trackio.
+"""Trackers, which also show the lines of `metrics.jsonl`: TensorBoard, Weights & Biases, trackio.
 
-A tracker is imported when it is chosen. What it needs to go on with the same run lies in the run's hidden folder `.trackers`,
-which is no part of the finished run's content. A resumed run repeats the steps since its checkpoint, with the same values:
-TensorBoard drops the former points, the others are not told again what they know.
+A tracker is imported when it is chosen. Its state for resuming is in the run's hidden folder `.trackers`, which is not part
+of the finished run's content. A resumed run repeats the steps since its checkpoint, with the same values: TensorBoard drops
+the earlier points, and the others are not sent the same steps again.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import Any, Protocol
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
 
-FOLDER = ".trackers"
+TRACKERS_FOLDER = ".trackers"
 PROJECT = "cocomix"
 
 
 class Tracker(Protocol):
-    """Somewhere scalars are shown."""
+    """A service that shows scalars."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Show the values of one step; called again with others of the same step."""
+        """Show values of one step; may be called several times per step."""
 
     def close(self) -> None:
-        """Bring everything to where it is kept."""
+        """Flush and close."""
 
 
 class Trackers:
-    """All trackers of a run; on several ranks the first one's.
+    """All trackers of a run; with several ranks, only the first one has them.
 
     Args:
-        names: `tensorboard`, `wandb`, `trackio`; none is fine.
+        names: any of `tensorboard`, `wandb`, `trackio`; may be empty.
         output: folder of the run.
-        settings: of the run, shown beside its curves.
-        step: steps done when the run goes on from a checkpoint, 0 at its start.
+        settings: settings of the run, shown beside its curves.
+        step: number of steps done before, when resuming from a checkpoint.
 
     Raises:
-        CocomixError: one is not installed, or can't be started.
+        CocomixError: a tracker is not installed or can't be started.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Trackers:
         require_trackers(names)
         self._trackers: list[Tracker] = []
         for name in dict.fromkeys(names):
-            folder = output / FOLDER / name
+            folder = output / TRACKERS_FOLDER / name
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 self._trackers.append(_TRACKERS[name](folder, output.name, settings or {}, step))
-            except Exception as error:  # each library raises kinds of its own
+            except Exception as error:  # each library raises its own types
                 self.close()
                 raise CocomixError(f"the tracker {name} can't be started: {reason_of(error)}{_HINTS[name]}") from error
 
@@ -68,7 +68,7 @@ class Trackers:
             tracker.log(int(line["step"]), values)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all trackers."""
         while self._trackers:
             self._trackers.pop().close()
 
@@ -97,25 +97,25 @@ class _TensorBoard:
 
 
 class _Resumable:
-    """What a library with runs of its own needs to go on with one: its name, and the last step it was told."""
+    """A tracker's state for resuming a run: the run's id, and the last step that was sent."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "run.json"
-        found = artifacts.read_json(self._path) if self._path.exists() else {}
-        self.id: str = found.get("id") or uuid.uuid4().hex[:8]
-        self._known_until = int(found.get("last_step", -1))
-        self.is_told(self._known_until)
+        state = artifacts.read_json(self._path) if self._path.exists() else {}
+        self.id: str = state.get("id") or uuid.uuid4().hex[:8]
+        self._last_step_before = int(state.get("last_step", -1))
+        self.mark_sent(self._last_step_before)
 
-    def knows(self, step: int) -> bool:
-        """Whether a former process told it this step."""
-        return step <= self._known_until
+    def was_sent(self, step: int) -> bool:
+        """Whether an earlier process sent this step."""
+        return step <= self._last_step_before
 
-    def is_told(self, step: int) -> None:
+    def mark_sent(self, step: int) -> None:
         artifacts.write_json(self._path, {"id": self.id, "last_step": step})
 
 
 class _WeightsAndBiases:
-    """W&B, on-line or not as its own variables say (`WANDB_MODE`, `WANDB_PROJECT`, `WANDB_ENTITY`)."""
+    """W&B, configured by its own variables (`WANDB_MODE`, `WANDB_PROJECT`, `WANDB_ENTITY`)."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], step: int) -> None:
         wandb = importlib.import_module("wandb")
@@ -127,20 +127,20 @@ class _WeightsAndBiases:
             resume="allow",
             dir=str(folder),
             config=dict(settings),
-            settings=wandb.Settings(console="off"),  # it would capture the live line
+            settings=wandb.Settings(console="off"),  # otherwise it captures the live line
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._resumable.knows(step):
+        if not self._resumable.was_sent(step):
             self._run.log(dict(values), step=step)
-            self._resumable.is_told(step)
+            self._resumable.mark_sent(step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 class _Trackio:
-    """trackio's own store on this machine (`TRACKIO_DIR`): `trackio show --project cocomix`."""
+    """trackio's local store (`TRACKIO_DIR`), shown by `trackio show --project cocomix`."""
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], step: int) -> None:
         self._trackio = importlib.import_module("trackio")
@@ -155,9 +155,9 @@ class _Trackio:
             )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._resumable.knows(step):
+        if not self._resumable.was_sent(step):
             self._run.log(dict(values), step=step)
-            self._resumable.is_told(step)
+            self._resumable.mark_sent(step)
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):

@@ -1,7 +1,6 @@
-"""What a run trains: the student and the objectives' own modules, as one module.
+"""The student and the objectives' own modules, as one module.
 
-It is what is wrapped for several devices, what the optimizer optimizes and what a checkpoint holds. Teacher and autoencoder
-are read by objectives and labels, and are no part of it.
+This module is wrapped for several devices, optimized and saved in checkpoints. Teacher and autoencoder are not part of it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from cocomix.objectives.base import Batch, Objective
 
 
 class TrainableModule(nn.Module):
-    """A student with all that is learned beside it.
+    """A student, and the modules trained beside it.
 
     Args:
         model: the student.
-        objectives: what it minimises; they are no modules, so what they hold is not registered, but for their heads.
+        objectives: objectives to minimise; only their heads are registered as submodules.
 
-    `model` is the student, `heads` are the objectives' own modules by the objectives' names; there mostly are none.
+    `heads` holds the objectives' own modules, if any, by the objectives' names.
     """
 
     def __init__(self, model: CoCoMixForCausalLM, objectives: Sequence[Objective]) -> None:
@@ -36,8 +35,8 @@ class TrainableModule(nn.Module):
         """Run the student once.
 
         Returns:
-            each objective's sum over the batch's targets, float32, by the objective's name; and counters of concepts,
-            int64 and without a graph, which `MixerMetrics.add` takes.
+            each objective's sum over the batch's targets, float32, by the objective's name; and the counters for
+            `MixerMetrics.add`, int64 and without a graph.
         """
         output = self.model(
             **batch.windows.inputs(),
@@ -51,7 +50,7 @@ class TrainableModule(nn.Module):
 
 
 def gradient_norms(student: TrainableModule) -> dict[str, Tensor]:
-    """Norms of the backbone's and the mixer's gradients, to be taken before clipping; on sharded tensors, on all ranks."""
+    """Norms of the backbone's and the mixer's gradients; call before clipping, and with sharded tensors on all ranks."""
     parts = {"backbone": student.model.backbone, "mixer": student.model.mixer}
     norms = {}
     for name, part in parts.items():

@@ -2,9 +2,9 @@
 
 Read `Trainer.finish` first, then `_train_step`.
 
-Everything random is a pure function of (seed, step), so the state is the parameters, the optimizer's moments, the step and
-what the metrics count. Validation happens at fixed steps; between two log lines nothing is read back from the device. All
-ranks run the same lines; what differs between them is which windows of a step they read.
+Everything random is a pure function of (seed, step), so the state consists of the parameters, the optimizer's moments, the
+step and the metrics' counters. Validation happens at fixed steps; between two log lines nothing is read back from the
+device. All ranks run the same code, and differ only in the windows of a step that they read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, restore_state, state_of, write_state
-from cocomix.base.devices import spec_of
+from cocomix.base.checkpoints import Checkpoints, restore_state, training_state, write_state
+from cocomix.base.devices import device_spec
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import METRICS_NAME
 from cocomix.base.progress import ProgressLine, say
@@ -46,19 +46,19 @@ from cocomix.training.trackers import Trackers
 from cocomix.training.trainable import TrainableModule, gradient_norms
 
 LOG_EVERY_STEPS = 10
-#: Where the state before a step that was not finite is kept.
+#: Folder for the state before a step that was not finite.
 NON_FINITE_FOLDER = "non_finite"
 
 
 class Trainer:
-    """The state of one run, from where its newest checkpoint left it.
+    """The state of one run, restored from its newest checkpoint if there is one.
 
     Args:
-        config: of the run.
-        batches: what it reads.
-        settings: what determines its result, `num_windows` among them.
-        ranks: who run it together; the first one speaks and writes.
-        device: this rank's.
+        config: configuration of the run.
+        batches: windows and labels to train on.
+        settings: settings that determine the result, including `num_windows`.
+        ranks: ranks that train together; the first one prints and writes.
+        device: this rank's device.
     """
 
     def __init__(
@@ -89,11 +89,16 @@ class Trainer:
         self.metrics: MetricsFile | None = None
         self.trackers: Trackers | None = None
         num_metric_bytes = self._resume()
-        ranks.from_first(lambda: self._open_records(num_metric_bytes))
+        ranks.on_first_rank(lambda: self._open_records(num_metric_bytes))
         self.logged_at = self.step, self.seconds
 
     def finish(self) -> artifacts.Manifest:
-        """Run to the end and write the folder's content."""
+        """Train to the end and write the folder's content.
+
+        Raises:
+            CocomixError: a loss or gradient norm is not finite, or the disk is full.
+            Stopped: Ctrl-C or SIGTERM, after a checkpoint.
+        """
         config = self.config
         evaluate_at = {round(self.num_steps * (i + 1) / config.num_evaluations) for i in range(config.num_evaluations)}
         progress = ProgressLine(
@@ -122,10 +127,10 @@ class Trainer:
         return self._write()
 
     def _train_step(self) -> None:
-        """One optimizer step."""
+        """Run one optimizer step."""
         config = self.config
         batches = [self._batch(windows) for windows in self._micro_batches()]
-        # Counted before the first backward: one division a term, by the count of the whole step on all ranks.
+        # Targets are counted before the first backward, so that each term is divided once, by the whole step's count.
         targets = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
         counts = self.ranks.sum(torch.stack(targets)).clamp(min=1)
         means = torch.zeros(len(self.objectives), device=self.device)
@@ -155,9 +160,9 @@ class Trainer:
         return windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
 
     def _micro_batches(self) -> list[np.ndarray]:
-        """Windows of each of this rank's passes in this step: the ranks read equal parts, one after another."""
-        mine = np.split(self._windows(self.step), self.ranks.size)[self.ranks.rank]
-        return np.split(mine, len(mine) // (self.config.micro_batch_size or len(mine)))
+        """Windows of each forward pass of this rank in this step; each rank reads one contiguous, equal part."""
+        part = np.split(self._windows(self.step), self.ranks.size)[self.ranks.rank]
+        return np.split(part, len(part) // (self.config.micro_batch_size or len(part)))
 
     def _batch(self, windows: np.ndarray) -> Batch:
         return self.batches.at(windows).to(self.device)
@@ -176,12 +181,12 @@ class Trainer:
         self._record(**values, **speed)
 
     def _speed(self) -> tuple[dict[str, float], dict[str, str]]:
-        """Since the last line: what is written down, and how the live line shows the use of the device."""
+        """Speed since the last line: metrics to record, and a figure for the live line."""
         step, seconds = self.logged_at
         self.logged_at = self.step, self.seconds
         rate = (self.step - step) * self.tokens_per_step / (self.seconds - seconds)
         flops_per_second = rate * self.flops_per_token
-        written, spec = {"tokens_per_second": round(rate, 1)}, spec_of(self.device)
+        written, spec = {"tokens_per_second": round(rate, 1)}, device_spec(self.device)
         if spec is None:
             return written, {"speed": f"{flops_per_second / 1e9:,.1f} GFLOP/s"}
         is_bfloat16 = self.config.parallel.precision == "bfloat16"
@@ -190,25 +195,25 @@ class Trainer:
         return written | {"model_flops_utilization": round(utilization, 4)}, {"MFU": f"{utilization:.1%}"}
 
     def _read_values(self) -> list[StepValues]:
-        """Values of the steps since the last time; brings the clock up to date; stops the run where one is not finite."""
-        found = self.watch.read()
+        """Values of the steps since the last call; updates the clock, and stops the run if a value is not finite."""
+        steps = self.watch.read()
         self._tick()
-        failed = next((step for step in found if not step.is_finite), None)
+        failed = next((step for step in steps if not step.is_finite), None)
         if failed is not None:
             self._give_up(failed)
-        return found
+        return steps
 
     def _give_up(self, failed: StepValues) -> None:
-        """Save the state before the step that failed, and what it read."""
+        """Save the state before the failed step with the windows it read, and raise."""
         folder, windows = self.config.output / NON_FINITE_FOLDER, self._windows(failed.step).tolist()
         values = {name: str(value) for name, value in failed.values.items()}
         meta = {"step": failed.step + 1, "windows": windows, "values": values}
-        write_state(folder, state_of(self.student, self.optimizer), meta, self.ranks)
-        some = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
-        what = ", ".join(f"{name} {value}" for name, value in values.items())
+        write_state(folder, training_state(self.student, self.optimizer), meta, self.ranks)
+        some_windows = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
+        shown_values = ", ".join(f"{name} {value}" for name, value in values.items())
         raise CocomixError(
-            f"{self.config.output} is not finite at step {failed.step + 1} ({what}), which read the training windows {some}; "
-            f"the state before it is saved in {folder}; a lower optimizer.learning_rate usually helps"
+            f"{self.config.output} is not finite at step {failed.step + 1} ({shown_values}), which read the training windows "
+            f"{some_windows}; the state before it is saved in {folder}; a lower optimizer.learning_rate usually helps"
         )
 
     def _evaluate(self) -> None:
@@ -218,7 +223,7 @@ class Trainer:
         self._record(validation_loss=result.loss)
 
     def _record(self, **values: float) -> None:
-        """One line of the metrics, and of what shows them; only the first rank writes."""
+        """Write one line to the metrics file and the trackers; only the first rank has them."""
         if self.metrics is not None and self.trackers is not None:
             line = self._position() | values
             self.metrics.append(**line)
@@ -242,7 +247,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _untimed(self) -> Iterator[None]:
-        """Around work on a state that is known to be finite, and whose time does not count as training."""
+        """Context of work that does not count as training time, on a state that was checked to be finite."""
         self._read_values()
         yield
         self.timed_from = time.perf_counter()
@@ -252,21 +257,21 @@ class Trainer:
             self.mixer_metrics.merge(self.ranks.size)
             num_metric_bytes = self.metrics.sync() if self.metrics is not None else 0
             meta = {"seconds": self.seconds, "num_metric_bytes": num_metric_bytes}
-            self.checkpoints.save(self.step, state_of(self.student, self.optimizer) | self._counts(), meta)
+            self.checkpoints.save(self.step, training_state(self.student, self.optimizer) | self._counts(), meta)
 
     def _resume(self) -> int:
-        """Continue from the newest checkpoint, if there is one; returns how long the metrics were."""
-        found = self.checkpoints.latest()
-        if found is None:
+        """Restore the newest checkpoint, if there is one; returns the length of the metrics file then, in bytes."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
             return 0
-        restore_state(self.student, self.optimizer, found, self._counts())
-        self.step, self.seconds = found.meta["step"], found.meta["seconds"]
+        restore_state(self.student, self.optimizer, checkpoint, self._counts())
+        self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         if self.ranks.is_first:
             say(f"continuing {self.config.output} at step {self.step:,} of {self.num_steps:,}")
-        return int(found.meta["num_metric_bytes"])
+        return int(checkpoint.meta["num_metric_bytes"])
 
     def _open_records(self, num_metric_bytes: int) -> None:
-        """The first rank's files."""
+        """Open the metrics file and the trackers, on the first rank."""
         config = self.config
         self.metrics = MetricsFile(config.output, num_metric_bytes)
         self.trackers = Trackers(config.trackers, config.output, self.settings, self.step)
@@ -280,16 +285,16 @@ class Trainer:
                 self.trackers.close()
 
     def _counts(self) -> dict[str, Tensor]:
-        """What the metrics count, by the names that a checkpoint gives it."""
+        """The metrics' counters, by their names in a checkpoint."""
         return {f"metrics/{name}": tensor for name, tensor in self.mixer_metrics.state().items()}
 
     def _build(self) -> CoCoMixForCausalLM:
         return build_student(self.config, self.data, trained_mixer(self.config, self.batches))
 
     def _write(self) -> artifacts.Manifest:
-        """Save model and tokenizer, then the manifest; checkpoints go last, when they are no longer needed."""
+        """Save model and tokenizer, then the manifest; then remove the checkpoints."""
         model = self.engine.whole_model(self._build)
-        return self.ranks.from_first(lambda: self._write_folder(model))
+        return self.ranks.on_first_rank(lambda: self._write_folder(model))
 
     def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
         assert self.metrics is not None
@@ -304,13 +309,13 @@ class Trainer:
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "num_steps": self.num_steps,
         }
-        shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # a former attempt's, that this one got beyond
+        shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # left by an earlier attempt that failed
         manifest = artifacts.finish(output, facts, timed=[METRICS_NAME])
         self.checkpoints.clear()
         return manifest
 
     def _teacher_flops(self) -> float:
-        """What teachers cost on top: running along, and computing labels and targets."""
+        """FLOPs of teachers: running during training, and computing labels and targets."""
         tokens = self.step * self.tokens_per_step
         flops = tokens * sum(o.teacher_flops_per_token(self.data.context_length) for o in self.objectives)
         return flops + sum(part.training_flops(tokens, self.num_windows) for part in self.batches.more.values())

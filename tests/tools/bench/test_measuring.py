@@ -33,9 +33,9 @@ def test_disagreement_is_named() -> None:
     expected = {"the loss": torch.tensor(2.0), "a gradient": torch.tensor([1.0, -4.0])}
     found = {"the loss": torch.tensor(2.0), "a gradient": torch.tensor([1.0, -4.04])}
     assert require_agreement(found, expected, 0.02) == pytest.approx(0.01)
-    with pytest.raises(CocomixError, match=r"a gradient differs by 1\.0e-02 .* nothing is reported"):
+    with pytest.raises(CocomixError, match=r"a gradient.*1\.0e-02"):
         require_agreement(found, expected, 1e-3)
-    with pytest.raises(CocomixError, match="the loss differs by nan"):
+    with pytest.raises(CocomixError, match=r"the loss.*nan"):
         require_agreement(found | {"the loss": torch.tensor(torch.nan)}, expected, 1e-3)
 
 
@@ -55,12 +55,10 @@ def test_memory_that_can_not_be_measured_is_said(monkeypatch: pytest.MonkeyPatch
         return subprocess.CompletedProcess(words, 1, "", "Traceback\nwork 'fast' ended with -9\n")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(
-        CocomixError, match="memory of the case 'head' could not be measured: work 'fast' ended with -9"
-    ):
+    with pytest.raises(CocomixError, match=r"'head'.*'fast'.*-9"):
         memory.peak_bytes("head", [("fast", shape)])
     monkeypatch.setattr(memory, "_RESET", memory._STATUS / "missing")
-    with pytest.raises(CocomixError, match="needs Linux"):
+    with pytest.raises(CocomixError, match="Linux"):
         memory.peak_bytes("head", [("fast", shape)])
 
 

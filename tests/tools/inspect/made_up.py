@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cocomix.tools.inspect.model_wide import norm_histogram, usage
 
 from cocomix.base.artifacts import begin, finish, write_json
+from cocomix.base.kinds import INSPECTION
 from cocomix.tools.inspect.cards import (
-    KIND,
     SOURCES,
     SUMMARY_NAME,
     ConceptCard,
@@ -23,6 +22,7 @@ from cocomix.tools.inspect.cards import (
     write_cards,
 )
 from cocomix.tools.inspect.site import write_site
+from cocomix.tools.inspect.summary import norm_histogram, usage
 
 WORDS = ("def", "return", "import", "self", "value", "None", "True", "for", "in", "range", "class", "yield", "lambda")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -46,7 +46,7 @@ def wait_until(page: Any, condition: str, timeout_seconds: float = 300.0) -> Non
 
 def make_inspection(folder: Path, num_concepts: int, num_contexts: int = 8, text: str = "") -> None:
     """Write an inspection with made-up cards; `text` is in every name, token and context."""
-    with begin(folder, KIND, {"synthetic": num_concepts}) as finished:
+    with begin(folder, INSPECTION, {"synthetic": num_concepts}) as finished:
         if finished:
             return
         write_json(folder / SUMMARY_NAME, _summary(num_concepts))

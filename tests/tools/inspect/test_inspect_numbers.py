@@ -66,7 +66,7 @@ def test_quality_equals_a_count_by_hand(tiny: Tiny, model: CoCoMixForCausalLM) -
     assert quality.num_tokens == int(valid.sum())
     torch.testing.assert_close(quality.recall(), (is_label * is_active).sum(0) / is_label.sum(0), equal_nan=True)
     torch.testing.assert_close(quality.precision(), (is_label * is_active).sum(0) / is_active.sum(0), equal_nan=True)
-    hidden = output.hidden_states[model.config.insert_layer]
+    hidden = output.hidden_states[model.config.mixer.insertion]
     probability = reference.concept_probabilities(model, hidden, 4)[valid]
     torch.testing.assert_close(quality.mass.float(), probability.sum(0), rtol=1e-4, atol=1e-4)  # sums in another order
     summary = quality.summary()

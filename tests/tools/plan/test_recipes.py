@@ -147,10 +147,10 @@ def test_labels_chosen_another_way_are_refused(tiny: Tiny, paper_labels: Path) -
     inputs = {"data": tiny.data, "output": "o"}
     with pytest.raises(CocomixError, match=r"criterion 'activation_value'.*'attribution'"):
         cocomix.recipe("gpt2-tiny-cocomix", labels=tiny.concepts, **inputs)
-    with pytest.raises(CocomixError, match=r"extract labels with --attribution.criterion activation_value, or train"):
+    with pytest.raises(CocomixError, match=r"--attribution\.criterion activation_value"):
         cocomix.recipe("gpt2-tiny-activation-labels", labels=paper_labels, **inputs)
     lowers = dataclasses.replace(PAPER_LABELS, sign="lowers_loss")
-    with pytest.raises(CocomixError, match="have sign 'raises_loss'"):
+    with pytest.raises(CocomixError, match=r"sign.*'raises_loss'"):
         cocomix.recipe("gpt2-tiny-cocomix", labels=paper_labels, attribution=lowers, **inputs)
     wanted = cocomix.recipe("gpt2-tiny-cocomix", labels=tiny.concepts, attribution=AttributionConfig(), **inputs)
     assert wanted.labels == tiny.concepts
@@ -167,11 +167,11 @@ def test_another_shape_than_the_recipes_is_warned_about(
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("gpt2-69m-cocomixx", {}, r"no recipe 'gpt2-69m-cocomixx'; perhaps gpt2-69m-cocomix"),
-        ("llama", {}, r"no recipe 'llama'; `cocomix recipes` lists them"),
-        ("gpt2-tiny-ntp", {"batchsize": 1}, r"no field 'batchsize'; perhaps batch_size"),
-        ("gpt2-tiny-kd", {}, r"no teacher; give --teacher"),
-        ("gpt2-tiny-cocomix", {}, r"learns from labels: give --labels"),
+        ("gpt2-69m-cocomixx", {}, r"'gpt2-69m-cocomixx'.*gpt2-69m-cocomix"),
+        ("llama", {}, r"'llama'.*`cocomix recipes`"),
+        ("gpt2-tiny-ntp", {"batchsize": 1}, r"'batchsize'.*batch_size"),
+        ("gpt2-tiny-kd", {}, "--teacher"),
+        ("gpt2-tiny-cocomix", {}, "--labels"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(name: str, overrides: dict[str, int], message: str) -> None:

@@ -1,101 +1,57 @@
-"""CoCoMix as the paper writes it down, and as its released code computes it: the reference that fast paths are judged by.
-
-Logits of all C concepts, a mask of the K_mix largest, mask times logits times the whole compress matrix, one cross-entropy
-a label, the vocabulary's logits whole; every position goes through every block, with the backbone's own attention (SDPA).
-Parameters have the names of `ConceptMixer`'s, so one state dict serves both.
-
-Shapes: B batch, T tokens, N = B * T, D width, C concepts, K active concepts, A labels a token, V vocabulary.
-"""
+"""The reference as modules, with the parameters of what it is compared with."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cocomix.base.labels import IGNORED_LABEL
-from cocomix.mixers.base import Mixer, MixerInputs, MixerOutput
-from cocomix.mixers.concept import STD_EPSILON, ConceptMixer
+from cocomix.mixers.base import MixerInputs, MixerOutput
+from cocomix.mixers.concept import ConceptMixer
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.tools.bench import reference
 
 
 class DenseConceptMixer(ConceptMixer):
-    """`ConceptMixer` with dense products; takes no edits."""
+    """`ConceptMixer` that adds the reference's vectors; takes no edits."""
 
     def forward(self, hidden: Float[Tensor, "B T D"], inputs: MixerInputs) -> MixerOutput:
-        B, T, D = hidden.shape
         assert not inputs.edits, "the reference takes no edits"
-        concept_labels, K = inputs.concept_labels, self.config.num_active_concepts
-        mean = hidden.mean(-1, keepdim=True)
-        std = hidden.std(-1, keepdim=True)
-        x = ((hidden - mean) / (std + STD_EPSILON) - self.pre_bias).view(B * T, D)
-        z = F.linear(x, self.head_weight, self.head_bias)  # (N, C)
-        values, indices = z.topk(K, dim=-1)
-        mask = torch.zeros_like(z).scatter(-1, indices, 1.0)
-        vectors = ((mask * z) @ self.compress_weight).view(B, T, D)
-        concept = (vectors + self.compress_bias + self.pre_bias) * std + mean
-        loss_sum = count = None
-        if concept_labels is not None:
-            labels = concept_labels.view(B * T, -1)
-            valid = (labels != IGNORED_LABEL).all(-1)
-            columns = labels.masked_fill(~valid.unsqueeze(-1), IGNORED_LABEL).unbind(-1)
-            sums = [F.cross_entropy(z, column, ignore_index=IGNORED_LABEL, reduction="sum") for column in columns]
-            loss_sum, count = torch.stack(sums).mean(), valid.sum()
-        shape = (B, T, K)
-        return MixerOutput(
-            self.mixing.combine(hidden, concept), indices.view(shape), values.view(shape), loss_sum, count
+        labels, config = inputs.concept_labels, self.config
+        found = reference.concepts(
+            hidden,
+            dict(self.named_parameters()),
+            labels,
+            K=config.num_active_concepts,
+            rescale_epsilon=config.rescale_epsilon,
         )
-
-
-@dataclass(frozen=True)
-class DenseOutput:
-    """What the dense student says of some windows."""
-
-    loss: Float[Tensor, ""]
-    concept_indices: Int64[Tensor, "B T K"]
+        total, count = (None, None) if labels is None else (found.loss_sum, found.num_labelled)
+        return MixerOutput(self.mixing.combine(hidden, found.vectors), found.indices, found.values, total, count)
 
 
 class DenseStudent(nn.Module):
-    """A CoCoMix student computed densely.
+    """The reference with the weights of an interleaving CoCoMix student on GPT-2.
 
     Args:
-        model: the student to copy, with a concept mixer; its weights are copied too.
+        model: the student, which is copied.
     """
 
     def __init__(self, model: CoCoMixForCausalLM) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.model.mixer = dense_mixer(model)
 
-    def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> DenseOutput:
-        """The whole training loss of some windows: next token plus weighted concepts."""
-        model, mixer = self.model, self.model.mixer
-        adapter, insert, layout = model.adapter, mixer.config.insertion, mixer.config.layout
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0)
-        hidden = adapter.embed(adapter.token_embeddings(input_ids), positions)
-        hidden = adapter.run_blocks(hidden, 0, insert, position_ids=positions)
-        mixed = mixer(hidden, MixerInputs(concept_labels))
-        span = layout.span(0, input_ids.shape[1], input_ids.device)
-        hidden = adapter.run_blocks(  # without `read`: all positions through all blocks
-            mixed.hidden,
-            insert,
-            adapter.num_blocks,
-            position_ids=span.positions(positions, mixer.config.position_mode),
-            layout=layout,
+    def forward(self, input_ids: Int64[Tensor, "B T"], concept_labels: Int64[Tensor, "B T A"]) -> reference.Output:
+        """The whole training loss of some windows."""
+        config, mixer = self.model.config, self.model.concept_mixer.config
+        return reference.gpt2(
+            dict(self.model.named_parameters()),
+            input_ids,
+            concept_labels,
+            num_blocks=config.backbone_config.num_hidden_layers,
+            num_heads=config.backbone_config.num_attention_heads,
+            layer=mixer.layer,
+            K=mixer.num_active_concepts,
+            concept_weight=config.concept_loss_weight,
+            rescale_epsilon=mixer.rescale_epsilon,
         )
-        logits = adapter.logits(hidden[:, span.read])  # (B, T, V)
-        lm_loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
-        concept_loss = mixed.concept_loss_sum / mixed.concept_count.clamp(min=1)
-        return DenseOutput(lm_loss + model.config.concept_loss_weight * concept_loss, mixed.concept_indices)
-
-
-def dense_mixer(model: CoCoMixForCausalLM) -> Mixer:
-    """The dense mixer with a student's concept mixer's weights."""
-    original = model.concept_mixer
-    mixer = DenseConceptMixer(original.config, model.config.hidden_size).to(original.head_weight)
-    mixer.load_state_dict(original.state_dict())
-    return mixer

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
-from cocomix.mixers.config import NoMixerConfig
 from cocomix.base.errors import CocomixError
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import AttributionConfig
+from cocomix.mixers.config import NoMixerConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.extract_ranks import RanksShape, time_ranks
 from cocomix.tools.bench.memory import Work, peak_bytes

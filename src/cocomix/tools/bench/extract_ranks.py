@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from transformers import GPT2LMHeadModel
 
-from cocomix.mixers.config import NoMixerConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.ranks import joined_ranks
 from cocomix.data.prepare import PrepareConfig, prepare
@@ -27,6 +26,7 @@ from cocomix.data.token_dataset import TOKENIZER_FOLDER, TokenDataset
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.mixers.config import NoMixerConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.students import student_config
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from cocomix.base.formats import format_bytes
-from cocomix.base.tables import text_of
+from cocomix.base.tables import rendered_text
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Section:
         table = Table(*self.head, box=None, pad_edge=False)
         for row in self.rows:
             table.add_row(*row)
-        return f"{self.title}\n{self.text}\n{text_of(table)}"
+        return f"{self.title}\n{self.text}\n{rendered_text(table)}"
 
     def as_markdown(self) -> str:
         """For a page."""

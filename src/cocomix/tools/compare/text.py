@@ -11,7 +11,7 @@ from rich import box
 from rich.text import Text
 
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
-from cocomix.base.tables import text_of
+from cocomix.base.tables import rendered_text
 from cocomix.tools.compare.comparison import mean_of
 from cocomix.tools.compare.curves import CURVE_AXES
 
@@ -49,7 +49,7 @@ def comparison_text(result: Mapping[str, Any], width: int | None = None) -> str:
     parts: list[Any] = []
     for table in tables(result):
         parts += [Text(f"\n{table.title}"), _drawn(table)]
-    return text_of(*parts, Text(headline(result)), *map(Text, result["notes"]), width=width)
+    return rendered_text(*parts, Text(headline(result)), *map(Text, result["notes"]), width=width)
 
 
 def headline(result: Mapping[str, Any]) -> str:

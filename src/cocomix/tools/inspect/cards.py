@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -114,45 +114,35 @@ class ConceptCard:
         return tuple(context for context in self.contexts if context.source == source)
 
 
-_CONTEXT = pa.struct(
-    [
-        ("source", pa.string()),
-        ("before", pa.string()),
-        ("token", pa.string()),
-        ("after", pa.string()),
-        ("activation", pa.float64()),
-        ("window", pa.int64()),
-        ("position", pa.int32()),
-    ]
-)
-_EFFECTS = pa.list_(pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("change", pa.float64())]))
-_NEIGHBOURS = pa.list_(pa.struct([("concept", pa.int32()), ("similarity", pa.float64())]))
-SCHEMA = pa.schema(
-    [
-        ("concept", pa.int32()),
-        ("name", pa.string()),
-        ("made_name", pa.string()),
-        ("label_rate", pa.float64()),
-        ("num_labels", pa.int64()),
-        ("prediction_rate", pa.float64()),
-        ("num_predicted", pa.int64()),
-        ("sae_rate", pa.float64()),
-        ("usual", pa.float64()),
-        ("precision", pa.float64()),
-        ("recall", pa.float64()),
-        ("mean_probability", pa.float64()),
-        ("evaluated_label_rate", pa.float64()),
-        ("compress_norm", pa.float64()),
-        ("promoted", _EFFECTS),
-        ("suppressed", _EFFECTS),
-        ("measured_promoted", _EFFECTS),
-        ("measured_suppressed", _EFFECTS),
-        ("measured_change", pa.float64()),
-        ("nearest", _NEIGHBOURS),
-        ("nearest_predicted", _NEIGHBOURS),
-        ("contexts", pa.list_(_CONTEXT)),
-    ]
-)
+#: Stored in 32 bits; all other integers in 64.
+_SHORT_INTEGERS = ("concept", "token_id", "position")
+
+
+def _item_class(hint: Any) -> Any:
+    """X of `tuple[X, ...]` or `tuple[X, ...] | None`; None for other types."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is tuple:
+            return get_args(part)[0]
+    return None
+
+
+def _schema(dataclass: type[Any]) -> list[tuple[str, pa.DataType]]:
+    """Columns of a card, or fields of an item of it, from their annotations."""
+    columns = []
+    for name, hint in get_type_hints(dataclass).items():
+        item, kinds = _item_class(hint), (hint, *get_args(hint))
+        if item is not None:
+            column = pa.list_(pa.struct(_schema(item)))
+        elif int in kinds:
+            column = pa.int32() if name in _SHORT_INTEGERS else pa.int64()
+        else:
+            column = pa.float64() if float in kinds else pa.string()
+        columns.append((name, column))
+    return columns
+
+
+SCHEMA = pa.schema(_schema(ConceptCard))
+_ITEM_CLASSES = {name: _item_class(hint) for name, hint in get_type_hints(ConceptCard).items() if _item_class(hint)}
 
 
 def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
@@ -294,18 +284,9 @@ def _open(folder: Path | str) -> Any:
 
 
 def _card(row: dict[str, Any]) -> ConceptCard:
-    nested: dict[str, type[Any]] = {
-        "promoted": TokenEffect,
-        "suppressed": TokenEffect,
-        "measured_promoted": TokenEffect,
-        "measured_suppressed": TokenEffect,
-        "nearest": Neighbour,
-        "nearest_predicted": Neighbour,
-        "contexts": Context,
-    }
     built = {
         name: None if row[name] is None else tuple(item_class(**item) for item in row[name])
-        for name, item_class in nested.items()
+        for name, item_class in _ITEM_CLASSES.items()
     }
     return ConceptCard(**(row | built))
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import INSPECTION
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import say
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes

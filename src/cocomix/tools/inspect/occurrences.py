@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cocomix.base.labels import IGNORED_LABEL
 from cocomix.base.progress import ProgressLine
+from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from cocomix.base.labels import IGNORED_LABEL
+from cocomix.data import IGNORED_LABEL
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 #: Elements of one chunk's logits: 64 MB in float32.

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_count, format_flops
-from cocomix.base.tables import text_of
+from cocomix.base.tables import rendered_text
 
 #: Written by `recipe_rows.py`.
 ROWS_PATH = Path(__file__).with_name("recipes.json")
@@ -63,4 +63,4 @@ def list_recipes(config: RecipesConfig) -> str | dict[str, Any]:
             format_count(row.num_tokens),
         )
         previous = row.name
-    return text_of(table)
+    return rendered_text(table)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from cocomix.base.formats import format_bytes, format_count, format_flops, format_hours
-from cocomix.base.tables import text_of
+from cocomix.base.tables import rendered_text
 from cocomix.tools.plan.plan import Plan, PlanConfig, make_plan, peak_flops
 from cocomix.training.widths import MatchedWidth
 
@@ -50,7 +50,7 @@ def _model(plan: Plan) -> str:
     if plan.equal_parameters is not None and plan.equal_flops is not None:
         table.add_row("NTP of equal parameters", *_width(plan.equal_parameters, "parameters"))
         table.add_row("NTP of equal FLOPs", *_width(plan.equal_flops, "training FLOPs a token"))
-    return text_of(table)
+    return rendered_text(table)
 
 
 def _memory(plan: Plan) -> str:
@@ -78,7 +78,7 @@ def _memory(plan: Plan) -> str:
             table.add_row(name, f"({format_bytes(value)})" if is_other else format_bytes(value), note)
     fits = "fits" if memory.total <= plan.device.memory_bytes else "does NOT fit"
     table.add_row("in all", format_bytes(memory.total), f"{fits} in {format_bytes(plan.device.memory_bytes)}")
-    return text_of(table)
+    return rendered_text(table)
 
 
 def _bill(plan: Plan) -> str:
@@ -101,7 +101,7 @@ def _bill(plan: Plan) -> str:
             stored = format_bytes(size * plan.num_stored_tokens)
             windows = f"{format_count(plan.num_stored_tokens)} tokens of different windows"
             table.add_row(f"stored {name}", stored, f"{size} bytes a token, {windows}, before compression")
-    return text_of(table)
+    return rendered_text(table)
 
 
 def _table(title: str) -> Table:

@@ -24,7 +24,7 @@ def recipe_row(recipe: Recipe) -> RecipeRow:
     cost = cost_of(run, teacher, size.num_concepts, size.context_length)
     return RecipeRow(
         name=recipe.name,
-        what=recipe.what,
+        what=recipe.summary,
         hidden_size=run.student.hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),

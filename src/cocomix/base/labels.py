@@ -1,3 +1,0 @@
-"""The label that every loss leaves out."""
-
-IGNORED_LABEL = -100
