@@ -114,7 +114,7 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
 
 
 def command_on_ranks(num_ranks: int, words: list[str]) -> None:
-    """Run a command of cocomix in `num_ranks` processes with what torchrun sets in their environment; forked, which is fast."""
+    """Run a command in `num_ranks` forked processes, with what torchrun sets in their environment."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
