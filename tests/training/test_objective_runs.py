@@ -176,7 +176,7 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer": 2}, r"hidden_regression\.layer.*2.*student.*0.*1"),
+        ({"layer": 2}, r"hidden_regression\.layer.*2.*0.*1"),
         ({"teacher_layer": 2}, r"layer.*2.*teacher.*0.*1"),
     ],
 )

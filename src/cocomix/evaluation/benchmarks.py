@@ -1,39 +1,41 @@
 """Standard benchmarks through lm-eval, on a model in memory, from files at hand.
 
-lm-eval makes the requests from a task's definition (`tasks/*.yaml`) and its documents (`task_files`), scores them
-with the model, and computes the metrics. Nothing is fetched, moved or cast. All tasks are log-likelihoods of given text:
-nothing is generated.
+lm-eval makes the requests from its own definition of a task and our rows (`task_files`), scores them with the model,
+and computes the metrics. Nothing is fetched, moved or cast. All tasks are log-likelihoods of given text: nothing is
+generated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.resources
 import io
 import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import datasets
+import lm_eval
 import torch
-import yaml
-from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine
-from cocomix.evaluation.task_files import BENCHMARKS, Document
+from cocomix.evaluation.readers import Row
+from cocomix.evaluation.task_files import load_benchmark
 
 #: Bounds the logits of a batch, [tokens, vocabulary], where texts are long.
 MAX_TOKENS_PER_BATCH = 8192
 
-Documents = Mapping[str, Sequence[Document]]
+Documents = Mapping[str, Sequence[Row]]
 
 
 def run_benchmarks(
@@ -48,8 +50,8 @@ def run_benchmarks(
     Args:
         model: in evaluation mode; used where it is and as it is.
         tokenizer: the model's.
-        benchmarks: names from `BENCHMARKS`, each with the documents of its tasks (`TaskFiles.documents`).
-        batch_size: texts in one forward pass at most.
+        benchmarks: their names, each with the documents of its tasks (`TaskFiles.documents`).
+        batch_size: maximum number of texts in one forward pass.
 
     Returns:
         `lm_eval_version`, and under `tasks` for each benchmark its metrics, each with `<metric>_standard_error` (None for a
@@ -68,17 +70,20 @@ def run_benchmarks(
     return {"lm_eval_version": importlib.metadata.version("lm_eval"), "tasks": results}
 
 
-def definition(benchmark: str) -> dict[str, Any]:
-    """How a benchmark makes requests of documents, and its metrics, in lm-eval's terms."""
-    file = importlib.resources.files("cocomix.evaluation").joinpath("tasks", f"{benchmark}.yaml")
-    found: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-    return found
+def make_task(benchmark: str, task: str, rows: Sequence[Row]) -> ConfigurableTask:
+    """A task of lm-eval, as lm-eval defines the benchmark, over rows at hand."""
+    config = dict(load_benchmark(benchmark).lm_eval)
+    if "include" in config:
+        config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / config.pop("include")) | config
+    splits = {"training_split": None, "validation_split": None, "test_split": "test", "num_fewshot": 0}
+    data = {"test": datasets.Dataset.from_list(list(rows))}
+    return _Task(config=config | splits | {"task": task, "custom_dataset": lambda **_: data})
 
 
 def _run(scorer: _Scorer, name: str, documents: Documents) -> dict[str, Any]:
     """Metrics of one benchmark."""
     scorer.start(name)
-    tasks = {task: _Task(task, definition(name), rows) for task, rows in documents.items()}
+    tasks = {task: make_task(name, task, rows) for task, rows in documents.items()}
     # No bootstrap: it starts processes and prints; the errors below are closed forms.
     found = evaluate(lm=scorer, task_dict={"tasks": tasks}, bootstrap_iters=0, log_samples=True)
     scores = {
@@ -90,7 +95,7 @@ def _run(scorer: _Scorer, name: str, documents: Documents) -> dict[str, Any]:
         "num_requests": scorer.num_requests,
         "num_truncated": scorer.num_truncated,
     }
-    if BENCHMARKS[name].one_task_a_file:
+    if load_benchmark(name).one_task_a_file:
         return counts | _mean(scores) | {"paradigms": scores}
     return counts | scores[name]
 
@@ -140,28 +145,9 @@ def _mean(scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float |
 
 
 class _Task(ConfigurableTask):
-    """A task of lm-eval whose documents are given instead of downloaded."""
-
-    def __init__(self, name: str, definition: dict[str, Any], documents: Sequence[Document]) -> None:
-        self._documents = list(documents)
-        super().__init__(config={"task": name, **definition})
-
-    def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
-        self.dataset = {self.config.test_split: Dataset.from_list(self._documents)}
-
     def build_all_requests(self, **kwargs: Any) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for every task that can't be turned off
             super().build_all_requests(**kwargs)
-
-    def process_results(self, doc: Document, results: Any) -> dict[str, Any]:
-        if self.OUTPUT_TYPE != "loglikelihood_rolling":
-            scores: dict[str, Any] = super().process_results(doc, results)
-            return scores
-        (log_likelihood,) = results
-        return {
-            metric: (log_likelihood, doc["num_words" if metric.startswith("word") else "num_bytes"])
-            for metric in self.aggregation()
-        }
 
 
 class _Scorer(HFLM):
@@ -231,12 +217,15 @@ class _Scorer(HFLM):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's warnings to itself, and standard output for results."""
+    """Silence lm-eval's warnings and the progress bars of `datasets`, and keep standard output for results."""
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, bars_were_off = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         logger.setLevel(level)
+        if not bars_were_off:
+            datasets.enable_progress_bars()
