@@ -48,7 +48,7 @@ class EvalConfig:
     max_windows: int | None = None
     """Evaluate on N evenly spaced validation windows; by default on all."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks, through lm-eval, such as lambada or blimp; docs/evaluation.md lists them all."""
+    """Benchmarks to run through lm-eval, such as lambada or blimp; docs/evaluation.md lists them all."""
     task_data: Path | None = None
     """Folder with the benchmarks' own published files, directly or in folders named after the benchmarks."""
     limit: int | None = None
