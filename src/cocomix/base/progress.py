@@ -1,6 +1,6 @@
 """One live line for long work: what is done, how fast, and how long it will still take.
 
-In a terminal it is a `rich` bar; elsewhere (logs, CI) it is a plain line every 15 seconds.
+In a terminal it is a `rich` bar; elsewhere (logs, CI) it is an occasional plain line.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from cocomix.base.errors import CocomixError
 
 Value = TypeVar("Value")
 
-#: How long ranks wait for each other. Shards are small, so no rank should lag far behind.
+#: How long ranks wait for each other. Work is split into many shards, so no rank should lag far behind.
 TIMEOUT = timedelta(hours=12)
 
 

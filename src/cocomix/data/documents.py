@@ -19,7 +19,7 @@ NUM_PIECES = 100
 
 
 def text_digest(text: str) -> int:
-    """64 bits of a hash of a text; among a hundred million different texts, any two collide with probability 3e-4."""
+    """64 bits of a hash of a text; a hundred million different texts have a collision with probability 3e-4."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -82,7 +82,7 @@ def _equal_width(config: TrainConfig, text: TextShape, cost: Callable[[CoCoMixFo
 
 
 def _step(student: StudentConfig) -> int:
-    """The number that widths are multiples of: an even number per head if positions are rotary."""
+    """The number that widths are multiples of: that of heads, twice that if positions are rotary, or `ALIGNMENT`."""
     heads = student.num_heads * (1 if student.family == "gpt2" else 2)
     if student.hidden_size < ALIGNED_FROM_WIDTH or ALIGNMENT % heads:
         return heads
