@@ -84,8 +84,8 @@ def test_interleaved_concept_starts_as_the_autoencoders_reconstruction() -> None
     assert (model.config.num_concepts, model.config.num_active_concepts) == (24, 4)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
     assert (sae.encode(hidden).values > 0).all()  # the mixer has no ReLU, which has nothing to do here
-    torch.testing.assert_close(model.mixer(hidden).hidden[:, 1::2], sae(hidden), atol=1e-3, rtol=1e-3)
-    assert torch.equal(model.mixer(hidden).hidden[:, 0::2], hidden)
+    torch.testing.assert_close(model.mixer(hidden, MixerInputs()).hidden[:, 1::2], sae(hidden), atol=1e-3, rtol=1e-3)
+    assert torch.equal(model.mixer(hidden, MixerInputs()).hidden[:, 0::2], hidden)
 
 
 def test_an_autoencoder_that_does_not_fit_is_refused() -> None:
