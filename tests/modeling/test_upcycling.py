@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from cocomix import CocomixError, SparseAutoencoder, SparseAutoencoderConfig, load_causal_lm
 from cocomix.data.tokenizer import load_tokenizer
+from cocomix.mixers.base import MixerInputs
 from cocomix.modeling.losses import next_token_losses
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import FAMILIES, backbone_config, tokens
