@@ -146,7 +146,7 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     # Move its slider by keyboard; the next token is shown without and with it.
     page.get_by_role("slider", name="Strength of import statements").press("End")
     expect(page.get_by_label("Strength of import statements as a number")).to_have_value("10")
-    expect(page.locator(".activation_rate.steered").first).to_be_visible()
+    expect(page.locator(".share.steered").first).to_be_visible()
     # A strength that isn't a number is said beside it, and changes nothing.
     field = page.get_by_label("Strength of import statements as a number")
     field.fill("much")
@@ -229,7 +229,7 @@ def test_two_browsers_at_once_and_one_closed_while_it_writes(address: str, new_p
     first = new_page(link(address, prompt=PROMPT, pins="3:5", tokens="512"))
     second = new_page(link(address, prompt=PROMPT, pins="5:-5", tokens="512"))
     for page in (first, second):
-        expect(page.locator(".activation_rate.steered").first).to_be_visible()
+        expect(page.locator(".share.steered").first).to_be_visible()
         page.get_by_role("button", name="Continue").click()
     wait_for(lambda: num_running(address) == 2)
     # Everyone else is answered meanwhile.
