@@ -86,6 +86,7 @@ def run(folder: Path, output: Path, task_data: Path, *tasks: str, **settings: An
     return result
 
 
+@pytest.mark.slow
 def test_models_trained_by_the_demos_stages(tiny: Tiny, tmp_path: Path) -> None:
     """NTP and CoCoMix with the tokenizer that was trained with them: LAMBADA and BLiMP equal the plain loops."""
     concept = tmp_path / "cocomix"

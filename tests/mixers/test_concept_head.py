@@ -156,6 +156,7 @@ def test_activation_checkpointing_and_a_loss_that_nothing_uses() -> None:
     assert torch.equal(*with_labels, *without)
 
 
+@pytest.mark.slow
 def test_compiled_code_calls_it_as_it_is() -> None:
     (x, weight, bias, _), labels = inputs(7, 20, 2)
     row_weights = torch.rand(7).double()

@@ -53,6 +53,7 @@ def test_other_models_and_threads_are_not_touched() -> None:
             assert torch.equal(seen[str(concept)], model(input_ids=ids).logits)
 
 
+@pytest.mark.slow
 def test_two_generations_at_once_equal_one_after_the_other() -> None:
     model, ids = student(mixing="interleave_residual"), tokens(1)
     jobs: list[dict[int, float]] = [{4: 50.0}, {7: 30.0}, {}]

@@ -36,18 +36,20 @@ MIXERS = (
 INTERLEAVED = ("concept", "interleave")
 
 
-def every_family_with(cases: Sequence[Any]) -> list[Any]:
+def every_family_with(cases: Sequence[Any], *, adapters_with_all: bool = True) -> list[Any]:
     """Parameters: each family, followed by each case (a tuple is several parameters).
 
-    The fast run has each adapter with all cases, and each other family with two: the case `INTERLEAVED`, or else the first,
-    and one of the rest in turn. The whole product is left to the tests marked slow.
+    The fast run has each adapter with all cases (or with two, where a test is slow and others cover the pair), and each other
+    family with two: the case `INTERLEAVED`, or else the first, and one of the rest in turn. The whole product is left to the
+    tests marked slow.
     """
     always = cases.index(INTERLEAVED) if INTERLEAVED in cases else 0
     rest = [index for index in range(len(cases)) if index != always]
-    others = [family for family in FAMILIES if family not in ADAPTERS]
+    with_all = ADAPTERS if adapters_with_all else ()
+    others = [family for family in FAMILIES if family not in with_all]
     parameters = []
     for family in FAMILIES:
-        fast = range(len(cases)) if family in ADAPTERS else (always, rest[others.index(family) % len(rest)])
+        fast = range(len(cases)) if family in with_all else (always, rest[others.index(family) % len(rest)])
         for index, case in enumerate(cases):
             words = case if isinstance(case, tuple) else (case,)
             parameters.append(pytest.param(family, *words, marks=() if index in fast else pytest.mark.slow))

@@ -51,7 +51,7 @@ def test_static_cache(family: str, mixer: str, mixing: str) -> None:
     assert torch.equal(static, uncached(model, ids))
 
 
-@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS))
+@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS, adapters_with_all=False))
 def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> None:
     model, ids = student(family, mixer, mixing), prompt(1)
     found = model.generate(ids, **settings(ids, num_beams=3, max_new_tokens=4))
@@ -61,7 +61,8 @@ def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> N
 @pytest.mark.parametrize(
     ("family", "mixer", "mixing"),
     every_family_with(
-        [("concept", "interleave"), ("concept", "interleave_residual"), ("concept", "add"), ("pause", "interleave")]
+        [("concept", "interleave"), ("concept", "interleave_residual"), ("concept", "add"), ("pause", "interleave")],
+        adapters_with_all=False,
     ),
 )
 class TestEveryFamily:

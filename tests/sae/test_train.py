@@ -55,6 +55,7 @@ def quality_of(config: TrainSaeConfig) -> dict[str, float]:
     return quality
 
 
+@pytest.mark.slow
 def test_training_lowers_the_unexplained_variance_and_keeps_unit_rows(tiny: Tiny, tmp_path: Path) -> None:
     short = quality_of(config(tiny, tmp_path / "short", num_tokens=256))
     long = quality_of(config(tiny, tmp_path / "long", num_tokens=40_000))
@@ -64,6 +65,7 @@ def test_training_lowers_the_unexplained_variance_and_keeps_unit_rows(tiny: Tiny
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(32))
 
 
+@pytest.mark.slow
 def test_dead_latents_are_revived_by_the_auxiliary_loss(tiny: Tiny, tmp_path: Path) -> None:
     shared: dict[str, object] = {"num_latents": 64, "k": 2, "num_tokens": 20_000}
     left = quality_of(config(tiny, tmp_path / "left", **shared, num_auxiliary_latents=0))["num_dead"]

@@ -53,6 +53,7 @@ def test_stopped_killed_and_continued_equals_undisturbed(tiny: Tiny, tmp_path: P
     assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in parts.iterdir())
 
 
+@pytest.mark.slow
 def test_three_kills_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:
     settings: dict[str, object] = {"num_tokens": 6400, "checkpoint_every_steps": 2, "num_evaluations": 5}
     started = time.monotonic()
