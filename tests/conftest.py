@@ -7,9 +7,11 @@ import importlib
 import json
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -114,3 +116,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def _fixed_seed() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tensors this small are slower on two
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """No shape checks: a compiler that traces the code would trace the checker too."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
