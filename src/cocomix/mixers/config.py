@@ -43,6 +43,11 @@ class MixerConfig:
         if self.mixer != type(self).mixer:
             raise CocomixError(f"mixer is {self.mixer!r}, but these are settings of the mixer {type(self).mixer!r}")
 
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The names of its settings, `mixer` among them."""
+        return [field.name for field in dataclasses.fields(cls)]
+
     @property
     def mixes(self) -> bool:
         """Whether hidden states depend on what the mixer adds."""
@@ -281,7 +286,7 @@ def mixer_config(name: Any, settings: Mapping[str, Any]) -> MixerConfig:
     if name not in MIXERS:
         raise CocomixError(f"there is no mixer {name!r}{nearest(str(name), MIXERS)}")
     hints = get_type_hints(MIXERS[name])
-    names = [field.name for field in dataclasses.fields(MIXERS[name])]
+    names = MIXERS[name].setting_names()
     for key, value in settings.items():
         if key not in names:
             raise CocomixError(f"the mixer {name!r} has no setting {key!r}{nearest(key, names)}")
@@ -295,10 +300,9 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     if choices and value not in choices:
         raise CocomixError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
-    is_bool, types = isinstance(value, bool), tuple(option for option in options if isinstance(option, type))
-    if (types and not (isinstance(value, types) or (float in types and isinstance(value, int)))) or (
-        is_bool and bool not in types
-    ):
+    types = tuple(option for option in options if isinstance(option, type))
+    fits = isinstance(value, types) or (float in types and isinstance(value, int))
+    if types and (not fits or (isinstance(value, bool) and bool not in types)):
         kind = {int: "a whole number", float: "a number", str: "a string"}.get(types[0], types[0].__name__)
         raise CocomixError(f"{name} is {value!r}; it must be {kind}")
 

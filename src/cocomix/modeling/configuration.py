@@ -104,13 +104,12 @@ class CoCoMixConfig(PreTrainedConfig):
         if isinstance(mixer, MixerConfig):
             self.mixer = mixer
         else:
-            known = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)}
+            known = {name for config in MIXERS.values() for name in config.setting_names()}
             own = {name: settings.pop(name) for name in list(settings) if name in known}
             if mixer in MIXERS and MIXERS[mixer].has_concepts:
                 own.setdefault("num_concepts", 32768)
             elif format_version == 1 and mixer in MIXERS:  # format 1 stored every mixer's settings
-                fields = {field.name for field in dataclasses.fields(MIXERS[mixer])}
-                own = {name: value for name, value in own.items() if name in fields}
+                own = {name: value for name, value in own.items() if name in MIXERS[mixer].setting_names()}
             self.mixer = mixer_config(mixer, own)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             settings.setdefault(name, getattr(backbone, name, None))
@@ -128,13 +127,13 @@ class CoCoMixConfig(PreTrainedConfig):
     def __getattr__(self, name: str) -> Any:
         """The mixer's settings by their own names."""
         mixer = self.__dict__.get("mixer")
-        if mixer is not None and name in {field.name for field in dataclasses.fields(mixer)}:
+        if mixer is not None and name in mixer.setting_names():
             return getattr(mixer, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         mixer = self.__dict__.get("mixer")
-        if name != "mixer" and mixer is not None and name in {field.name for field in dataclasses.fields(mixer)}:
+        if name != "mixer" and mixer is not None and name in mixer.setting_names():
             name, value = "mixer", mixer_config(mixer.mixer, dataclasses.asdict(mixer) | {name: value})
         super().__setattr__(name, value)
 

@@ -74,15 +74,14 @@ def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> t
 
 def _as_other(mixer: MixerConfig, other: type[MixerConfig]) -> MixerConfig:
     """Settings of another mixer that keep the values of shared fields."""
-    shared = {field.name for field in dataclasses.fields(other)} - {"mixer"}
-    values = {field.name: getattr(mixer, field.name) for field in dataclasses.fields(mixer) if field.name in shared}
-    return other(**values)
+    shared = set(other.setting_names()) & set(mixer.setting_names()) - {"mixer"}
+    return other(**{name: getattr(mixer, name) for name in shared})
 
 
 def _without_other_mixers(argv: Sequence[str], mixer: MixerConfig) -> list[str]:
     """The options without those of other mixers: version 0.1 wrote every mixer's settings into config.yaml."""
-    own = {field.name for part in (StudentConfig, type(mixer)) for field in dataclasses.fields(part)}
-    other = {field.name for config in MIXERS.values() for field in dataclasses.fields(config)} - own
+    own = {*mixer.setting_names(), *(field.name for field in dataclasses.fields(StudentConfig))}
+    other = {name for config in MIXERS.values() for name in config.setting_names()} - own
     options = tuple(f"--student.{name.replace('_', '-')}=" for name in other)
     return [argument for argument in argv if not argument.startswith(options)]
 
