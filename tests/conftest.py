@@ -7,11 +7,11 @@ import importlib
 import json
 import os
 import random
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -38,7 +38,9 @@ for _library in (
     importlib.import_module(_library)
 
 # Shapes and dtypes of every annotated function are checked while the suite runs, and only then.
-install_import_hook("cocomix", "tests.shape_checker.check")
+SHAPES_UNCHECKED = "COCOMIX_SHAPES_UNCHECKED"
+if SHAPES_UNCHECKED not in os.environ:
+    install_import_hook("cocomix", "tests.shape_checker.check")
 
 from cocomix.data.prepare import PrepareConfig, prepare
 from cocomix.labels.extract import ExtractConfig, extract
@@ -60,6 +62,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("family") not in (None, *COVERED_FAMILIES):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked `unchecked_shapes` in a process of its own: a compiler that traces the code traces its checks."""
+    if SHAPES_UNCHECKED in os.environ or pyfuncitem.get_closest_marker("unchecked_shapes") is None:
+        return None
+    command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
+    done = subprocess.run(command, env=os.environ | {SHAPES_UNCHECKED: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return True
 
 
 def write_corpus(path: Path, num_documents: int = 60, seed: int = 0) -> Path:
@@ -116,11 +129,3 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def _fixed_seed() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tensors this small are slower on two
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """No shape checks: a compiler that traces the code would trace the checker too."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

@@ -243,7 +243,7 @@ def test_a_resized_vocabulary_trains_and_saves(tmp_path: Any) -> None:
     assert torch.equal(CoCoMixForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected)
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.unchecked_shapes
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_compiled_blocks_equal_eager_ones_without_recompiling(family: str) -> None:

@@ -190,7 +190,7 @@ def test_what_one_rank_meets_ends_both(tiny: Tiny, tmp_path: Path) -> None:
     assert not list((tmp_path / "full" / "checkpoints").iterdir())
 
 
-@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.unchecked_shapes
 @pytest.mark.slow
 def test_compiled_blocks_on_two_ranks(tiny: Tiny, tmp_path: Path) -> None:
     train(shared(tiny, tmp_path / "one cocomix", "cocomix"))

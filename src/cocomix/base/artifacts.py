@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.parsing import parse_json
 
 FORMAT_VERSION = 1
 SETTINGS_NAME = "settings.json"
@@ -94,8 +95,8 @@ def read_json(path: Path) -> Any:
         CocomixError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(path.read_bytes(), str(path))
+    except CocomixError as error:
         raise CocomixError(
             f"{path} is damaged ({error}); delete {path.parent} and run the command that made it again"
         ) from error
