@@ -103,7 +103,7 @@ def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
     manifest = tmp_path / "x" / "manifest.json"
     body = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(body | {"format_version": 99}))
-    with pytest.raises(CocomixError, match="99"):
+    with pytest.raises(CocomixError, match="version 99"):
         artifacts.read(tmp_path / "x", "thing")
     manifest.write_text('{"kind": ')
     with pytest.raises(CocomixError, match=r"manifest\.json"):
@@ -155,14 +155,15 @@ def test_a_clearing_that_was_killed_can_be_done_again(tmp_path: Path, monkeypatc
 
 def test_times_are_checked_but_not_part_of_the_fingerprint(tmp_path: Path) -> None:
     def timed(folder: Path, seconds: str) -> artifacts.Manifest:
-        with artifacts.begin(folder, "thing", SETTINGS):
-            (folder / "log").write_text(seconds)
-            return artifacts.finish(folder, timed=["log"])
+        with artifacts.begin(folder, "training-run", SETTINGS):
+            for name in ("config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl"):
+                (folder / name).write_text(seconds if name == "metrics.jsonl" else "")
+            return artifacts.finish(folder)
 
     assert timed(tmp_path / "a", "1").fingerprint == timed(tmp_path / "b", "2").fingerprint
-    (tmp_path / "a" / "log").write_text("3")
-    with pytest.raises(CocomixError, match=r"log.*checksum"):
-        artifacts.read(tmp_path / "a", "thing")
+    (tmp_path / "a" / "metrics.jsonl").write_text("3")
+    with pytest.raises(CocomixError, match=r"metrics\.jsonl.*checksum"):
+        artifacts.read(tmp_path / "a", "training-run")
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:

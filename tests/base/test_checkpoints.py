@@ -10,9 +10,19 @@ import torch
 
 from cocomix import CocomixError
 from cocomix.base import checkpoints as module
-from cocomix.base.checkpoints import META_NAME, Checkpoint, Checkpoints, restore_state, training_state, write_state
+from cocomix.base.checkpoints import (
+    META_NAME,
+    Checkpoint,
+    Checkpoints,
+    clear_checkpoints,
+    restore_state,
+    training_state,
+    write_state,
+)
 from cocomix.base.ranks import Ranks
 from tests.training.helpers import full_disk
+
+SETTINGS = {"seed": 0, "optimizer": {"rate": 0.1}}
 
 
 def read(checkpoint: Checkpoint | None, name: str = "x") -> list[float]:
@@ -24,7 +34,7 @@ def read(checkpoint: Checkpoint | None, name: str = "x") -> list[float]:
 
 
 def test_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints = Checkpoints(tmp_path, SETTINGS, keep=2)
     assert checkpoints.latest() is None
     for step in (1, 2, 3):
         checkpoints.save(step, {"x": torch.full((2,), float(step))}, {"seconds": step})
@@ -33,17 +43,21 @@ def test_newest_is_found_and_old_ones_go(tmp_path: Path) -> None:
     assert latest is not None
     assert latest.meta["step"] == latest.meta["seconds"] == 3
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000000002", "step-000000003"]
-    checkpoints.clear()
+    clear_checkpoints(tmp_path)
     assert checkpoints.latest() is None
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncate", "flip", "no tensors", "no meta", "half meta", "other meta", "no checksums", "half written"]
+    "damage",
+    [
+        *("truncate", "flip", "no tensors", "no meta", "half meta", "other meta", "no checksums", "half written"),
+        *("deep meta", "digits", "half a pair", "edited"),
+    ],
 )
 def test_a_damaged_checkpoint_costs_only_its_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
     for step in (1, 2):
         checkpoints.save(step, {"x": torch.full((64,), float(step))}, {})
     newest = checkpoints.folder / "step-000000002"
@@ -64,6 +78,14 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
         meta.write_text("[]")
     elif damage == "no checksums":
         meta.write_text('{"sha256": {}}')
+    elif damage == "deep meta":
+        meta.write_text('{"step": ' * 10**5)
+    elif damage == "digits":
+        meta.write_text('{"step": ' + "9" * 5000 + "}")
+    elif damage == "half a pair":
+        meta.write_text('{"step": "\\ud800", "fingerprint": ""}')
+    elif damage == "edited":
+        meta.write_text(meta.read_text().replace('"step": 2', '"step": 3'))
     else:
         newest.rename(checkpoints.folder / ".step-000000002.partial")
     latest = checkpoints.latest()
@@ -75,10 +97,22 @@ def test_a_damaged_checkpoint_costs_only_its_steps(
     assert read(checkpoints.latest()) == [1.0]
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, SETTINGS).save(1, {"x": torch.ones(1)}, {})
+    same = {"optimizer": {"rate": 0.1, "option of a later version": None}, "seed": 0}
+    assert read(Checkpoints(tmp_path, same).latest()) == [1.0]
+    for other in (SETTINGS | {"seed": 9}, {"seed": 0}):
+        with pytest.raises(CocomixError, match=r"step-000000001.*settings"):
+            Checkpoints(tmp_path, other).latest()
+    # Version 0.1 did not record them.
+    write_state(tmp_path / "checkpoints" / "step-000000002", {"x": torch.zeros(1)}, {"step": 2}, Ranks())
+    assert read(Checkpoints(tmp_path, SETTINGS | {"seed": 9}).latest()) == [0.0]
+
+
 def test_damaged_checkpoints_do_not_count_among_those_kept(tmp_path: Path) -> None:
     for step in (4, 8, 12):
-        Checkpoints(tmp_path, keep=3).save(step, {"x": torch.ones(1)}, {})
-    checkpoints = Checkpoints(tmp_path, keep=1)
+        Checkpoints(tmp_path, SETTINGS, keep=3).save(step, {"x": torch.ones(1)}, {})
+    checkpoints = Checkpoints(tmp_path, SETTINGS, keep=1)
     for step in (8, 12):
         (checkpoints.folder / f"step-{step:09d}" / META_NAME).unlink()
     checkpoints.latest()
@@ -106,7 +140,7 @@ def test_nothing_is_pickled_and_odd_tensors_come_back(tmp_path: Path, monkeypatc
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
     checkpoints.save(1, {"x": torch.ones(2)}, {})
     with (
         full_disk(),
@@ -134,7 +168,7 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path: Path) -> None:
 
     model, optimizer = make()
     step(model, optimizer, 1)
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
     checkpoints.save(1, training_state(model, optimizer) | {"extra": torch.tensor([3])}, {})
     step(model, optimizer, 2)
     other, other_optimizer = make()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from cocomix import CocomixError, ConceptDataset, ExtractConfig, PrepareConfig, TokenDataset, extract, prepare
 from cocomix import stream_concepts as stream
+from cocomix.base import artifacts
 from cocomix.data import windows as windows_module
 from tests.conftest import Tiny
 
@@ -86,5 +87,11 @@ def test_what_does_not_belong_together_is_refused(tiny: Tiny, concepts: Path, tm
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["settings"]["text"] = "another"
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CocomixError, match=r"\(the text differs\)"):
+    with pytest.raises(CocomixError, match=r"other/manifest\.json"):
         stream(str(other), str(concepts))
+    with artifacts.begin(tmp_path / "unlike", "token-dataset", manifest["settings"]):
+        about = shutil.ignore_patterns("settings.json", "manifest.json", ".*")
+        shutil.copytree(tiny.data, tmp_path / "unlike", ignore=about, dirs_exist_ok=True)
+        artifacts.finish(tmp_path / "unlike", manifest["facts"])
+    with pytest.raises(CocomixError, match=r"\(the text differs\)"):
+        stream(str(tmp_path / "unlike"), str(concepts))

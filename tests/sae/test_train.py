@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,17 @@ def test_interrupted_and_continued_equals_undisturbed(
     assert [manifest.fingerprint for manifest in parts] == [manifest.fingerprint for manifest in whole]
     assert not list((tmp_path / "parts").rglob("checkpoints"))
     assert train_autoencoders(config(tiny, tmp_path / "parts", **settings)) == parts
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sae_training, "measure_sae", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    for seed in (0, 9):
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoders(config(tiny, tmp_path / str(seed), seed=seed, num_tokens=256))
+    shutil.rmtree(tmp_path / "0" / "checkpoints")
+    shutil.copytree(tmp_path / "9" / "checkpoints", tmp_path / "0" / "checkpoints")
+    with pytest.raises(CocomixError, match=r"step-000000001.*other settings"):
+        train_autoencoders(config(tiny, tmp_path / "0", num_tokens=256))
 
 
 def test_quality_equals_its_definition(tiny: Tiny) -> None:

@@ -80,6 +80,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     with artifacts.begin(made.inspection, INSPECTION, {"model": fingerprint}):
         write_cards(made.inspection, [card(concept) for concept in range(NUM_CONCEPTS)])
         artifacts.write_json(made.inspection / SUMMARY_NAME, {"num_concepts": NUM_CONCEPTS})
+        (made.inspection / "index.html").touch()
         artifacts.finish(made.inspection)
     return made
 

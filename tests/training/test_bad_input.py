@@ -163,14 +163,6 @@ def test_optimizers_that_cannot_be(settings: dict[str, float], message: str) -> 
         OptimizerConfig(**settings)
 
 
-def test_metrics_that_were_cut_are_not_padded(tiny: Tiny, tmp_path: Path) -> None:
-    with in_step(12, terminate), pytest.raises(Stopped):
-        train(config(tiny, tmp_path))
-    (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(CocomixError, match=r"metrics\.jsonl.*0.*[0-9]+"):
-        train(config(tiny, tmp_path))
-
-
 def test_head_size(tiny: Tiny) -> None:
     with pytest.raises(CocomixError, match=r"hidden_size.*10.*num_heads.*4"):
         StudentConfig(family="gpt2", hidden_size=10, num_heads=4)

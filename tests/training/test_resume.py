@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -106,6 +108,59 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny: Tiny, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step-000000003"]
     train(config(tiny, tmp_path / "full"))
     assert equal_weights(tmp_path / "whole", tmp_path / "full")
+
+
+def interrupted(tiny: Tiny, output: Path, step: int = 7, **settings: object) -> Path:
+    """A run that was killed, with a checkpoint two steps before."""
+    with in_step(step, kill), pytest.raises(KilledError):
+        train(config(tiny, output, "ntp", **settings))
+    return output
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    run, other = interrupted(tiny, tmp_path / "run"), interrupted(tiny, tmp_path / "other", seed=9)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    with pytest.raises(CocomixError, match=r"step-000000006.*other settings"):
+        train(config(tiny, run, "ntp"))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "deleted"])
+def test_metrics_damaged_before_the_checkpoint_are_refused(tiny: Tiny, tmp_path: Path, damage: str) -> None:
+    metrics = interrupted(tiny, tmp_path, step=17) / "metrics.jsonl"
+    content = bytearray(metrics.read_bytes())
+    content[20] ^= 1
+    metrics.write_bytes(content if damage == "flipped" else content[:20])
+    if damage == "deleted":
+        metrics.unlink()
+    with pytest.raises(CocomixError, match=r"metrics\.jsonl.*checkpoint"):
+        train(config(tiny, tmp_path, "ntp"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "checkpoint_every_steps"), [(Path.unlink, 100), (lambda path: path.write_text("{}\n"), 3)]
+)
+def test_metrics_damaged_while_the_run_works_are_written_again(
+    tiny: Tiny, tmp_path: Path, damage: Callable[[Path], object], checkpoint_every_steps: int
+) -> None:
+    settings: dict[str, object] = {"checkpoint_every_steps": checkpoint_every_steps}
+    train(config(tiny, tmp_path / "whole", "ntp", **settings))
+    with in_step(13, lambda: damage(tmp_path / "damaged" / "metrics.jsonl")):
+        train(config(tiny, tmp_path / "damaged", "ntp", **settings))
+    assert untimed(tmp_path / "whole") == untimed(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("checkpoint_every_steps", [3, 100])
+def test_a_run_whose_folder_is_deleted_ends_in_one_sentence(
+    tiny: Tiny, tmp_path: Path, checkpoint_every_steps: int
+) -> None:
+    settings: dict[str, object] = {"checkpoint_every_steps": checkpoint_every_steps}
+    with (
+        in_step(7, lambda: shutil.rmtree(tmp_path / "run")),
+        pytest.raises(CocomixError, match=r"run was deleted while"),
+    ):
+        train(config(tiny, tmp_path / "run", "ntp", **settings))
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_kept(tiny: Tiny, tmp_path: Path) -> None:

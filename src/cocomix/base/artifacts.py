@@ -2,20 +2,24 @@
 
 Every stage writes one folder. `settings.json` is written first and says what the folder will hold. `manifest.json` is
 written last and lists every file with its size and SHA-256, so a folder without a manifest is unfinished and a folder
-with one can be checked. Settings hold what determines the content (options, seeds, fingerprints of the inputs), never
-paths or times: two folders with equal fingerprints are interchangeable.
+with one can be checked. Both files carry a checksum of themselves. Settings hold what determines the content (options,
+seeds, fingerprints of the inputs), never paths or times: two folders with equal fingerprints are interchangeable.
 
 `config.yaml` records the options as given, paths included, for people and for `--config`; it is not part of the content.
 
     begin()  starts a new folder, continues an unfinished one with equal settings, or returns the manifest of a finished one
     finish() writes the manifest
     read()   checks the kind, the version and every byte, and returns the manifest
+    check()  does the same for a folder of any kind, and lets a folder pass that cocomix did not make
+
+Format 1, of cocomix 0.1, had no checksums: its fingerprint covers settings and files, but nothing covers its facts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import importlib.metadata
 import json
@@ -30,18 +34,28 @@ from typing import Any
 import yaml
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.kinds import KINDS, METRICS_NAME, Kind
 from cocomix.base.parsing import parse_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, FORMAT_VERSION)
 SETTINGS_NAME = "settings.json"
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
+#: In a folder of work that is not finished or can be made again: SHA-256 of its files, by name.
+CHECKSUMS_NAME = "checksums.json"
 #: Metadata of concepts, kept beside a model's weights by people and `cocomix inspect`; not part of a folder's content.
 CONCEPT_METADATA_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
+#: Written for people, who may edit it; not part of a folder's content.
+MODEL_CARD_NAME = "README.md"
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+
+#: What the settings file and the manifest both say of a folder.
+_HEADER = ("kind", "format_version", "settings")
+_FILE_ENTRY = {"num_bytes", "sha256"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,32 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def read_checksums(folder: Path) -> dict[str, str]:
+    """The content of a folder's `checksums.json`; nothing if it is missing or damaged, so that the work is done again."""
+    try:
+        recorded = read_json(folder / CHECKSUMS_NAME)
+    except (OSError, CocomixError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def sealed(body: Mapping[str, Any], name: str = "checksum") -> dict[str, Any]:
+    """A JSON object with a checksum of its other members, called `name`."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(body)))
+    return {**plain, name: fingerprint_of_json(plain)}
+
+
+def is_sealed(value: Any, name: str = "checksum") -> bool:
+    """Whether a JSON value is an object that `sealed` made."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        body = {key: member for key, member in value.items() if key != name}
+        return bool(value.get(name) == fingerprint_of_json(body))
+    except (ValueError, RecursionError):  # JSON that we never write: half a surrogate pair, nesting without end
+        return False
+
+
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -110,6 +150,11 @@ def sha256_of_file(path: Path) -> str:
 def fingerprint_of_json(value: Any) -> str:
     """SHA-256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def fingerprint_of_settings(settings: Mapping[str, Any]) -> str:
+    """Fingerprint of settings, in which a null equals a missing one: options come and go between versions."""
+    return fingerprint_of_json(_without_nulls(settings))
 
 
 @contextlib.contextmanager
@@ -132,7 +177,8 @@ def begin(
             must be given again.
 
     Raises:
-        CocomixError: the folder holds something else or was made with other settings, or another process is writing it.
+        CocomixError: the folder holds something else or was made with other settings, another process is writing it, or it
+            was deleted while it was written.
     """
     wanted = json.loads(json.dumps(dict(settings)))
     if output.exists() and not output.is_dir():
@@ -165,13 +211,16 @@ def begin(
                 "to replace it"
             )
         if stored is None:
-            write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
+            header = {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted}
+            write_json(output / SETTINGS_NAME, sealed(header))
         is_finished = (output / MANIFEST_NAME).exists()
         if config is not None and not is_finished:
             write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
         try:
             yield read(output, kind) if is_finished else None
-        except CocomixError:
+        except BaseException as error:
+            if not (output / SETTINGS_NAME).exists():
+                raise CocomixError(f"{output} was deleted while it was written; run the same command again") from error
             if not _has_content(output):  # refused before anything was written: leave no trace
                 for name in (CONFIG_NAME, SETTINGS_NAME, LOCK_NAME):
                     (output / name).unlink(missing_ok=True)
@@ -180,86 +229,182 @@ def begin(
             raise
 
 
-def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
+def finish(output: Path, facts: Mapping[str, Any] | None = None) -> Manifest:
     """Write and return the manifest of a folder begun with `begin`.
 
-    Hidden files, checkpoints, concept metadata and nested folders that describe themselves are not part of the content.
+    Hidden files, checkpoints, model cards, concept metadata and nested folders that describe themselves are not part of the
+    content.
 
     Args:
         output: the folder.
         facts: measurements; not part of the fingerprint.
-        timed: files that hold times: checked like all others, but not part of the fingerprint.
+
+    Raises:
+        CocomixError: a file that such a folder must have is missing, or `settings.json` is damaged.
     """
-    header = read_json(output / SETTINGS_NAME)
+    header = read_header(output) | {"format_version": FORMAT_VERSION}
     files = {
         name: {"num_bytes": (output / name).stat().st_size, "sha256": sha256_of_file(output / name)}
         for name in _content_files(output)
     }
+    for pattern in KINDS.get(header["kind"], Kind()).required:
+        if not fnmatch.filter(files, pattern):
+            raise CocomixError(f"{output / pattern} is missing; run the same command again")
     body = {**header, "files": files}
-    manifest = {
-        **body,
-        "facts": dict(facts or {}),
-        "fingerprint": fingerprint_of_json(
-            {**header, "files": {name: files[name] for name in files if name not in timed}}
-        ),
-        "versions": recorded_versions(),
-    }
+    body |= {"facts": dict(facts or {}), "fingerprint": _identity(body), "versions": recorded_versions()}
+    manifest = sealed(body)
+    write_json(output / SETTINGS_NAME, sealed(header))  # in today's format, whatever it was begun in
     write_json(output / MANIFEST_NAME, manifest)
     return _as_manifest(output, manifest)
 
 
-def read(path: Path, kind: str) -> Manifest:
-    """Open a finished folder and check every byte of it.
+def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> Manifest:
+    """Open a finished folder, and check its manifest and every byte of its files.
+
+    Args:
+        path: the folder.
+        kind: what it must hold; None: any kind.
+        files: names of the files that are used, where hashing all of them would take too long; None: all.
 
     Raises:
         CocomixError: the folder is missing, unfinished, of another kind or version, or damaged; the message names the file.
     """
+    expected = f"a {kind}" if kind else "a folder"
     if not path.is_dir():
-        raise CocomixError(f"{path} is not a folder; expected a {kind} made by cocomix")
+        raise CocomixError(f"{path} is not a folder; expected {expected} made by cocomix")
     if not (path / MANIFEST_NAME).exists():
         if (path / SETTINGS_NAME).exists():
             raise CocomixError(f"{path} is unfinished; run the command that made it again to continue")
-        raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected a {kind} made by cocomix")
-    manifest = _read_object(path / MANIFEST_NAME)
-    if manifest.get("kind") != kind:
-        raise CocomixError(f"{path} holds a {manifest.get('kind')}, not a {kind}")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise CocomixError(
-            f"{path} has format version {manifest.get('format_version')}, but this cocomix reads {FORMAT_VERSION}; make it "
-            "again"
-        )
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.exists():
+        raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected {expected} made by cocomix")
+    manifest = parse_manifest((path / MANIFEST_NAME).read_bytes(), path, kind)
+    if read_header(path) != {name: manifest[name] for name in _HEADER}:
+        raise _damaged(path, f"{path / SETTINGS_NAME} does not match {MANIFEST_NAME}")
+    for name in manifest["files"] if files is None else files:
+        file, entry = path / name, manifest["files"].get(name)
+        if entry is None:
+            problem = f"is not in {MANIFEST_NAME}"
+        elif not file.exists():
             problem = "is missing"
-        elif file.stat().st_size != expected["num_bytes"]:
-            problem = f"has {file.stat().st_size} bytes instead of {expected['num_bytes']}"
-        elif sha256_of_file(file) != expected["sha256"]:
+        elif file.stat().st_size != entry["num_bytes"]:
+            problem = f"has {file.stat().st_size} bytes instead of {entry['num_bytes']}"
+        elif sha256_of_file(file) != entry["sha256"]:
             problem = "does not match its checksum"
         else:
             continue
-        raise CocomixError(f"{file} {problem}: {path} is damaged; delete that folder and run the command again")
+        raise _damaged(path, f"{file} {problem}")
     return _as_manifest(path, manifest)
 
 
+def check(path: Path, files: Collection[str] | None = None) -> Manifest | None:
+    """The manifest of a folder of any kind, checked as by `read`; None for a folder or file that cocomix did not make.
+
+    Raises:
+        CocomixError: the folder is unfinished, of another version, or damaged.
+    """
+    return read(path, None, files) if (path / MANIFEST_NAME).exists() or _is_begun(path) else None
+
+
+def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> dict[str, Any]:
+    """The content of a `manifest.json`, which must be as it was written.
+
+    Args:
+        text: of the file.
+        folder: its folder or address, for messages.
+        kind: what the folder must hold; None: any kind.
+
+    Raises:
+        CocomixError: it is damaged, or of another kind or version.
+    """
+    place = f"{folder}/{MANIFEST_NAME}"
+    try:
+        manifest = parse_json(text, place)
+    except CocomixError as error:
+        raise _damaged(folder, str(error)) from error
+    if not _has_shape(manifest):
+        raise _damaged(folder, f"{place} is not the JSON object that was written")
+    found, version = manifest["kind"], manifest["format_version"]
+    if kind not in (None, found):
+        raise CocomixError(f"{folder} holds a {found}, not a {kind}")
+    if version not in _READ_VERSIONS:
+        raise CocomixError(
+            f"{folder} has format version {_short(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
+        )
+    if version != 1 and not is_sealed(manifest):
+        raise _damaged(folder, f"{place} is not the JSON object that was written")
+    if manifest["fingerprint"] != _identity(manifest):
+        raise _damaged(folder, f"{place} does not match its fingerprint")
+    return manifest
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """`kind`, `format_version` and `settings` of a folder that was begun, finished or not.
+
+    Raises:
+        CocomixError: `settings.json` is missing, damaged or of another version.
+    """
+    file = folder / SETTINGS_NAME
+    if not file.exists():
+        raise _damaged(folder, f"{file} is missing")
+    header = read_json(file)
+    has_shape = _has_header(header)
+    if has_shape and header["format_version"] not in _READ_VERSIONS:
+        raise CocomixError(f"{folder} was written by another version of cocomix; use --overwrite to replace it")
+    if not has_shape or (header["format_version"] != 1 and not is_sealed(header)):
+        raise CocomixError(
+            f"{file} is not as cocomix wrote it; choose another folder, or delete {folder} if cocomix made it, and run the "
+            "command again"
+        )
+    return {name: header[name] for name in _HEADER}
+
+
 def fingerprint_of_path(path: Path) -> str:
-    """Fingerprint of a file, or of a folder: its manifest's, with every byte checked, or without one a hash of its files."""
+    """Fingerprint of a file, or of a folder: its manifest's, with every byte checked, or a hash of the files of a folder that
+    cocomix did not make.
+    """
     if path.is_file():
         return sha256_of_file(path)
     if not path.is_dir():
         raise CocomixError(f"{path} is neither a folder nor a file")
-    if (path / MANIFEST_NAME).exists():
-        return read(path, str(_read_object(path / MANIFEST_NAME).get("kind"))).fingerprint
+    manifest = check(path)
+    if manifest is not None:
+        return manifest.fingerprint
     return fingerprint_of_json({name: sha256_of_file(path / name) for name in _content_files(path)})
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise CocomixError(
-            f"{path} is damaged (not a JSON object); delete {path.parent} and run the command that made it again"
-        )
-    return value
+def _damaged(folder: Path | str, problem: str) -> CocomixError:
+    return CocomixError(f"{problem}: {folder} is damaged; delete that folder and run the command again")
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether the folder has settings of ours; other programs have a `settings.json` too."""
+    try:
+        header = read_json(path / SETTINGS_NAME) if (path / SETTINGS_NAME).exists() else None
+    except CocomixError:
+        return False
+    return isinstance(header, dict) and str(header.get("kind")) in KINDS
+
+
+def _identity(manifest: Mapping[str, Any]) -> str:
+    """Fingerprint of what determines later results: the settings and the files, but those with times and measurements."""
+    is_old = manifest["format_version"] == 1
+    aside = (METRICS_NAME,) if is_old else KINDS.get(manifest["kind"], Kind()).aside
+    files = {name: entry for name, entry in manifest["files"].items() if name not in aside}
+    return fingerprint_of_json({**{name: manifest[name] for name in _HEADER}, "files": files})
+
+
+def _has_header(value: Any) -> bool:
+    types = (str, int, dict)
+    return isinstance(value, dict) and all(isinstance(value.get(n), t) for n, t in zip(_HEADER, types, strict=True))
+
+
+def _has_shape(manifest: Any) -> bool:
+    """Whether a manifest has the entries that are read; in format 1 nothing else says so."""
+    return (
+        _has_header(manifest)
+        and isinstance(manifest.get("fingerprint"), str)
+        and all(isinstance(manifest.get(name), dict) for name in ("files", "facts"))
+        and all(isinstance(entry, dict) and entry.keys() == _FILE_ENTRY for entry in manifest["files"].values())
+    )
 
 
 def _has_content(output: Path) -> bool:
@@ -288,11 +433,9 @@ def _stored_settings(output: Path, kind: str) -> dict[str, Any] | None:
         if any(not entry.name.startswith(".") for entry in output.iterdir()):
             raise CocomixError(f"{output} holds files that are not a cocomix {kind}; choose another --output")
         return None
-    header = _read_object(output / SETTINGS_NAME)
-    if header.get("kind") != kind:
-        raise CocomixError(f"{output} holds a {header.get('kind')}, not a {kind}; choose another --output")
-    if header.get("format_version") != FORMAT_VERSION:
-        raise CocomixError(f"{output} was written by another version of cocomix; use --overwrite to replace it")
+    header = read_header(output)
+    if header["kind"] != kind:
+        raise CocomixError(f"{output} holds a {header['kind']}, not a {kind}; choose another --output")
     return dict(header["settings"])
 
 
@@ -305,6 +448,12 @@ def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     return differences
 
 
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+
+
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:12] + "…"
@@ -312,13 +461,9 @@ def _short(value: Any) -> str:
 
 def _content_files(path: Path) -> list[str]:
     names = []
-    # In a folder that cocomix did not make, config.yaml may be content.
-    about = (
-        SETTINGS_NAME,
-        MANIFEST_NAME,
-        *CONCEPT_METADATA_NAMES,
-        *([CONFIG_NAME] if (path / SETTINGS_NAME).exists() else []),
-    )
+    # In a folder that cocomix did not make, these may be content.
+    own = (CONFIG_NAME, MODEL_CARD_NAME) if (path / SETTINGS_NAME).exists() else ()
+    about = (SETTINGS_NAME, MANIFEST_NAME, *CONCEPT_METADATA_NAMES, *own)
     for root, folders, files in os.walk(path):
         here = Path(root)
         folders[:] = [

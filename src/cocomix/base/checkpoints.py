@@ -2,7 +2,8 @@
 
 Every rank writes its share of the tensors, and reads its share of what any number of ranks wrote, sharded or not. A
 checkpoint is written under a temporary name and renamed when complete; `latest` takes the newest one whose checksums match,
-so a half-written or damaged checkpoint costs some steps, never the run.
+so a half-written or damaged checkpoint costs some steps, never the run. It holds the fingerprint of the settings it was
+written with, so that no run continues another one.
 
 (The index that torch writes by default is a pickle; `HuggingFaceStorageWriter` needs none.)
 """
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from cocomix.base.artifacts import fingerprint_of_json, read_json, sha256_of_file, write_json
+from cocomix.base.artifacts import fingerprint_of_settings, is_sealed, read_json, sealed, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks
@@ -65,12 +66,14 @@ class Checkpoints:
 
     Args:
         output: folder of the run, the same on all ranks.
+        settings: settings that determine the run's result.
         keep: number of newest checkpoints to keep.
         ranks: ranks that save and load together.
     """
 
-    def __init__(self, output: Path, keep: int = 2, ranks: Ranks | None = None) -> None:
+    def __init__(self, output: Path, settings: Mapping[str, Any], keep: int = 2, ranks: Ranks | None = None) -> None:
         self.folder = output / CHECKPOINTS_FOLDER
+        self.made_with = fingerprint_of_settings(settings)
         self.keep = keep
         self.ranks = ranks or Ranks()
         self._damaged: set[Path] = set()
@@ -82,7 +85,7 @@ class Checkpoints:
             CocomixError: the checkpoint can't be written; earlier ones are intact.
         """
         saved = self.folder / f"step-{step:09d}"
-        write_state(saved, tensors, {**meta, "step": step}, self.ranks)
+        write_state(saved, tensors, {**meta, "step": step, "made_with": self.made_with}, self.ranks)
         if self.ranks.is_first:
             damaged = self._damaged - {saved}
             whole = [folder for folder in self._steps() if folder not in damaged]
@@ -91,19 +94,24 @@ class Checkpoints:
             self._damaged.clear()
 
     def latest(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint, the same on every rank; None if there is none."""
+        """The newest undamaged checkpoint, the same on every rank; None if there is none.
+
+        Raises:
+            CocomixError: it was written with other settings.
+        """
         for folder in reversed(self.ranks.on_first_rank(self._steps)):
             meta = self.ranks.on_first_rank(functools.partial(_read_meta, folder))
             if meta is not None and self.ranks.all(self._is_intact(folder, meta["sha256"])):
+                # Version 0.1 recorded no settings.
+                if meta.get("made_with", self.made_with) != self.made_with:
+                    raise CocomixError(
+                        f"{folder} belongs to a run with other settings; move it out of there and run the same command again"
+                    )
                 return Checkpoint(folder, meta, self.ranks)
             if self.ranks.is_first:
                 say(f"{folder} is damaged; trying the checkpoint before it")
                 self._damaged.add(folder)
         return None
-
-    def clear(self) -> None:
-        """Remove all checkpoints, once the run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.exists() else []
@@ -115,6 +123,11 @@ class Checkpoints:
             return all(sha256_of_file(folder / name) == checksums[name] for name in own_names)
         except OSError:
             return False
+
+
+def clear_checkpoints(output: Path) -> None:
+    """Remove all checkpoints of a finished run."""
+    shutil.rmtree(output / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
 def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], ranks: Ranks) -> None:
@@ -199,27 +212,27 @@ def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _make_empty(folder: Path) -> None:
+    """Make the folder and, for a first checkpoint, its parent; above that the run's folder, if deleted, stays so."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if not folder.parent.exists():
+        folder.parent.mkdir()
+    folder.mkdir()
 
 
 def _complete(partial: Path, folder: Path, meta: Mapping[str, Any]) -> None:
     """Write the metadata last, then rename the folder, which makes the checkpoint valid."""
-    write_json(partial / META_NAME, {**meta, "fingerprint": fingerprint_of_json(meta)})
+    write_json(partial / META_NAME, sealed(meta, "fingerprint"))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """A checkpoint's `meta.json` without its fingerprint; None if it is missing or damaged."""
+    """A checkpoint's `meta.json`; None if it is missing or damaged."""
     try:
-        meta = read_json(folder / META_NAME)
+        meta: dict[str, Any] = read_json(folder / META_NAME)
     except (OSError, CocomixError):
         return None
-    if not isinstance(meta, dict):
-        return None
-    fingerprint = meta.pop("fingerprint", None)
-    return meta if fingerprint == fingerprint_of_json(meta) else None
+    return meta if is_sealed(meta, "fingerprint") else None
 
 
 def _cause_of(error: OSError | CheckpointException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,32 @@ DEMO = "demo"
 
 #: File of a training run with one JSON object per line.
 METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all finished folders of a kind have in common."""
+
+    required: tuple[str, ...] = ()
+    """Files, as patterns of `fnmatch`, without which a folder is not finished."""
+    aside: tuple[str, ...] = ()
+    """Files with times and measurements, on which no later result depends: checked like all others, but not part of the
+    fingerprint."""
+
+
+KINDS = {
+    TOKEN_DATASET: Kind(("tokenizer/tokenizer.json", "train/00000.parquet", "validation/00000.parquet")),
+    CONCEPT_DATASET: Kind(("00000.parquet",)),
+    DISTILLATION_TARGETS: Kind(("00000.parquet",)),
+    SPARSE_AUTOENCODER: Kind(("sae.json", "sae.safetensors"), aside=("quality.json", "quality.html")),
+    TRAINING_RUN: Kind(("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME), aside=(METRICS_NAME,)),
+    EVALUATION: Kind(("evaluation.json",)),
+    INSPECTION: Kind(("concepts.parquet", "summary.json", "index.html"), aside=("index.html",)),
+    STEERING_SCORE: Kind(("steering.json",)),
+    STEERING_EXAMPLE: Kind(("steering.json",)),
+    COMPARISON: Kind(("comparison.json",)),
+    DEMO: Kind(("summary.json", "report.html")),
+}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
 """Tokenized documents on disk, in the order in which they were read, before they become windows.
 
-DIR/00000.arrow   thousands of documents: input_ids, num_tokens, num_bytes, digest
-DIR/complete      exists once the source was read to its end, or as far as needed
+DIR/00000.arrow      thousands of documents: input_ids, num_tokens, num_bytes, digest
+DIR/checksums.json   SHA-256 of every file
+DIR/complete         exists once the source was read to its end, or as far as needed
 
 Every file is complete or absent, so an interrupted process continues after the documents on disk and needs no other state.
+A damaged file is removed, with all that follow, and its documents are read again.
 `datasets` memory-maps the files, so memory use does not grow with the corpus.
 """
 
@@ -18,7 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cocomix.base.artifacts import atomic
+from cocomix.base.artifacts import CHECKSUMS_NAME, atomic, read_checksums, sha256_of_file, write_json
 
 BATCHES_PER_FILE = 64
 
@@ -33,6 +35,13 @@ class DocumentPile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        recorded, files = read_checksums(folder), self._files()
+        whole = itertools.takewhile(lambda file: recorded.get(file.name) == sha256_of_file(file), files)
+        self._checksums = {file.name: recorded[file.name] for file in whole}
+        if self._checksums.keys() != recorded.keys():
+            (folder / "complete").unlink(missing_ok=True)
+        for file in files[len(self._checksums) :]:
+            file.unlink()
 
     @property
     def is_complete(self) -> bool:
@@ -53,6 +62,8 @@ class DocumentPile:
                 writer.write_batch(first)
                 for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
                     writer.write_batch(batch)
+            self._checksums[path.name] = sha256_of_file(path)
+            write_json(self.folder / CHECKSUMS_NAME, self._checksums)
         (self.folder / "complete").touch()
 
     def rows(self) -> Any:

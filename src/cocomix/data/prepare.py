@@ -158,6 +158,8 @@ def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
     if name is None:
         return None
     try:
+        path = Path(name)  # of a run, or in a token dataset
+        artifacts.check(path.parent if path.name == TOKENIZER_FOLDER else path)
         return load_tokenizer(name)
     except CocomixError as error:
         raise CocomixError(f"--tokenizer: {error}") from error

@@ -22,7 +22,6 @@ from cocomix.base.artifacts import atomic
 from cocomix.base.errors import CocomixError
 
 CACHE_NAME = ".arrow"
-CHECKSUMS_NAME = "checksums.json"
 
 
 def shard_name(index: int) -> str:
@@ -74,16 +73,15 @@ def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
     if not os.access(folder, os.W_OK):
         return datasets.Dataset.from_parquet(list(files))
     cache = folder / CACHE_NAME
-    checksums_path = cache / CHECKSUMS_NAME
     with (folder / f"{CACHE_NAME}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # ranks and concurrent runs may open a new dataset at the same time
-        recorded = artifacts.read_json(checksums_path) if checksums_path.exists() else {}
+        recorded = artifacts.read_checksums(cache)
         if cache.exists() and _checksums(cache) != recorded:
             shutil.rmtree(cache)  # unfinished or damaged: make it again
             recorded = {}
         rows = datasets.Dataset.from_parquet(list(files), cache_dir=str(cache))
         if {file.relative_to(cache).as_posix() for file in cache.rglob("*.arrow")} != recorded.keys():
-            artifacts.write_json(checksums_path, _checksums(cache))
+            artifacts.write_json(cache / artifacts.CHECKSUMS_NAME, _checksums(cache))
     return rows
 
 

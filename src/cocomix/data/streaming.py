@@ -6,7 +6,6 @@ shards' checksums are not verified, which would need the whole file first.
 
 from __future__ import annotations
 
-import json
 from typing import Any, get_args
 
 import datasets
@@ -81,10 +80,8 @@ def _manifest(url: str, kind: str) -> dict[str, Any]:
     """The manifest of a local or remote folder."""
     address = f"{url}/{artifacts.MANIFEST_NAME}"
     try:
-        with fsspec.open(address, "rt", encoding="utf-8") as file:
-            manifest: dict[str, Any] = json.load(file)
+        with fsspec.open(address, "rb") as file:
+            text = file.read()
     except (OSError, ValueError, ImportError) as error:
         raise CocomixError(f"{address} can't be read ({error}); expected a finished {kind} made by cocomix") from error
-    if manifest.get("kind") != kind:
-        raise CocomixError(f"{url} holds a {manifest.get('kind')}, not a {kind}")
-    return manifest
+    return artifacts.parse_manifest(text, url, kind)

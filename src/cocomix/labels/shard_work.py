@@ -3,7 +3,7 @@
 A shard's content depends on its windows and the settings alone, so it does not matter which process writes it. Interrupted
 work continues at the first missing shard; `torchrun` shares the shards among its ranks, on any number of machines with a
 common file system; the bytes at the end are the same. Beside each finished shard lies its receipt, with the checksum of the
-shard and a fingerprint of the settings; a shard without a valid receipt is made again.
+shard, a fingerprint of the settings and a checksum of the receipt itself; a shard without a valid receipt is made again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ShardWork(abc.ABC):
                     "sha256": artifacts.sha256_of_file(self.folder / shard_name(index)),
                     "seconds": time.perf_counter() - started,
                 }
-                artifacts.write_json(self._receipt_path(index), receipt)
+                artifacts.write_json(self._receipt_path(index), artifacts.sealed(receipt))
 
     def finish(self) -> artifacts.Manifest:
         """Write the manifest, if every shard is complete."""
@@ -100,10 +100,10 @@ class ShardWork(abc.ABC):
         shard, path = self.folder / shard_name(index), self._receipt_path(index)
         try:
             receipt: dict[str, Any] = artifacts.read_json(path)
-            is_valid = receipt["made_with"] == self.made_with and receipt["sha256"] == artifacts.sha256_of_file(shard)
-        except (OSError, CocomixError, KeyError, TypeError):
+            is_valid = artifacts.is_sealed(receipt) and receipt["made_with"] == self.made_with
+            return receipt if is_valid and receipt["sha256"] == artifacts.sha256_of_file(shard) else None
+        except (OSError, CocomixError):
             return None
-        return receipt if is_valid else None
 
     def _receipt_path(self, index: int) -> Path:
         return self.folder / f".{shard_name(index)}.json"

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.hub import download
+from cocomix.base.kinds import METRICS_NAME
 from cocomix.modeling.pretrained import check_loading_report
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+#: The metrics are part of a training run, and checked with it.
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 

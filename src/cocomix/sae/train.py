@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints
+from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
@@ -156,11 +156,11 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
             )
             if finished:
                 say(f"{output}: the autoencoder is finished already")
-                Checkpoints(output).clear()
+                clear_checkpoints(output)
                 manifests[layer] = finished
         unfinished = [layer for layer in config.layers if layer not in manifests]
         if unfinished:
-            manifests |= _Run(config, data, settings["num_windows"], unfinished, write_card).finish()
+            manifests |= _Run(config, data, settings, unfinished, write_card).finish()
         return tuple(manifests[layer] for layer in config.layers)
 
 
@@ -187,10 +187,10 @@ def _check_output(config: TrainSaeConfig) -> None:
 class _Layer:
     """One layer's autoencoder in training."""
 
-    def __init__(self, config: TrainSaeConfig, teacher: Teacher) -> None:
+    def __init__(self, config: TrainSaeConfig, teacher: Teacher, settings: dict[str, Any]) -> None:
         self.index, self.teacher = teacher.layer, teacher
         self.output = config.layer_output(teacher.layer)
-        self.checkpoints = Checkpoints(self.output)
+        self.checkpoints = Checkpoints(self.output, settings | {"layer": teacher.layer})
         D = int(teacher.model.config.hidden_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -219,18 +219,19 @@ class _Run:
         self,
         config: TrainSaeConfig,
         data: TokenDataset,
-        num_windows: int,
+        settings: dict[str, Any],
         layers: Sequence[int],
         write_card: CardWriter | None,
     ) -> None:
-        self.config, self.data, self.num_windows, self.write_card = config, data, num_windows, write_card
+        self.config, self.data, self.write_card = config, data, write_card
+        self.num_windows = int(settings["num_windows"])
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         by_size = LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
         self.max_learning_rate = by_size if config.learning_rate is None else config.learning_rate
         model = load_teacher(config.teacher)
         data.check_model(config.teacher, model.config.vocab_size)
-        self.layers = [_Layer(config, Teacher(model, layer)) for layer in layers]
+        self.layers = [_Layer(config, Teacher(model, layer), settings) for layer in layers]
         new = [layer for layer in self.layers if layer.is_new]
         for layer, h in self._activations(0, new):
             layer.updater.start_bias(h)
@@ -311,7 +312,7 @@ class _Run:
             "quality": dataclasses.asdict(quality),
         }
         manifest = artifacts.finish(layer.output, facts)
-        layer.checkpoints.clear()
+        clear_checkpoints(layer.output)
         return manifest
 
     def _held_out(self, num_validation_windows: int) -> Iterator[Windows]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
 
+from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_count, format_flops, format_seconds
-from cocomix.base.kinds import read_metrics
+from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.studio.rendering import render
 from cocomix.studio.runs import NamedFolder
 from cocomix.studio.tasks import Coalesced
@@ -33,6 +34,8 @@ def read_curves(runs: Sequence[NamedFolder]) -> tuple[dict[str, list[dict[str, A
     curves, problems = {}, []
     for run in runs:
         try:
+            if (run.path / artifacts.MANIFEST_NAME).exists():
+                artifacts.check(run.path, [METRICS_NAME])
             points = validation_curve(read_metrics(run.path))
         except CocomixError as error:
             problems.append(f"{error}.")

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints
+from cocomix.base.checkpoints import clear_checkpoints
 from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import TRAINING_RUN
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         if finished:
             if ranks.is_first:
                 say(f"{config.output}: the training run is already finished")
-                Checkpoints(config.output).clear()  # in case the earlier process ended right before this
+                clear_checkpoints(config.output)  # in case the earlier process ended right before this
             return finished
         return Trainer(config, batches, settings, ranks, device).finish()
 

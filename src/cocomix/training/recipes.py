@@ -161,8 +161,9 @@ class Recipe:
         """
         stored = None if config.labels is None else _manifest(config.labels, CONCEPT_DATASET)
         if stored is not None and config.labels is not None and config.concept_loss.is_on(config):
-            require_labels(config.labels, stored["settings"]["attribution"], config.attribution)
-        facts = (_manifest(config.data, TOKEN_DATASET) or {"facts": {}})["facts"] | (stored or {"facts": {}})["facts"]
+            require_labels(config.labels, stored.settings["attribution"], config.attribution)
+        data = _manifest(config.data, TOKEN_DATASET)
+        facts = (data.facts if data else {}) | (stored.facts if stored else {})
         others = [
             f"{facts[name]:,} {noun}, not {getattr(self.size, name):,}"
             for name, noun in _SHAPE.items()
@@ -228,10 +229,7 @@ def recipe(name: str, *, data: Path | str, output: Path | str, **overrides: Any)
 _PATHS = ("labels", "teacher", "sae")
 
 
-def _manifest(path: Path, kind: str) -> dict[str, Any] | None:
-    """The unchecked manifest of a folder; None if it is missing or of another kind."""
-    file = path / artifacts.MANIFEST_NAME
-    if not file.is_file():
-        return None
-    manifest = artifacts.read_json(file)
-    return manifest if isinstance(manifest, dict) and manifest.get("kind") == kind else None
+def _manifest(path: Path, kind: str) -> artifacts.Manifest | None:
+    """The manifest of a folder whose files are checked later; None if it is missing or of another kind."""
+    manifest = artifacts.check(path, files=()) if (path / artifacts.MANIFEST_NAME).exists() else None
+    return manifest if manifest is not None and manifest.kind == kind else None

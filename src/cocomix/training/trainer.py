@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, restore_state, training_state, write_state
+from cocomix.base.checkpoints import Checkpoints, clear_checkpoints, restore_state, training_state, write_state
 from cocomix.base.devices import device_spec
 from cocomix.base.errors import CocomixError
-from cocomix.base.kinds import METRICS_NAME
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks
 from cocomix.base.stopping import Stopped, StopRequest
@@ -84,12 +83,12 @@ class Trainer:
         self.mixer_metrics = model.mixer.metrics(
             config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
         )
-        self.checkpoints = Checkpoints(config.output, config.keep, ranks)
+        self.checkpoints = Checkpoints(config.output, settings, config.keep, ranks)
         self.step, self.seconds = 0, 0.0
         self.metrics: MetricsFile | None = None
         self.trackers: Trackers | None = None
-        num_metric_bytes = self._resume()
-        ranks.on_first_rank(lambda: self._open_records(num_metric_bytes))
+        checkpoint = self._resume()
+        ranks.on_first_rank(lambda: self._open_records(checkpoint))
         self.logged_at = self.step, self.seconds
 
     def finish(self) -> artifacts.Manifest:
@@ -255,25 +254,25 @@ class Trainer:
     def _checkpoint(self) -> None:
         with self._untimed():
             self.mixer_metrics.merge(self.ranks.size)
-            num_metric_bytes = self.metrics.sync() if self.metrics is not None else 0
-            meta = {"seconds": self.seconds, "num_metric_bytes": num_metric_bytes}
+            records = self.metrics.sync() if self.metrics is not None else {}
+            meta = {"seconds": self.seconds, **records}
             self.checkpoints.save(self.step, training_state(self.student, self.optimizer) | self._counts(), meta)
 
-    def _resume(self) -> int:
-        """Restore the newest checkpoint, if there is one; returns the length of the metrics file then, in bytes."""
+    def _resume(self) -> dict[str, Any] | None:
+        """Restore the newest checkpoint, if there is one; returns what was saved beside its tensors."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
-            return 0
+            return None
         restore_state(self.student, self.optimizer, checkpoint, self._counts())
         self.step, self.seconds = checkpoint.meta["step"], checkpoint.meta["seconds"]
         if self.ranks.is_first:
             say(f"continuing {self.config.output} at step {self.step:,} of {self.num_steps:,}")
-        return int(checkpoint.meta["num_metric_bytes"])
+        return checkpoint.meta
 
-    def _open_records(self, num_metric_bytes: int) -> None:
+    def _open_records(self, checkpoint: dict[str, Any] | None) -> None:
         """Open the metrics file and the trackers, on the first rank."""
         config = self.config
-        self.metrics = MetricsFile(config.output, num_metric_bytes)
+        self.metrics = MetricsFile(config.output, checkpoint)
         self.trackers = Trackers(config.trackers, config.output, self.settings, self.step)
 
     @contextlib.contextmanager
@@ -299,7 +298,7 @@ class Trainer:
     def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
         assert self.metrics is not None
         output = self.config.output
-        self.metrics.close()
+        self.metrics.sync()
         model.saved_form.save_pretrained(output)
         self.data.tokenizer().save_pretrained(output)
         facts = {
@@ -310,8 +309,8 @@ class Trainer:
             "num_steps": self.num_steps,
         }
         shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # left by an earlier attempt that failed
-        manifest = artifacts.finish(output, facts, timed=[METRICS_NAME])
-        self.checkpoints.clear()
+        manifest = artifacts.finish(output, facts)
+        clear_checkpoints(output)
         return manifest
 
     def _teacher_flops(self) -> float:

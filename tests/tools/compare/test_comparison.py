@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cocomix import CocomixError, CompareConfig, TrainConfig, compare, train
-from cocomix.base.artifacts import sha256_of_file, write_json
+from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.cli.main import main
 from cocomix.tools.compare.comparison import compare_groups
 from cocomix.tools.compare.curves import loss_at, units_to_match
@@ -29,20 +29,18 @@ def make_run(
     path: Path, losses: Sequence[float], *, seed: int = 0, cost: float = 1.0, finished: bool = True, **settings: Any
 ) -> Path:
     """A folder as a training run leaves it; a point every 1,000 tokens, at `cost` FLOPs a token and 2 ms a token."""
-    path.mkdir(parents=True)
     shared: dict[str, Any] = {"num_tokens": 4000, "max_validation_windows": None, "inputs": {"data": "d"}, "seed": seed}
-    header = {"kind": "training-run", "format_version": 1, "settings": shared | settings}
-    write_json(path / "settings.json", header)
     lines = []
     for number, loss in enumerate(losses, start=1):
         tokens = 1000 * number
         place = {"step": number, "train_tokens": tokens, "train_flops": tokens * cost, "train_seconds": tokens * 0.002}
         lines += [json.dumps({**place, "lm_loss": loss}), json.dumps({**place, "validation_loss": loss})]
-    (path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    if finished:
-        facts = {"num_parameters": 100, "teacher_flops": 7.0}
-        files = {"metrics.jsonl": {"sha256": sha256_of_file(path / "metrics.jsonl")}}
-        write_json(path / "manifest.json", {**header, "files": files, "facts": facts})
+    with begin(path, "training-run", shared | settings):
+        (path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        if finished:
+            for name in ("config.json", "model.safetensors", "tokenizer.json"):
+                (path / name).touch()
+            finish(path, {"num_parameters": 100, "teacher_flops": 7.0})
     return path
 
 
@@ -187,14 +185,14 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("manifest.json", {}, "manifest.json .*facts"),
-        ("manifest.json", {"facts": {}, "files": {}}, "manifest.json .*metrics.jsonl"),
-        ("settings.json", {"kind": "training-run"}, "settings.json .*settings"),
-        ("settings.json", {"kind": "training-run", "settings": {}}, "settings.json .*seed"),
+        ("manifest.json", {}, "manifest.json"),
+        ("manifest.json", {"facts": {}, "files": {}}, "manifest.json"),
+        ("settings.json", {"kind": "training-run"}, "settings.json"),
+        ("settings.json", {"kind": "training-run", "format_version": 1, "settings": {}}, "settings.json .*seed"),
     ],
 )
 def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: dict[str, Any], message: str) -> None:
-    run = make_run(tmp_path / "run", [3.0])
+    run = make_run(tmp_path / "run", [3.0], finished=name == "manifest.json")
     write_json(run / name, content)
     with pytest.raises(CocomixError, match=message):
         compared(run)

@@ -44,14 +44,16 @@ def wait_until(page: Any, condition: str, timeout_seconds: float = 300.0) -> Non
         time.sleep(0.02)
 
 
-def make_inspection(folder: Path, num_concepts: int, num_contexts: int = 8, text: str = "") -> None:
+def make_inspection(
+    folder: Path, num_concepts: int, num_contexts: int = 8, text: str = "", model: str = "made up"
+) -> None:
     """Write an inspection with made-up cards; `text` is in every name, token and context."""
     with begin(folder, INSPECTION, {"synthetic": num_concepts}) as finished:
         if finished:
             return
         write_json(folder / SUMMARY_NAME, _summary(num_concepts))
         write_cards(folder, _cards(num_concepts, num_contexts, text))
-        write_site(folder)
+        write_site(folder, model)
         finish(folder)
 
 
@@ -96,7 +98,6 @@ def _cards(num_concepts: int, num_contexts: int, text: str) -> Iterator[ConceptC
 def _summary(num_concepts: int) -> dict[str, Any]:
     even = usage(torch.ones(num_concepts, dtype=torch.long))
     return {
-        "model": "made up",
         "num_concepts": num_concepts,
         "num_active_concepts": 32,
         "num_tokens": 1,

@@ -26,6 +26,13 @@ def test_data_in_scripts_cannot_end_them() -> None:
     assert json.loads(text)["name"] == ATTACK
 
 
+def test_the_name_of_the_model_s_folder_is_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_inspection(tmp_path / name, 3, model=name)
+        assert f"Concepts of {name}" in (tmp_path / name / "index.html").read_text(encoding="utf-8")
+    assert len({CardReader(tmp_path / name).manifest.fingerprint for name in ("one", "two")}) == 1
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "inspection"

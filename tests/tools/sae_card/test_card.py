@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cocomix import TokenDataset, train_sae
+from cocomix.sae.train import train_autoencoders
 from cocomix.tools.sae_card import command
 from cocomix.tools.sae_card.card import card_page, density_histogram, sample_latents
 from tests.conftest import Tiny
@@ -30,6 +31,13 @@ def test_an_interrupted_card_is_made_again_and_equals_an_undisturbed_one(
             train_sae(config(tiny, tmp_path / "parts", num_tokens=512))
     parts = train_sae(config(tiny, tmp_path / "parts", num_tokens=512))
     assert [manifest.fingerprint for manifest in parts] == [manifest.fingerprint for manifest in whole]
+
+
+def test_the_card_is_no_part_of_the_fingerprint(tiny: Tiny, tmp_path: Path) -> None:
+    (with_card,) = train_sae(config(tiny, tmp_path / "card", num_tokens=512))
+    (without,) = train_autoencoders(config(tiny, tmp_path / "none", num_tokens=512))
+    assert with_card.files.keys() > without.files.keys()
+    assert with_card.fingerprint == without.fingerprint
 
 
 def test_card_says_what_was_measured(tiny: Tiny, tmp_path: Path) -> None:

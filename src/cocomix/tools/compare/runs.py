@@ -65,26 +65,16 @@ def read_run(path: Path) -> TrainingRun:
     Raises:
         CocomixError: the folder is not a training run, or its metrics are damaged.
     """
-    settings_file = path / artifacts.SETTINGS_NAME
-    header = artifacts.read_json(settings_file) if settings_file.exists() else {}
-    if not isinstance(header, dict) or header.get("kind") != TRAINING_RUN:
-        kind = header.get("kind") if isinstance(header, dict) else None
-        content = "it holds nothing made by cocomix" if kind is None else f"it holds a {kind}"
-        raise CocomixError(f"{path} is not a training run ({content}); give folders made by `cocomix train`")
-    settings = _part(header, "settings", settings_file)
-    manifest_file = path / artifacts.MANIFEST_NAME
-    is_finished = manifest_file.exists()
-    facts: dict[str, Any] = {}
-    if is_finished:
-        manifest = artifacts.read_json(manifest_file)
-        facts = _part(manifest, "facts", manifest_file)
-        metrics = _part(_part(manifest, "files", manifest_file), METRICS_NAME, manifest_file)
-        recorded = metrics.get("sha256")
-        if not (path / METRICS_NAME).exists() or artifacts.sha256_of_file(path / METRICS_NAME) != recorded:
-            raise CocomixError(f"{path / METRICS_NAME} is missing or does not match its checksum; train that run again")
+    is_begun = (path / artifacts.SETTINGS_NAME).exists()
+    header = artifacts.read_header(path) if is_begun else {"kind": "folder that cocomix did not make"}
+    if header["kind"] != TRAINING_RUN:
+        raise CocomixError(f"{path} is a {header['kind']}, not a training run; give folders made by `cocomix train`")
+    settings = header["settings"]
+    is_finished = (path / artifacts.MANIFEST_NAME).exists()
+    facts = artifacts.read(path, TRAINING_RUN, [METRICS_NAME]).facts if is_finished else {}
     for name in _NEEDED_SETTINGS:
         if name not in settings:
-            raise CocomixError(f"{settings_file} is damaged (it has no {name}); train that run again")
+            raise CocomixError(f"{path / artifacts.SETTINGS_NAME} has no {name}; train that run again")
     lines = read_metrics(path) if (path / METRICS_NAME).exists() else []
     last = lines[-1] if lines else {}
     return TrainingRun(
@@ -96,14 +86,6 @@ def read_run(path: Path) -> TrainingRun:
         num_parameters=facts.get("num_parameters"),
         teacher_flops=facts.get("teacher_flops"),
     )
-
-
-def _part(value: Any, name: str, file: Path) -> dict[str, Any]:
-    """An object inside a JSON object of a file; refuses a damaged file."""
-    part = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(part, dict):
-        raise CocomixError(f"{file} is damaged (it has no {name}); train that run again")
-    return part
 
 
 def read_groups(run_specs: Sequence[str]) -> list[Group]:

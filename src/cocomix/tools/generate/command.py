@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
+from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.base.progress import say
 from cocomix.data.tokenizer import load_tokenizer
@@ -79,6 +80,7 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     """Continue the prompt; returns the text to print, which is empty if it was already printed token by token."""
     strengths = parse_strengths(config.steer, config.mode)
     path = local_model(config.model)
+    artifacts.check(path)
     model = load_causal_lm(path)
     if strengths and not isinstance(model, CoCoMixForCausalLM):
         raise CocomixError(f"{config.model} is a plain decoder, which has no concepts; leave out --steer")

@@ -112,7 +112,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         if finished is None or names != read_columns(config.output, "name")["name"]:
             (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
             rename(config.output, names)
-            write_site(config.output)
+            write_site(config.output, config.model.name)
             artifacts.finish(config.output)
         return read_summary(config.output)
 
@@ -170,7 +170,6 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         say("the model does not mix its concepts in: there are no effects, no probes and no directions to steer in")
     results = _measure(config, inputs, model, extractor)
     summary = summarize(results) | {
-        "model": config.model.name,
         "num_active_concepts": model.config.num_active_concepts,
         "mixing": model.config.mixing,
         "split": inputs.dataset.split,

@@ -59,8 +59,11 @@ PROBES = {
 }
 
 
-def write_site(folder: Path) -> None:
-    """Write the site, and `concepts.jsonl`, from the cards and the summary in a folder."""
+def write_site(folder: Path, model_name: str) -> None:
+    """Write the site, and `concepts.jsonl`, from the cards and the summary in a folder.
+
+    The model's name, that of its folder, is in `index.html` alone: equal models get equal inspections.
+    """
     summary = read_summary(folder)
     data = folder / DATA_NAME
     shutil.rmtree(data, ignore_errors=True)
@@ -82,14 +85,16 @@ def write_site(folder: Path) -> None:
     _write_script(data / "index.js", "cocomixIndex", index | {"cards_per_file": CARDS_PER_FILE})
     script = resources.files("cocomix.tools.inspect") / "templates" / SCRIPT_NAME
     write_file(folder / SCRIPT_NAME, script.read_bytes())
-    write_file(folder / PAGE_NAME, page(summary).encode())
+    write_file(folder / PAGE_NAME, page(summary, model_name).encode())
 
 
-def page(summary: Mapping[str, Any]) -> str:
+def page(summary: Mapping[str, Any], model_name: str) -> str:
     """`index.html`."""
     template = page_environment("cocomix.tools.inspect").get_template("inspection.html")
     figure = Markup(norm_figure(summary["compress_norm"]).svg)
-    return template.render(s=summary, norms=figure, probes=PROBES, small_norm=SMALL_NORM, percent=percent)
+    return template.render(
+        s=summary, model=model_name, norms=figure, probes=PROBES, small_norm=SMALL_NORM, percent=percent
+    )
 
 
 def norm_figure(histogram: dict[str, Any]) -> Drawing:

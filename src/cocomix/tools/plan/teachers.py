@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
+from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.modeling.loading import may_be_on_hub
 from cocomix.training.config import TrainConfig
@@ -83,6 +84,7 @@ def _shape(name: str) -> Any:
         raise CocomixError(f"--teacher {name} does not exist; give a model's folder, or its name on the Hub")
     if folder.exists() and not (folder / "config.json").exists():
         raise CocomixError(f"--teacher {name} has no config.json; give a model's folder, or its name on the Hub")
+    artifacts.check(folder, files=["config.json"])
     try:
         return AutoConfig.from_pretrained(name)
     except Exception as error:  # transformers raises a dozen types of its own
