@@ -70,7 +70,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if SHAPES_UNCHECKED in os.environ or pyfuncitem.get_closest_marker("unchecked_shapes") is None:
         return None
     command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
-    done = subprocess.run(command, env=os.environ | {SHAPES_UNCHECKED: "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {SHAPES_UNCHECKED: "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return True
 

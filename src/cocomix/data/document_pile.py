@@ -1,7 +1,7 @@
 """Tokenized documents on disk, in the order in which they were read, before they become windows.
 
 DIR/00000.arrow   thousands of documents: input_ids, num_tokens, num_bytes, digest
-DIR/complete      exists once the source was read to its end, or as far as needed
+DIR/complete.json what was left out; exists once the source was read to its end, or as far as needed
 
 Every file is complete or absent, so an interrupted process continues after the documents on disk and needs no other state.
 `datasets` memory-maps the files, so memory use does not grow with the corpus.
@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cocomix.base.artifacts import atomic
+from cocomix.base.artifacts import atomic, read_json, write_json
 
 BATCHES_PER_FILE = 64
 
@@ -33,10 +33,12 @@ class DocumentPile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.left_out: dict[str, int] = read_json(self._completion) if self.is_complete else {}
+        """Counts of the documents that were left out while reading, by reason; kept with the pile once it is complete."""
 
     @property
     def is_complete(self) -> bool:
-        return (self.folder / "complete").exists()
+        return self._completion.exists()
 
     @property
     def num_documents(self) -> int:
@@ -53,7 +55,7 @@ class DocumentPile:
                 writer.write_batch(first)
                 for batch in itertools.islice(batches, BATCHES_PER_FILE - 1):
                     writer.write_batch(batch)
-        (self.folder / "complete").touch()
+        write_json(self._completion, self.left_out)
 
     def rows(self) -> Any:
         """All documents, as a `datasets.Dataset`."""
@@ -63,6 +65,10 @@ class DocumentPile:
         """One value per document, [documents]: `num_tokens` or `num_bytes` (int64), or `digest` (uint64)."""
         table = self.rows().select_columns([name]).with_format("arrow")[:]
         return np.asarray(table[name].to_numpy())
+
+    @property
+    def _completion(self) -> Path:
+        return self.folder / "complete.json"
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.arrow"))
