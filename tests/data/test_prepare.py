@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cocomix import CocomixError, PrepareConfig, TokenDataset, prepare
@@ -267,6 +270,10 @@ def test_a_refusal_leaves_nothing_in_the_way_of_a_retry(tiny: Tiny, tmp_path: Pa
     text.write_text(good + '{"text": 3}\n')
     with pytest.raises(CocomixError, match=r"text.jsonl, line 61"):
         prepare(config(tiny, output, text=(text,), stream=stream))
+    text.write_text(good + "[" * 100_000)
+    with pytest.raises(CocomixError, match=r"text.jsonl, line 61"):
+        prepare(config(tiny, output, text=(text,), stream=stream))
+    assert not output.exists()
     text.write_text(good)
     for settings, message in (
         ({"context_length": 50_000}, "less than one window of 50000"),
@@ -289,3 +296,98 @@ def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
         ((name, value),) = settings.items()
         with pytest.raises(CocomixError, match=f"{name} is {value}"):
             config(tiny, tmp_path, **settings)
+
+
+@both
+def test_an_end_of_sequence_stands_at_the_end_of_documents_alone(tiny: Tiny, tmp_path: Path, stream: bool) -> None:
+    texts = [json.loads(line)["text"] + f" <|endoftext|> {i}" for i, line in enumerate(tiny.corpus.open())]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    settings: dict[str, Any] = {"text": (tmp_path / "text.jsonl",), "stream": stream, "isolate_documents": True}
+    for old_way in (False, True):
+        output = tmp_path / str(old_way)
+        made = prepare(config(tiny, output, special_tokens_in_text=old_way, **settings))
+        assert made.settings.get("special_tokens_in_text", False) == old_way
+        data = TokenDataset(output)
+        windows = range(data.num_windows)
+        ids = data.input_ids(windows).flatten()
+        assert "<|endoftext|> 1" in data.tokenizer().decode(ids)
+        ends = ids == data.eos_token_id
+        owners = data.document_ids(windows).flatten()
+        num_in_documents = int(ends.sum()) - int((owners[1:] != owners[:-1]).sum())
+        assert (num_in_documents > 40) == old_way
+        assert num_in_documents >= 40 or num_in_documents in (0, 1)  # the last document may end with the last window
+
+
+def test_the_same_text_in_every_format_gives_the_same_bytes(tiny: Tiny, tmp_path: Path) -> None:
+    texts = [json.loads(line)["text"].replace("\n", "\r\n") + "\r" for line in tiny.corpus.open()]
+    folders = {name: tmp_path / name for name in ("txt", "gz", "jsonl", "json", "csv", "parquet", "plain")}
+    streamed = ("gz", "jsonl", "csv")
+    for folder in folders.values():
+        folder.mkdir()
+    for number, text in enumerate(texts):
+        (folders["txt"] / f"{number}.txt").write_bytes(text.encode())
+        (folders["gz"] / f"{number}.txt.gz").write_bytes(gzip.compress(text.encode()))
+        (folders["plain"] / f"{number}.txt").write_text(text.replace("\r\n", "\n").replace("\r", "\n"), newline="\n")
+    rows = [{"text": text} for text in texts]
+    (folders["jsonl"] / "a.jsonl").write_text("\r\n".join(map(json.dumps, rows)), newline="")
+    (folders["json"] / "a.json").write_text(json.dumps(rows))
+    with (folders["csv"] / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text"], *([text] for text in texts)])
+    pq.write_table(pa.Table.from_pylist(rows), folders["parquet"] / "a.parquet")
+    tokenizer = str(tiny.data / "tokenizer")
+    found = [
+        prepare(
+            config(tiny, tmp_path / f"{name}-data", text=(folder,), tokenizer=tokenizer, stream=name in streamed)
+        ).files
+        for name, folder in folders.items()
+    ]
+    assert all(files == found[0] for files in found)
+
+
+def test_what_was_left_out_is_counted_whatever_happened_on_the_way(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streaming, an interruption, workers that are ahead, or an end of the reading before the source's."""
+    monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 3)
+    monkeypatch.setattr(document_pile, "BATCHES_PER_FILE", 2)
+    lines = tiny.corpus.read_text().splitlines()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.jsonl").write_text("\n".join(f'{line}\n{{"text": null}}\n{{oops' for line in lines))
+    (tmp_path / "text" / ".b.txt").write_text("hidden")
+    settings: dict[str, Any] = {
+        "text": (tmp_path / "text",),
+        "tokenizer": str(tiny.data / "tokenizer"),
+        "on_error": "skip",
+        "stream": True,
+    }
+    whole = prepare(config(tiny, tmp_path / "whole", **settings | {"stream": False}))
+    assert [whole.facts[name] for name in ("num_without_text", "num_unreadable", "num_hidden")] == [60, 60, 1]
+    assert whole.settings["on_error"] == "skip"
+    part = prepare(config(tiny, tmp_path / "part", max_tokens=4000, **settings))
+    assert 0 < part.facts["num_without_text"] < 60
+    encode = prepare_module.encode_in_order
+
+    def ahead(encoder: Any, batches: Iterable[Any], num_workers: int) -> Iterator[pa.RecordBatch]:
+        return encode(encoder, list(batches), num_workers)
+
+    def interrupted(*arguments: Any) -> Iterator[pa.RecordBatch]:
+        for number, batch in enumerate(encode(*arguments)):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(prepare_module, "encode_in_order", ahead)
+    assert prepare(config(tiny, tmp_path / "ahead", max_tokens=4000, **settings)).facts == part.facts
+    for expected, limit in ((whole, None), (part, 4000)):
+        output = tmp_path / f"again-{limit}"
+        monkeypatch.setattr(prepare_module, "encode_in_order", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config(tiny, output, max_tokens=limit, **settings))
+        monkeypatch.setattr(prepare_module, "encode_in_order", encode)
+        assert prepare(config(tiny, output, max_tokens=limit, **settings)).facts == expected.facts
+
+
+def test_files_alone_have_suffixes_and_errors_to_skip(tmp_path: Path) -> None:
+    for settings in ({"suffix": (".py",)}, {"on_error": "skip"}):
+        with pytest.raises(CocomixError, match=r"--suffix and --on-error .*--text"):
+            PrepareConfig(tmp_path, dataset="x", **settings)  # type: ignore[arg-type]

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cocomix import CocomixError, PrepareConfig, prepare
-from cocomix.data.sources import Files, HubDataset, Source
+from cocomix.data.sources import Files, HubDataset, LeftOut, Source
+from cocomix.data.text_files import find_files
 from tests.conftest import Tiny
 
 
@@ -47,7 +48,7 @@ def test_files_and_datasets_give_all_texts_in_an_order_of_the_seed(
     tiny: Tiny, tmp_path: Path, published: Path, cache: Path, stream: bool
 ) -> None:
     expected = [json.loads(line)["text"] for line in tiny.corpus.read_text().splitlines()]
-    files = Files([tiny.corpus], "text", "text")
+    files = Files(find_files([tiny.corpus]), "text", "text")
     first = read(files, stream, tmp_path)
     assert not cache.exists()  # nothing outside the output folder
     for texts in (first, read(dataset(published), stream, tmp_path)):
@@ -91,12 +92,12 @@ def test_file_names_play_no_part(tmp_path: Path) -> None:
         folder.mkdir()
         for i in range(4):
             (folder / f"{i if name == 'forth' else 9 - i}.txt").write_text(f"text {i}")
-        sources.append(Files(sorted(folder.glob("*.txt")), "text", name))
+        sources.append(Files(find_files([folder]), "text", name))
     forth, back = sources
     assert forth.fingerprint() == back.fingerprint()
     assert read(forth, True, tmp_path) == read(back, True, tmp_path)
     (tmp_path / "back" / "9.txt").write_text("another text")
-    assert Files(back.files, "text", "back").fingerprint() != forth.fingerprint()
+    assert Files(find_files([folder]), "text", "back").fingerprint() != forth.fingerprint()
 
 
 def test_prepare_takes_a_dataset_and_one_source_at_a_time(tiny: Tiny, tmp_path: Path, published: Path) -> None:
@@ -108,3 +109,43 @@ def test_prepare_takes_a_dataset_and_one_source_at_a_time(tiny: Tiny, tmp_path: 
         PrepareConfig(tmp_path, (tmp_path,), dataset="x")
     with pytest.raises(CocomixError, match=r"--split .*--dataset"):
         PrepareConfig(tmp_path, split="test")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_left_out_is_counted_however_it_is_read(tmp_path: Path, stream: bool) -> None:
+    (tmp_path / "a.jsonl").write_text('"one"\n{"text": null}\n{oops\n{"text": " "}\n"two"\n')
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    for _ in range(2):  # from the source, and from a copy
+        left_out = LeftOut()
+        source = Files(find_files([tmp_path]), "text", "text", skips_errors=True)
+        texts = source.texts(0, stream=stream, folder=tmp_path / ".copy", left_out=left_out)
+        assert sorted(texts) == ["one", "two"]
+        assert left_out.counts() == {"num_without_text": 2, "num_unreadable": 2}
+        assert [name for name in ("a.jsonl, line 3", "b.txt") if name in " ".join(left_out.problems)] != []
+    with pytest.raises(CocomixError, match=r"a.jsonl, line 3|b.txt"):
+        read(Files(find_files([tmp_path]), "text", "text"), stream, tmp_path / "other")
+    with pytest.raises(CocomixError, match=r"no text in text.*b.txt is not UTF-8"):
+        read(Files(find_files([tmp_path / "b.txt"]), "text", "text", skips_errors=True), stream, tmp_path / "other")
+
+
+def test_a_dataset_has_fields_inside_others_and_rows_without_text(tmp_path: Path) -> None:
+    rows = [{"doc": {"text": "one\r\ntwo"}}, {"doc": {"text": None}}, {"doc": None}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        for stream in (True, False):
+            left_out = LeftOut()
+            texts = dataset(tmp_path / name, "doc.text").texts(0, stream=stream, folder=tmp_path, left_out=left_out)
+            assert list(texts) == ["one\ntwo"]
+            assert left_out.num_without_text == 2
+            for field in ("doc.body", "body.text"):
+                with pytest.raises(CocomixError, match=rf'no field "{field}" \(it has doc\)'):
+                    read(dataset(tmp_path / name, field), stream, tmp_path)
+
+
+def test_the_same_bytes_in_another_format_are_another_text(tmp_path: Path) -> None:
+    prints = set()
+    for name in ("a.txt", "a.json", "a.csv"):
+        (tmp_path / name).write_text('["text"]')
+        prints.add(Files(find_files([tmp_path / name]), "text", "text").fingerprint())
+    assert len(prints) == 3

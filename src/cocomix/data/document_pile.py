@@ -2,7 +2,7 @@
 
 DIR/00000.arrow      thousands of documents: input_ids, num_tokens, num_bytes, digest
 DIR/checksums.json   SHA-256 of every file
-DIR/complete         exists once the source was read to its end, or as far as needed
+DIR/complete.json    what was left out; exists once the source was read to its end, or as far as needed
 
 Every file is complete or absent, so an interrupted process continues after the documents on disk and needs no other state.
 A damaged file is removed, with all that follow, and its documents are read again.
@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cocomix.base.artifacts import CHECKSUMS_NAME, atomic, read_checksums, sha256_of_file, write_json
+from cocomix.base.artifacts import CHECKSUMS_NAME, atomic, read_checksums, read_json, sha256_of_file, write_json
 
 BATCHES_PER_FILE = 64
 
@@ -39,13 +39,15 @@ class DocumentPile:
         whole = itertools.takewhile(lambda file: recorded.get(file.name) == sha256_of_file(file), files)
         self._checksums = {file.name: recorded[file.name] for file in whole}
         if self._checksums.keys() != recorded.keys():
-            (folder / "complete").unlink(missing_ok=True)
+            self._completion.unlink(missing_ok=True)
         for file in files[len(self._checksums) :]:
             file.unlink()
+        self.left_out: dict[str, int] = read_json(self._completion) if self.is_complete else {}
+        """Counts of the documents that were left out while reading, by reason; kept with the pile once it is complete."""
 
     @property
     def is_complete(self) -> bool:
-        return (self.folder / "complete").exists()
+        return self._completion.exists()
 
     @property
     def num_documents(self) -> int:
@@ -64,7 +66,7 @@ class DocumentPile:
                     writer.write_batch(batch)
             self._checksums[path.name] = sha256_of_file(path)
             write_json(self.folder / CHECKSUMS_NAME, self._checksums)
-        (self.folder / "complete").touch()
+        write_json(self._completion, self.left_out)
 
     def rows(self) -> Any:
         """All documents, as a `datasets.Dataset`."""
@@ -74,6 +76,10 @@ class DocumentPile:
         """One value per document, [documents]: `num_tokens` or `num_bytes` (int64), or `digest` (uint64)."""
         table = self.rows().select_columns([name]).with_format("arrow")[:]
         return np.asarray(table[name].to_numpy())
+
+    @property
+    def _completion(self) -> Path:
+        return self.folder / "complete.json"
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.arrow"))

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +32,8 @@ from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.document_pile import DocumentPile
 from cocomix.data.documents import cut_if_few, first_bytes, is_held_out, text_digest
-from cocomix.data.sources import Files, HubDataset, Source
-from cocomix.data.text_files import expand_paths, standard_library_files
+from cocomix.data.sources import Files, HubDataset, LeftOut, Source
+from cocomix.data.text_files import FoundFiles, find_files, standard_library_files
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
@@ -57,7 +57,7 @@ class PrepareConfig:
     output: Path
     """Folder of the token dataset."""
     text: tuple[Path, ...] | None = None
-    """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
+    """Text, JSON, CSV and Parquet files or folders; by default the running Python's standard library."""
     validation_text: tuple[Path, ...] | None = None
     """Files or folders to use as the whole validation split, instead of a share of the text."""
     dataset: str | None = None
@@ -67,13 +67,21 @@ class PrepareConfig:
     split: str = "train"
     """Split of the dataset to take all documents from; without streaming also a part, such as `train[:10%]`."""
     text_field: str = "text"
-    """Field of a JSON-lines or Parquet row, or of a dataset, that holds the text."""
+    """Field of a row that holds the text; one inside another is named with a dot, as in `doc.text`."""
+    suffix: tuple[str, ...] | None = None
+    """Endings of the files to read in a folder, such as `.py`; by default all of a known format."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What to do about a file or row of --text that can't be read: stop, or leave it out, count it and name it."""
     stream: bool = False
     """Stream documents, without a copy of the text on disk; the result is the same if all of the text is read."""
     num_workers: int = 1
     """Number of processes that tokenize; the result does not depend on it."""
     tokenizer: str | None = None
     """Folder or Hub name of a tokenizer; by default a byte-level BPE is trained on the training documents."""
+    eos_token: str | None = None
+    """Token of the given tokenizer that ends a document; by default the one it says itself."""
+    special_tokens_in_text: bool = False
+    """Read a special token spelled out in a document, such as `<|endoftext|>`, as that token; by default text is text."""
     vocab_size: int = 2048
     """Size of the trained tokenizer's vocabulary."""
     context_length: int = 128
@@ -104,6 +112,10 @@ class PrepareConfig:
             raise CocomixError("--text and --dataset are both given; choose one source of text")
         if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
             raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
+        if self.dataset is not None and (self.suffix is not None or self.on_error != "stop"):
+            raise CocomixError("--suffix and --on-error are about files; give them with --text")
+        if self.eos_token is not None and self.tokenizer is None:
+            raise CocomixError("--eos-token names a token of a given tokenizer; give --tokenizer too")
         if not 0.0 < self.validation_fraction < 1.0:
             raise CocomixError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
 
@@ -116,13 +128,18 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
     """
     source = _make_source(config)
     validation_source = None if config.validation_text is None else _files(config.validation_text, config)
-    tokenizer = _given_tokenizer(config.tokenizer)
+    tokenizer = _given_tokenizer(config)
     settings = _fingerprinted_settings(config, source, validation_source, tokenizer)
     with artifacts.begin(config.output, TOKEN_DATASET, settings, overwrite=config.overwrite) as finished:
         if finished:
             say(f"{config.output}: the token dataset already exists")
             # The process that finished it may have ended before cleaning up.
             shutil.rmtree(config.output / WORK_FOLDER, ignore_errors=True)
+            if tokenizer is not None and finished.facts["eos_token_id"] != tokenizer.eos_token_id:
+                raise CocomixError(
+                    f"{config.output} was made with another end-of-sequence token; choose another --output, or --overwrite "
+                    "to replace it"
+                )
             return finished
         work = _work_folder(config.output, settings)
         try:
@@ -143,26 +160,37 @@ def _make_source(config: PrepareConfig) -> Source:
     if config.dataset is not None:
         return HubDataset(config.dataset, config.dataset_config, config.split, config.text_field)
     if config.text is None:
-        return Files(standard_library_files(), config.text_field, "the standard library")
+        return Files(FoundFiles(standard_library_files(), 0), config.text_field, "the standard library")
     if not config.text:
         raise CocomixError("--text names no file or folder; leave it out for the standard library")
     return _files(config.text, config)
 
 
 def _files(paths: tuple[Path, ...], config: PrepareConfig) -> Files:
-    return Files(expand_paths(paths), config.text_field, ", ".join(map(str, paths)))
+    name = ", ".join(map(str, paths))
+    return Files(find_files(paths, config.suffix), config.text_field, name, skips_errors=config.on_error == "skip")
 
 
-def _given_tokenizer(name: str | None) -> PreTrainedTokenizerFast | None:
-    """Load the tokenizer that `--tokenizer` names, if any."""
-    if name is None:
+def _given_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerFast | None:
+    """Load the tokenizer that `--tokenizer` names, if any; it has an end-of-sequence token."""
+    if config.tokenizer is None:
         return None
     try:
-        path = Path(name)  # of a run, or in a token dataset
+        path = Path(config.tokenizer)  # of a run, or in a token dataset
         artifacts.check(path.parent if path.name == TOKENIZER_FOLDER else path)
-        return load_tokenizer(name)
+        tokenizer = load_tokenizer(config.tokenizer)
     except CocomixError as error:
         raise CocomixError(f"--tokenizer: {error}") from error
+    if config.eos_token is not None:
+        if config.eos_token not in tokenizer.get_vocab():
+            raise CocomixError(f"--eos-token: {config.tokenizer} has no token {config.eos_token!r}")
+        tokenizer.add_special_tokens({"eos_token": config.eos_token})
+    if tokenizer.eos_token_id is None:
+        raise CocomixError(
+            f"the tokenizer of {config.tokenizer} does not say which token ends a document; choose one of its tokens with "
+            f"--eos-token (its special tokens: {', '.join(tokenizer.all_special_tokens) or 'none'})"
+        )
+    return tokenizer
 
 
 def _fingerprinted_settings(
@@ -184,9 +212,11 @@ def _fingerprinted_settings(
     }
     if validation_source is not None:
         settings["validation_text"] = validation_source.fingerprint()
-    for name in ("max_bytes", "max_tokens", "drop_duplicates"):
+    for name in ("max_bytes", "max_tokens", "drop_duplicates", "eos_token", "special_tokens_in_text"):
         if getattr(config, name):
             settings[name] = getattr(config, name)
+    if config.on_error != "stop":
+        settings["on_error"] = config.on_error
     # The order in which documents are read decides which are read at all, and which train the tokenizer.
     if config.stream and (tokenizer is None or config.max_bytes or config.max_tokens):
         settings["stream"] = True
@@ -213,13 +243,13 @@ def _make(
 ) -> dict[str, Any]:
     """Write tokenizer and shards into a folder that was begun; returns the facts for its manifest."""
     saved = _saved_tokenizer(config, source, tokenizer, work)
-    text = DocumentPile(work / "text")
-    _read(config, _texts(config, source, work), saved, text)
+    text, left_out = DocumentPile(work / "text"), LeftOut()
+    _read(config, _texts(config, source, work, left_out), left_out, saved, text)
     piles = dict.fromkeys(SPLITS, text)
     if validation_source is not None:
-        piles["validation"] = DocumentPile(work / "validation_text")
-        held_out = validation_source.texts(config.seed, stream=config.stream, folder=work / "copy")
-        _read(config, held_out, saved, piles["validation"])
+        piles["validation"], left_out = DocumentPile(work / "validation_text"), LeftOut()
+        held_out = validation_source.texts(config.seed, stream=config.stream, folder=work / "copy", left_out=left_out)
+        _read(config, held_out, left_out, saved, piles["validation"])
         num_shared = len(np.intersect1d(text.column("digest"), piles["validation"].column("digest")))
         if num_shared:
             raise CocomixError(
@@ -228,6 +258,7 @@ def _make(
     # Copied, because saving it again could give other files than an uninterrupted process.
     shutil.copytree(work / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
     shuffled = {split: _shuffled(config, split, pile) for split, pile in piles.items()}
+    left_out_counts = _counts_of_left_out(source, validation_source, set(piles.values()))
     num_duplicates = sum(count for _, count in shuffled.values())
     if num_duplicates:
         outcome = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
@@ -236,18 +267,39 @@ def _make(
         "context_length": config.context_length,
         "isolate_documents": config.isolate_documents,
         "num_duplicates": num_duplicates,
+        **left_out_counts,
         "vocab_size": len(saved),
         "eos_token_id": saved.eos_token_id,
         "splits": {split: _write_split(config, split, rows) for split, (rows, _) in shuffled.items()},
     }
 
 
-def _texts(config: PrepareConfig, source: Source, work: Path) -> Iterator[str]:
+def _texts(config: PrepareConfig, source: Source, work: Path, left_out: LeftOut | None = None) -> Iterator[str]:
     """The documents of the text, in the order in which they are read."""
-    texts = source.texts(config.seed, stream=config.stream, folder=work / "copy")
+    texts = source.texts(config.seed, stream=config.stream, folder=work / "copy", left_out=left_out)
     if config.validation_text is None:
         texts = cut_if_few(texts, config.seed)
     return texts if config.max_bytes is None else first_bytes(texts, config.max_bytes)
+
+
+def _counts_of_left_out(
+    source: Source, validation_source: Source | None, piles: Collection[DocumentPile]
+) -> dict[str, int]:
+    """What was left out of all the text, which is also said."""
+    sources = [source] if validation_source is None else [source, validation_source]
+    counts = {
+        "num_without_text": sum(pile.left_out["num_without_text"] for pile in piles),
+        "num_unreadable": sum(pile.left_out["num_unreadable"] for pile in piles),
+        "num_hidden": sum(source.num_hidden for source in sources),
+    }
+    for name, what in (
+        ("num_without_text", "documents without text"),
+        ("num_unreadable", "files or rows that can't be read"),
+        ("num_hidden", "files that are hidden or in a cache"),
+    ):
+        if counts[name]:
+            say(f"left out: {counts[name]:,} {what}")
+    return counts
 
 
 def _in_training(config: PrepareConfig, digests: np.ndarray) -> np.ndarray:
@@ -273,31 +325,51 @@ def _saved_tokenizer(
     return load_tokenizer(folder)
 
 
-def _read(config: PrepareConfig, texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, pile: DocumentPile) -> None:
-    """Tokenize the documents that are not on the pile yet, as far as needed."""
+def _read(
+    config: PrepareConfig,
+    texts: Iterator[str],
+    left_out: LeftOut,
+    tokenizer: PreTrainedTokenizerFast,
+    pile: DocumentPile,
+) -> None:
+    """Tokenize the documents that are not on the pile yet, as far as needed; `left_out` grows as the texts are taken."""
     if pile.is_complete:
         return
     num_done = pile.num_documents
     if num_done:
         say(f"continuing {config.output} after {num_done:,} documents")
-    remaining = batch_texts(itertools.islice(texts, num_done, None))
+    for _ in itertools.islice(texts, num_done):
+        pass
+    pile.left_out = left_out.counts()
+    # Workers are ahead of the batches taken, so each batch remembers what had been left out at its end.
+    batches, again = itertools.tee((batch, left_out.counts()) for batch in batch_texts(texts))
+    encoder = make_encoder(tokenizer, special_tokens_in_text=config.special_tokens_in_text)
     with ProgressLine("reading and tokenizing", None, unit="bytes") as progress:
-        batches = encode_in_order(make_encoder(tokenizer), remaining, config.num_workers)
-        pile.complete(_until_enough(config, batches, pile, progress))
+        encoded = encode_in_order(encoder, (batch for batch, _ in batches), config.num_workers)
+        pairs = zip(encoded, (counts for _, counts in again), strict=False)
+        pile.complete(_until_enough(config, pairs, left_out, pile, progress))
+    for problem in left_out.problems:
+        say(f"left out: {problem}")
 
 
 def _until_enough(
-    config: PrepareConfig, batches: Iterator[pa.RecordBatch], pile: DocumentPile, progress: ProgressLine
+    config: PrepareConfig,
+    batches: Iterator[tuple[pa.RecordBatch, dict[str, int]]],
+    left_out: LeftOut,
+    pile: DocumentPile,
+    progress: ProgressLine,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches until the pile holds `max_tokens` training tokens."""
+    """Batches until the pile holds `max_tokens` training tokens; keeps its count of what was left out."""
     max_tokens = config.max_tokens
     num_documents, num_tokens = pile.num_documents, 0
     if num_documents and max_tokens is not None:
         num_tokens = int(pile.column("num_tokens")[_in_training(config, pile.column("digest"))].sum())
     while max_tokens is None or num_tokens < max_tokens:
-        batch = next(batches, None)
-        if batch is None:
+        pair = next(batches, None)
+        if pair is None:
+            pile.left_out = left_out.counts()
             return
+        batch, pile.left_out = pair
         yield batch
         lengths, digests = batch["num_tokens"].to_numpy(), batch["digest"].to_numpy()
         num_tokens += int(lengths[_in_training(config, digests)].sum())

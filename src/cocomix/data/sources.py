@@ -2,14 +2,15 @@
 
 `datasets` shuffles both. A `Dataset` is on disk, and all its rows are shuffled. An `IterableDataset` is a stream: its files
 are shuffled, and its rows pass through a buffer that mixes neighbours. A source's fingerprint is known before its rows are
-read.
+read. What is left out is a row too, so that it is counted however the rows are read.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,38 @@ from datasets.io.generator import GeneratorDatasetInputStream
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.progress import say
-from cocomix.data.text_files import read_file
+from cocomix.data.text_files import FoundFiles, field_of, format_of, read_file
 
 ROWS_PER_READ = 256
 #: Rows of a stream held in memory to be mixed.
 SHUFFLE_BUFFER_ROWS = 1000
+#: Formats that version 0.1 read as plain text; a fingerprint names them, so that its folders are not taken for equal.
+_NEW_FORMATS = frozenset({".json", ".csv", ".tsv"})
+
+NUM_PROBLEMS_SHOWN = 10
 
 #: A `Dataset` on disk or an `IterableDataset`.
 Rows = Any
+
+
+@dataclass
+class LeftOut:
+    """What was left out of the documents read so far."""
+
+    num_without_text: int = 0
+    """Documents that are null or blank."""
+    num_unreadable: int = 0
+    """Files and rows that can't be read."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence for each of the first few of these."""
+
+    def add_problem(self, problem: str) -> None:
+        self.num_unreadable += 1
+        if len(self.problems) < NUM_PROBLEMS_SHOWN:
+            self.problems.append(problem)
+
+    def counts(self) -> dict[str, int]:
+        return {"num_without_text": self.num_without_text, "num_unreadable": self.num_unreadable}
 
 
 class Source(abc.ABC):
@@ -35,6 +60,9 @@ class Source(abc.ABC):
     Args:
         column: column that holds the text.
     """
+
+    num_hidden = 0
+    """Files that were left out because they are hidden or in a cache."""
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -47,65 +75,72 @@ class Source(abc.ABC):
     def fingerprint(self) -> str:
         """Fingerprint of everything that determines the rows, without paths."""
 
-    def texts(self, seed: int, *, stream: bool, folder: Path) -> Iterator[str]:
-        """All texts that are not blank, in an order drawn from the seed.
+    def texts(self, seed: int, *, stream: bool, folder: Path, left_out: LeftOut | None = None) -> Iterator[str]:
+        r"""All texts that are not blank, in an order drawn from the seed; every line end is `\n`.
 
         Args:
             seed: seed of the order.
             stream: whether to stream the source.
             folder: folder for a copy of the text, if not streamed.
+            left_out: grows by what is left out, as the texts are taken.
 
         Raises:
             CocomixError: the source can't be read or holds no text; the message says where.
         """
+        left_out = LeftOut() if left_out is None else left_out
         rows = self.rows(stream=stream, folder=folder)
         order = {"buffer_size": SHUFFLE_BUFFER_ROWS} if stream else {"keep_in_memory": True}
         is_empty = True
         try:
             for batch in rows.shuffle(seed=seed, **order).iter(batch_size=ROWS_PER_READ):
-                for text in self._column_of(batch):
+                for text, problem in self._documents(batch):
                     if text is not None and not isinstance(text, str):
                         raise CocomixError(f'{self}: field "{self.column}" holds {type(text).__name__}, not text')
-                    if text and text.strip():
+                    if problem is not None:
+                        left_out.add_problem(problem)
+                    elif text is None or not text.strip():
+                        left_out.num_without_text += 1
+                    else:
                         is_empty = False
-                        yield text
+                        yield text.replace("\r\n", "\n").replace("\r", "\n")
         except CocomixError:
             raise
         except Exception as error:  # `datasets` raises a dozen types of its own
             raise CocomixError(f"{self} can't be read: {reason_of(error)}") from error
         if is_empty:
-            raise CocomixError(f"no text in {self}: every document is empty")
+            reason = "; ".join(["every document is empty", *left_out.problems[:1]])
+            raise CocomixError(f"no text in {self}: {reason}")
 
-    def _column_of(self, batch: dict[str, list[Any]]) -> list[Any]:
-        """The texts of a batch; the fields of a stream may not be known before its first row."""
-        if self.column not in batch:
-            raise CocomixError(f'{self} has no field "{self.column}" (it has {", ".join(batch)})')
-        return batch[self.column]
+    @abc.abstractmethod
+    def _documents(self, batch: dict[str, list[Any]]) -> Iterable[tuple[Any, str | None]]:
+        """The documents of a batch of rows, each with what kept it from being read, or None."""
 
 
 class Files(Source):
-    """Text, Markdown, JSON-lines and Parquet files.
+    """Files in the formats of `text_files`.
 
     Args:
-        files: files in these formats.
+        found: the files.
         text_field: field of a row that holds the text.
         name: name of the source in messages.
+        skips_errors: whether what can't be read is left out; otherwise it is an error.
     """
 
-    def __init__(self, files: Sequence[Path], text_field: str, name: str) -> None:
+    def __init__(self, found: FoundFiles, text_field: str, name: str, *, skips_errors: bool = False) -> None:
         super().__init__("text")
-        self.files, self.text_field, self.name = files, text_field, name
+        self.files, self.num_hidden = found
+        self.text_field, self.name, self.skips_errors = text_field, name, skips_errors
 
     def rows(self, *, stream: bool, folder: Path) -> Rows:
         if not stream and not folder.exists():
             say(f"copying the text of {self} to {folder}")
-        # Sorted by the hash of their content, so that file names don't matter.
-        files = [str(file) for _, file in sorted(zip(self._hashes, self.files, strict=True))]
+        # Sorted by their content, so that file names don't matter.
+        files = [str(file) for _, file in sorted(zip(self._contents, self.files, strict=True))]
         # Used instead of `from_generator`, which for streams has no `cache_dir` and leaves a lock file in the user's cache.
         generated = GeneratorDatasetInputStream(
             _rows_of_files,
-            features=datasets.Features({self.column: datasets.Value("large_string")}),
-            gen_kwargs={"files": files, "text_field": self.text_field},
+            features=datasets.Features({name: datasets.Value("large_string") for name in ("text", "problem")}),
+            gen_kwargs={"files": files, "text_field": self.text_field, "skips_errors": self.skips_errors},
             cache_dir=str(folder),
             streaming=stream,
             writer_batch_size=ROWS_PER_READ,
@@ -116,20 +151,30 @@ class Files(Source):
             raise error.__cause__ or error from None
 
     def fingerprint(self) -> str:
-        return artifacts.fingerprint_of_json({"files": sorted(self._hashes), "text_field": self.text_field})
+        return artifacts.fingerprint_of_json({"files": sorted(self._contents), "text_field": self.text_field})
 
     def __str__(self) -> str:
         return self.name
 
+    def _documents(self, batch: dict[str, list[Any]]) -> Iterable[tuple[Any, str | None]]:
+        return zip(batch["text"], batch["problem"], strict=True)
+
     @functools.cached_property
-    def _hashes(self) -> list[str]:
-        return [artifacts.sha256_of_file(file) for file in self.files]
+    def _contents(self) -> list[str]:
+        """A hash of each file's content, and its format if that is a new one."""
+        suffixes = [suffix if (suffix := format_of(file)) in _NEW_FORMATS else "" for file in self.files]
+        return [artifacts.sha256_of_file(file) + suffix for file, suffix in zip(self.files, suffixes, strict=True)]
 
 
-def _rows_of_files(files: list[str], text_field: str) -> Iterator[dict[str, str]]:
+def _rows_of_files(files: list[str], text_field: str, skips_errors: bool) -> Iterator[dict[str, str | None]]:
     for file in files:
         for text in read_file(Path(file), text_field):
-            yield {"text": text}
+            if not isinstance(text, CocomixError):
+                yield {"text": text, "problem": None}
+            elif skips_errors:  # Arrow takes no path that isn't UTF-8
+                yield {"text": None, "problem": str(text).encode("utf-8", "backslashreplace").decode("utf-8")}
+            else:
+                raise text
 
 
 class HubDataset(Source):
@@ -155,12 +200,10 @@ class HubDataset(Source):
         rows = self._ask(datasets.load_dataset, split=self.split, streaming=stream)
         if rows.column_names is None:  # a stream whose fields are not known before its first row
             return rows
-        if self.column not in rows.column_names:
-            raise CocomixError(
-                f'{self} has no field "{self.column}" (it has {", ".join(rows.column_names)}); '
-                "choose one with --text-field"
-            )
-        return rows.select_columns([self.column])
+        column = self.column if self.column in rows.column_names else self.column.partition(".")[0]
+        if column not in rows.column_names:
+            raise CocomixError(f"{self._lack_of_field(rows.column_names)}; choose one with --text-field")
+        return rows.select_columns([column])
 
     def fingerprint(self) -> str:
         """Fingerprint of the local files, or of the commit on the Hub."""
@@ -184,3 +227,14 @@ class HubDataset(Source):
             # If a configuration must be chosen, the second line lists them.
             reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
             raise CocomixError(f"{self} can't be loaded: {reason}") from error
+
+    def _documents(self, batch: dict[str, list[Any]]) -> Iterable[tuple[Any, str | None]]:
+        for values in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            try:
+                yield field_of(row, self.column), None
+            except KeyError:
+                raise CocomixError(self._lack_of_field(row)) from None
+
+    def _lack_of_field(self, fields: Iterable[str]) -> str:
+        return f'{self} has no field "{self.column}" (it has {", ".join(fields)})'

@@ -27,7 +27,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine
 from cocomix.data.shards import WindowTable
-from cocomix.data.tokenizer import fingerprint_of_tokenizer, has_tokenizer, load_tokenizer
+from cocomix.data.tokenizer import has_tokenizer, load_tokenizer, same_tokens
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -148,7 +148,7 @@ class TokenDataset:
             )
         if not has_tokenizer(path):
             return
-        if fingerprint_of_tokenizer(load_tokenizer(path)) != fingerprint_of_tokenizer(self.tokenizer()):
+        if not same_tokens(self.tokenizer(), load_tokenizer(path)):
             raise CocomixError(
                 f"{path} and {self.path} have different tokenizers; prepare the data with `--tokenizer {path}`"
             )
@@ -179,5 +179,9 @@ def fingerprint_parts(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def difference(parts: Mapping[str, str], others: Mapping[str, str]) -> str | None:
-    """Name of the first part that differs, which explains differences in later ones; None if all are equal."""
-    return next((name for name, value in parts.items() if others.get(name) != value), None)
+    """Name of the first part that differs, which explains differences in later ones; None if all are equal.
+
+    Files of the tokenizer may differ, such as the name of its class, where the windows of all the text are equal.
+    """
+    differing = [name for name, value in parts.items() if others.get(name) != value]
+    return None if differing in ([], ["tokenizer"]) else differing[0]

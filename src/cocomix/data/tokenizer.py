@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,11 +50,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """An encoder of texts with this tokenizer, which can be sent to worker processes."""
+def make_encoder(tokenizer: PreTrainedTokenizerFast, *, special_tokens_in_text: bool = False) -> Encoder:
+    """An encoder of texts with this tokenizer, which can be sent to worker processes.
+
+    Args:
+        tokenizer: it has an end-of-sequence token.
+        special_tokens_in_text: whether a special token spelled out in a text is that token, unless the tokenizer itself
+            says otherwise; if not, it is text like any other.
+    """
     return Encoder(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
-        splits_special_tokens=bool(tokenizer.split_special_tokens),
+        splits_special_tokens=bool(tokenizer.split_special_tokens) or not special_tokens_in_text,
         eos_token_id=int(tokenizer.eos_token_id),
         dtype="uint16" if len(tokenizer) <= 2**16 else "int32",
     )
@@ -64,13 +71,26 @@ def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+def same_tokens(tokenizer: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast) -> bool:
+    """Whether every token of a tokenizer is the same token, made by the same merges, in another one that may have more.
+
+    Classes, and what they add to the text, play no part: they change which tokens a text becomes, not what a token means.
+    """
+    return _merges(tokenizer) == _merges(other) and tokenizer.get_vocab().items() <= other.get_vocab().items()
+
+
+def _merges(tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, ...]]:
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("merges", [])
+    return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+
+
 def has_tokenizer(path: Path) -> bool:
     """Whether a model's folder, or GGUF file, includes its tokenizer."""
     return path.suffix == ".gguf" or any((path / name).exists() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer with an end-of-sequence token, from a folder, a GGUF file or a Hub name.
+    """Load a fast tokenizer, from a folder, a GGUF file or a Hub name.
 
     Raises:
         CocomixError: there is no such tokenizer.
@@ -88,6 +108,4 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
         raise CocomixError(f"no tokenizer could be loaded from {path}: {reason_of(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
-    if tokenizer.eos_token_id is None:
-        raise CocomixError(f"the tokenizer of {path} has no end-of-sequence token, which separates documents")
     return tokenizer

@@ -7,6 +7,7 @@ forked, because a process forked from one that has used tokenizer threads may ha
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -44,7 +45,28 @@ class Encoder:
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        return self._ready(self.tokenizer_json)
+
+    @functools.cached_property
+    def _special_pieces(self) -> dict[str, int]:
+        """Special tokens that the tokenizer finds in ordinary text all the same: Unigram models look up every piece."""
+        model = json.loads(self.tokenizer_json)["model"]
+        if model["type"] != "Unigram" or not self.splits_special_tokens:
+            return {}
+        special = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: index for index, token in special if token.special and index != model["unk_id"]}
+
+    @functools.cached_property
+    def _without_special_pieces(self) -> Tokenizer:
+        """The tokenizer with scores by which it never chooses them. Other text could come out differently by these."""
+        state = json.loads(self.tokenizer_json)
+        state["model"]["vocab"] = [
+            [piece, -1e9 if piece in self._special_pieces else score] for piece, score in state["model"]["vocab"]
+        ]
+        return self._ready(json.dumps(state))
+
+    def _ready(self, tokenizer_json: str) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = self.splits_special_tokens
@@ -58,6 +80,9 @@ class Encoder:
             list's length, and `num_bytes` of UTF-8, int64; `digest` of the text, uint64.
         """
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        for i, text in enumerate(texts if self._special_pieces else ()):
+            if any(piece in text for piece in self._special_pieces):
+                encodings[i] = self._without_special_pieces.encode(text, add_special_tokens=False)
         rows = [np.array([*encoding.ids, self.eos_token_id], self.dtype) for encoding in encodings]
         num_tokens = np.array([len(row) for row in rows], np.int64)
         offsets = np.concatenate([[0], np.cumsum(num_tokens)]).astype(np.int32)

@@ -162,6 +162,7 @@ class _Scorer(HFLM):
             batch_size=batch_size,
             logits_cache=False,  # would merge requests, and the progress line counts them
         )
+        self.tokenizer.split_special_tokens = True  # a special token that a benchmark's text spells out is text
         self._max_batch_size = batch_size
         self._progress: ProgressLine | None = None
         self.start("")

@@ -158,7 +158,11 @@ def _run_tasks(
 def _tokenizer(config: EvalConfig, dataset: TokenDataset | None) -> PreTrainedTokenizerFast:
     """The model's own tokenizer, or the dataset's, which was checked to fit the model."""
     if has_tokenizer(config.model):
-        return load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model)
+        if tokenizer.eos_token_id is not None:
+            return tokenizer
     if dataset is not None:
         return dataset.tokenizer()
-    raise CocomixError(f"{config.model} holds no tokenizer; give --data, a token dataset that has the model's")
+    raise CocomixError(
+        f"{config.model} holds no tokenizer with an end-of-sequence token; give --data, a token dataset that has the model's"
+    )

@@ -144,8 +144,10 @@ def continue_text(
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerFast, prompt: str) -> Int64[Tensor, "1 T"]:
-    """Token ids of a prompt; an empty prompt is the token between documents."""
+    """Token ids of a prompt; an empty one is the token between documents, and a special token spelled out is that token."""
     ids = tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]
+    if ids == [None]:
+        raise CocomixError("the prompt is empty, and the model's tokenizer has no end-of-sequence token to begin with")
     return torch.tensor([ids])
 
 
