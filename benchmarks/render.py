@@ -1,4 +1,4 @@
-"""The tables of the pages from the stored results, and the table of decoder families from the code.
+"""The tables of the pages from the stored results, and those of decoder families and dictionaries from the code.
 
     python -m benchmarks.render
 
@@ -15,9 +15,12 @@ from transformers import AutoConfig
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_flops, format_signed
 from cocomix.modeling.backbones import supported_families
+from cocomix.sae.formats import FORMATS
+from cocomix.sae.formats.files import NEEDED
+from cocomix.sae.formats.find import FILES
 from cocomix.tools.bench.command import heading, sections
 
-PAGES = tuple(DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "benchmarks"))
+PAGES = tuple(DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks"))
 VARIANTS = {
     "ntp": "next-token prediction alone",
     "interleave": "the paper's variant: labels by attribution, the largest positive ones",
@@ -46,6 +49,8 @@ def blocks() -> dict[str, str]:
         "stride": stride(),
         "prepare": prepare(),
         "families": families(),
+        "dictionaries": dictionaries(),
+        "dictionaries not read": dictionaries_not_read(),
         "steering modes": steering_modes(),
         "steering strengths": steering_strengths(),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
@@ -163,6 +168,24 @@ def families() -> str:
         windows = "yes" if has_windows else ""
         rows.append([adapter.families[family], f"`{family}`", f"`{adapter.__name__}`", adapter.positions, windows])
     return table(["models", "`model_type`", "adapter", "positions", "windows"], rows)
+
+
+def dictionaries() -> str:
+    """Every format that is read."""
+    rows = []
+    for name, known in FORMATS.items():
+        files = known.file or " + ".join(f"`{file}`" for file in FILES[name])
+        rows.append([f"`{name}`", files, known.kinds, known.subtracted, known.normalization, known.latents])
+    head = ["name", "files", "which are read", "subtracted before encoding", "input normalisation", "active latents"]
+    return table(head, rows)
+
+
+def dictionaries_not_read() -> str:
+    """What is refused by the name of its kind, and what would be needed."""
+    names: dict[str, list[str]] = {}
+    for name, need in NEEDED.items():
+        names.setdefault(need, []).append(f"`{name}`")
+    return table(["kind", "would need"], [[", ".join(kinds), need] for need, kinds in names.items()])
 
 
 def steering_modes() -> str:

@@ -34,9 +34,11 @@ def test_forward_and_all_gradients_equal_the_dense_reference(
     monkeypatch.setattr(linear_head, "_MEGABYTE", C * 8)  # a row in float64: `rows` at a time
     leaves, all_labels = inputs(N, C, A)
     x, weight, bias, compress_weight = leaves
+    all_labels[1::3, A // 2 :] = -100  # a third of the rows has fewer labels, or none
     labels = all_labels if with_labels else None
     # Weights that differ by row and element, so that no two gradient paths can cancel or hide each other.
     row_weights, out_weights = torch.randn(N).double(), torch.randn(N, x.shape[1]).double()
+    row_weights[(all_labels < 0).all(-1)] = 0
 
     values, indices, loss = concept_head.predict_concepts(x, weight, bias, K, labels, row_weights, rows)
     vectors = concept_head.compress_concepts(values, indices, compress_weight)
@@ -100,6 +102,18 @@ def test_repeated_labels_count_as_often_as_they_stand() -> None:
     expected = reference.concept_losses(reference.concept_head(x, weight, bias, 2)[0], labels).sum()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight))
+
+
+def test_rows_count_by_the_labels_they_have() -> None:
+    (x, weight, bias, _), labels = inputs(4, 6, 3)
+    labels[0, 1:], labels[1] = -100, -100
+    loss = concept_head.predict_concepts(x, weight, bias, 2, labels)[2]
+    log_p = (x @ weight.T + bias).log_softmax(-1)
+    wanted = [[c for c in row if c >= 0] for row in labels.tolist()]
+    expected = -sum(log_p[n, c] / len(row) for n, row in enumerate(wanted) for c in row)
+    torch.testing.assert_close(loss, expected)
+    for got, by_hand in zip(*(torch.autograd.grad(one, (x, weight, bias)) for one in (loss, expected)), strict=True):
+        torch.testing.assert_close(got, by_hand)
 
 
 def test_a_kept_graph_has_the_same_gradients_again() -> None:

@@ -28,13 +28,15 @@ def predict_concepts(
 
     z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_k z_n[labels_k])  (paper, equation 4)
 
+    The mean is over the labels that a row has.
+
     Args:
         x: normalised hidden states.
         weight: weight of the head.
         bias: bias of the head.
         num_active: K_mix.
-        labels: concepts of each row, in [0, C); None: the loss is zero and not computed.
-        row_weights: w, constants, zero for rows without labels; by default all ones.
+        labels: concepts of each row, in [0, C), or negative for fewer labels than A; None: the loss is zero and not computed.
+        row_weights: w, constants; by default one, and zero for rows without labels.
         logits_megabytes: memory for a chunk of logits.
 
     Returns:

@@ -147,11 +147,15 @@ def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weig
     """The weighted sum of the rows' losses; overwrites `z` with the gradients of the losses.
 
     mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and logsumexp(z) = z_j - log p_j for any j; the largest is the safest.
+    The means are over the labels that a row has.
     """
-    label_logits = z.gather(-1, labels).mean(-1)
+    is_label = labels >= 0
+    num_labels = is_label.sum(-1, keepdim=True).clamp(min=1)
+    labels = labels.clamp(min=0)
+    label_logits = z.gather(-1, labels).masked_fill(~is_label, 0).sum(-1) / num_labels.squeeze(-1)
     torch.softmax(z, dim=-1, out=z)
     log_partition = (top[0] - z.gather(-1, top[1]).log()).squeeze(-1)
-    z.scatter_add_(-1, labels, z.new_full((), -1 / labels.shape[-1]).expand_as(labels))
+    z.scatter_add_(-1, labels, -is_label.to(z.dtype) / num_labels)
     return torch.dot(log_partition - label_logits, row_weights)
 
 
@@ -239,7 +243,7 @@ def linear_head(
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The largest logits of a linear head, and its summed cross entropy.
 
-    z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_a z_n[labels_a])
+    z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_a z_n[labels_a]), the mean over the labels of row n
 
     Under autocast the products run in its dtype.
 
@@ -247,8 +251,8 @@ def linear_head(
         x: input of the head.
         weight: weight of the head.
         bias: bias of the head.
-        labels: classes of each row, in [0, C); None: no loss.
-        row_weights: w, constant factors of the rows in the sum, zero for rows without labels; by default all ones.
+        labels: classes of each row, in [0, C), or negative for fewer labels than A; None: no loss.
+        row_weights: w, constant factors of the rows in the sum; by default one, and zero for rows without labels.
         num_largest: K.
         logits_megabytes: memory for a chunk of logits; a chunk has at least one row.
 
@@ -275,7 +279,7 @@ def linear_head(
             )
     if labels is not None:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        row_weights = x.new_ones(len(x), dtype=dtype) if row_weights is None else row_weights.to(dtype)
+        row_weights = ((labels >= 0).any(-1) if row_weights is None else row_weights).to(dtype)
     outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,
         weight,
