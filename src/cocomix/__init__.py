@@ -1,12 +1,14 @@
 """Pretrain language models with continuous concepts, on any Hugging Face decoder.
 
-Public names are loaded when they are first touched: `import cocomix` loads neither torch nor transformers. Touching a
-model name registers the architecture with `AutoConfig` and `AutoModelForCausalLM`.
+Public names are loaded when they are first touched: `import cocomix` loads neither torch nor transformers. The architecture
+is registered with `AutoConfig` and `AutoModelForCausalLM` as soon as `transformers` has loaded them.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -137,3 +139,37 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_OWNERS})
+
+
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+
+
+def _register() -> None:
+    """Make the architecture known to `AutoConfig`, which then finds the model too."""
+    importlib.import_module("cocomix.modeling.configuration")
+
+
+class _Registration:
+    """Finds the module of `AutoConfig`, as any finder would, and has the architecture registered once it has run."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _AUTO_CONFIG:
+            return None
+        sys.meta_path.remove(cls)
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: Any) -> None:
+                run(module)
+                _register()
+
+            spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _AUTO_CONFIG in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _Registration)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from cocomix.base.artifacts import MANIFEST_NAME, SETTINGS_NAME
 from cocomix.mixers.config import MIXERS as MIXER_CONFIGS
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
@@ -102,6 +105,14 @@ def student(
     )
     torch.manual_seed(0)
     return CoCoMixForCausalLM(config).eval()
+
+
+def foreign(source: Path, folder: Path) -> Path:
+    """A copy of a finished folder that does not describe itself, as others' folders don't."""
+    shutil.copytree(source, folder)
+    for name in (MANIFEST_NAME, SETTINGS_NAME):
+        (folder / name).unlink()
+    return folder
 
 
 def tokens(B: int = 2, T: int = 9) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
+from cocomix.base.remote_code import OPTION, trust_remote_code
 from cocomix.base.stopping import Stopped
 
 EXIT_ERROR = 1
@@ -118,8 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_plugins(argv: list[str]) -> list[str]:
-    """Import the plugins that `--plugin` names before the command; returns the remaining arguments."""
-    while argv and argv[0] == "--plugin":
+    """Do what the options before the command say, such as importing plugins; returns the remaining arguments."""
+    while argv and argv[0] in ("--plugin", OPTION):
+        if argv[0] == OPTION:
+            trust_remote_code()
+            argv = argv[1:]
+            continue
         if len(argv) < 2:
             raise CocomixError("--plugin needs a value: a Python file or a module that registers something")
         _import_plugin(argv[1])
@@ -231,6 +236,7 @@ def _overview() -> str:
             "",
             "cocomix COMMAND --help lists the options of a command; cocomix --version shows the version.",
             "cocomix --plugin FILE.py COMMAND first imports a file that registers mixers, objectives or families.",
+            f"cocomix {OPTION} COMMAND runs the Python code that comes with a model or tokenizer; by default none runs.",
         ]
     )
 

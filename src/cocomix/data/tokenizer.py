@@ -10,7 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.errors import CocomixError
+from cocomix.base.remote_code import is_trusted, loading_reason
 from cocomix.data.tokenizing import Encoder
 
 END_OF_TEXT = "<|endoftext|>"
@@ -99,13 +100,12 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
         raise CocomixError(
             f"no tokenizer could be loaded from {path}: it does not exist; give a folder, a GGUF file or a name on the Hub"
         )
+    is_gguf = Path(path).suffix == ".gguf"
+    source, options = (Path(path).parent, {"gguf_file": Path(path).name}) if is_gguf else (path, {})
     try:
-        if Path(path).suffix == ".gguf":
-            tokenizer = AutoTokenizer.from_pretrained(Path(path).parent, gguf_file=Path(path).name)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=is_trusted(), **options)
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-        raise CocomixError(f"no tokenizer could be loaded from {path}: {reason_of(error)}") from error
+        raise CocomixError(f"no tokenizer could be loaded from {path}: {loading_reason(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
     return tokenizer

@@ -19,7 +19,7 @@ from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.loading import check_data, load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 RESULT_NAME = "evaluation.json"
@@ -114,7 +114,7 @@ def _evaluate(
     model = load_causal_lm(config.model)
     result: dict[str, Any] = {}
     if dataset is not None:
-        dataset.check_model(config.model, model.config.vocab_size)
+        check_data(model, config.model, dataset)
     if task_files:  # first, so that a missing package or a damaged file shows at once
         result |= _run_tasks(config, model, _tokenizer(config, dataset), task_files)
     if dataset is not None:

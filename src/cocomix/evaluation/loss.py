@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cocomix.base.errors import CocomixError
 from cocomix.base.ranks import Ranks
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
@@ -51,6 +52,9 @@ def validation_loss(
         batch_size: windows per forward pass.
         description: name of the work in a progress line; None: no line.
         ranks: ranks that share the work; all get the result of a single process, bit for bit if their models are identical.
+
+    Raises:
+        CocomixError: the loss is not finite.
     """
     ranks = ranks or Ranks()
     was_training = model.training
@@ -69,6 +73,10 @@ def validation_loss(
     total = torch.zeros((), dtype=torch.float64)
     for batch_sum in ranks.sum(torch.stack(sums)).cpu():
         total += batch_sum
+    if not bool(total.isfinite()):
+        raise CocomixError(
+            f"the loss on {dataset.path} is {float(total) / num_tokens}: the model's logits are not finite"
+        )
     return LossResult(float(total) / num_tokens, num_tokens)
 
 

@@ -30,7 +30,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.shard_work import ShardWork, finish_work
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
-from cocomix.modeling.loading import local_model
+from cocomix.modeling.loading import check_data, local_model
 from cocomix.modeling.teacher import Teacher, load_teacher
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
@@ -112,7 +112,7 @@ class _Shards(ShardWork):
     def teacher(self) -> Teacher:
         """The teacher, opened below its head; loaded when it is first needed."""
         model = load_teacher(self.config.teacher)
-        self.data.check_model(self.config.teacher, model.config.vocab_size)
+        check_data(model, self.config.teacher, self.data)
         return Teacher(model, adapter_for(model).num_blocks - 1)
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
@@ -142,6 +142,8 @@ class _Shards(ShardWork):
             with torch.no_grad():
                 logits = self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0)
             # Rows beyond the tokenizer's tokens are padding.
+            if not bool(logits.isfinite().all()):
+                raise CocomixError(f"the logits of {config.teacher} are not finite; there is nothing to draw from")
             drawn, nats = draw(logits[:, :V] / config.temperature, u)
             tokens.append(drawn)
             entropy.append(nats)

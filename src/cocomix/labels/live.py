@@ -25,12 +25,13 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.labels.config import AttributionConfig
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
+from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
 from cocomix.sae.formats.find import local_path, recognise
 from cocomix.sae.formats.place import layer_of
 from cocomix.sae.formats.readers import num_active_by_name
 from cocomix.sae.model import SparseAutoencoder
-from cocomix.sae.quality import sae_fit_warning
+from cocomix.sae.quality import require_variance, sae_fit_warning
 
 # Shapes: B windows, T tokens, A labels a token.
 
@@ -77,9 +78,11 @@ class TeacherLabels:
         """Teacher and dictionary, loaded when they are first needed."""
         sae = SparseAutoencoder.from_pretrained(self.sae)
         extractor = ConceptExtractor(load_teacher(self.teacher), sae, self.layer, self.attribution)
-        self.data.check_model(self.teacher, extractor.teacher.model.config.vocab_size)
+        check_data(extractor.teacher.model, self.teacher, self.data)
         few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows)))
-        warning = sae_fit_warning(sae, extractor.teacher.residual(**few.inputs()))
+        residual = extractor.teacher.residual(**few.inputs())
+        require_variance(residual, f"{self.teacher} after block {self.layer}")
+        warning = sae_fit_warning(sae, residual)
         if warning is not None:
             say(f"warning: {self.sae}: {warning}")
         return extractor

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
+import os
+import shutil
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from cocomix.base.artifacts import MODEL_CARD_NAME, CONCEPT_METADATA_NAMES, atomic
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 
@@ -140,7 +145,24 @@ class CoCoMixConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
         """A configuration from stored settings; those of version 0.1 have no format version."""
+        importlib.import_module("cocomix.modeling.model")  # a configuration alone is of no use to AutoModelForCausalLM
         return super().from_dict({"format_version": 1, **config_dict}, **options)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **options: Any
+    ) -> None:
+        """Save the settings, and what is kept beside the weights that were loaded: concepts' metadata and the model card.
+
+        `save_pretrained` of a model calls this, and `push_to_hub` calls that. A card that is already there is kept.
+        """
+        super().save_pretrained(save_directory, push_to_hub, **options)
+        source, target = Path(self._name_or_path), Path(save_directory)
+        if not self._name_or_path or target.resolve() == source.resolve():
+            return
+        for name in (*CONCEPT_METADATA_NAMES, MODEL_CARD_NAME):
+            if (source / name).is_file() and not (name == MODEL_CARD_NAME and (target / name).exists()):
+                with atomic(target / name) as partial:
+                    shutil.copyfile(source / name, partial)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings to store, with the mixer's settings flat."""
@@ -206,3 +228,6 @@ def _backbone(config: Any) -> PreTrainedConfig:
             f"backbone_config is {config!r}; expected a configuration of transformers, or its dictionary"
         )
     return config
+
+
+AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Loading of causal LMs from folders, GGUF files and the Hub."""
+"""Loading of causal LMs from folders, GGUF files and the Hub, and whether they can read the data at hand."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
-from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.errors import CocomixError
 from cocomix.base.hub import download
 from cocomix.base.kinds import METRICS_NAME
+from cocomix.base.progress import say
+from cocomix.base.remote_code import OPTION, is_trusted, loading_reason
+from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.pretrained import check_loading_report
 
 #: The metrics are part of a training run, and checked with it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
+#: Attention that `transformers` brings along. It fetches any other, such as "organisation/kernel", and runs it.
+ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -34,7 +39,29 @@ def local_model(path: Path) -> Path:
     """
     if path.exists() or not may_be_on_hub(str(path)):
         return path
-    return download(str(path), str(path), MODEL_FILES)
+    return download(str(path), str(path), (*MODEL_FILES, "*.py") if is_trusted() else MODEL_FILES)
+
+
+def load_config(path: Path | str) -> PreTrainedConfig:
+    """The configuration of a model, from a folder or a Hub name.
+
+    Raises:
+        CocomixError: there is none, or it asks for code that is not trusted.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=is_trusted())
+    except CocomixError:
+        raise
+    except Exception as error:  # the libraries raise a dozen types of their own for damaged files
+        raise CocomixError(f"the configuration of {path} can't be read: {loading_reason(error)}") from error
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        attention = getattr(part, "_attn_implementation", None)
+        if attention not in ATTENTIONS and not is_trusted():
+            raise CocomixError(
+                f"the config.json of {path} asks for the attention {attention!r}, which is code from elsewhere; delete that "
+                f"line, or let it run with `cocomix {OPTION} COMMAND`"
+            )
+    return cast(PreTrainedConfig, config)
 
 
 def load_causal_lm(path: Path | str) -> PreTrainedModel:
@@ -44,7 +71,8 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
         path: a folder (a training run, or one written by `save_pretrained`), a GGUF file, or a Hub name.
 
     Raises:
-        CocomixError: the model can't be loaded, or its weights don't fit its configuration.
+        CocomixError: the model can't be loaded, needs code that is not trusted, its weights don't fit its configuration, or
+            some of them are not finite.
     """
     folder = Path(path)
     options: dict[str, Any] = {"use_safetensors": True}
@@ -57,13 +85,64 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
     elif isinstance(path, Path) and not (folder / "config.json").exists():
         raise CocomixError(f"{path} has no config.json; expected a model folder")
     try:
+        if "gguf_file" not in options:
+            options |= {"config": load_config(path)}
         # Attribution and evaluation compute in float32, even if the weights are stored in another dtype.
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=is_trusted(),
+            **options,
         )
     except CocomixError:
         raise
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-        raise CocomixError(f"no causal language model could be loaded from {folder}: {reason_of(error)}") from error
+        raise CocomixError(
+            f"no causal language model could be loaded from {folder}: {loading_reason(error)}"
+        ) from error
     check_loading_report(report, str(folder))
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise CocomixError(
+                f"{folder} is damaged: {name} holds values that are not finite; make or get the model again"
+            )
     return cast(PreTrainedModel, model.eval())
+
+
+def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:
+    """Refuse data that a model can't read.
+
+    Args:
+        model: the model.
+        path: its folder, for its tokenizer and for messages.
+        data: windows that it is to read.
+
+    Raises:
+        CocomixError: the vocabulary or the tokenizer is another one, or the windows don't fit the model's context.
+    """
+    data.check_model(path, model.config.vocab_size)
+    check_context(model, path, data.context_length, f"windows of {data.path}")
+
+
+def check_context(model: PreTrainedModel, path: Path, num_tokens: int, texts: str) -> None:
+    """Refuse texts longer than a table of learned positions; warn about texts longer than rotary positions were trained for.
+
+    Args:
+        model: the model.
+        path: its folder, for messages.
+        num_tokens: of the longest text.
+        texts: what they are, for messages: a plural.
+
+    Raises:
+        CocomixError: they are longer than the table.
+    """
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None or num_tokens <= context:
+        return
+    longer = f"the context of {path} is {context} tokens, but the {texts} have {num_tokens}"
+    if getattr(config, "rope_parameters", None) is None:
+        raise CocomixError(f"{longer}; use shorter ones, or another model")
+    say(f"warning: {longer}; the model was not trained for the positions beyond")

@@ -14,7 +14,6 @@ from typing import Any, cast
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.remote_code import is_trusted
 from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
@@ -30,12 +30,14 @@ from cocomix.mixers.config import MIXERS
 from cocomix.mixers.edits import ConceptEdit, edits_at, generating
 from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
+from cocomix.modeling.body import Body
 from cocomix.modeling.cache import adopt_cache
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.inputs import check_mask, check_range, check_tokens, checked_labels
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
 from cocomix.modeling.output import CoCoMixOutput
 from cocomix.modeling.pretrained import CoCoMixPreTrainedModel
+from cocomix.modeling.signature import WithOptionalLabels
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, V vocabulary, K active concepts, A labels per token.
 
@@ -56,7 +58,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         config.validate()
         super().__init__(config)
         if backbone is None:
-            backbone = AutoModelForCausalLM.from_config(config.backbone_config)
+            backbone = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=is_trusted())
         self.backbone = backbone
         self.mixer = config.mixer.build(config.hidden_size)
         self.limit_logits(LOGITS_MEGABYTES)
@@ -144,6 +146,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return adapter_for(self.backbone)
 
     @property
+    def base_model(self) -> Body:
+        """The model without its head."""
+        return Body(self)
+
+    @property
     def concept_mixer(self) -> ConceptMixer:
         """The mixer of a model with concepts.
 
@@ -171,6 +178,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)
 
+    @WithOptionalLabels
     def forward(
         self,
         input_ids: Int64[Tensor, "B T"] | None = None,
@@ -185,6 +193,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         return_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        skip_head: bool = False,
         return_dict: bool | None = None,
         **unknown: Any,
     ) -> CoCoMixOutput | tuple[Any, ...]:
@@ -204,6 +213,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             return_logits: whether to return logits when labels are given; by default only outside training.
             output_hidden_states: also return the residual stream after each block; by default as configured.
             output_attentions: not supported.
+            skip_head: return no logits and no losses, and as `hidden_states` only what the head reads, [B, T, D].
             return_dict: False: return a tuple.
             unknown: refused, except arguments that `transformers` passes to any model.
 
@@ -249,6 +259,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             edits,
             states,
         )
+        if skip_head:
+            return CoCoMixOutput(past_key_values=past_key_values, hidden_states=(adapter.final_norm(hidden),))
         wants_logits = labels is None or (not self.training if return_logits is None else return_logits)
         # With another kind of head, or with capped logits, the loss needs all logits too.
         logits = None
@@ -334,5 +346,4 @@ def _kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return hidden[:, logits_to_keep] if isinstance(logits_to_keep, Tensor) else hidden[:, -logits_to_keep:]
 
 
-AutoConfig.register(CoCoMixConfig.model_type, CoCoMixConfig, exist_ok=True)
 AutoModelForCausalLM.register(CoCoMixConfig, CoCoMixForCausalLM, exist_ok=True)

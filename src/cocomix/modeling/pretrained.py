@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from cocomix.base.artifacts import read_json
-from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.artifacts import MODEL_CARD_NAME, CONCEPT_METADATA_NAMES, read_json
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import download
+from cocomix.base.remote_code import loading_reason
 from cocomix.mixers.base import Mixer
 from cocomix.modeling.configuration import CoCoMixConfig
 
@@ -46,7 +49,8 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
             CocomixError: no CoCoMix model can be loaded, or tensors are missing, unexpected or of another shape (unless
                 `ignore_mismatched_sizes`).
         """
-        source = str(arguments[0] if arguments else options.get("pretrained_model_name_or_path", "the checkpoint"))
+        given = arguments[0] if arguments else options.get("pretrained_model_name_or_path")
+        source = str(given or "the checkpoint")
         # Weights are never unpickled, and a model that holds random weights is never returned silently.
         if not options.setdefault("use_safetensors", True):
             raise CocomixError("use_safetensors is off, but cocomix reads safetensors only")
@@ -64,10 +68,28 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
         except CocomixError:
             raise
         except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {reason_of(error)}") from error
+            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {loading_reason(error)}") from error
+        if given and not Path(given).is_dir():  # a Hub name: fetch what stands beside the weights, and note where
+            names = ("cache_dir", "local_files_only", "revision", "token")
+            where = {name: options[name] for name in names if name in options}
+            beside = (CONFIG_NAME, *CONCEPT_METADATA_NAMES, MODEL_CARD_NAME)
+            model.config.name_or_path = download(source, source, beside, **where)
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
         check_loading_report(report | allowed, source)
         return (model, report) if output_loading_info else model
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload the model and what is kept beside it; see `PreTrainedModel.push_to_hub`.
+
+        A repository without a card gets the run's. `transformers` would give it an empty form.
+        """
+        card = Path(self.config.name_or_path) / MODEL_CARD_NAME
+        if self.config.name_or_path and card.is_file() and not options.get("create_pr"):
+            hub = HfApi(token=options.get("token"))
+            repository = hub.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
+            if not hub.file_exists(repository, MODEL_CARD_NAME):
+                hub.upload_file(path_or_fileobj=card, path_in_repo=MODEL_CARD_NAME, repo_id=repository)
+        return super().push_to_hub(repo_id, **options)
 
 
 def check_loading_report(report: Mapping[str, Any], source: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from cocomix.base.errors import CocomixError
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 from cocomix.modeling.teacher import Teacher
@@ -159,6 +161,23 @@ def _loss_sum(teacher: Teacher, residual: Tensor, windows: Windows) -> Tensor:
         logits = teacher.logits(residual[part], None if positions is None else positions[part])
         losses.append(next_token_losses(logits, input_ids[part]).double().sum())
     return torch.stack(losses).sum()
+
+
+def require_variance(residual: Float[Tensor, "*N D"], place: str) -> None:
+    """Refuse activations that say nothing about the text.
+
+    Args:
+        residual: activations of some windows.
+        place: teacher and block, for the message.
+
+    Raises:
+        CocomixError: they are the same at every token, or not finite.
+    """
+    h = residual.detach().flatten(0, -2).double()
+    variance = float((h - h.mean(0)).pow(2).sum())
+    if not 0 < variance < math.inf:
+        what = "the same at every token" if variance == 0 else "not finite"
+        raise CocomixError(f"the hidden states of {place} are {what}; its weights are damaged, or were never trained")
 
 
 @torch.no_grad()

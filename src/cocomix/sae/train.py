@@ -29,10 +29,10 @@ from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
-from cocomix.modeling.loading import local_model
+from cocomix.modeling.loading import check_data, local_model
 from cocomix.modeling.teacher import Teacher, load_teacher
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
-from cocomix.sae.quality import SaeQuality, measure_sae, windows_per_batch
+from cocomix.sae.quality import SaeQuality, measure_sae, require_variance, windows_per_batch
 from cocomix.sae.update import SaeUpdater, UpdateStats
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
@@ -230,10 +230,11 @@ class _Run:
         by_size = LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
         self.max_learning_rate = by_size if config.learning_rate is None else config.learning_rate
         model = load_teacher(config.teacher)
-        data.check_model(config.teacher, model.config.vocab_size)
+        check_data(model, config.teacher, data)
         self.layers = [_Layer(config, Teacher(model, layer), settings) for layer in layers]
         new = [layer for layer in self.layers if layer.is_new]
         for layer, h in self._activations(0, new):
+            require_variance(h, f"{config.teacher} after block {layer.index}")
             layer.updater.start_bias(h)
         self.step = min(layer.step for layer in self.layers)
         if self.step:

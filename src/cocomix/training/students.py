@@ -13,6 +13,7 @@ from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.loading import check_data
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives.base import CONCEPT_LABELS, Objective, Surroundings
@@ -102,7 +103,7 @@ def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
         is_live = labels is not None and isinstance(labels.source, TeacherLabels)
         assert config.teacher is not None
         model = labels.source.extractor.teacher.model if labels and is_live else load_teacher(config.teacher)
-        batches.data.check_model(config.teacher, model.config.vocab_size)
+        check_data(model, config.teacher, batches.data)
         return model
 
     student = config.student

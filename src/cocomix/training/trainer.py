@@ -38,6 +38,7 @@ from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig
 from cocomix.training.engine import Engine
 from cocomix.training.metrics import MetricsFile
+from cocomix.training.model_card import write_card
 from cocomix.training.nonfinite import StepValues, StepWatch
 from cocomix.training.optimizer import adamw, learning_rate
 from cocomix.training.students import build_objectives, build_student, trained_mixer
@@ -308,6 +309,7 @@ class Trainer:
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "num_steps": self.num_steps,
         }
+        write_card(self.config, self.settings, facts)
         shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # left by an earlier attempt that failed
         manifest = artifacts.finish(output, facts)
         clear_checkpoints(output)

@@ -23,6 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from cocomix.base.errors import CocomixError
 from cocomix.mixers.edits import generating
 
 # Shapes: B prompts, T tokens of a prompt, V vocabulary.
@@ -67,6 +68,9 @@ def next_tokens(
         end_token_id: the end of a text. A row that has ended repeats it, and the iterator stops once all rows have ended,
             without returning the last end. None: rows do not end.
         ends: whether rows may end; if not, the end token is never chosen.
+
+    Raises:
+        CocomixError: logits are not finite.
     """
     sampling = sampling or Sampling()
     accepted = inspect.signature(model.forward).parameters
@@ -85,6 +89,8 @@ def next_tokens(
             else:
                 output = model(input_ids=rows, **options)
         logits = output.logits[:, -1].float()
+        if not bool(logits.isfinite().all()):
+            raise CocomixError("the model's logits are not finite, so there is no next token")
         if end_token_id is not None and not ends:
             logits[:, end_token_id] = -torch.inf
         tokens = _choose(logits, sampling, rows, generator)

@@ -28,7 +28,7 @@ from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.loading import check_data, load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import NAMES_NAME, add_names, read_metadata, write_statistics
 from cocomix.steering.directions import concept_directions
@@ -160,7 +160,7 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     model = load_causal_lm(config.model)
     if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.has_concepts:
         raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
-    inputs.dataset.check_model(config.model, model.config.vocab_size)
+    check_data(model, config.model, inputs.dataset)
     C, labels = model.config.num_concepts, inputs.labels
     if labels is not None and labels.num_concepts != C:
         raise CocomixError(f"the model has {C} concepts, the labels in {labels.path} have {labels.num_concepts}")

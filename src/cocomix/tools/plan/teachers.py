@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, reason_of
-from cocomix.modeling.loading import may_be_on_hub
+from cocomix.base.errors import CocomixError
+from cocomix.base.remote_code import is_trusted
+from cocomix.modeling.loading import load_config, may_be_on_hub
 from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import Size
 from cocomix.training.students import TextShape
@@ -50,7 +51,7 @@ def planned_teacher(config: TrainConfig, size: Size | None, text: TextShape) -> 
         name = "gpt2" if config.teacher is None else str(config.teacher)
         shape = _shape(name)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(shape).requires_grad_(False)
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=is_trusted()).requires_grad_(False)
         assumed = "GPT-2 124M (assumed; give --teacher)"
         planned = PlannedTeacher(assumed if config.teacher is None else name, model, (shape.num_hidden_layers - 1) // 2)
     return planned if config.layer is None else replace(planned, layer=config.layer)
@@ -85,7 +86,4 @@ def _shape(name: str) -> Any:
     if folder.exists() and not (folder / "config.json").exists():
         raise CocomixError(f"--teacher {name} has no config.json; give a model's folder, or its name on the Hub")
     artifacts.check(folder, files=["config.json"])
-    try:
-        return AutoConfig.from_pretrained(name)
-    except Exception as error:  # transformers raises a dozen types of its own
-        raise CocomixError(f"the shape of --teacher {name} could not be read: {reason_of(error)}") from error
+    return load_config(name)

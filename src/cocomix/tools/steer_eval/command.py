@@ -23,7 +23,7 @@ from cocomix.base.page import write_file
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import identify_sae, load_extractor
-from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.loading import check_context, check_data, load_causal_lm, local_model
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, read_metadata
@@ -168,8 +168,10 @@ def _measure(
     extractor = load_extractor(config.teacher, config.sae, AttributionConfig(), layer)
     teacher, sae = extractor.teacher, extractor.sae
     train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
-    validation.check_model(config.model, model.config.vocab_size)
-    validation.check_model(config.teacher, teacher.model.config.vocab_size)
+    check_data(model, config.model, validation)
+    check_data(teacher.model, config.teacher, validation)
+    length = config.num_prompt_tokens + config.num_new_tokens
+    check_context(teacher.model, config.teacher, length, "prompts with their continuations")
     C, L = model.config.num_concepts, sae.config.num_latents
     if C != L:
         raise CocomixError(

@@ -1,0 +1,30 @@
+"""Python code that comes with a model or a tokenizer: it runs only where `cocomix --trust-remote-code` says so.
+
+`transformers` asks on standard input where nobody told it, so every loader here passes `trust_remote_code=is_trusted()`.
+"""
+
+from __future__ import annotations
+
+from cocomix.base.errors import reason_of
+
+OPTION = "--trust-remote-code"
+
+_trusted = False
+
+
+def trust_remote_code() -> None:
+    """From now on, let this process run the code of the models and tokenizers that it loads."""
+    global _trusted
+    _trusted = True
+
+
+def is_trusted() -> bool:
+    """Whether this process runs the code of the models and tokenizers that it loads."""
+    return _trusted
+
+
+def loading_reason(error: Exception) -> str:
+    """Why a library could not load something; to end an error message with."""
+    if "trust_remote_code" in str(error):
+        return f"it needs Python code that comes with it, which runs only with `cocomix {OPTION} COMMAND`"
+    return reason_of(error)
