@@ -42,10 +42,12 @@ SHAPES_UNCHECKED = "COCOMIX_SHAPES_UNCHECKED"
 if SHAPES_UNCHECKED not in os.environ:
     install_import_hook("cocomix", "tests.shape_checker.check")
 
-from cocomix.data.prepare import PrepareConfig, prepare
-from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.data.config import PrepareConfig
+from cocomix.data.prepare import prepare
+from cocomix.labels.config import ExtractConfig
+from cocomix.labels.extract import extract
 from cocomix.mixers.config import ConceptConfig
-from cocomix.sae.train import TrainSaeConfig
+from cocomix.sae.config import TrainSaeConfig
 from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import StudentConfig, TrainConfig
@@ -70,7 +72,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if SHAPES_UNCHECKED in os.environ or pyfuncitem.get_closest_marker("unchecked_shapes") is None:
         return None
     command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-m", "", pyfuncitem.nodeid]
-    done = subprocess.run(command, env=os.environ | {SHAPES_UNCHECKED: "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {SHAPES_UNCHECKED: "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return True
 

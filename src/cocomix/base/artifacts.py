@@ -135,15 +135,11 @@ def begin(
         CocomixError: the folder holds something else or was made with other settings, or another process is writing it.
     """
     wanted = json.loads(json.dumps(dict(settings)))
-    if output.exists() and not output.is_dir():
-        raise CocomixError(f"{output} is a file; --output takes a folder")
+    check_output(output, kind)
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except NotADirectoryError:
-        raise CocomixError(f"{output} can't be made: something above it is a file, not a folder") from None
     except OSError as error:
         raise CocomixError(f"{output} can't be made: {error.strerror}") from None
-    _stored_settings(output, kind)  # refuse a foreign folder before writing anything into it
     with (output / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,20 +160,38 @@ def begin(
                 f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
                 "to replace it"
             )
-        if stored is None:
-            write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
-        is_finished = (output / MANIFEST_NAME).exists()
-        if config is not None and not is_finished:
-            write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
         try:
+            if stored is None:
+                write_json(output / SETTINGS_NAME, {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted})
+            is_finished = (output / MANIFEST_NAME).exists()
+            if config is not None and not is_finished:
+                write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
             yield read(output, kind) if is_finished else None
-        except CocomixError:
-            if not _has_content(output):  # refused before anything was written: leave no trace
+        except BaseException:
+            if output.is_dir() and not _has_content(output):  # it failed before anything was written: leave no trace
                 for name in (CONFIG_NAME, SETTINGS_NAME, LOCK_NAME):
                     (output / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     output.rmdir()
             raise
+
+
+def check_output(output: Path, kind: str) -> None:
+    """Refuse a path at which no folder of this kind can be made; writes nothing.
+
+    Raises:
+        CocomixError: it is a file, or below one, or a folder that holds something else, or it can't be written.
+    """
+    if output.is_dir():
+        _stored_settings(output, kind)
+        return
+    if output.exists():
+        raise CocomixError(f"{output} is a file; --output takes a folder")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise CocomixError(f"{output} can't be made: {above} above it is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise CocomixError(f"{output} can't be made: {above} can't be written")
 
 
 def finish(output: Path, facts: Mapping[str, Any] | None = None, *, timed: Collection[str] = ()) -> Manifest:
@@ -214,6 +228,27 @@ def read(path: Path, kind: str) -> Manifest:
     Raises:
         CocomixError: the folder is missing, unfinished, of another kind or version, or damaged; the message names the file.
     """
+    manifest = require_finished(path, kind)
+    for name, expected in manifest["files"].items():
+        file = path / name
+        if not file.exists():
+            problem = "is missing"
+        elif file.stat().st_size != expected["num_bytes"]:
+            problem = f"has {file.stat().st_size} bytes instead of {expected['num_bytes']}"
+        elif sha256_of_file(file) != expected["sha256"]:
+            problem = "does not match its checksum"
+        else:
+            continue
+        raise CocomixError(f"{file} {problem}: {path} is damaged; delete that folder and run the command again")
+    return _as_manifest(path, manifest)
+
+
+def require_finished(path: Path, kind: str) -> dict[str, Any]:
+    """Refuse a path that is no finished folder of this kind; returns its manifest, whose files are not checked yet.
+
+    Raises:
+        CocomixError: the folder is missing, unfinished, or of another kind or version.
+    """
     if not path.is_dir():
         raise CocomixError(f"{path} is not a folder; expected a {kind} made by cocomix")
     if not (path / MANIFEST_NAME).exists():
@@ -228,18 +263,7 @@ def read(path: Path, kind: str) -> Manifest:
             f"{path} has format version {manifest.get('format_version')}, but this cocomix reads {FORMAT_VERSION}; make it "
             "again"
         )
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.exists():
-            problem = "is missing"
-        elif file.stat().st_size != expected["num_bytes"]:
-            problem = f"has {file.stat().st_size} bytes instead of {expected['num_bytes']}"
-        elif sha256_of_file(file) != expected["sha256"]:
-            problem = "does not match its checksum"
-        else:
-            continue
-        raise CocomixError(f"{file} {problem}: {path} is damaged; delete that folder and run the command again")
-    return _as_manifest(path, manifest)
+    return manifest
 
 
 def fingerprint_of_path(path: Path) -> str:

@@ -1,11 +1,31 @@
-"""Downloads from the Hugging Face Hub, made only when the user gives a name on it."""
+"""Names on the Hugging Face Hub, and downloads from it, made only when the user gives such a name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError, reason_of
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def local_model(path: Path) -> Path:
+    """The path itself if it exists or can't be a Hub name; otherwise the folder of the model downloaded under that name.
+
+    Raises:
+        CocomixError: the download failed.
+    """
+    if path.exists() or not may_be_on_hub(str(path)):
+        return path
+    return download(str(path), str(path), MODEL_FILES)
 
 
 def download(name: str, repository: str, patterns: Sequence[str]) -> Path:

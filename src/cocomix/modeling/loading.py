@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,27 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
 from cocomix.base.errors import CocomixError, reason_of
-from cocomix.base.hub import download
 from cocomix.modeling.pretrained import check_loading_report
-
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def may_be_on_hub(name: str) -> bool:
-    """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
-    return _HUB_NAME.fullmatch(name) is not None
-
-
-def local_model(path: Path) -> Path:
-    """The path itself if it exists or can't be a Hub name; otherwise the folder of the model downloaded under that name.
-
-    Raises:
-        CocomixError: the download failed.
-    """
-    if path.exists() or not may_be_on_hub(str(path)):
-        return path
-    return download(str(path), str(path), MODEL_FILES)
 
 
 def load_causal_lm(path: Path | str) -> PreTrainedModel:

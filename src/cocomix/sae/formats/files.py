@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.parsing import parse_json
 from cocomix.sae.config import SparseAutoencoderConfig
 
 
@@ -129,10 +129,7 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         if not path.is_file():
             raise CocomixError(f"{path.parent} has no {path.name}")
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise CocomixError(f"{path} is damaged: {error}") from error
+        entries = parse_json(path.read_bytes(), str(path))
         if not isinstance(entries, dict):
             raise CocomixError(f"{path} holds no JSON object")
         return cls(path, entries)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from cocomix.base.errors import CocomixError, reason_of
-from cocomix.modeling.loading import may_be_on_hub
+from cocomix.base.hub import may_be_on_hub
 from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import Size
 from cocomix.training.students import TextShape
