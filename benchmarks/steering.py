@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.common import options, store
 from cocomix.base.artifacts import read_json
-from cocomix.tools.steer_eval.command import RESULT_NAME, SteerEvalConfig, steer_eval
+from cocomix.tools.steer_eval.command import RESULT_NAME, steer_eval
+from cocomix.tools.steer_eval.config import SteerEvalConfig
 
 #: Seeds of sampling, by mode.
 MODES = {"set": (0,), "toward": (0, 1, 2)}

@@ -42,10 +42,12 @@ SHAPES_UNCHECKED = "COCOMIX_SHAPES_UNCHECKED"
 if SHAPES_UNCHECKED not in os.environ:
     install_import_hook("cocomix", "tests.shape_checker.check")
 
-from cocomix.data.prepare import PrepareConfig, prepare
-from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.data.config import PrepareConfig
+from cocomix.data.prepare import prepare
+from cocomix.labels.config import ExtractConfig
+from cocomix.labels.extract import extract
 from cocomix.mixers.config import ConceptConfig
-from cocomix.sae.train import TrainSaeConfig
+from cocomix.sae.config import TrainSaeConfig
 from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import StudentConfig, TrainConfig

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cocomix.base.errors import CocomixError as CocomixError
     from cocomix.data.concept_dataset import ConceptDataset as ConceptDataset
-    from cocomix.data.prepare import PrepareConfig as PrepareConfig
+    from cocomix.data.config import PrepareConfig as PrepareConfig
     from cocomix.data.prepare import prepare as prepare
     from cocomix.data.streaming import stream_concepts as stream_concepts
     from cocomix.data.target_dataset import TargetDataset as TargetDataset
     from cocomix.data.token_dataset import TokenDataset as TokenDataset
-    from cocomix.evaluation.command import EvalConfig as EvalConfig
     from cocomix.evaluation.command import evaluate as evaluate
+    from cocomix.evaluation.config import EvalConfig as EvalConfig
     from cocomix.evaluation.probes import run_probes as run_probes
     from cocomix.labels.attribution import ConceptExtractor as ConceptExtractor
     from cocomix.labels.config import AttributionConfig as AttributionConfig
-    from cocomix.labels.distillation_targets import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.labels.config import DistillTargetsConfig as DistillTargetsConfig
+    from cocomix.labels.config import ExtractConfig as ExtractConfig
     from cocomix.labels.distillation_targets import distill_targets as distill_targets
-    from cocomix.labels.extract import ExtractConfig as ExtractConfig
     from cocomix.labels.extract import extract as extract
     from cocomix.mixers.base import Mixer as Mixer
     from cocomix.mixers.config import register_mixer as register_mixer
@@ -40,26 +40,26 @@ if TYPE_CHECKING:
     from cocomix.objectives.config import DistillationConfig as DistillationConfig
     from cocomix.objectives.config import HiddenRegressionConfig as HiddenRegressionConfig
     from cocomix.objectives.config import register_objective as register_objective
+    from cocomix.sae.config import SparseAutoencoderConfig as SparseAutoencoderConfig
+    from cocomix.sae.config import TrainSaeConfig as TrainSaeConfig
     from cocomix.sae.model import SparseAutoencoder as SparseAutoencoder
-    from cocomix.sae.model import SparseAutoencoderConfig as SparseAutoencoderConfig
-    from cocomix.sae.train import TrainSaeConfig as TrainSaeConfig
     from cocomix.steering.steer import steer as steer
     from cocomix.tools.compare.command import CompareConfig as CompareConfig
     from cocomix.tools.compare.command import compare as compare
-    from cocomix.tools.demo.pipeline import DemoConfig as DemoConfig
+    from cocomix.tools.demo.config import DemoConfig as DemoConfig
     from cocomix.tools.demo.pipeline import run_demo as run_demo
-    from cocomix.tools.generate.command import GenerateConfig as GenerateConfig
     from cocomix.tools.generate.command import generate as generate
+    from cocomix.tools.generate.config import GenerateConfig as GenerateConfig
     from cocomix.tools.inspect.cards import CardReader as CardReader
     from cocomix.tools.inspect.cards import ConceptCard as ConceptCard
-    from cocomix.tools.inspect.command import InspectConfig as InspectConfig
     from cocomix.tools.inspect.command import inspect as inspect
-    from cocomix.tools.plan.plan import PlanConfig as PlanConfig
+    from cocomix.tools.inspect.config import InspectConfig as InspectConfig
+    from cocomix.tools.plan.config import PlanConfig as PlanConfig
     from cocomix.tools.plan.plan import make_plan as make_plan
     from cocomix.tools.plan.plan import plan as plan
     from cocomix.tools.sae_card.command import train_sae as train_sae
-    from cocomix.tools.steer_eval.command import SteerEvalConfig as SteerEvalConfig
     from cocomix.tools.steer_eval.command import steer_eval as steer_eval
+    from cocomix.tools.steer_eval.config import SteerEvalConfig as SteerEvalConfig
     from cocomix.training.command import train as train
     from cocomix.training.config import OptimizerConfig as OptimizerConfig
     from cocomix.training.config import ParallelConfig as ParallelConfig
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 _OWNERS = {
     "CardReader": "tools.inspect.cards",
     "ConceptCard": "tools.inspect.cards",
-    "InspectConfig": "tools.inspect.command",
+    "InspectConfig": "tools.inspect.config",
     "inspect": "tools.inspect.command",
     "AttributionConfig": "labels.config",
     "CoCoMixConfig": "modeling.configuration",
@@ -85,27 +85,27 @@ _OWNERS = {
     "Objective": "objectives.base",
     "register_mixer": "mixers.config",
     "register_objective": "objectives.config",
-    "DemoConfig": "tools.demo.pipeline",
-    "EvalConfig": "evaluation.command",
-    "ExtractConfig": "labels.extract",
-    "DistillTargetsConfig": "labels.distillation_targets",
+    "DemoConfig": "tools.demo.config",
+    "EvalConfig": "evaluation.config",
+    "ExtractConfig": "labels.config",
+    "DistillTargetsConfig": "labels.config",
     "DistillationConfig": "objectives.config",
     "HiddenRegressionConfig": "objectives.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
-    "PlanConfig": "tools.plan.plan",
-    "PrepareConfig": "data.prepare",
+    "PlanConfig": "tools.plan.config",
+    "PrepareConfig": "data.config",
     "SparseAutoencoder": "sae.model",
-    "SparseAutoencoderConfig": "sae.model",
+    "SparseAutoencoderConfig": "sae.config",
     "StudentConfig": "training.config",
     "TargetDataset": "data.target_dataset",
     "TokenDataset": "data.token_dataset",
     "TrainConfig": "training.config",
-    "TrainSaeConfig": "sae.train",
+    "TrainSaeConfig": "sae.config",
     "compare": "tools.compare.command",
     "distill_targets": "labels.distillation_targets",
-    "GenerateConfig": "tools.generate.command",
-    "SteerEvalConfig": "tools.steer_eval.command",
+    "GenerateConfig": "tools.generate.config",
+    "SteerEvalConfig": "tools.steer_eval.config",
     "evaluate": "evaluation.command",
     "generate": "tools.generate.command",
     "extract": "labels.extract",

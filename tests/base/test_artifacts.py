@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +194,29 @@ def test_an_atomic_write_is_the_old_file_or_the_whole_new_one(tmp_path: Path, er
         partial.write_text("new")
     assert path.read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    "error", [CocomixError("no"), MemoryError(), OSError(28, "No space left"), KeyboardInterrupt()]
+)
+def test_what_fails_before_it_writes_leaves_nothing(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), artifacts.begin(tmp_path / "out", "thing", {"a": 1}, config={"a": 1}):
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, artifacts.begin(tmp_path / "out", "thing", {"a": 1}):  # noqa: PT012
+        shutil.rmtree(tmp_path / "out")
+        artifacts.finish(tmp_path / "out")
+    assert error.value.filename == str(tmp_path / "out" / "settings.json")
+
+
+def test_a_full_disk_for_the_settings_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"), artifacts.begin(tmp_path / "out", "thing", {"a": 1}):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cocomix import CocomixError
-from cocomix.base.devices import device_spec, known_devices, this_device
+from cocomix.base.accelerators import known_devices
+from cocomix.base.devices import device_spec, this_device
 
 
 def with_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,13 @@ def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     assert "learning-rat" in capsys.readouterr().err
 
 
+def caused(*errors: Exception) -> Exception:
+    """The first of some errors, each raised from the next."""
+    for error, cause in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
 @pytest.mark.parametrize(
     ("error", "message", "code"),
     [
@@ -105,6 +114,22 @@ def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None
         ),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "error: the disk is full (I/O error", 1),
         (PermissionError(13, "Permission denied", "/root/x"), "error: /root/x can't be used: Permission denied", 1),
+        (OSError(36, "File name too long", "xxx"), "error: xxx can't be used: File name too long", 1),
+        (FileNotFoundError(2, "No such file", "/gone/x"), "error: /gone/x can't be used: No such file", 1),
+        (
+            caused(RuntimeError("a"), RuntimeError("b"), OSError(28, "No space left on device")),
+            "error: the disk is full",
+            1,
+        ),
+        (caused(RuntimeError("a"), cocomix.CocomixError("a thing is wrong")), "error: a thing is wrong", 1),
+        (MemoryError("Unable to allocate 7.3 TiB"), "not enough memory (Unable to allocate 7.3 TiB)", 1),
+        (
+            RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes"),
+            "not enough memory (4.0\u202fTB were asked for)",
+            1,
+        ),
+        (RuntimeError("Storage size calculation overflowed with sizes=[1000]"), "too large for this machine", 1),
+        (OverflowError("Python int too large to convert to C long"), "too large for this machine", 1),
         (KeyboardInterrupt(), "the same command continues", 130),
     ],
 )
@@ -121,10 +146,21 @@ def test_expected_failures_are_one_sentence(
     assert "Traceback" not in text
 
 
-def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_foreseen_is_a_sentence_with_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def fail(*_: object) -> str:
-        raise OSError(5, "Input/output error")
+        raise ZeroDivisionError("division by zero\nand more \udc80")
 
     monkeypatch.setattr(cli, "_call", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        main(["train"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["train"]) == 1
+    (file,) = tmp_path.iterdir()
+    assert "in fail" in file.read_text(encoding="utf-8")
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert "unexpected ZeroDivisionError: division by zero;" in said
+    assert str(file) in said
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert main(["train"]) == 1
+    assert "Traceback" in capsys.readouterr().err

@@ -61,11 +61,16 @@ def test_token_counts_as_people_write_them(text: str, tmp_path: Path) -> None:
         ("a: [", r"YAML"),
         ("seed: 1\nseed: 2", r"'seed' .*line 2"),
         ("[a]: 1", r"\['a'\] in line 1"),
-        ("{a: 1}: 1", r"{'a': 1} in line 1"),
+        ("{a: 1}: 1", r"{'a': '1'} in line 1"),
         ("recipe: gpt2-tiny-np", r"'gpt2-tiny-np'; perhaps gpt2-tiny-ntp"),
         ("student: {mixer: pauze}", r"'pauze'; perhaps pause"),
         ("batch_size: 0", r"batch_size is 0"),
         ("student: {hidden_size: 9}", r"hidden_size 9"),
+        ("a: " + "[" * 5000, r"nested too deeply"),
+        ("a: " + "{b: " * 5000, r"nested too deeply"),
+        ("a: &a {b: *a}", r"nested too deeply"),
+        ("seed: !!timestamp 2020-99-99", r"month"),
+        ("seed: !!int " + "9" * 5000, r"digits"),
         ("num_tokens: many", r"num-tokens is 'many'"),
     ],
 )
@@ -86,6 +91,10 @@ def test_a_file_that_is_wrong_is_one_sentence(text: str, message: str, tmp_path:
         ("optimizer: {learning_rate: fast}", "--optimizer.learning-rate"),
         ("optimizer: {learning_rate: [1, 2]}", "2"),
         ("optimizer: 5", "--optimizer"),
+        ("seed: 2020-99-99", "--seed"),
+        ("seed: " + "9" * 5000, "--seed"),
+        ("num_tokens: " + "9" * 5000, "--num-tokens"),
+        ("optimizer: {learning_rate: 2020-01-01}", "--optimizer.learning-rate"),
         ("trackers: [x]", "--trackers"),
         ("student: {mixer: pause, num_active_concepts: 3, rank: 2}", "--student.rank"),
     ],
@@ -99,6 +108,7 @@ def test_an_option_in_a_file_that_is_wrong_is_named_with_its_file(
     said = capsys.readouterr().err
     assert option in said
     assert option == "2" or "run.yaml" in said
+    assert len(said) < 2000
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cocomix import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.modeling import configuration
 from cocomix.modeling.configuration import CoCoMixConfig
-from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.bench import reference
 from tests.modeling.helpers import (

@@ -15,8 +15,8 @@ import transformers
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 
-from cocomix import CoCoMixForCausalLM, CocomixError, load_causal_lm, train
-from cocomix.base.artifacts import MODEL_CARD_NAME, CONCEPT_METADATA_NAMES, fingerprint_of_path
+from cocomix import CocomixError, CoCoMixForCausalLM, load_causal_lm, train
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, fingerprint_of_path
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.steering.concept_metadata import metadata_of, write_names, write_statistics
 from cocomix.steering.steer import steer

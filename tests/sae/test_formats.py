@@ -101,7 +101,7 @@ def test_damaged_files_are_refused(case: Case, tmp_path: Path) -> None:
         weights.write_bytes(content)
         refused(path, weights.name, format=case.format)
     for settings in tmp_path.glob("*.json"):
-        for content in ("{", "[]"):
+        for content in ("{", "[]", "[" * 100_000, f'{{"a": {"9" * 5000}}}', '{"a": NaN}'):
             settings.write_text(content)
             refused(path, settings.name, format=case.format)
         settings.unlink()

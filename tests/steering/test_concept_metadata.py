@@ -108,6 +108,10 @@ def test_a_name_where_there_are_none() -> None:
     ("text", "message"),
     [
         ('{"7": "imports"', "JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"7": ' + "9" * 5000 + "}", "digits"),
+        ('{"' + "9" * 5000 + '": "a"}', "0 to 23"),
+        ('{"7": "\\ud800"}', "concept 7"),
         ('["imports"]', "JSON object"),
         ('{"24": "imports"}', "concept '24'.* 0 to 23"),
         ('{"imports": 7}', "concept 'imports'"),
@@ -124,7 +128,15 @@ def test_damaged_names_are_one_sentence(tmp_path: Path, text: str, message: str)
         read_metadata(tmp_path, NUM_CONCEPTS)
 
 
-@pytest.mark.parametrize("change", [{"usual": [1.0]}, {"mean": [None] * NUM_CONCEPTS}, {"usual": [0.0] * NUM_CONCEPTS}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"usual": [1.0]},
+        {"mean": [None] * NUM_CONCEPTS},
+        {"usual": [0.0] * NUM_CONCEPTS},
+        {"mean": [10**400] * NUM_CONCEPTS},
+    ],
+)
 def test_damaged_statistics_are_one_sentence(tmp_path: Path, change: dict[str, Any]) -> None:
     write_statistics(tmp_path, statistics())
     path = tmp_path / STATISTICS_NAME

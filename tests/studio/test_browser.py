@@ -267,6 +267,18 @@ def test_mistakes_in_a_link_and_in_the_prompt_are_said(address: str, new_page: C
     expect(page.locator(".writing .problem")).to_contain_text("there is no prompt to continue")
 
 
+def test_a_prompt_of_a_megabyte_is_a_sentence_and_the_page_lives_on(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(address)
+    prompt = page.get_by_label("Prompt")
+    prompt.fill("word " * 250_000)
+    expect(page.locator(".reading .problem")).to_contain_text("shorten it")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".writing .problem").first).to_contain_text("shorten it")
+    prompt.fill(PROMPT)
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    expect(page.locator(".reading .problem")).to_have_count(0)
+
+
 def test_loss_curves_themes_and_a_telephone(address: str, new_page: Callable[..., Any]) -> None:
     page = new_page(link(address, prompt=PROMPT), viewport={"width": 390, "height": 844}, color_scheme="dark")
     expect(page.locator(".tokens .token").first).to_be_visible()

@@ -16,9 +16,9 @@ from starlette.routing import Route
 
 from cocomix import CocomixError
 from cocomix.cli.main import main
+from cocomix.studio.address import free_port
 from cocomix.studio.command import StudioConfig, studio
-from cocomix.studio.model_cache import ModelCache
-from cocomix.studio.server import OwnPagesOnly, serve
+from cocomix.studio.server import OwnPagesOnly
 from tests.studio.conftest import Demo
 
 
@@ -42,15 +42,15 @@ def test_mistakes_are_one_sentence_and_an_exit_code(
     assert "--host is '0.0.0.0'; the studio serves this machine alone" in capsys.readouterr().err
 
 
-def test_a_port_in_use_is_named(model_cache: ModelCache) -> None:
+def test_a_port_in_use_is_named() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(CocomixError, match=f"port {port} .*--port"):
-            serve(model_cache, "127.0.0.1", port, open_browser=False)
+            free_port("127.0.0.1", port)
     with pytest.raises(CocomixError, match=r"--port.*70000"):
-        serve(model_cache, "localhost", 70000, open_browser=False)
+        free_port("localhost", 70000)
 
 
 def test_the_missing_extra_is_named(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

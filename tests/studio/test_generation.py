@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -82,6 +83,25 @@ def test_two_at_once_keep_their_edits_apart(model: StudioModel) -> None:
     workers.close()
     assert [([s.original for s in steps], [s.steered for s in steps]) for steps in together] == alone
     assert workers.num_running == 0
+
+
+def test_stopping_ends_it_within_a_token(model: StudioModel) -> None:
+    def wait(*_: object) -> None:
+        time.sleep(0.2)
+
+    hooks = [layer.register_forward_pre_hook(wait) for layer in model.model.backbone.model.layers]
+    workers, steps = Workers(), list[Step]()
+    continuation = Continuation(model, Plan(model.encode(PROMPT), {3: 3.0}, num_tokens=500))
+    future = workers.start(continuation, steps.append)
+    time.sleep(0.3)  # a token takes more than two seconds
+    continuation.stop()
+    future.result(timeout=1)
+    assert workers.num_running == 0
+    workers.close()
+    for hook in hooks:
+        hook.remove()
+    assert not steps
+    assert len(run(model, Plan(model.encode(PROMPT), num_tokens=2))[0]) == 2
 
 
 def test_stopping_ends_it_before_the_next_token(model: StudioModel) -> None:

@@ -27,6 +27,10 @@ def test_an_address_restores_the_state() -> None:
     assert parse_query({}) == (ViewState(), [])
 
 
+def test_a_prompt_that_no_address_can_hold_is_left_out() -> None:
+    assert ViewState(prompt="x" * 1_000_000, seed=3).query() == "seed=3"
+
+
 @pytest.mark.parametrize(
     ("query", "problem"),
     [

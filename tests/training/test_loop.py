@@ -31,7 +31,7 @@ from cocomix import (
     train_sae,
 )
 from cocomix.base import artifacts
-from cocomix.base.devices import known_devices
+from cocomix.base.accelerators import known_devices
 from cocomix.base.kinds import read_metrics
 from cocomix.data import IGNORED_LABEL
 from cocomix.evaluation.loss import validation_loss

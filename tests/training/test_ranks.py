@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
@@ -12,9 +15,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch import multiprocessing as processes
 
 from cocomix import CocomixError, ParallelConfig, TrainConfig, train
 from cocomix.base.stopping import Stopped
+from cocomix.cli.main import main
 from cocomix.data.order import windows_of_step
 from cocomix.training.batches import Batch, Batches
 from tests.conftest import Tiny
@@ -203,3 +208,26 @@ def test_compiled_blocks_on_two_ranks(tiny: Tiny, tmp_path: Path) -> None:
     on_ranks(2, tmp_path, work)
     for strategy in STRATEGIES:
         assert_as_one(tmp_path, strategy)
+
+
+def test_a_killed_rank_is_one_sentence_of_the_other(tiny: Tiny, tmp_path: Path) -> None:
+    argv = ["train", "--data", str(tiny.data), "--output", str(tmp_path / "run"), "--student.hidden-size", "16"]
+    argv += ["--student.num-layers", "2", "--student.num-heads", "2", "--num-tokens", "2560"]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+
+    def work(rank: int) -> None:
+        group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in group.items()})
+        sys.stderr = (tmp_path / f"said-{rank}").open("w", buffering=1)
+        with in_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL) if rank else None):
+            (tmp_path / "code").write_text(str(main(argv)))
+
+    started = processes.start_processes(work, (), 2, join=False, start_method="fork")
+    for process in started.processes:
+        process.join()
+    said = (tmp_path / "said-0").read_text().splitlines()
+    assert (tmp_path / "code").read_text() == "1"
+    assert len(said) == 1
+    assert said[0].startswith("error: another process of this run has ended")

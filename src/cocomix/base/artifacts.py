@@ -181,15 +181,11 @@ def begin(
             was deleted while it was written.
     """
     wanted = json.loads(json.dumps(dict(settings)))
-    if output.exists() and not output.is_dir():
-        raise CocomixError(f"{output} is a file; --output takes a folder")
+    check_output(output, kind)
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except NotADirectoryError:
-        raise CocomixError(f"{output} can't be made: something above it is a file, not a folder") from None
     except OSError as error:
         raise CocomixError(f"{output} can't be made: {error.strerror}") from None
-    _stored_settings(output, kind)  # refuse a foreign folder before writing anything into it
     with (output / LOCK_NAME).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,23 +206,43 @@ def begin(
                 f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
                 "to replace it"
             )
-        if stored is None:
-            header = {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted}
-            write_json(output / SETTINGS_NAME, sealed(header))
-        is_finished = (output / MANIFEST_NAME).exists()
-        if config is not None and not is_finished:
-            write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
+        is_begun = stored is not None
         try:
+            if not is_begun:
+                header = {"kind": kind, "format_version": FORMAT_VERSION, "settings": wanted}
+                write_json(output / SETTINGS_NAME, sealed(header))
+                is_begun = True
+            is_finished = (output / MANIFEST_NAME).exists()
+            if config is not None and not is_finished:
+                write_yaml(output / CONFIG_NAME, {key: value for key, value in config.items() if key != "overwrite"})
             yield read(output, kind) if is_finished else None
         except BaseException as error:
-            if not (output / SETTINGS_NAME).exists():
+            if is_begun and not (output / SETTINGS_NAME).exists():
                 raise CocomixError(f"{output} was deleted while it was written; run the same command again") from error
-            if not _has_content(output):  # refused before anything was written: leave no trace
+            if not _has_content(output):  # it failed before anything was written: leave no trace
                 for name in (CONFIG_NAME, SETTINGS_NAME, LOCK_NAME):
                     (output / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     output.rmdir()
             raise
+
+
+def check_output(output: Path, kind: str) -> None:
+    """Refuse a path at which no folder of this kind can be made; writes nothing.
+
+    Raises:
+        CocomixError: it is a file, or below one, or a folder that holds something else, or it can't be written.
+    """
+    if output.is_dir():
+        _stored_settings(output, kind)
+        return
+    if output.exists():
+        raise CocomixError(f"{output} is a file; --output takes a folder")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise CocomixError(f"{output} can't be made: {above} above it is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise CocomixError(f"{output} can't be made: {above} can't be written")
 
 
 def finish(output: Path, facts: Mapping[str, Any] | None = None) -> Manifest:
@@ -264,7 +280,8 @@ def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> 
     Args:
         path: the folder.
         kind: what it must hold; None: any kind.
-        files: names of the files that are used, where hashing all of them would take too long; None: all.
+        files: names of the files that are used, where hashing all of them would take too long; None: all; empty: the
+            manifest alone is checked.
 
     Raises:
         CocomixError: the folder is missing, unfinished, of another kind or version, or damaged; the message names the file.

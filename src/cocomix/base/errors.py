@@ -6,21 +6,32 @@ import difflib
 import math
 from collections.abc import Collection
 
+#: The largest number of 64 bits with a sign: seeds and sizes of tensors are such numbers.
+MAX_NUMBER = 2**63 - 1
+#: Bound of what a model or a batch has along one dimension. With far more, libraries end the process, or fill the memory
+#: bit by bit until the system does.
+MAX_SIZE = 2**24
+
 
 class CocomixError(ValueError):
     """Input or state that the user can fix. One sentence says what is wrong, where, and what to do."""
 
 
-def require_at_least(minimum: int, config: object, *names: str) -> None:
-    """Raise a `CocomixError` for the first named field of `config` that is below `minimum` or not finite; None passes."""
+def require_at_least(minimum: int, config: object, *names: str, maximum: int = MAX_NUMBER) -> None:
+    """Raise a `CocomixError` for the first named field of `config` that is not finite, below `minimum` or above `maximum`;
+    None passes."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not minimum <= value < math.inf:
-            bound = "finite" if value == math.inf else f"at least {minimum}"
-            raise CocomixError(f"{name} is {value}; it must be {bound}")
+        if value is None or minimum <= value <= maximum:
+            continue
+        if maximum < value < math.inf:
+            raise CocomixError(
+                f"{name} is above {maximum:,}, which is more than any machine can take; choose a smaller one"
+            )
+        raise CocomixError(f"{name} is {value}; it must be {'finite' if value == math.inf else f'at least {minimum}'}")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of a library's exception, or its type if it has no message; to end an error message with."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -1,12 +1,35 @@
-"""Downloads from the Hugging Face Hub, made only when the user gives a name on it."""
+"""Names on the Hugging Face Hub, and downloads from it, made only when the user gives such a name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.kinds import METRICS_NAME
+from cocomix.base.remote_code import is_trusted
+
+#: The metrics are part of a training run, and checked with it.
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
+    return _HUB_NAME.fullmatch(name) is not None
+
+
+def local_model(path: Path) -> Path:
+    """The path itself if it exists or can't be a Hub name; otherwise the folder of the model downloaded under that name.
+
+    Raises:
+        CocomixError: the download failed.
+    """
+    if path.exists() or not may_be_on_hub(str(path)):
+        return path
+    return download(str(path), str(path), (*MODEL_FILES, "*.py") if is_trusted() else MODEL_FILES)
 
 
 def download(name: str, repository: str, patterns: Sequence[str], **options: Any) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.parsing import parse_json
 
 TOKEN_DATASET = "token-dataset"
 CONCEPT_DATASET = "concept-dataset"
@@ -23,6 +23,8 @@ DEMO = "demo"
 
 #: File of a training run with one JSON object per line.
 METRICS_NAME = "metrics.jsonl"
+#: What each of its lines says of the training so far.
+METRIC_AXES = ("train_tokens", "train_flops", "train_seconds")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of a run's metrics, except a last one that is still being written.
 
     Raises:
-        CocomixError: the file can't be read.
+        CocomixError: the file can't be read, or a line is no measurement.
     """
+    file = run / METRICS_NAME
     try:
-        whole = (run / METRICS_NAME).read_text(encoding="utf-8").rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise CocomixError(
-            f"{run / METRICS_NAME} can't be read ({error}); is {run} a finished training run?"
-        ) from error
+        whole = file.read_text(encoding="utf-8").rpartition("\n")[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CocomixError(f"{file} can't be read ({error}); is {run} a training run?") from error
+    return [_measurement(line, f"{file}, line {number}") for number, line in enumerate(whole.splitlines(), 1)]
+
+
+def _measurement(text: str, place: str) -> dict[str, Any]:
+    line = parse_json(text, place)
+    is_measurement = isinstance(line, dict) and all(type(value) in (int, float) for value in line.values())
+    if not is_measurement or ("validation_loss" in line and not line.keys() >= {*METRIC_AXES}):
+        raise CocomixError(f"{place} is damaged: it is no measurement of a training run; train that run again")
+    return line

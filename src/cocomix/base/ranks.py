@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ from cocomix.base.errors import CocomixError
 
 Value = TypeVar("Value")
 
+#: What the libraries that exchange tensors call themselves in their errors.
+_EXCHANGE = re.compile("gloo|NCCL", re.IGNORECASE)
 #: How long ranks wait for each other. Work is split into many shards, so no rank should lag far behind.
 TIMEOUT = timedelta(hours=12)
 
@@ -95,6 +98,9 @@ def joined_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
 
     Args:
         device: this rank's accelerator, if tensors must also be exchanged between accelerators.
+
+    Raises:
+        CocomixError: another rank has ended.
     """
     if distributed.is_initialized():
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
@@ -104,8 +110,16 @@ def joined_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
         backends = "gloo"
         if device is not None and device.type != "cpu":
             backends = f"cpu:gloo,{device.type}:{distributed.get_default_backend_for_device(device)}"
-        distributed.init_process_group(backends, timeout=TIMEOUT)
         try:
+            distributed.init_process_group(backends, timeout=TIMEOUT)
             yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        except RuntimeError as error:
+            if not isinstance(error, distributed.DistError) and not _EXCHANGE.search(str(error)):
+                raise
+            raise CocomixError(
+                "another process of this run has ended or can't be reached, so this one stops; its own message says why, and "
+                "the same command continues"
+            ) from error
         finally:
-            distributed.destroy_process_group()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()

@@ -1,12 +1,12 @@
 """`cocomix COMMAND`: each command is a configuration dataclass and a function that takes it.
 
-Only the chosen command's module is imported, so `cocomix --help` does not load torch. `tyro` makes the options and their
-help from the dataclass, its defaults and the docstrings of its fields.
+Configurations live in modules that load no torch, and paths are checked before the command's own module is imported: a
+mistake is refused at once. `tyro` makes the options and their help from the dataclass, its defaults and the docstrings of
+its fields. `_guarded` is the one place where an exception becomes a sentence and an exit code.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import importlib.util
 import json
@@ -19,9 +19,22 @@ from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
+from cocomix.base.kinds import (
+    COMPARISON,
+    CONCEPT_DATASET,
+    DEMO,
+    DISTILLATION_TARGETS,
+    EVALUATION,
+    INSPECTION,
+    SPARSE_AUTOENCODER,
+    STEERING_SCORE,
+    TOKEN_DATASET,
+    TRAINING_RUN,
+)
 from cocomix.base.progress import say
 from cocomix.base.remote_code import OPTION, trust_remote_code
 from cocomix.base.stopping import Stopped
+from cocomix.cli.failures import sentence_of, unforeseen
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -31,67 +44,90 @@ EXIT_BROKEN_PIPE = 141
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its summary, and the module, function and configuration class that implement it."""
+    """A command: its summary, and where its function and its configuration are."""
 
     summary: str
-    module: str
     function: str
+    """Module and name of the function."""
     config: str
-    config_module: str = ""
-    """Module of the configuration, if importing it costs less than importing the function."""
+    """Module and name of the configuration; importing the module loads no torch."""
+    writes: str = ""
+    """Kind of the folder that it makes in `output`; empty if it makes none."""
 
 
 COMMANDS = {
     "demo": Command(
-        "the whole method on a small scale, with a report", "tools.demo.pipeline", "run_demo", "DemoConfig"
+        "the whole method on a small scale, with a report",
+        "tools.demo.pipeline.run_demo",
+        "tools.demo.config.DemoConfig",
+        DEMO,
     ),
-    "prepare": Command("text to a token dataset", "data.prepare", "prepare", "PrepareConfig"),
+    "prepare": Command("text to a token dataset", "data.prepare.prepare", "data.config.PrepareConfig", TOKEN_DATASET),
     "train-sae": Command(
-        "sparse autoencoders on a teacher's residual stream", "tools.sae_card.command", "train_sae", "TrainSaeConfig"
+        "sparse autoencoders on a teacher's residual stream",
+        "tools.sae_card.command.train_sae",
+        "sae.config.TrainSaeConfig",
+        SPARSE_AUTOENCODER,
     ),
-    "extract": Command("concept labels of a token dataset", "labels.extract", "extract", "ExtractConfig"),
+    "extract": Command(
+        "concept labels of a token dataset", "labels.extract.extract", "labels.config.ExtractConfig", CONCEPT_DATASET
+    ),
     "distill-targets": Command(
         "tokens drawn from a teacher's predictions, to distil from without it",
-        "labels.distillation_targets",
-        "distill_targets",
-        "DistillTargetsConfig",
+        "labels.distillation_targets.distill_targets",
+        "labels.config.DistillTargetsConfig",
+        DISTILLATION_TARGETS,
     ),
     "train": Command(
-        "a student: NTP, CoCoMix, pause or distillation", "training.command", "train", "TrainConfig", "training.config"
+        "a student: NTP, CoCoMix, pause or distillation",
+        "training.command.train",
+        "training.config.TrainConfig",
+        TRAINING_RUN,
     ),
     "recipes": Command(
-        "training runs by name, and what they cost", "tools.plan.listing", "list_recipes", "RecipesConfig"
+        "training runs by name, and what they cost",
+        "tools.plan.listing.list_recipes",
+        "tools.plan.listing.RecipesConfig",
     ),
-    "plan": Command("what a run costs before it starts", "tools.plan.plan_table", "show_plan", "PlanConfig"),
+    "plan": Command(
+        "what a run costs before it starts", "tools.plan.plan_table.show_plan", "tools.plan.config.PlanConfig"
+    ),
     "bench": Command(
-        "costs on this machine, against dense references and plain NTP", "tools.bench.command", "bench", "BenchConfig"
+        "costs on this machine, against dense references and plain NTP",
+        "tools.bench.command.bench",
+        "tools.bench.config.BenchConfig",
     ),
     "eval": Command(
-        "validation loss, causal probes and benchmarks of a model", "evaluation.command", "evaluate", "EvalConfig"
+        "validation loss, causal probes and benchmarks of a model",
+        "evaluation.command.evaluate",
+        "evaluation.config.EvalConfig",
+        EVALUATION,
     ),
     "inspect": Command(
         "a card for every concept of a model, and a site to read them",
-        "tools.inspect.command",
-        "inspect",
-        "InspectConfig",
+        "tools.inspect.command.inspect",
+        "tools.inspect.config.InspectConfig",
+        INSPECTION,
     ),
     "compare": Command(
         "runs side by side: losses, the cost of reaching them, seeds",
-        "tools.compare.command",
-        "compare",
-        "CompareConfig",
+        "tools.compare.command.compare",
+        "tools.compare.command.CompareConfig",
+        COMPARISON,
     ),
     "generate": Command(
-        "a prompt continued, with concepts steered", "tools.generate.command", "generate", "GenerateConfig"
+        "a prompt continued, with concepts steered",
+        "tools.generate.command.generate",
+        "tools.generate.config.GenerateConfig",
     ),
     "steer-eval": Command(
-        "how well steering works, against random concepts", "tools.steer_eval.command", "steer_eval", "SteerEvalConfig"
+        "how well steering works, against random concepts",
+        "tools.steer_eval.command.steer_eval",
+        "tools.steer_eval.config.SteerEvalConfig",
+        STEERING_SCORE,
     ),
     "studio": Command(
-        "a local page to see a model's concepts and steer it",
-        "studio.command",
-        "studio",
-        "StudioConfig",
+        "a local page to see a model's concepts and steer it", "studio.command.studio", "studio.command.StudioConfig"
     ),
 }
 
@@ -99,6 +135,29 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    return _guarded(lambda: _dispatch(argv))
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    """The exit code of some work; whatever it raises becomes a sentence."""
+    try:
+        return work()
+    except CocomixError as error:
+        say(f"error: {error}")
+    except Stopped as error:
+        say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; the same command continues where this one stopped")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        # Every process prints: the first one of `torchrun` may be waiting for this one.
+        print(f"error: {sentence_of(error) or unforeseen(error)}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Run what the arguments name; returns the exit code."""
     try:
         argv = _with_plugins(argv)
     except CocomixError as error:
@@ -115,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         say(f"error: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
         return EXIT_USAGE
-    return _run(argv[0], argv[1:])
+    result = _call(COMMANDS[argv[0]], argv[0], argv[1:])
+    if result and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
+        return _print(result)
+    return 0
 
 
 def _with_plugins(argv: list[str]) -> list[str]:
@@ -153,32 +215,6 @@ def _import_plugin(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _run(name: str, argv: Sequence[str]) -> int:
-    """Run one command, reporting expected failures in one sentence; returns the exit code."""
-    try:
-        result = _call(COMMANDS[name], name, argv)
-    except CocomixError as error:
-        say(f"error: {error}")
-        return EXIT_ERROR
-    except Stopped as error:
-        say(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        say("interrupted; the same command continues where this one stopped")
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        if _is_disk_full(error):
-            say(f"error: the disk is full ({error}); free some space and run the same command again")
-            return EXIT_ERROR
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            say(f"error: {error.filename} can't be used: {error.strerror}")
-            return EXIT_ERROR
-        raise
-    if result and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
-        return _print(result)
-    return 0
-
-
 def _print(result: str) -> int:
     """Print a result; returns the exit code."""
     try:
@@ -189,29 +225,30 @@ def _print(result: str) -> int:
     return 0
 
 
-def _is_disk_full(error: Exception) -> bool:
-    """Whether the disk was full; libraries written in Rust report that in exceptions of their own."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
-
-
 def _call(command: Command, name: str, argv: Sequence[str]) -> str:
     """Parse the options and call the function; returns its result as text or JSON, or the output folder."""
     tune_process()
     from cocomix.cli.options import parse
+    from cocomix.cli.paths import check_paths
 
     _silence_progress_of_libraries()
-    settings = importlib.import_module(f"cocomix.{command.config_module or command.module}")
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
-        config = parse(getattr(settings, command.config), f"cocomix {name}", description, argv)
+        config = parse(_imported(command.config), f"cocomix {name}", description, argv)
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
-    function: Callable[[Any], Any] = getattr(importlib.import_module(f"cocomix.{command.module}"), command.function)
-    result = function(config)
+    check_paths(config, command.writes)
+    result = _imported(command.function)(config)
     if isinstance(result, dict):
         return json.dumps(result, indent=2)
     return str(result if isinstance(result, str | Path) else config.output)
+
+
+def _imported(name: str) -> Any:
+    """A function or class by its module in the package and its name."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(f"cocomix.{module}"), attribute)
 
 
 def _silence_progress_of_libraries() -> None:

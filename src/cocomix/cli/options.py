@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 import yaml
@@ -22,6 +22,8 @@ from cocomix.base.artifacts import CONFIG_NAME
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.numbers import parse_count
 
+#: Longest part of a wrong value that an error shows.
+MAX_SHOWN = 80
 _RECIPE_HELP = "  --recipe NAME   start from this recipe; `cocomix recipes` lists them. Other options change it."
 _FILE_HELP = (
     "  --config FILE   YAML file of options, nested like their names, or a run's folder, for its config.yaml. It may name\n"
@@ -36,14 +38,15 @@ def parse(config_class: type[Any], prog: str, description: str, arguments: Seque
         CocomixError: the recipe, the file or a combination of settings is wrong.
         SystemExit: help was printed, or an option is wrong and `tyro` printed which.
     """
+    _refuse_unreadable(arguments)
     names = {field.name for field in dataclasses.fields(config_class)}
-    argv, values, notes = list(arguments), {}, []
+    argv, from_file, notes = list(arguments), list[str](), list[str]()
     file = recipe = default = None
     if "output" in names or "run" in names:
         file, argv = _pop_option(argv, "--config")
-        values = {} if file is None else read_yaml(Path(file))
+        from_file = [] if file is None else _options_in(Path(file))
         notes.append(_FILE_HELP)
-    from_file = list(_as_options(values))
+    _refuse_unreadable(from_file)
     if names & {"student", "run"}:
         from cocomix.training import presets
 
@@ -94,6 +97,22 @@ def _cocomix_cause(stop: BaseException) -> CocomixError | None:
     return cause
 
 
+def _refuse_unreadable(argv: Sequence[str]) -> None:
+    """Refuse text that no file or model can take: bytes that are not UTF-8, which Python keeps as surrogates, and NUL."""
+    for argument in argv:
+        if "\0" in argument:
+            raise CocomixError(f"{_shown(argument)} holds a NUL character; leave it out")
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise CocomixError(f"{_shown(argument)} is not UTF-8 text; convert it, or rename the file") from None
+
+
+def _shown(argument: str) -> str:
+    text = ascii(argument)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
 def _pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """The last value of an option, None if it is not given; and the arguments without the option."""
     value, rest, needs_value = None, [], False
@@ -134,6 +153,14 @@ def _in_digits(value: str, option: str) -> str:
     return value if value == "None" or re.fullmatch(r"[+-]?\d+", value) else str(parse_count(value, option))
 
 
+def _options_in(file: Path) -> list[str]:
+    """The options in a YAML file, as arguments."""
+    try:
+        return list(_as_options(read_yaml(file)))
+    except RecursionError:
+        raise CocomixError(f"{file} is nested too deeply") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, or in the `config.yaml` of a run's folder.
 
@@ -147,7 +174,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise CocomixError(f"{file} does not exist; --config takes a YAML file or the folder of a run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CocomixError(f"{file} can't be read: {reason_of(error)}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError of an explicit tag, such as !!timestamp
         raise CocomixError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if value is None:
         return {}
@@ -157,7 +184,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses repeated keys, of which YAML would silently keep the last."""
+    """Leaves numbers and dates as text, which `tyro` reads, and refuses repeated keys, of which YAML keeps the last."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = {}

@@ -18,18 +18,18 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
+from cocomix.data.config import PrepareConfig
 from cocomix.data.document_pile import DocumentPile
 from cocomix.data.documents import cut_if_few, first_bytes, is_held_out, text_digest
 from cocomix.data.sources import Files, HubDataset, LeftOut, Source
@@ -48,76 +48,6 @@ from cocomix.data.windows import WindowWriter
 WORK_FOLDER = ".work"
 SPLITS: tuple[Split, Split] = ("train", "validation")
 DOCUMENTS_PER_READ = 256
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Settings that turn text into windows of tokens."""
-
-    output: Path
-    """Folder of the token dataset."""
-    text: tuple[Path, ...] | None = None
-    """Text, JSON, CSV and Parquet files or folders; by default the running Python's standard library."""
-    validation_text: tuple[Path, ...] | None = None
-    """Files or folders to use as the whole validation split, instead of a share of the text."""
-    dataset: str | None = None
-    """Dataset on the Hugging Face Hub, or folder or file that `datasets` reads, instead of text."""
-    dataset_config: str | None = None
-    """Configuration of the dataset, if it has several."""
-    split: str = "train"
-    """Split of the dataset to take all documents from; without streaming also a part, such as `train[:10%]`."""
-    text_field: str = "text"
-    """Field of a row that holds the text; one inside another is named with a dot, as in `doc.text`."""
-    suffix: tuple[str, ...] | None = None
-    """Endings of the files to read in a folder, such as `.py`; by default all of a known format."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What to do about a file or row of --text that can't be read: stop, or leave it out, count it and name it."""
-    stream: bool = False
-    """Stream documents, without a copy of the text on disk; the result is the same if all of the text is read."""
-    num_workers: int = 1
-    """Number of processes that tokenize; the result does not depend on it."""
-    tokenizer: str | None = None
-    """Folder or Hub name of a tokenizer; by default a byte-level BPE is trained on the training documents."""
-    eos_token: str | None = None
-    """Token of the given tokenizer that ends a document; by default the one it says itself."""
-    special_tokens_in_text: bool = False
-    """Read a special token spelled out in a document, such as `<|endoftext|>`, as that token; by default text is text."""
-    vocab_size: int = 2048
-    """Size of the trained tokenizer's vocabulary."""
-    context_length: int = 128
-    """Tokens per window."""
-    validation_fraction: float = 0.05
-    """Expected share of the documents held out for validation; a hash of each document's text decides."""
-    isolate_documents: bool = False
-    """Keep attention within documents, and restart positions in each; by default attention crosses documents within a
-    window, as in the paper."""
-    max_bytes: int | None = None
-    """Read at most this many bytes of UTF-8, from a random sample of the documents or, with `stream`, from the first."""
-    max_tokens: int | None = None
-    """Make at most this many tokens of training windows, and read no more documents than that takes."""
-    drop_duplicates: bool = False
-    """Leave out documents that are exact copies of another; by default they are counted and kept."""
-    seed: int = 0
-    """Seed of the shuffle of the documents."""
-    overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(2, self, "context_length")
-        require_at_least(1, self, "max_bytes", "num_workers")
-        require_at_least(0, self, "seed")
-        if self.max_tokens is not None and self.max_tokens < self.context_length:
-            raise CocomixError(f"max_tokens is {self.max_tokens}, less than one window of {self.context_length}")
-        if self.dataset is not None and self.text is not None:
-            raise CocomixError("--text and --dataset are both given; choose one source of text")
-        if self.dataset is None and (self.dataset_config is not None or self.split != "train"):
-            raise CocomixError("--dataset-config and --split choose a part of a dataset; give its name with --dataset")
-        if self.dataset is not None and (self.suffix is not None or self.on_error != "stop"):
-            raise CocomixError("--suffix and --on-error are about files; give them with --text")
-        if self.eos_token is not None and self.tokenizer is None:
-            raise CocomixError("--eos-token names a token of a given tokenizer; give --tokenizer too")
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise CocomixError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
 
 
 def prepare(config: PrepareConfig) -> artifacts.Manifest:
@@ -144,11 +74,11 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
         work = _work_folder(config.output, settings)
         try:
             facts = _make(config, source, validation_source, tokenizer, work)
-        except CocomixError:  # keep only what another run with the same settings can continue
+        except Exception as error:  # keep only what another run with the same settings can continue
             for name in (TOKENIZER_FOLDER, *SPLITS):
                 shutil.rmtree(config.output / name, ignore_errors=True)
             text = DocumentPile(work / "text")
-            if text.is_complete or text.num_documents == 0:
+            if text.num_documents == 0 or (text.is_complete and isinstance(error, CocomixError)):
                 shutil.rmtree(config.output / WORK_FOLDER)
             raise
         manifest = artifacts.finish(config.output, facts)

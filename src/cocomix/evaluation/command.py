@@ -3,78 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import EVALUATION
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.data.tokenizer import has_tokenizer, load_tokenizer
+from cocomix.evaluation.config import EvalConfig
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
-from cocomix.evaluation.task_files import TaskFiles, check_names, find_task_files
-from cocomix.labels.config import AttributionConfig
+from cocomix.evaluation.task_files import TaskFiles, find_task_files
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import check_data, load_causal_lm, local_model
+from cocomix.modeling.loading import check_data, load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 RESULT_NAME = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """A model, and the data and benchmarks to evaluate it on."""
-
-    model: Path
-    """Any causal LM: a training run, a folder of `save_pretrained`, a GGUF file or a Hub name."""
-    output: Path
-    """Folder for `evaluation.json`."""
-    data: Path | None = None
-    """Token dataset with the model's tokenizer, for the loss on its validation split. Required without --tasks."""
-    probes: bool = False
-    """Also run the causal probes; needs a model with a concept mixer, and --data."""
-    teacher: Path | None = None
-    """Teacher for the `oracle` probe."""
-    sae: Path | None = None
-    """The teacher's autoencoder for the `oracle` probe, from `train-sae` or elsewhere."""
-    layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
-    attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
-    """How the `oracle` probe's labels are chosen."""
-    max_windows: int | None = None
-    """Evaluate on N evenly spaced validation windows; by default on all."""
-    tasks: tuple[str, ...] = ()
-    """Benchmarks to run through lm-eval, such as lambada or blimp; docs/evaluation.md lists them all."""
-    task_data: Path | None = None
-    """Folder with the benchmarks' own published files, directly or in folders named after the benchmarks."""
-    limit: int | None = None
-    """Score the first N items of each benchmark (of each paradigm of blimp); by default all."""
-    batch_size: int = 16
-    """Maximum number of a benchmark's texts per forward pass; fewer if they are long."""
-    overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "max_windows", "limit", "batch_size")
-        check_names(self.tasks)
-        if self.data is None and not self.tasks:
-            raise CocomixError("nothing to evaluate on: give --data, a token dataset, or --tasks, or both")
-        if (self.task_data is None) != (not self.tasks):
-            raise CocomixError("benchmarks need both --tasks, their names, and --task-data, the folder of their files")
-        if self.limit is not None and not self.tasks:
-            raise CocomixError("--limit applies to the items of --tasks; for --data use --max-windows")
-        if self.max_windows is not None and self.data is None:
-            raise CocomixError("--max-windows applies to the windows of --data; for --tasks use --limit")
-        if self.sae is not None and not self.probes:
-            raise CocomixError("--teacher and --sae are for the oracle probe: add --probes")
-        if self.probes and self.data is None:
-            raise CocomixError("--probes need --data, a token dataset")
-        if (self.teacher is None) != (self.sae is None):
-            raise CocomixError("the oracle probe needs both --teacher and --sae")
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:

@@ -7,12 +7,15 @@ missing field, and count an item with a wrong label as a miss.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.data.text_files import json_rows
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row]]  # each row after its place (file and line) as errors name it
@@ -32,11 +35,11 @@ def arc(paths: Sequence[Path], _: Mapping[str, Any]) -> Rows:
     for where, row in _objects(paths[0]):
         question = read_field(row, "question", "dict", where)
         choices = read_field(question, "choices", "list", where)
-        texts, labels = ([read_field(choice, name, "str", where) for choice in choices] for name in ("text", "label"))
+        texts, labels = ([read_field(choice, name, "text", where) for choice in choices] for name in ("text", "label"))
         yield (
             where,
             {
-                "question": read_field(question, "stem", "str", where),
+                "question": read_field(question, "stem", "text", where),
                 "choices": {"text": texts, "label": labels},
                 "answerKey": read_field(row, "answerKey", {"one_of": labels}, where),
             },
@@ -80,13 +83,17 @@ def read_field(row: Any, name: str, kind: Any, where: str) -> Any:
     Args:
         row: a JSON value, which is refused unless it is an object.
         name: of the field.
-        kind: name of the value's type; or a list of them, for a list with as many items; or `{"one_of": VALUES}` for a
-            label, which is returned as it stands in VALUES: files hold 1 where others hold "1".
+        kind: name of the value's type, where `text` is a `str` that is not blank; or a list of them, for a list with as
+            many items; or `{"one_of": VALUES}` for a label, which is returned as it stands in VALUES: files hold 1 where
+            others hold "1".
         where: file and line, for the error.
     """
     value = row.get(name) if isinstance(row, dict) else None
     if isinstance(kind, dict):
         return _label(value, kind["one_of"], where)
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and _SURROGATE.search(text):
+            raise CocomixError(f'{where}: "{name}" holds half a character (a lone surrogate), which no tokenizer takes')
     if not _has_type(value, kind):
         expected = f"a list of {len(kind)} {kind[0]}" if isinstance(kind, list) else kind
         raise CocomixError(f'{where}: no "{name}" of type {expected}; is this another file?')
@@ -96,6 +103,8 @@ def read_field(row: Any, name: str, kind: Any, where: str) -> Any:
 def _has_type(value: Any, kind: str | list[str]) -> bool:
     if isinstance(kind, list):
         return isinstance(value, list) and len(value) == len(kind) and all(map(_has_type, value, kind))
+    if kind == "text":
+        return isinstance(value, str) and bool(value.strip())
     return type(value).__name__ == kind
 
 

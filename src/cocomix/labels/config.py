@@ -1,15 +1,15 @@
-"""How labels are chosen."""
+"""How labels are chosen, and the configurations of the commands that read a teacher: `extract` and `distill-targets`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 AttributionPoint = Literal["original", "reconstruction"]
 AttributionLoss = Literal["all_future", "next_token"]
@@ -56,7 +56,7 @@ class AttributionConfig:
     """Seed of the control."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "num_labels")
+        require_at_least(1, self, "num_labels", maximum=MAX_SIZE)
         require_at_least(0, self, "seed")
         for name, allowed in _NAMES.items():
             if getattr(self, name) not in get_args(allowed):
@@ -76,6 +76,96 @@ class AttributionConfig:
         if self.criterion == "attribution":
             names += ("point", "loss", "value", "sign")
         return names if self.control == "none" else (*names, "seed")
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Which labels, of which windows."""
+
+    data: Path
+    """Token dataset with the teacher's tokenizer."""
+    output: Path
+    """Folder of the concept dataset."""
+    teacher: Path | None = None
+    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
+    sae: Path | None = None
+    """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
+    labels: Path | None = None
+    """Finished concept dataset to make the controls `shuffled` and `frequency` from, in place of teacher and sae; its
+    attribution settings hold for them too."""
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    scores: bool = False
+    """Store the scores of the labels beside them, as float32."""
+    num_windows: int | None = None
+    """Label the first N training windows; by default all."""
+    batch_size: int = 16
+    """Windows in one pass of the teacher."""
+    windows_per_shard: int = 512
+    """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and one file's
+    labels are held in memory until it is written."""
+    verify: bool = False
+    """Only check: every byte of the finished folder and, with teacher and sae given, the labels of some windows."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_windows")
+        require_at_least(1, self, "batch_size", "windows_per_shard", maximum=MAX_SIZE)
+        require_at_least(0, self, "layer")
+        if (self.teacher is None) != (self.sae is None):
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        if self.verify:
+            return
+        if self.attribution.control in DERIVED_CONTROLS:
+            if self.labels is None or self.teacher is not None:
+                raise CocomixError(
+                    f"the control {self.attribution.control!r} is made from finished labels: give --labels, without "
+                    "--teacher and --sae"
+                )
+            if self.scores:
+                raise CocomixError(
+                    f"labels of the control {self.attribution.control!r} have no scores; leave out --scores"
+                )
+        elif self.teacher is None:
+            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
+        elif self.labels is not None:
+            raise CocomixError("--labels is for the controls 'shuffled' and 'frequency'; see --attribution.control")
+
+
+@dataclass(frozen=True)
+class DistillTargetsConfig:
+    """Which draws, of which windows."""
+
+    teacher: Path
+    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
+    data: Path
+    """Token dataset with the teacher's tokenizer."""
+    output: Path
+    """Folder of the targets."""
+    num_samples: int = 16
+    """K, tokens drawn at each position."""
+    temperature: float = 1.0
+    """Divides the teacher's logits; training on the targets takes the same."""
+    seed: int = 0
+    """Seed of the draws."""
+    num_windows: int | None = None
+    """Draw for the first N training windows; by default all."""
+    batch_size: int = 16
+    """Windows in one pass of the teacher."""
+    windows_per_shard: int = 512
+    """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and one file's
+    draws are held in memory until it is written."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_windows")
+        require_at_least(1, self, "num_samples", "batch_size", "windows_per_shard", maximum=MAX_SIZE)
+        require_at_least(0, self, "seed")
+        if not self.temperature > 0:
+            raise CocomixError(f"temperature is {self.temperature}; it must be above 0")
 
 
 def require_labels(path: Path, stored: Mapping[str, Any], asked: AttributionConfig) -> None:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,53 +21,22 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.config import DistillTargetsConfig
 from cocomix.labels.shard_work import ShardWork, finish_work
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
-from cocomix.modeling.loading import check_data, local_model
+from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import Teacher, load_teacher
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
 
 #: Elements of one chunk's probabilities: 64 MB in float64, a few times over.
 CHUNK_ELEMENTS = 2**23
-
-
-@dataclass(frozen=True)
-class DistillTargetsConfig:
-    """Which draws, of which windows."""
-
-    teacher: Path
-    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
-    data: Path
-    """Token dataset with the teacher's tokenizer."""
-    output: Path
-    """Folder of the targets."""
-    num_samples: int = 16
-    """K, tokens drawn at each position."""
-    temperature: float = 1.0
-    """Divides the teacher's logits; training on the targets takes the same."""
-    seed: int = 0
-    """Seed of the draws."""
-    num_windows: int | None = None
-    """Draw for the first N training windows; by default all."""
-    batch_size: int = 16
-    """Windows in one pass of the teacher."""
-    windows_per_shard: int = 512
-    """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and one file's
-    draws are held in memory until it is written."""
-    overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "num_samples", "num_windows", "batch_size", "windows_per_shard")
-        require_at_least(0, self, "seed")
-        if not self.temperature > 0:
-            raise CocomixError(f"temperature is {self.temperature}; it must be above 0")
 
 
 def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:

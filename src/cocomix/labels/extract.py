@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,17 @@ import numpy as np
 import torch
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset, write_labels
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
+from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
 from cocomix.labels.shard_work import ShardWork, finish_work
-from cocomix.modeling.loading import local_model
 
 LabelSource = TeacherLabels | DerivedLabels
 #: With a smaller share, something is likely wrong: only the last position of a window and few others have no label.
@@ -35,61 +34,6 @@ USUAL_SHARE_LABELLED = 0.5
 NUM_VERIFIED_BATCHES = 4
 #: On another processor or library rounding differs and nearly equal scores change places; with another teacher most differ.
 MAX_SHARE_OF_OTHER_LABELS = 0.01
-
-
-@dataclass(frozen=True)
-class ExtractConfig:
-    """Which labels, of which windows."""
-
-    data: Path
-    """Token dataset with the teacher's tokenizer."""
-    output: Path
-    """Folder of the concept dataset."""
-    teacher: Path | None = None
-    """Causal LM: a folder, a training run, a GGUF file or a Hub name."""
-    sae: Path | None = None
-    """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
-    layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
-    labels: Path | None = None
-    """Finished concept dataset to make the controls `shuffled` and `frequency` from, in place of teacher and sae; its
-    attribution settings hold for them too."""
-    attribution: AttributionConfig = field(default_factory=AttributionConfig)
-    scores: bool = False
-    """Store the scores of the labels beside them, as float32."""
-    num_windows: int | None = None
-    """Label the first N training windows; by default all."""
-    batch_size: int = 16
-    """Windows in one pass of the teacher."""
-    windows_per_shard: int = 512
-    """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and one file's
-    labels are held in memory until it is written."""
-    verify: bool = False
-    """Only check: every byte of the finished folder and, with teacher and sae given, the labels of some windows."""
-    overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "num_windows", "batch_size", "windows_per_shard")
-        require_at_least(0, self, "layer")
-        if (self.teacher is None) != (self.sae is None):
-            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
-        if self.verify:
-            return
-        if self.attribution.control in DERIVED_CONTROLS:
-            if self.labels is None or self.teacher is not None:
-                raise CocomixError(
-                    f"the control {self.attribution.control!r} is made from finished labels: give --labels, without "
-                    "--teacher and --sae"
-                )
-            if self.scores:
-                raise CocomixError(
-                    f"labels of the control {self.attribution.control!r} have no scores; leave out --scores"
-                )
-        elif self.teacher is None:
-            raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
-        elif self.labels is not None:
-            raise CocomixError("--labels is for the controls 'shuffled' and 'frequency'; see --attribution.control")
 
 
 def extract(config: ExtractConfig) -> artifacts.Manifest:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.errors import MAX_SIZE, CocomixError, nearest
 from cocomix.mixers.mixing import MIXINGS
 
 if TYPE_CHECKING:
@@ -313,3 +313,7 @@ def require_whole(config: Any, lowest: int, *names: str) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise CocomixError(f"{name} is {value!r}; it must be a whole number of at least {lowest}")
+        if value > MAX_SIZE:
+            raise CocomixError(
+                f"{name} is above {MAX_SIZE:,}, which is more than any machine can take; choose a smaller one"
+            )

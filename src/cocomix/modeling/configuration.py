@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from cocomix.base.artifacts import MODEL_CARD_NAME, CONCEPT_METADATA_NAMES, atomic
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, atomic
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 

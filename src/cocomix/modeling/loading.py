@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,34 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import download
-from cocomix.base.kinds import METRICS_NAME
 from cocomix.base.progress import say
 from cocomix.base.remote_code import OPTION, is_trusted, loading_reason
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.pretrained import check_loading_report
 
-#: The metrics are part of a training run, and checked with it.
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
 #: Attention that `transformers` brings along. It fetches any other, such as "organisation/kernel", and runs it.
 ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def may_be_on_hub(name: str) -> bool:
-    """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
-    return _HUB_NAME.fullmatch(name) is not None
-
-
-def local_model(path: Path) -> Path:
-    """The path itself if it exists or can't be a Hub name; otherwise the folder of the model downloaded under that name.
-
-    Raises:
-        CocomixError: the download failed.
-    """
-    if path.exists() or not may_be_on_hub(str(path)):
-        return path
-    return download(str(path), str(path), (*MODEL_FILES, "*.py") if is_trusted() else MODEL_FILES)
 
 
 def load_config(path: Path | str) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from cocomix.base.artifacts import MODEL_CARD_NAME, CONCEPT_METADATA_NAMES, read_json
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, read_json
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import download
 from cocomix.base.remote_code import loading_reason

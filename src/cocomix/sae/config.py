@@ -1,4 +1,4 @@
-"""What a dictionary computes with its weights.
+"""What a dictionary computes with its weights, and the configuration of `cocomix train-sae`.
 
 Three settings of other formats are missing on purpose, because their readers fold them into the weights, exactly: a factor
 on the input, a factor on each latent, and a selection by activation times decoder norm.
@@ -6,15 +6,15 @@ on the input, a factor on each latent, and a selection by activation times decod
 
 from __future__ import annotations
 
+import math
 import reprlib
 from dataclasses import dataclass
+from pathlib import Path
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 ACTIVATIONS = ("topk", "abstopk", "groupmax", "batchtopk", "relu", "jumprelu")
 INPUT_NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
-#: Largest size of a dimension that a file can ask for.
-MAX_SIZE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,76 @@ class SparseAutoencoderConfig:
         if self.activation in ("topk", "abstopk", "groupmax") and self.num_active_latents is not None:
             return self.num_active_latents
         return self.num_latents
+
+
+@dataclass(frozen=True)
+class TrainSaeConfig:
+    """Dictionaries of one or several layers of one teacher."""
+
+    teacher: Path
+    """Causal LM of any supported family: a folder, a training run, a GGUF file or a Hub name."""
+    data: Path
+    """Token dataset with the teacher's tokenizer."""
+    output: Path
+    """Folder of the autoencoder; with several layers it gets one folder for each, such as `layer-03`."""
+    layer: int | tuple[int, ...] = 2
+    """0-based block of the teacher after which activations are read; several share the teacher's pass."""
+    num_latents: int = 1024
+    """C, size of a dictionary."""
+    k: int = 16
+    """K, latents active for a token."""
+    num_tokens: int = 1_000_000
+    """Tokens to train on, rounded up to whole steps."""
+    batch_size: int = 64
+    """Windows that the teacher reads in a step."""
+    tokens_per_update: int = 1024
+    """Tokens in one optimizer step."""
+    num_windows: int | None = None
+    """Train on the first N windows; by default all."""
+    learning_rate: float | None = None
+    """Adam's; by default 1e-3 / sqrt(num_latents / 2^14)."""
+    dead_after_tokens: int | None = None
+    """A latent that was active at none of this many tokens is dead, and the auxiliary loss trains it; by default a tenth of
+    num_tokens, at most 10 million."""
+    num_auxiliary_latents: int | None = None
+    """Dead latents that the auxiliary loss uses for a token; by default half the teacher's width, at most 512."""
+    max_validation_windows: int | None = None
+    """Measure quality on N evenly spaced validation windows; by default on all."""
+    num_counted_tokens: int = 1_000_000
+    """Count dead latents on at least this many tokens that were not trained on: the validation windows above, and where
+    they are too few, training windows that no step read, as far as any are left."""
+    seed: int = 0
+    """Seed of the initial weights and the order of tokens."""
+    checkpoint_every_steps: int = 25
+    """Steps between checkpoints."""
+    overwrite: bool = False
+    """Replace what an earlier run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "num_tokens", "num_windows")
+        require_at_least(1, self, "num_latents", "k", "batch_size", maximum=MAX_SIZE)
+        require_at_least(2, self, "tokens_per_update", maximum=MAX_SIZE)  # one token has no variance to explain
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise CocomixError(f"learning_rate is {self.learning_rate}; it must be a number above 0")
+        if any(layer < 0 for layer in self.layers):
+            raise CocomixError(f"layer is {self.layer}; blocks are counted from 0")
+        require_at_least(1, self, "dead_after_tokens", "max_validation_windows", "checkpoint_every_steps")
+        require_at_least(0, self, "num_auxiliary_latents", "num_counted_tokens", "seed")
+        if self.k > self.num_latents:
+            raise CocomixError(f"k is {self.k}; it must be at most num_latents ({self.num_latents})")
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            raise CocomixError(f"layer is {self.layer}; it must name one block, or several that differ")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """All layers, ascending."""
+        return (self.layer,) if isinstance(self.layer, int) else tuple(sorted(self.layer))
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """Folders of all autoencoders."""
+        return tuple(map(self.layer_output, self.layers))
+
+    def layer_output(self, layer: int) -> Path:
+        """Folder of one layer's autoencoder."""
+        return self.output if len(self.layers) == 1 else self.output / f"layer-{layer:02d}"

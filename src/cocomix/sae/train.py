@@ -24,13 +24,15 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
-from cocomix.modeling.loading import check_data, local_model
+from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import Teacher, load_teacher
+from cocomix.sae.config import TrainSaeConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.sae.quality import SaeQuality, measure_sae, require_variance, windows_per_batch
 from cocomix.sae.update import SaeUpdater, UpdateStats
@@ -44,73 +46,6 @@ LEARNING_RATE_AT_2_14 = 1e-3
 #: chance; a short run has no time for that many tokens.
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 MAX_AUXILIARY_LATENTS = 512
-
-
-@dataclass(frozen=True)
-class TrainSaeConfig:
-    """Dictionaries of one or several layers of one teacher."""
-
-    teacher: Path
-    """Causal LM of any supported family: a folder, a training run, a GGUF file or a Hub name."""
-    data: Path
-    """Token dataset with the teacher's tokenizer."""
-    output: Path
-    """Folder of the autoencoder; with several layers it gets one folder for each, such as `layer-03`."""
-    layer: int | tuple[int, ...] = 2
-    """0-based block of the teacher after which activations are read; several share the teacher's pass."""
-    num_latents: int = 1024
-    """C, size of a dictionary."""
-    k: int = 16
-    """K, latents active for a token."""
-    num_tokens: int = 1_000_000
-    """Tokens to train on, rounded up to whole steps."""
-    batch_size: int = 64
-    """Windows that the teacher reads in a step."""
-    tokens_per_update: int = 1024
-    """Tokens in one optimizer step."""
-    num_windows: int | None = None
-    """Train on the first N windows; by default all."""
-    learning_rate: float | None = None
-    """Adam's; by default 1e-3 / sqrt(num_latents / 2^14)."""
-    dead_after_tokens: int | None = None
-    """A latent that was active at none of this many tokens is dead, and the auxiliary loss trains it; by default a tenth of
-    num_tokens, at most 10 million."""
-    num_auxiliary_latents: int | None = None
-    """Dead latents that the auxiliary loss uses for a token; by default half the teacher's width, at most 512."""
-    max_validation_windows: int | None = None
-    """Measure quality on N evenly spaced validation windows; by default on all."""
-    num_counted_tokens: int = 1_000_000
-    """Count dead latents on at least this many tokens that were not trained on: the validation windows above, and where
-    they are too few, training windows that no step read, as far as any are left."""
-    seed: int = 0
-    """Seed of the initial weights and the order of tokens."""
-    checkpoint_every_steps: int = 25
-    """Steps between checkpoints."""
-    overwrite: bool = False
-    """Replace what an earlier run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "num_latents", "k", "num_tokens", "batch_size", "num_windows")
-        require_at_least(2, self, "tokens_per_update")  # one token has no variance to explain
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise CocomixError(f"learning_rate is {self.learning_rate}; it must be a number above 0")
-        if any(layer < 0 for layer in self.layers):
-            raise CocomixError(f"layer is {self.layer}; blocks are counted from 0")
-        require_at_least(1, self, "dead_after_tokens", "max_validation_windows", "checkpoint_every_steps")
-        require_at_least(0, self, "num_auxiliary_latents", "num_counted_tokens")
-        if self.k > self.num_latents:
-            raise CocomixError(f"k is {self.k}; it must be at most num_latents ({self.num_latents})")
-        if not self.layers or len(set(self.layers)) < len(self.layers):
-            raise CocomixError(f"layer is {self.layer}; it must name one block, or several that differ")
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """All layers, ascending."""
-        return (self.layer,) if isinstance(self.layer, int) else tuple(sorted(self.layer))
-
-    def layer_output(self, layer: int) -> Path:
-        """Folder of one layer's autoencoder."""
-        return self.output if len(self.layers) == 1 else self.output / f"layer-{layer:02d}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from.
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,11 +26,13 @@ from torch import Tensor, nn
 
 from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, write_json
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.parsing import parse_json
 
 # Shapes: C concepts.
 
 NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = CONCEPT_METADATA_NAMES
 NUM_NEAREST_NAMES = 3
+MAX_FLOAT32 = torch.finfo(torch.float32).max
 
 
 #: Columns of the statistics file, and the field that holds each.
@@ -204,9 +204,9 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _pairs(path: Path) -> list[tuple[Any, Any]]:
     """Keys and values of a JSON object, repeated keys included."""
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=list)
-    except (ValueError, OSError) as error:
-        raise CocomixError(f"{path} is not a JSON file ({reason_of(error)}); correct it or delete it") from error
+        pairs = parse_json(path.read_bytes(), str(path), pairs=list)
+    except (CocomixError, OSError) as error:
+        raise CocomixError(f"{reason_of(error)}; correct {path.name} or delete it") from error
     # An empty array and an empty object look the same here, and mean the same.
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
         raise CocomixError(f"{path} does not hold a JSON object; correct it or delete it")
@@ -253,7 +253,7 @@ def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -
     for name in _COLUMNS:
         column = values[name]
         is_column = isinstance(column, list) and len(column) == num_concepts
-        if not is_column or not all(isinstance(value, int | float) and math.isfinite(value) for value in column):
+        if not is_column or not all(isinstance(value, int | float) and abs(value) <= MAX_FLOAT32 for value in column):
             raise CocomixError(f"{damaged}: {name} is not a list of {num_concepts} numbers; {advice}")
     columns = {name: torch.tensor(values[column], dtype=torch.float32) for column, name in _COLUMNS.items()}
     if not bool((columns["mean_abs"] > 0).all()):
@@ -262,4 +262,5 @@ def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -
 
 
 def _is_whole_number(text: str) -> bool:
-    return text.strip().removeprefix("-").isdecimal()
+    digits = text.strip().removeprefix("-")
+    return digits.isdecimal() and len(digits) < 20  # Python reads no number of thousands of digits

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from cocomix.modeling.position_rules import position_rule
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
-
-SteerMode = Literal["scale", "set", "add", "zero", "scale_logits", "toward"]
-Unit = Literal["raw", "usual"]
 
 
 class SteerEdit(ConceptEdit):

@@ -11,6 +11,7 @@ import tyro
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
+from cocomix.studio.address import free_port
 from cocomix.studio.runs import find_runs
 
 
@@ -38,10 +39,11 @@ def studio(config: StudioConfig) -> str:
     if importlib.util.find_spec("nicegui") is None:
         raise CocomixError("the studio needs the package nicegui; install it with `pip install 'cocomix[studio]'`")
     runs = find_runs(config.runs)
+    port = free_port(config.host, config.port)
     # These take seconds to import; a mistake above should not cost that.
     from cocomix.studio.model_cache import ModelCache
     from cocomix.studio.server import serve
 
     say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
-    serve(ModelCache(runs), config.host, config.port, open_browser=config.open)
+    serve(ModelCache(runs), config.host, port, open_browser=config.open)
     return "the studio has ended"

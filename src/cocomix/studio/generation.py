@@ -5,6 +5,7 @@ Both sample with the same seed, so every difference between them comes from the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
-from cocomix.studio.model import StudioModel
+from cocomix.studio.model import StudioModel, UnwantedError
 from cocomix.tools.generate.tokens import Sampling, next_tokens
 
 MAX_WORKERS = 16
@@ -78,7 +79,7 @@ class Continuation:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """End before the next token; any thread may call this at any time."""
+        """End at once, within a token; any thread may call this at any time."""
         self._stopped.set()
 
     def run(self, report: Callable[[Step], None]) -> None:
@@ -87,15 +88,14 @@ class Continuation:
         Args:
             report: called in this thread after every token.
         """
-        original, steered = self._tokens(), self._tokens()
-        for _ in range(self.num_tokens):
-            if self._stopped.is_set():
-                return
-            with _TURNS:
-                step = self._step(original, steered)
-            if step == Step(None, None):
-                return
-            report(step)
+        with contextlib.suppress(UnwantedError), self.model.interruptible(self._stopped.is_set):
+            original, steered = self._tokens(), self._tokens()
+            for _ in range(self.num_tokens):
+                with _TURNS:
+                    step = self._step(original, steered)
+                if step == Step(None, None) or self._stopped.is_set():
+                    return
+                report(step)
 
     def _tokens(self) -> Iterator[Tensor]:
         sampling = Sampling(self.plan.temperature, seed=self.plan.seed)

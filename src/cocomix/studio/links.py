@@ -17,6 +17,8 @@ VIEWS = ("steer", "curves")
 AXES = ("tokens", "flops", "seconds")
 MODES = ("add", "set", "scale", "toward")
 MAX_TOKENS = 512
+#: Each becomes up to 12 characters of the address, of which servers take 64 thousand.
+MAX_LINKED_CHARS = 5_000
 MAX_TEMPERATURE = 5.0
 
 
@@ -42,11 +44,12 @@ class ViewState:
     """Of the loss curves."""
 
     def query(self) -> str:
-        """The part of the address after the question mark; defaults are left out."""
+        """The part of the address after the question mark; defaults are left out, and a prompt that no address can hold."""
         start = ViewState()
+        prompt = self.prompt if len(self.prompt) <= MAX_LINKED_CHARS else ""
         values: dict[str, Any] = {
             "model": self.model,
-            "prompt": self.prompt,
+            "prompt": prompt,
             "pins": ",".join(_pin_text(concept, strength) for concept, strength in self.pins.items()),
             "mode": self.mode,
             "tokens": self.tokens,

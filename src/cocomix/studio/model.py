@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,6 +81,10 @@ class Reading:
         return [ConceptEntry(concept, _name(self._names, concept), strength) for concept, strength in pairs]
 
 
+class UnwantedError(Exception):
+    """A forward pass was ended because nobody waits for its result."""
+
+
 class StudioModel:
     """One model with a concept mixer, its tokenizer, its names and its cards.
 
@@ -98,6 +103,9 @@ class StudioModel:
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         self.model = model
+        self._thread = threading.local()
+        for module in model.modules():
+            module.register_forward_pre_hook(self._end_if_unwanted)
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
         self.end_token_id = self.tokenizer.eos_token_id
         self.num_concepts = int(model.config.num_concepts)
@@ -193,6 +201,24 @@ class StudioModel:
     def card(self, concept: int) -> ConceptCard | None:
         """The card of a concept; None if no inspection of this model was found."""
         return None if self.cards is None else self.cards.card(concept)
+
+    @contextlib.contextmanager
+    def interruptible(self, is_unwanted: Callable[[], bool]) -> Iterator[None]:
+        """End the forward passes of this thread between two modules once nobody wants them: one pass can take seconds.
+
+        Raises:
+            UnwantedError: a pass was ended.
+        """
+        self._thread.is_unwanted = is_unwanted
+        try:
+            yield
+        finally:
+            del self._thread.is_unwanted
+
+    def _end_if_unwanted(self, *_: object) -> None:
+        is_unwanted = getattr(self._thread, "is_unwanted", None)
+        if is_unwanted is not None and is_unwanted():
+            raise UnwantedError
 
     @contextlib.contextmanager
     def steered(self, strengths: Mapping[int, float], mode: str) -> Iterator[None]:

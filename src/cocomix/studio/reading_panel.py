@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
 NUM_SHOWN = 12
+#: Longer texts are cut where they are typed; no context is as long, and one message of the browser takes them.
+MAX_PROMPT_CHARS = 2_000_000
 
 #: The position of the token below the pointer or under the focus.
 ON_TOKEN = """(event) => {
@@ -38,7 +40,9 @@ class ReadingPanel:
         ui.html("Prompt", sanitize=False, tag="h2")
         self._field = (
             ui.textarea(value=page.state.prompt, placeholder="def read(self, path):", on_change=self._typed)
-            .props('outlined autogrow dense debounce=250 aria-label="Prompt" spellcheck=false')
+            .props(
+                f'outlined autogrow dense debounce=250 maxlength={MAX_PROMPT_CHARS} aria-label="Prompt" spellcheck=false'
+            )
             .classes("prompt-field")
         )
         self._field.on("keydown.enter.ctrl", page.writing_asked)

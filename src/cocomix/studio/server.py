@@ -9,26 +9,22 @@ hosts.
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import Iterator
 
 import torch
 from fastapi import Request
-from nicegui import app, ui
+from nicegui import app, core, ui
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
+from cocomix.studio.address import LOOPBACK
 from cocomix.studio.generation import NUM_COMPUTING, Workers
 from cocomix.studio.model_cache import ModelCache
 from cocomix.studio.page import StudioPage
-
-#: Allowed hosts, and how each is written in a URL.
-LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
 
 # NiceGUI compiles its templates in the browser and hands over scripts in the page.
 CONTENT_POLICY = (
@@ -37,6 +33,8 @@ CONTENT_POLICY = (
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SWITCH_SECONDS = 0.0005
+#: Of the browser; a larger one, with a prompt of a megabyte, would close the connection without a word.
+MAX_MESSAGE_BYTES = 2**24
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#1f2328"/>'
     '<circle cx="12" cy="16" r="6" fill="#56b4e9"/><circle cx="20" cy="16" r="6" fill="#ff8a3d" fill-opacity=".85"/></svg>'
@@ -80,21 +78,14 @@ def serve(models: ModelCache, host: str, port: int, *, open_browser: bool) -> No
     Args:
         models: to show.
         host: one of `LOOPBACK`.
-        port: 0 takes a free one.
+        port: a free one.
         open_browser: also open the page in the browser.
-
-    Raises:
-        CocomixError: the host is not a loopback address, or the port is in use.
     """
-    if host not in LOOPBACK:
-        raise CocomixError(
-            f"--host is {host!r}; the studio serves this machine alone, so it must be one of {', '.join(LOOPBACK)}"
-        )
-    port = _free_port(host, port)
     workers = Workers()
     # How long a computing thread may keep the interpreter from the thread that answers; the default is 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(NUM_COMPUTING)
+    core.sio.eio.max_http_buffer_size = MAX_MESSAGE_BYTES
 
     @ui.page("/")
     def page(request: Request) -> None:
@@ -130,23 +121,3 @@ def _interruptible() -> Iterator[None]:
     """Ctrl+C ends the studio; it is not a failure."""
     with contextlib.suppress(KeyboardInterrupt):
         yield
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0."""
-    if not 0 <= port <= 65535:
-        raise CocomixError(f"--port is {port}; it must be from 0 (any free one) to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise CocomixError(
-                f"port {port} needs an administrator; choose another with --port, such as 8420"
-            ) from None
-        except OSError as error:
-            raise CocomixError(
-                f"port {port} is in use, perhaps by another studio; choose another with --port, or 0 for any free one"
-            ) from error
-        return int(probe.getsockname()[1])

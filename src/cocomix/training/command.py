@@ -10,11 +10,11 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import clear_checkpoints
 from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.modeling.loading import local_model
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig, flat
 from cocomix.training.trackers import require_trackers

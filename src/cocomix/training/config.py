@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig, NoMixerConfig
 from cocomix.objectives.config import (
@@ -48,7 +48,8 @@ class StudentConfig:
     """What is inserted into the decoder."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "hidden_size", "num_layers", "num_heads")
+        require_at_least(1, self, "hidden_size", "num_heads", maximum=MAX_SIZE)
+        require_at_least(1, self, "num_layers", maximum=10_000)
         if self.hidden_size % self.num_heads:
             raise CocomixError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
 
@@ -120,6 +121,9 @@ class ParallelConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` is CUDA if there is any."""
 
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -177,8 +181,9 @@ class TrainConfig:
     """Replace what an earlier run left in the output folder."""
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "seed")
-        require_at_least(1, self, "num_tokens", "batch_size", "num_windows", "num_evaluations")
+        require_at_least(0, self, "seed", "layer")
+        require_at_least(1, self, "num_tokens", "num_windows", "num_evaluations")
+        require_at_least(1, self, "batch_size", maximum=MAX_SIZE)
         require_at_least(1, self, "max_validation_windows", "checkpoint_every_steps", "keep")
         if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.formats import format_bytes, format_count
 from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.backbones import supported_families
@@ -19,6 +20,9 @@ from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives.base import CONCEPT_LABELS, Objective, Surroundings
 from cocomix.training.batches import Batches
 from cocomix.training.config import StudentConfig, TrainConfig
+
+#: Weights, gradients and two moments, in float32.
+TRAINING_BYTES_PER_PARAMETER = 16
 
 
 @runtime_checkable
@@ -92,6 +96,29 @@ def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> C
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return CoCoMixForCausalLM(model_config)
+
+
+def require_memory(
+    config: TrainConfig, data: TextShape, mixer: MixerConfig, num_shares: int, memory_bytes: int
+) -> None:
+    """Refuse a student whose weights, gradients and AdamW's moments alone do not fit.
+
+    Args:
+        config: of the run.
+        data: gives the vocabulary and the context.
+        mixer: its settings, with the number of concepts.
+        num_shares: devices that each hold a share of every tensor.
+        memory_bytes: memory of one device.
+    """
+    with torch.device("meta"):
+        num_parameters = sum(parameter.numel() for parameter in build_student(config, data, mixer).parameters())
+    needed = TRAINING_BYTES_PER_PARAMETER * num_parameters // num_shares
+    if needed > memory_bytes:
+        raise CocomixError(
+            f"the student has {format_count(num_parameters)} parameters: weights, gradients and moments alone take "
+            f"{format_bytes(needed)}, and a device has {format_bytes(memory_bytes)}; choose smaller sizes, or more devices "
+            "with --parallel.strategy fsdp"
+        )
 
 
 def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints, restore_state, training_state, write_state
-from cocomix.base.devices import device_spec
+from cocomix.base.devices import device_spec, memory_bytes
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks
@@ -41,7 +41,7 @@ from cocomix.training.metrics import MetricsFile
 from cocomix.training.model_card import write_card
 from cocomix.training.nonfinite import StepValues, StepWatch
 from cocomix.training.optimizer import adamw, learning_rate
-from cocomix.training.students import build_objectives, build_student, trained_mixer
+from cocomix.training.students import build_objectives, build_student, require_memory, trained_mixer
 from cocomix.training.trackers import Trackers
 from cocomix.training.trainable import TrainableModule, gradient_norms
 
@@ -69,6 +69,8 @@ class Trainer:
         self.ranks, self.device = ranks, device
         self.validation = TokenDataset(config.data, "validation")
         data = batches.data
+        num_shares = ranks.size if config.parallel.strategy == "fsdp" else 1
+        require_memory(config, data, trained_mixer(config, batches), num_shares, memory_bytes(device))
         model = self._build()
         for part in batches.more.values():
             part.to(device)
@@ -100,7 +102,8 @@ class Trainer:
             Stopped: Ctrl-C or SIGTERM, after a checkpoint.
         """
         config = self.config
-        evaluate_at = {round(self.num_steps * (i + 1) / config.num_evaluations) for i in range(config.num_evaluations)}
+        num_evaluations = min(config.num_evaluations, self.num_steps)
+        evaluate_at = {round(self.num_steps * (i + 1) / num_evaluations) for i in range(num_evaluations)}
         progress = ProgressLine(
             f"training {config.output.name}",
             self.num_steps * self.tokens_per_step,

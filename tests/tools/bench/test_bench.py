@@ -19,7 +19,8 @@ from cocomix.cli.main import main
 from cocomix.mixers import concept as mixers
 from cocomix.sae import update as sae_update
 from cocomix.tools.bench import command, dense, extract, extract_ranks, generate, head, sae, train
-from cocomix.tools.bench.command import BenchConfig, CaseName, bench, sections
+from cocomix.tools.bench.command import bench, sections
+from cocomix.tools.bench.config import BenchConfig, CaseName
 from tests.modeling.helpers import student, tokens
 
 CASES = ("train", "head", "extract", "generate", "sae")

@@ -198,6 +198,18 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: dict[str, An
         compared(run)
 
 
+@pytest.mark.parametrize(
+    "line", ["null", "[1]", '{"step": null}', '{"validation_loss": 3.0}', "[" * 100_000, "9" * 5000, "{"]
+)
+def test_a_line_that_is_no_measurement_is_named(line: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [3.0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    (run / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(CocomixError, match=r"metrics.jsonl, line \d"):
+        compared(run)
+
+
 def test_the_page_fetches_nothing_and_names_cannot_reach_into_it(tmp_path: Path) -> None:
     evil = tmp_path / "<script>alert(1)<" / "script>"
     first, second = make_run(evil, [4.0, 3.0]), make_run(tmp_path / "[red]b[", [5.0, 2.5], recipe="b")

@@ -17,7 +17,7 @@ from cocomix.cli.main import main
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import write_names, write_statistics
-from cocomix.tools.generate.command import GenerateConfig
+from cocomix.tools.generate.config import GenerateConfig
 from tests.conftest import Tiny
 
 

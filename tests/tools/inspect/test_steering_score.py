@@ -18,7 +18,8 @@ from cocomix.modeling.loading import load_causal_lm
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, write_names
 from cocomix.tools.generate.continuations import GenerationSettings, continue_all
-from cocomix.tools.steer_eval.command import SteerEvalConfig, steer_eval
+from cocomix.tools.steer_eval.command import steer_eval
+from cocomix.tools.steer_eval.config import SteerEvalConfig
 from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
 from cocomix.tools.steer_eval.score import (
     Measurements,

@@ -12,7 +12,7 @@ import pytest
 
 import cocomix
 from cocomix import CocomixError, ParallelConfig, PlanConfig
-from cocomix.base.devices import known_devices
+from cocomix.base.accelerators import known_devices
 from cocomix.base.numbers import parse_count
 from cocomix.cli.main import main
 from cocomix.mixers.config import ConceptConfig

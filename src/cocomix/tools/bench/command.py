@@ -7,41 +7,21 @@ import importlib
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import Any, Protocol, cast, get_args, runtime_checkable
 
 import torch
 
 from cocomix.base.artifacts import recorded_versions, write_json
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.tools.bench import startup
+from cocomix.tools.bench.config import BenchConfig, CaseName
 from cocomix.tools.bench.report import Section
 
-CaseName = Literal["train", "head", "extract", "generate", "sae"]
-SizeName = Literal["default", "smoke"]
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """What to measure."""
-
-    case: tuple[CaseName, ...] = ()
-    """Cases to measure; by default all of them and the start-up time."""
-    size: SizeName = "default"
-    """`default`: sizes of the paper's smallest model, minutes per case. `smoke`: tiny sizes, to check that it runs."""
-    threads: int = 1
-    """Threads of torch; more than one only helps with as many idle cores."""
-    repetitions: int | None = None
-    """Rounds in which contestants take turns; by default the case's own number."""
-    json: Path | None = None
-    """File to write the result to."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "threads", "repetitions")
 
 
 @runtime_checkable

@@ -21,11 +21,12 @@ from transformers import GPT2LMHeadModel
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.ranks import joined_ranks
-from cocomix.data.prepare import PrepareConfig, prepare
+from cocomix.data.config import PrepareConfig
+from cocomix.data.prepare import prepare
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, TokenDataset
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.labels.config import AttributionConfig, ExtractConfig
+from cocomix.labels.extract import extract
 from cocomix.mixers.config import NoMixerConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.tools.bench.students import student_config

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CURVE_AXES = ("train_tokens", "train_flops", "train_seconds")
+from cocomix.base.kinds import METRIC_AXES
+
+CURVE_AXES = METRIC_AXES
 
 Curve = Sequence[Mapping[str, float | int]]
 """Points in order, each with `validation_loss` and the axes above."""

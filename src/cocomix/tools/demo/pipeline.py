@@ -5,46 +5,33 @@ Finished stages are recognised and unfinished ones continue, so the demo itself 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import DEMO
 from cocomix.base.progress import say
-from cocomix.data.prepare import PrepareConfig, prepare
+from cocomix.data.config import PrepareConfig
+from cocomix.data.prepare import prepare
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.evaluation.command import EvalConfig, evaluate
-from cocomix.labels.config import AttributionConfig
-from cocomix.labels.extract import ExtractConfig, extract
+from cocomix.evaluation.command import evaluate
+from cocomix.evaluation.config import EvalConfig
+from cocomix.labels.config import AttributionConfig, ExtractConfig
+from cocomix.labels.extract import extract
 from cocomix.objectives.config import DistillationConfig
-from cocomix.sae.train import TrainSaeConfig
+from cocomix.sae.config import TrainSaeConfig
+from cocomix.tools.demo.config import DemoConfig
 from cocomix.tools.demo.report import REPORT_NAME, write_report
-from cocomix.tools.demo.sizes import DemoSize, SizeName, StudentRun, demo_size
+from cocomix.tools.demo.sizes import DemoSize, StudentRun, demo_size
 from cocomix.tools.demo.steering_example import steering_example
 from cocomix.tools.demo.summary import most_used_concepts, summarize
-from cocomix.tools.inspect.command import InspectConfig, inspect
+from cocomix.tools.inspect.command import inspect
+from cocomix.tools.inspect.config import InspectConfig
 from cocomix.tools.sae_card.command import train_sae
 from cocomix.training.command import train
 from cocomix.training.config import OptimizerConfig, TrainConfig
 
 SUMMARY_NAME = "summary.json"
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """One demo."""
-
-    output: Path
-    """Folder of the demo: a folder for each stage, `report.html`, `summary.json` and figures."""
-    size: SizeName = "default"
-    """smoke: under a minute; default: at most 15 minutes on two cores; large: about two hours, with baselines."""
-    text: tuple[Path, ...] | None = None
-    """Text, Markdown, JSON-lines and Parquet files or folders; by default the running Python's standard library."""
-    seed: int = 0
-    """Seed of all stages."""
-    overwrite: bool = False
-    """Replace an earlier demo in the output folder."""
 
 
 def run_demo(config: DemoConfig) -> Path:

@@ -8,72 +8,28 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.progress import say
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.modeling.loading import load_causal_lm, local_model
+from cocomix.modeling.loading import load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.steer import SteerMode, Unit, steer
-from cocomix.tools.generate.strengths import explain_strengths, parse_strengths
+from cocomix.steering.steer import steer
+from cocomix.tools.generate.config import GenerateConfig, parse_strengths
+from cocomix.tools.generate.strengths import explain_strengths
 from cocomix.tools.generate.tokens import Sampling, next_tokens
 
 # Shapes: T tokens.
 
 DEFAULT_NEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """What to continue, and what to steer."""
-
-    model: Path
-    """Any causal LM: a training run, a folder of `save_pretrained`, a GGUF file or a Hub name."""
-    prompt: str
-    """Text to continue."""
-    steer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """CONCEPT=STRENGTH, once for each concept to steer: `--steer 1234=4 --steer "import statements=2"`."""
-    mode: SteerMode = "set"
-    """What a strength does: scale (multiplies the value where active), set and add (also where not active), zero (removes;
-    needs no strength), scale_logits (multiplies the logit before the strongest concepts are chosen), toward (brings the
-    concept about in what follows)."""
-    unit: Unit = "raw"
-    """Of the strengths of set and add: raw values, or multiples of the concept's usual activation."""
-    max_new_tokens: int | None = None
-    """Generate at most N tokens; by default 64, or as many as the context has room for."""
-    temperature: float = 0.0
-    """Sample at this temperature; 0: always take the likeliest token."""
-    top_k: int | None = None
-    """Sample from the K likeliest tokens; by default from all."""
-    top_p: float | None = None
-    """Sample from the likeliest tokens that together have this probability; by default from all."""
-    seed: int = 0
-    """Of sampling."""
-    compare: bool = False
-    """Also continue without steering, from the same seed."""
-    json: bool = False
-    """Print one JSON object, which includes the meaning of the edits."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "max_new_tokens", "top_k")
-        if not 0 <= self.temperature < math.inf:
-            raise CocomixError(f"temperature is {self.temperature}; it must be a number of at least 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise CocomixError(f"top_p is {self.top_p}; it must lie above 0 and be at most 1")
-        if not self.temperature and (self.top_k is not None or self.top_p is not None):
-            raise CocomixError("top_k and top_p restrict sampling; give a temperature above 0")
-        if self.compare and not self.steer:
-            raise CocomixError("--compare shows what steering changes; give --steer")
 
 
 def generate(config: GenerateConfig) -> str | dict[str, Any]:

@@ -1,13 +1,12 @@
-"""Strengths as written on a command line, and their meaning in words."""
+"""The meaning of strengths in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from cocomix.base.errors import CocomixError
 from cocomix.steering.concept_metadata import ActivationStatistics, ConceptMetadata, metadata_of
 from cocomix.steering.steer import raw_strengths
 
@@ -23,30 +22,6 @@ _WHAT_HAPPENS = {
 _IN_UNITS = " = {times:.3g} times its usual activation of {mean_abs:.3g}"
 _COMPARED = {"set": _IN_UNITS, "add": _IN_UNITS, "toward": ""}
 _COMPARED_BY_DEFAULT = ", usually at {mean:.3g}"
-
-
-def parse_strengths(edits: Iterable[str], mode: str) -> dict[str, float]:
-    """`1234=4` and `name=2` as a mapping for `steer`; mode `zero` needs no strength.
-
-    Raises:
-        CocomixError: an edit has another form, a strength is not a number, or a concept is given twice.
-    """
-    strengths: dict[str, float] = {}
-    for edit in edits:
-        concept, equals, text = edit.rpartition("=")
-        if not equals and mode == "zero":
-            concept, text = edit, "0"
-        concept = concept.strip()
-        if not concept:
-            raise CocomixError(f"--steer takes CONCEPT=STRENGTH, such as 1234=4 or 'a name=2', not {edit!r}")
-        try:
-            strength = float(text)
-        except ValueError:
-            raise CocomixError(f"the strength of --steer {edit!r} is {text!r}; it must be a number") from None
-        if concept in strengths:
-            raise CocomixError(f"--steer names concept {concept!r} twice")
-        strengths[concept] = strength
-    return strengths
 
 
 def explain_strengths(

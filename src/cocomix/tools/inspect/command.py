@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import INSPECTION
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
@@ -28,12 +27,13 @@ from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import check_data, load_causal_lm, local_model
+from cocomix.modeling.loading import check_data, load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import NAMES_NAME, add_names, read_metadata, write_statistics
 from cocomix.steering.directions import concept_directions
 from cocomix.tools.inspect.card_making import InspectionResults, make_cards
 from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
+from cocomix.tools.inspect.config import InspectConfig
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
 from cocomix.tools.inspect.occurrences import find_occurrences
 from cocomix.tools.inspect.site import write_site
@@ -46,51 +46,6 @@ WINDOWS_PER_READ = 512
 MAX_DIRECTION_WINDOWS = 512
 #: Names use more contexts than a card shows, and equal texts are dropped.
 KEPT_PER_CONTEXT = 2
-
-
-@dataclass(frozen=True)
-class InspectConfig:
-    """Which model to inspect, on which text, and how much of each."""
-
-    model: Path
-    """A model with a concept mixer: a training run, a folder of `save_pretrained` or a Hub name."""
-    data: Path
-    """Token dataset with the model's tokenizer. Its validation split is read; with --labels alone, the training split."""
-    output: Path
-    """Folder for the cards and the site."""
-    labels: Path | None = None
-    """Concept dataset of --data that the model was trained on: gives how often each concept is a label. Without --teacher
-    and --sae its training windows are read, because only these have labels."""
-    teacher: Path | None = None
-    """Teacher of the labels: computes labels for held-out text, and finds contexts of the latents."""
-    sae: Path | None = None
-    """The teacher's autoencoder."""
-    layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
-    attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
-    """How labels are chosen; with --labels, as in that dataset."""
-    num_contexts: int = 8
-    """Contexts of each concept and source."""
-    num_tokens: int = 10
-    """Tokens that a concept promotes, and the same number that it suppresses."""
-    num_nearest: int = 8
-    """Nearest concepts."""
-    num_measured: int = 1024
-    """Number of concepts whose effect on the next token is measured, the most often predicted ones."""
-    max_windows: int | None = 2048
-    """Number of evenly spaced windows to read."""
-    num_probe_windows: int = 256
-    """Number of windows for the causal probes; 0: no probes."""
-    overwrite: bool = False
-    """Replace what a former run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "num_contexts", "num_tokens", "num_nearest", "max_windows")
-        require_at_least(0, self, "num_measured", "num_probe_windows")
-        if (self.teacher is None) != (self.sae is None):
-            raise CocomixError("labels for held-out text need both --teacher and --sae")
-        if self.sae is None and self.layer is not None:
-            raise CocomixError("--layer is the autoencoder's: give --teacher and --sae")
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:

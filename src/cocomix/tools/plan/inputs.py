@@ -9,7 +9,7 @@ from typing import Any
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, TOKEN_DATASET
-from cocomix.labels.distillation_targets import DistillTargetsConfig
+from cocomix.labels.config import DistillTargetsConfig
 from cocomix.training.config import NOT_NEEDED, OPEN, TrainConfig
 from cocomix.training.recipes import find_recipe
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-import tyro
-
-from cocomix.base.devices import DeviceSpec, known_devices
-from cocomix.base.errors import CocomixError, nearest, require_at_least
+from cocomix.base.accelerators import DeviceSpec
+from cocomix.base.errors import CocomixError, nearest
 from cocomix.base.numbers import parse_count
 from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Cost
+from cocomix.tools.plan.config import PlanConfig
 from cocomix.tools.plan.costs import objectives_cost
 from cocomix.tools.plan.inputs import Inputs, PlannedText, read_inputs
 from cocomix.tools.plan.memory import BFLOAT16_BYTES, FLOAT32_BYTES, Memory, device_memory
@@ -34,47 +33,6 @@ from cocomix.training.widths import (
     meta_model,
     num_active_parameters,
 )
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """A training run to plan, and the devices for it. Takes every option of `cocomix train`."""
-
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
-    """The run, which may be incomplete."""
-    recipe: str | None = None
-    """Recipe to plan; `cocomix recipes` lists them. Other options change it."""
-    tokens: str | None = None
-    """Tokens to train on, such as 64M, 200B or 1.5T; by default num_tokens."""
-    devices: int = 1
-    """Number of devices."""
-    device: str = "h100"
-    """Type of the devices: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
-    --memory-gb."""
-    strategy: Literal["ddp", "fsdp"] | None = None
-    """How the model is spread over the devices; by default parallel.strategy."""
-    utilisation: float = 0.4
-    """Share of the devices' peak that the algorithmic FLOPs are expected to reach."""
-    peak_tflops: float | None = None
-    """Peak of one device in the run's precision, in TFLOP/s; by default from the table."""
-    memory_gb: float | None = None
-    """Memory of one device, in GB; by default from the table."""
-    vocab_size: int | None = None
-    """V; by default from --data or the recipe."""
-    context_length: int | None = None
-    """T; by default from --data or the recipe."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def __post_init__(self) -> None:
-        require_at_least(1, self, "devices", "vocab_size")
-        require_at_least(2, self, "context_length")
-        if not 0 < self.utilisation <= 1:
-            raise CocomixError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
-        for name in ("peak_tflops", "memory_gb"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise CocomixError(f"{name} is {value}; it must be a number above 0")
 
 
 @dataclass(frozen=True)
@@ -228,7 +186,7 @@ def make_plan(config: PlanConfig) -> Plan:
         config = replace(config, run=replace(config.run, parallel=parallel))
     run = config.run
     num_tokens = run.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
-    device, windows_per_pass = _device(config), _windows_per_pass(config)
+    device, windows_per_pass = config.device_spec, _windows_per_pass(config)
     inputs = read_inputs(run, config.recipe, config.vocab_size, config.context_length)
     text, num_concepts = inputs.text, inputs.num_concepts
     if num_concepts is not None:  # labels may have another number than the recipe
@@ -311,26 +269,6 @@ def _label_bytes(inputs: Inputs) -> int:
 def _target_bytes(inputs: Inputs) -> int:
     """Bytes per token of stored targets, before compression: two bytes per draw if V fits, and a float32 entropy."""
     return inputs.num_draws * (2 if inputs.text.vocab_size <= 2**16 else 4) + 4
-
-
-def _device(config: PlanConfig) -> DeviceSpec:
-    """The device from the table, with the given figures replaced."""
-    name = config.device.strip().lower().replace(" ", "-").replace("_", "-")
-    known = known_devices().get(name)
-    if known is None and (config.peak_tflops is None or config.memory_gb is None):
-        close = nearest(config.device, known_devices())
-        raise CocomixError(
-            f"the device {config.device!r} is not in the table{close}; for another, give --peak-tflops and --memory-gb"
-        )
-    spec = known or DeviceSpec(config.device, 0.0, 0.0, 0)
-    if config.peak_tflops is not None:
-        peak = config.peak_tflops * 1e12
-        spec = replace(spec, bfloat16_flops=peak, float32_flops=spec.float32_flops if known else peak)
-        if config.run.parallel.precision == "float32":
-            spec = replace(spec, float32_flops=peak)
-    if config.memory_gb is not None:
-        spec = replace(spec, memory_bytes=round(config.memory_gb * 1e9))
-    return spec
 
 
 def _windows_per_pass(config: PlanConfig) -> int:

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.hub import may_be_on_hub
 from cocomix.base.remote_code import is_trusted
-from cocomix.modeling.loading import load_config, may_be_on_hub
+from cocomix.modeling.loading import load_config
 from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import Size
 from cocomix.training.students import TextShape

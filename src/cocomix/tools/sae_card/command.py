@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cocomix.base.artifacts import Manifest
-from cocomix.sae.train import TrainedAutoencoder, TrainSaeConfig, train_autoencoders
+from cocomix.sae.config import TrainSaeConfig
+from cocomix.sae.train import TrainedAutoencoder, train_autoencoders
 
 
 def train_sae(config: TrainSaeConfig) -> tuple[Manifest, ...]:

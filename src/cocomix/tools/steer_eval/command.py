@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.errors import CocomixError
+from cocomix.base.hub import local_model
 from cocomix.base.kinds import STEERING_SCORE
 from cocomix.base.page import write_file
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import identify_sae, load_extractor
-from cocomix.modeling.loading import check_context, check_data, load_causal_lm, local_model
+from cocomix.modeling.loading import check_context, check_data, load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, read_metadata
 from cocomix.steering.directions import NUM_STRONGEST, concept_directions
-from cocomix.steering.steer import SteerMode
 from cocomix.tools.generate.continuations import GenerationSettings
+from cocomix.tools.steer_eval.config import STRENGTHS, SteerEvalConfig
 from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
 from cocomix.tools.steer_eval.report import draw_figures, headline, markdown, summarize_strengths
 from cocomix.tools.steer_eval.score import (
@@ -41,72 +40,6 @@ from cocomix.tools.steer_eval.score import (
 )
 
 RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
-
-#: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
-STRENGTHS = {
-    "toward": (0.15, 0.25, 0.35, 0.5),
-    "set": (0.5, 1.0, 2.0, 4.0),
-    "add": (0.5, 1.0, 2.0, 4.0),
-    "scale": (2.0, 3.0, 5.0, 10.0),
-    "scale_logits": (2.0, 3.0, 5.0, 10.0),
-}
-
-#: Half of them are scored, and with fewer than five a sign-flip test can't be significant at 5 % (2^-5 < 0.05).
-MIN_PROMPTS = 10
-
-
-@dataclass(frozen=True)
-class SteerEvalConfig:
-    """What to steer, and how to measure the effect."""
-
-    model: Path
-    """Student with a concept mixer: a training run, or a folder of `save_pretrained`."""
-    teacher: Path
-    """The teacher of its labels, which reads the text back."""
-    sae: Path
-    """The teacher's autoencoder: concept i of the model is its latent i."""
-    data: Path
-    """Token dataset: prompts come from its validation split, usual activations and directions from its training split."""
-    output: Path
-    """Folder for the score."""
-    layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
-    mode: SteerMode = "toward"
-    """How to steer; see `cocomix generate`."""
-    strengths: tuple[float, ...] = ()
-    """Strengths to try, for set and add in units of the usual activation; by default four per mode."""
-    concepts: tuple[int, ...] = ()
-    """The sample; by default the most used concepts."""
-    num_concepts: int = 100
-    """Size of the sample without --concepts: the concepts most often among the four strongest of a token."""
-    num_prompts: int = 64
-    """Half of the prompts choose the strengths, the other half scores them."""
-    num_prompt_tokens: int = 16
-    num_new_tokens: int = 32
-    """Tokens of each continuation."""
-    temperature: float = 1.0
-    """Of sampling; 0: always the likeliest token."""
-    steer_prompt: bool = True
-    """Whether all tokens of the prompt are edited; if not, edits start at its last token, which decides the first new one."""
-    max_fluency_cost: float = 0.5
-    """Nats per token that steering may add to the teacher's loss."""
-    num_windows: int = 512
-    """Training windows that measure which concepts are used, usual activations and directions."""
-    batch_size: int = 256
-    """Continuations in a batch."""
-    seed: int = 0
-    """Of sampling, of the split into halves and of the controls."""
-    overwrite: bool = False
-    """Replace what a former run left in the output folder."""
-
-    def __post_init__(self) -> None:
-        require_at_least(MIN_PROMPTS, self, "num_prompts")
-        require_at_least(2, self, "num_concepts")
-        require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows", "batch_size")
-        if self.mode not in STRENGTHS:
-            raise CocomixError(f"mode is {self.mode!r}; it must be one with strengths to try: {', '.join(STRENGTHS)}")
-        if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
-            raise CocomixError("--concepts takes two or more different concepts, because each is compared with another")
 
 
 def steer_eval(config: SteerEvalConfig) -> str:

@@ -1,0 +1,32 @@
+"""The configuration of `cocomix bench`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cocomix.base.errors import require_at_least
+
+CaseName = Literal["train", "head", "extract", "generate", "sae"]
+SizeName = Literal["default", "smoke"]
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure."""
+
+    case: tuple[CaseName, ...] = ()
+    """Cases to measure; by default all of them and the start-up time."""
+    size: SizeName = "default"
+    """`default`: sizes of the paper's smallest model, minutes per case. `smoke`: tiny sizes, to check that it runs."""
+    threads: int = 1
+    """Threads of torch; more than one only helps with as many idle cores."""
+    repetitions: int | None = None
+    """Rounds in which contestants take turns; by default the case's own number."""
+    json: Path | None = None
+    """File to write the result to."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "repetitions")
+        require_at_least(1, self, "threads", maximum=1024)

@@ -1,0 +1,77 @@
+"""The configuration of `cocomix steer-eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
+from cocomix.steering.modes import SteerMode
+
+#: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
+STRENGTHS = {
+    "toward": (0.15, 0.25, 0.35, 0.5),
+    "set": (0.5, 1.0, 2.0, 4.0),
+    "add": (0.5, 1.0, 2.0, 4.0),
+    "scale": (2.0, 3.0, 5.0, 10.0),
+    "scale_logits": (2.0, 3.0, 5.0, 10.0),
+}
+
+#: Half of them are scored, and with fewer than five a sign-flip test can't be significant at 5 % (2^-5 < 0.05).
+MIN_PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class SteerEvalConfig:
+    """What to steer, and how to measure the effect."""
+
+    model: Path
+    """Student with a concept mixer: a training run, or a folder of `save_pretrained`."""
+    teacher: Path
+    """The teacher of its labels, which reads the text back."""
+    sae: Path
+    """The teacher's autoencoder: concept i of the model is its latent i."""
+    data: Path
+    """Token dataset: prompts come from its validation split, usual activations and directions from its training split."""
+    output: Path
+    """Folder for the score."""
+    layer: int | None = None
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
+    mode: SteerMode = "toward"
+    """How to steer; see `cocomix generate`."""
+    strengths: tuple[float, ...] = ()
+    """Strengths to try, for set and add in units of the usual activation; by default four per mode."""
+    concepts: tuple[int, ...] = ()
+    """The sample; by default the most used concepts."""
+    num_concepts: int = 100
+    """Size of the sample without --concepts: the concepts most often among the four strongest of a token."""
+    num_prompts: int = 64
+    """Half of the prompts choose the strengths, the other half scores them."""
+    num_prompt_tokens: int = 16
+    num_new_tokens: int = 32
+    """Tokens of each continuation."""
+    temperature: float = 1.0
+    """Of sampling; 0: always the likeliest token."""
+    steer_prompt: bool = True
+    """Whether all tokens of the prompt are edited; if not, edits start at its last token, which decides the first new one."""
+    max_fluency_cost: float = 0.5
+    """Nats per token that steering may add to the teacher's loss."""
+    num_windows: int = 512
+    """Training windows that measure which concepts are used, usual activations and directions."""
+    batch_size: int = 256
+    """Continuations in a batch."""
+    seed: int = 0
+    """Of sampling, of the split into halves and of the controls."""
+    overwrite: bool = False
+    """Replace what a former run left in the output folder."""
+
+    def __post_init__(self) -> None:
+        require_at_least(MIN_PROMPTS, self, "num_prompts")
+        require_at_least(2, self, "num_concepts")
+        require_at_least(1, self, "num_prompt_tokens", "num_new_tokens", "num_windows")
+        require_at_least(1, self, "batch_size", maximum=MAX_SIZE)
+        require_at_least(0, self, "layer", "seed")
+        if self.mode not in STRENGTHS:
+            raise CocomixError(f"mode is {self.mode!r}; it must be one with strengths to try: {', '.join(STRENGTHS)}")
+        if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
+            raise CocomixError("--concepts takes two or more different concepts, because each is compared with another")
