@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 
-from cocomix import CoCoMixForCausalLM, CocomixError, load_causal_lm, train
+from cocomix import CocomixError, CoCoMixForCausalLM, load_causal_lm, train
 from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, fingerprint_of_path
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.steering.concept_metadata import metadata_of, write_names, write_statistics
