@@ -48,6 +48,7 @@ def blocks() -> dict[str, str]:
         "autoencoders": autoencoders(),
         "stride": stride(),
         "prepare": prepare(),
+        "faults": faults(),
         "families": families(),
         "dictionaries": dictionaries(),
         "dictionaries not read": dictionaries_not_read(),
@@ -158,6 +159,15 @@ def prepare() -> str:
     ]
     head = ["text", "", "workers", "peak memory", "of workers", "wall clock", "processor time", "load average"]
     return table(head, rows)
+
+
+def faults() -> str:
+    outcomes = ("refused", "same result", "silent", "traceback", "left behind")
+    rows = [
+        [kind, *(str(counts.get(outcome, 0)) for outcome in outcomes)]
+        for kind, counts in stored("faults")["kinds"].items()
+    ]
+    return table(["folder", *outcomes], rows)
 
 
 def families() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,13 +202,6 @@ def test_what_fails_before_it_writes_leaves_nothing(error: BaseException, tmp_pa
     with pytest.raises(type(error)), artifacts.begin(tmp_path / "out", "thing", {"a": 1}, config={"a": 1}):
         raise error
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_deleted_meanwhile_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error, artifacts.begin(tmp_path / "out", "thing", {"a": 1}):  # noqa: PT012
-        shutil.rmtree(tmp_path / "out")
-        artifacts.finish(tmp_path / "out")
-    assert error.value.filename == str(tmp_path / "out" / "settings.json")
 
 
 def test_a_full_disk_for_the_settings_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

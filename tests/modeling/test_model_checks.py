@@ -97,6 +97,17 @@ def test_hidden_states_that_say_nothing_are_refused(
     assert "after block 0" in error
 
 
+@pytest.mark.parametrize("command", WITH_CONCEPTS)
+def test_concepts_that_change_nothing_are_refused(
+    command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = foreign(tiny.sae, tmp_path / "sae")
+    model = with_concepts("llama", tmp_path / "model")
+    set_weights(model, "", torch.Tensor.zero_)
+    error = failure(command, WITH_CONCEPTS[command](tiny, model, sae), capsys, tmp_path / "out")
+    assert "no directions" in error
+
+
 @pytest.mark.parametrize("command", ["eval", "distill-targets", "generate"])
 def test_logits_that_are_not_finite_are_refused(
     command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Body:
-    """What `base_model` of a causal LM is: called, it gives the hidden states that the head reads, with the concepts mixed in.
+    """The `base_model` of a causal LM: called, it gives the hidden states that the head reads, with the concepts mixed in.
 
     It is no module, because the model itself holds all weights. Its attributes are those of the decoder.
 

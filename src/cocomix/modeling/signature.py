@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 
@@ -31,5 +30,5 @@ class WithOptionalLabels:
         of_class.__signature__ = signature.replace(parameters=needed)  # type: ignore[attr-defined]
         self.of_class = of_class
 
-    def __get__(self, model: Any, _: type) -> Callable[..., Any]:
-        return self.of_class if model is None else MethodType(self.forward, model)
+    def __get__(self, model: Any, owner: type) -> Callable[..., Any]:
+        return self.of_class if model is None else self.forward.__get__(model, owner)

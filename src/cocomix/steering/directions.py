@@ -15,6 +15,8 @@ backward pass over some text gives s, and with it the directions toward all conc
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -58,7 +60,7 @@ def concept_directions(
         description: name of the work in a progress line; None: no line.
 
     Raises:
-        CocomixError: the model does not mix its concepts in.
+        CocomixError: the model does not mix its concepts in, or they change nothing.
     """
     if not model.config.mixer.is_steerable:
         raise CocomixError("directions need a model whose concepts are mixed into its hidden states")
@@ -85,6 +87,11 @@ def concept_directions(
         N += len(scores)
     mean = total / N
     information = products / N - torch.outer(mean, mean)
+    if not 0 < float(information.trace()) < math.inf:
+        raise CocomixError(
+            "there are no directions toward concepts: what is mixed in does not change the model's next token, or its logits "
+            "are not finite"
+        )
     gains = sums.double() / counts.clamp(min=1).unsqueeze(-1) - mean
     return _natural(gains, information, counts > 0).float().cpu()
 

@@ -138,12 +138,12 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         probes = run_probes(model, inputs.dataset, oracle, max_windows=config.num_probe_windows)
         summary["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
         summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
-    artifacts.write_json(config.output / SUMMARY_NAME, summary)
     statistics = results.occurrences.activations
     if is_mixed:
         num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
         directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
         statistics = dataclasses.replace(statistics, directions=directions)
+    artifacts.write_json(config.output / SUMMARY_NAME, summary)
     write_statistics(config.output, statistics)
     say("writing the cards")
     write_cards(config.output, make_cards(results, inputs.dataset, config.num_contexts))
