@@ -168,7 +168,8 @@ _OPENERS: dict[str, Callable[..., io.BufferedIOBase]] = {
 
 def _open(path: Path) -> io.BufferedIOBase:
     """A file opened for reading, decompressed according to its suffix."""
-    return _OPENERS.get(path.suffix.lower(), Path.open)(path, "rb")
+    file: io.BufferedIOBase = _OPENERS.get(path.suffix.lower(), Path.open)(path, "rb")
+    return file
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
