@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cocomix import CocomixError, EvalConfig, PrepareConfig, TokenDataset, prepare
+from cocomix import CocomixError, ConceptDataset, EvalConfig, PrepareConfig, TokenDataset, prepare
 from cocomix.data.tokenizer import load_tokenizer, make_encoder, same_tokens, train_tokenizer
 from cocomix.evaluation.command import _tokenizer as tokenizer_of
 from cocomix.tools.generate.command import prompt_tokens
@@ -103,6 +103,11 @@ def test_equal_tokens_behind_another_class(tiny: Tiny, tmp_path: Path) -> None:
     data = TokenDataset(tiny.data)
     assert same_tokens(tokenizer, load_tokenizer(tmp_path))
     data.check_model(tmp_path, data.vocab_size)
+    # Labels of the one dataset belong to the other, whose windows are equal.
+    settings = {"tokenizer": str(tmp_path), "context_length": 16, "validation_fraction": 0.2}
+    made = prepare(PrepareConfig(tmp_path / "data", (tiny.corpus,), **settings))  # type: ignore[arg-type]
+    assert made.fingerprint != data.fingerprint
+    ConceptDataset(tiny.concepts, TokenDataset(tmp_path / "data"))
     # The other way round, the data has a token that the model does not know.
     assert not same_tokens(load_tokenizer(tmp_path), tokenizer)
     for change in ("merges", "vocab"):
