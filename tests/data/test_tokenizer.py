@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cocomix import CocomixError, PrepareConfig, TokenDataset, prepare
+from cocomix import CocomixError, ConceptDataset, EvalConfig, PrepareConfig, TokenDataset, prepare
 from cocomix.data.tokenizer import load_tokenizer, make_encoder, same_tokens, train_tokenizer
+from cocomix.evaluation.command import _tokenizer as tokenizer_of
+from cocomix.tools.generate.command import prompt_tokens
 from tests.conftest import Tiny
 
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -59,7 +62,7 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("make", [gpt2_like, llama_like, unigram])
-def test_a_special_token_spelled_out_is_text(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_special_token_spelled_out_is_text(make: Callable[[], PreTrainedTokenizerFast]) -> None:
     tokenizer = make()
     end = tokenizer.eos_token
     texts = [
@@ -79,6 +82,15 @@ def test_a_special_token_spelled_out_is_text(make) -> None:  # type: ignore[no-u
     assert marked[0][:-1] == plain[0] == tokenizer(texts[0], add_special_tokens=False)["input_ids"]
 
 
+def test_a_prompt_may_hold_special_tokens() -> None:
+    tokenizer = llama_like()
+    assert prompt_tokens(tokenizer, "a</s>").tolist() == [[1, tokenizer.convert_tokens_to_ids("▁a"), 2]]
+    silent = PreTrainedTokenizerFast(tokenizer_object=unigram().backend_tokenizer)
+    assert prompt_tokens(silent, "</s>").tolist() == [[1]]
+    with pytest.raises(CocomixError, match="the prompt is empty"):
+        prompt_tokens(silent, "")
+
+
 def test_equal_tokens_behind_another_class(tiny: Tiny, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny.data / "tokenizer")
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -91,6 +103,11 @@ def test_equal_tokens_behind_another_class(tiny: Tiny, tmp_path: Path) -> None:
     data = TokenDataset(tiny.data)
     assert same_tokens(tokenizer, load_tokenizer(tmp_path))
     data.check_model(tmp_path, data.vocab_size)
+    # Labels of the one dataset belong to the other, whose windows are equal.
+    settings = {"tokenizer": str(tmp_path), "context_length": 16, "validation_fraction": 0.2}
+    made = prepare(PrepareConfig(tmp_path / "data", (tiny.corpus,), **settings))  # type: ignore[arg-type]
+    assert made.fingerprint != data.fingerprint
+    ConceptDataset(tiny.concepts, TokenDataset(tmp_path / "data"))
     # The other way round, the data has a token that the model does not know.
     assert not same_tokens(load_tokenizer(tmp_path), tokenizer)
     for change in ("merges", "vocab"):
@@ -122,8 +139,12 @@ def test_a_tokenizer_that_does_not_say_what_ends_a_text(tiny: Tiny, tmp_path: Pa
     assert made.settings["eos_token"] == "<|endoftext|>"
     data, usual = TokenDataset(tmp_path / "data"), TokenDataset(tiny.data)
     assert data.eos_token_id == data.tokenizer().eos_token_id == usual.eos_token_id
-    # The model's tokenizer still does not say it, and fits.
+    # The model's tokenizer still does not say it, and fits; benchmarks take the data's.
     data.check_model(tmp_path / "silent", data.vocab_size)
+    evaluation = EvalConfig(tmp_path / "silent", tmp_path, data=tmp_path / "data")
+    assert tokenizer_of(evaluation, data).eos_token_id == data.eos_token_id
+    with pytest.raises(CocomixError, match=r"silent .*--data"):
+        tokenizer_of(evaluation, None)
 
 
 def test_another_end_of_sequence_is_not_taken_for_the_same(tiny: Tiny, tmp_path: Path) -> None:

@@ -180,6 +180,13 @@ class TestAgainstPlainLoops:
             assert (log_likelihood, hit) == (pytest.approx(expected[0], rel=1e-5), expected[1])
 
 
+def test_a_special_token_that_a_benchmark_spells_out_is_text(folders: dict[str, Path]) -> None:
+    model, tokenizer = load_causal_lm(folders["plain"]), load_tokenizer(folders["plain"])
+    assert tokenizer.eos_token_id in tokenizer.encode("a</s>b")
+    ids = _Scorer(model, tokenizer, batch_size=16).tok_encode("a</s>b")
+    assert tokenizer.decode(ids) == "a ? ? s ? b"
+
+
 def test_model_is_left_as_it_is_and_nothing_is_fetched(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

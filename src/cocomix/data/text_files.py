@@ -116,10 +116,8 @@ def read_file(path: Path, text_field: str) -> Iterator[Document]:
         yield error
     except UnicodeDecodeError as error:
         yield CocomixError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out")
-    except OSError as error:
-        yield CocomixError(f"{path} can't be read: {error.strerror or error}")
-    except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        yield CocomixError(f"{path} can't be read: {reason_of(error)}")
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        yield CocomixError(f"{path} can't be read: {getattr(error, 'strerror', None) or reason_of(error)}")
 
 
 def field_of(row: Any, field: str) -> Any:
@@ -168,7 +166,8 @@ _OPENERS: dict[str, Callable[..., io.BufferedIOBase]] = {
 
 def _open(path: Path) -> io.BufferedIOBase:
     """A file opened for reading, decompressed according to its suffix."""
-    return _OPENERS.get(path.suffix.lower(), Path.open)(path, "rb")
+    file: io.BufferedIOBase = _OPENERS.get(path.suffix.lower(), Path.open)(path, "rb")
+    return file
 
 
 def _lines_of(path: Path) -> Iterator[bytes]:
