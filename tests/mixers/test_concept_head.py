@@ -36,18 +36,17 @@ def test_forward_and_all_gradients_equal_the_dense_reference(
     x, weight, bias, compress_weight = leaves
     all_labels[1::3, A // 2 :] = -100  # a third of the rows has fewer labels, or none
     labels = all_labels if with_labels else None
-    # Weights that differ by row and element, so that no two gradient paths can cancel or hide each other.
-    row_weights, out_weights = torch.randn(N).double(), torch.randn(N, x.shape[1]).double()
-    row_weights[(all_labels < 0).all(-1)] = 0
+    # Weights that differ by element, so that no two gradient paths can cancel or hide each other.
+    out_weights = torch.randn(N, x.shape[1]).double()
 
-    values, indices, loss = concept_head.predict_concepts(x, weight, bias, K, labels, row_weights, rows)
+    values, indices, loss = concept_head.predict_concepts(x, weight, bias, K, labels, rows)
     vectors = concept_head.compress_concepts(values, indices, compress_weight)
     fast = torch.autograd.grad(1.5 * loss + (vectors * out_weights).sum(), leaves)
 
     z, active, _ = reference.concept_head(x, weight, bias, K)
     expected_loss = torch.zeros(()).double()
     if labels is not None:
-        expected_loss = (reference.concept_losses(z, labels) * row_weights).sum()
+        expected_loss = reference.concept_losses(z, labels).sum()
     expected_vectors = active @ compress_weight
     slow = torch.autograd.grad(1.5 * expected_loss + (expected_vectors * out_weights).sum(), leaves)
 
@@ -87,10 +86,10 @@ def test_the_largest_are_found_in_the_groups_with_the_largest_maxima() -> None:
 
 def test_gradients_pass_gradcheck() -> None:
     (x, weight, bias, _), labels = inputs(5, 9, 3, D=4)
-    row_weights = torch.rand(5).double()
+    labels[1, 1:], labels[3] = -100, -100
 
     def run(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return concept_head.predict_concepts(*leaves, 3, labels, row_weights)[::2]
+        return concept_head.predict_concepts(*leaves, 3, labels)[::2]
 
     assert torch.autograd.gradcheck(run, (x, weight, bias))
 

@@ -369,7 +369,7 @@ def test_own_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         refused(own, named)
     settings = json.loads((own / "sae.json").read_text())
     for changed, named in (
-        ({"format_version": 1}, "format version 1"),
+        ({"format_version": 1}, "has format version 1, not 2"),
         ({"slope": 1}, "slope"),
         ({"activation": "tanh"}, "activation is 'tanh'"),
         ({"normalize_input": True}, "normalize_input = True"),

@@ -45,8 +45,7 @@ class SparseAutoencoderConfig:
     def __post_init__(self) -> None:
         for name, choices in (("activation", ACTIVATIONS), ("normalize_input", INPUT_NORMALIZATIONS)):
             if getattr(self, name) not in choices:
-                given = reprlib.repr(getattr(self, name))  # of any length
-                raise CocomixError(f"{name} is {given}; choose one of {', '.join(choices)}")
+                raise CocomixError(f"{name} is {reprlib.repr(getattr(self, name))}; choose one of {', '.join(choices)}")
         for name in ("hidden_size", "num_latents", "num_active_latents"):
             size = getattr(self, name)
             if size is not None and not 1 <= size <= MAX_SIZE:

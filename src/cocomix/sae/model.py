@@ -154,12 +154,9 @@ class SparseAutoencoder(nn.Module):
 
     def _choose(self, z: Float[Tensor, "n C"]) -> tuple[Int64[Tensor, "n K"], int]:
         K = self.config.num_active_latents
-        if self.config.activation == "topk":
+        if self.config.activation in ("topk", "abstopk"):
             assert K is not None
-            return z.topk(K, dim=-1).indices, K
-        if self.config.activation == "abstopk":
-            assert K is not None
-            return z.abs().topk(K, dim=-1).indices, K
+            return (z if self.config.activation == "topk" else z.abs()).topk(K, dim=-1).indices, K
         if self.config.activation == "groupmax":
             assert K is not None
             groups = z.unflatten(-1, (K, -1))

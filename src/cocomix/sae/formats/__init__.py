@@ -8,96 +8,28 @@ its shape fits better, and no file can run code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
-from cocomix.sae.config import ACTIVATIONS, INPUT_NORMALIZATIONS, SparseAutoencoderConfig
+from cocomix.sae.config import SparseAutoencoderConfig
 from cocomix.sae.formats import readers, saelens
 from cocomix.sae.formats.files import SaeWeights
 from cocomix.sae.formats.find import local_path, recognise
 from cocomix.sae.formats.saelens import with_input_scale as with_input_scale
 
-
-@dataclass(frozen=True)
-class Format:
-    """A reader, and what docs/dictionaries.md says of it: the rows of its table come from here."""
-
-    read: Callable[[Path], SaeWeights]
-    kinds: str
-    """Which of its dictionaries are read."""
-    subtracted: str
-    """From the input, before encoding."""
-    normalization: str
-    """Of the input."""
-    latents: str
-    """Which are active."""
-    file: str = ""
-    """A single file, where it need not be a folder of `find.FILES`."""
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-FORMATS: dict[str, Format] = {
-    "own": Format(
-        readers.read_own,
-        "all that its settings say",
-        "`decoder_bias`, if `subtract_decoder_bias`",
-        _names(INPUT_NORMALIZATIONS),
-        _names(ACTIVATIONS),
-    ),
-    "openai": Format(
-        readers.read_openai,
-        "TopK (v5) and the older ReLU files",
-        "`pre_bias`",
-        "TopK: x = (h − mean) / (std + 1e-5), undone by · std + mean; ReLU: none",
-        "k largest, after a ReLU; or all above zero",
-        "one `.pt` with `pre_bias`",
-    ),
-    "sparsify": Format(
-        readers.read_sparsify,
-        "TopK, signed TopK, groupmax; skip connections and transcoders",
-        "`b_dec`, unless a transcoder",
-        "none",
-        "k largest, or the largest of each of k groups, after a ReLU; signed: the k largest in size, with their signs",
-    ),
-    "saelens": Format(
-        saelens.read,
-        f"versions 6 and 5, and checkpoints of a training: {_names(saelens.ARCHITECTURES)}",
-        "`b_dec`, if `apply_b_dec_to_input`",
-        _names(saelens.NORMALIZATIONS),
-        "by architecture; the BatchTopK ones all above their threshold; `abstopk`: the k largest in size, with their signs",
-    ),
-    "gemma_scope": Format(
-        readers.read_gemma_scope,
-        "all",
-        "nothing",
-        "none",
-        "above a threshold each",
-        "`params.npz`, a folder's or alone",
-    ),
-    "gemma_scope_2": Format(readers.read_gemma_scope_2, "autoencoders", "nothing", "none", "above a threshold each"),
-    "dictionary_learning": Format(
-        readers.read_dictionary_learning,
-        _names(readers.DICTIONARY_LEARNING),
-        "`b_dec`",
-        "none",
-        "k largest, after a ReLU; the BatchTopK ones all above their threshold",
-    ),
-    "qwen_scope": Format(
-        readers.read_qwen_scope,
-        "all",
-        "nothing",
-        "none",
-        "k largest, after a ReLU; k is the end of the repository's name (`L0_50`)",
-        "one `layer….sae.pt` with `W_enc`",
-    ),
+FORMATS: dict[str, Callable[[Path], SaeWeights]] = {
+    "own": readers.read_own,
+    "openai": readers.read_openai,
+    "sparsify": readers.read_sparsify,
+    "saelens": saelens.read,
+    "gemma_scope": readers.read_gemma_scope,
+    "gemma_scope_2": readers.read_gemma_scope_2,
+    "dictionary_learning": readers.read_dictionary_learning,
+    "qwen_scope": readers.read_qwen_scope,
 }
 _WRITERS = {"own": readers.write_own, "saelens": saelens.write}
 
@@ -109,7 +41,7 @@ def read(path: Path | str, format: str | None = None, *, allow_square: bool = Fa
     local = local_path(path)
     name = format or recognise(local)
     try:
-        config, tensors = FORMATS[name].read(local)
+        config, tensors = FORMATS[name](local)
     except CocomixError as error:
         raise error if str(local) in str(error) else CocomixError(f"{local}: {error}") from None
     if name != "own" and config.hidden_size == config.num_latents and not allow_square:

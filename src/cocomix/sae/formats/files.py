@@ -32,10 +32,10 @@ NEEDED = {
     "matching_pursuit": "an encoder that chooses one latent after another",
 }
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 60
-#: A value of a file as a message shows it: of any length and depth.
-short = _repr.repr
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+#: How a message shows a value of a file, which can have any length and depth.
+short = _SHORT.repr
 
 
 class SaeWeights(NamedTuple):
@@ -77,28 +77,22 @@ class Tensors:
         return tensor if tensor.dtype == torch.float64 else tensor.float()
 
     def take_weights(
-        self,
-        config: SparseAutoencoderConfig,
-        names: str,
-        *,
-        skip: str = "skip_weight",
-        threshold: str = "threshold",
-        ignored: str = "",
+        self, config: SparseAutoencoderConfig, names: str, *, skip: str = "skip_weight", ignored: str = ""
     ) -> SaeWeights:
         """All tensors that the configuration asks for; every other one is refused.
 
         Args:
             config: of the dictionary.
             names: of the encoder's matrix and bias and of the decoder's matrix and bias, separated by spaces; `.T` follows
-                the name of a matrix that is stored as one column a latent, [D, C].
+                the name of a matrix that is stored as one column a latent, [D, C]. Last may follow that of the threshold.
             skip: name of the skip connection's matrix.
-            threshold: name of the threshold or thresholds.
             ignored: names of tensors that do not change what the dictionary computes, such as statistics of its training.
         """
         C, D = config.num_latents, config.hidden_size
         shapes = {"encoder_weight": (C, D), "encoder_bias": (C,), "decoder_weight": (C, D), "decoder_bias": (D,)}
         taken = {}
-        for (parameter, shape), name in zip(shapes.items(), names.split(), strict=True):
+        *weights, threshold = names.split() if len(names.split()) > 4 else (*names.split(), "threshold")
+        for (parameter, shape), name in zip(shapes.items(), weights, strict=True):
             if name.endswith(".T"):
                 taken[parameter] = self.take(name.removesuffix(".T"), *reversed(shape)).t()
             else:

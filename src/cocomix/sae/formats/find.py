@@ -61,9 +61,7 @@ def recognise(path: Path) -> str:
     for name, tensor in (("openai", "pre_bias"), ("qwen_scope", "W_enc")):
         if tensor in content:
             return name
-    raise CocomixError(
-        f"{path} holds no dictionary that cocomix knows; a single file is OpenAI's, Gemma Scope's or Qwen-Scope's"
-    )
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows; single files are OpenAI's, Gemma's or Qwen's")
 
 
 def _recognise_folder(path: Path) -> str:
@@ -78,6 +76,4 @@ def _recognise_folder(path: Path) -> str:
         names, more = sorted(part.relative_to(path).as_posix() for part in inside), ", …" if len(inside) > 3 else ""
         raise CocomixError(f"{path} holds no dictionary itself; name one of those in it: {', '.join(names[:3])}{more}")
     expected = "; ".join(f"{name}: {' + '.join(files)}" for name, files in FILES.items())
-    raise CocomixError(
-        f"{path} holds no dictionary that cocomix knows ({expected}; openai and qwen_scope: a single file)"
-    )
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows ({expected}; openai, qwen_scope: a single file)")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from cocomix.base.errors import CocomixError
 from cocomix.sae.formats.files import Settings, short
-from cocomix.sae.formats.find import recognise
+from cocomix.sae.formats.find import FILES, recognise
 
-#: Names of the residual stream after a block, or before one, of TransformerLens, Hugging Face and `dictionary_learning`.
-_AFTER = "|".join(
-    (
-        r"blocks\.(\d{1,6})\.hook_(?:resid_post|out)",
-        r"(?:\w+\.)*(?:layers|h)\.(\d{1,6})(?:\.output)?",
-        r"resid_post_layer_(\d{1,6})",
-    )
-)
-_BEFORE = r"blocks\.(\d{1,6})\.hook_(?:resid_pre|in)"
+#: Names of the residual stream, of TransformerLens, Hugging Face, `dictionary_learning` and Qwen-Scope's files, and what to
+#: add to the number for the block after which it is.
+_PLACES = {
+    r"blocks\.(\d{1,6})\.hook_(?:resid_post|out)": 0,
+    r"blocks\.(\d{1,6})\.hook_(?:resid_pre|in)": -1,
+    r"(?:\w+\.)*(?:layers|h)\.(\d{1,6})(?:\.output)?": 0,
+    r"resid_post_layer_(\d{1,6})": 0,
+    r"layer(\d{1,6})\.sae\.pt": 0,
+}
 #: In names of other places. A name that says nothing of these is a name of someone's own.
 _ELSEWHERE = r"attn|mlp|hook_|ln[12f]|norm|embed"
+_NAMED_BY = ("hook_name", "hook_point", "hf_hook_point_in", "submodule_name")
 
 
 def layer_of(path: Path) -> int | None:
@@ -30,13 +30,9 @@ def layer_of(path: Path) -> int | None:
         CocomixError: they name another place than the residual stream after a block.
     """
     hook = _hook(path)
-    if hook is None:
-        return None
-    if after := re.fullmatch(_AFTER, hook):
-        return int(next(number for number in after.groups() if number is not None))
-    before = re.fullmatch(_BEFORE, hook)
-    if before is not None and int(before[1]) > 0:
-        return int(before[1]) - 1
+    for pattern, shift in _PLACES.items():
+        if (match := re.fullmatch(pattern, hook)) and int(match[1]) + shift >= 0:
+            return int(match[1]) + shift
     if re.search(_ELSEWHERE, hook):
         raise CocomixError(
             f"{path} was trained on {short(hook)}, which is not the residual stream after a block of the teacher; labels "
@@ -45,21 +41,12 @@ def layer_of(path: Path) -> int | None:
     return None
 
 
-def _hook(path: Path) -> str | None:
-    """The name of the place in the files, or, of Qwen-Scope, whose files hold tensors alone, in the file's name."""
-    format = recognise(path)
-    hook: Any = None
-    if format == "saelens":
-        entries = Settings.read(path / "cfg.json").entries
-        metadata = entries.get("metadata")  # new in version 6
-        entries = metadata if isinstance(metadata, dict) else entries
-        hook = entries.get("hook_name") or entries.get("hook_point")
-    elif format == "gemma_scope_2":
-        hook = Settings.read(path / "config.json").entries.get("hf_hook_point_in")
-    elif format == "dictionary_learning":
-        trainer = Settings.read(path / "config.json").entries.get("trainer")
-        hook = trainer.get("submodule_name") if isinstance(trainer, dict) else None
-    elif format == "qwen_scope":
-        hook = path.name.replace("layer", "layers.").removesuffix(".sae.pt")
-        return hook if re.fullmatch(_AFTER, hook) else None
-    return hook if isinstance(hook, str) else None
+def _hook(path: Path) -> str:
+    """The name of the place in the files' settings, or of a file that holds tensors alone its own."""
+    name = FILES.get(recognise(path), ("",))[0]
+    if not name.endswith(".json"):
+        return path.name
+    entries = Settings.read(path / name).entries
+    for nested in ("metadata", "trainer"):
+        entries = entries[nested] if isinstance(entries.get(nested), dict) else entries
+    return next((entries[name] for name in _NAMED_BY if isinstance(entries.get(name), str)), "")

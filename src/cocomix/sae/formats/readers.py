@@ -26,8 +26,7 @@ def read_own(folder: Path) -> SaeWeights:
     version = settings.entries.get("format_version")
     if version != FORMAT_VERSION:
         raise CocomixError(
-            f"{settings.path} has format version {short(version)}; this cocomix reads {FORMAT_VERSION}; make the dictionary "
-            "again"
+            f"{settings.path} has format version {short(version)}, not {FORMAT_VERSION}; make the dictionary again"
         )
     kinds: dict[str, type] = {"hidden_size": int, "num_latents": int, "normalize_input": str, "activation": str}
     names = [field.name for field in fields(SparseAutoencoderConfig) if field.name != "num_active_latents"]
@@ -144,8 +143,7 @@ def num_active_by_name(path: Path) -> int:
     found = re.findall(r"L0_(\d{1,9})(?=[/\\])", path.absolute().as_posix())
     if not found:
         raise CocomixError(
-            f"{path} does not hold how many latents are active at a token; put it into a folder named like its repository on "
-            "the Hugging Face Hub, whose end says it, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
+            f"{path} does not say how many latents are active; put it into a folder that ends in L0_50, like its repository"
         )
     return int(found[-1])
 

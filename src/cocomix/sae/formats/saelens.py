@@ -43,16 +43,11 @@ NORMALIZATIONS = {
     "expected_average_only_in": "none",  # these two are folded into the weights
     "covariance_whitening": "none",
 }
-#: Settings of a training in version 6, which do not change what the dictionary computes.
-_IGNORED_OF_TRAINING = (
-    "decoder_init_norm l1_coefficient lp_norm l1_warm_up_steps l0_coefficient l0_warm_up_steps jumprelu_init_threshold "
-    "jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale pre_act_loss_coefficient use_sparse_activations "
-    "aux_loss_coefficient topk_threshold_lr matryoshka_widths use_matryoshka_aux_loss"
-)
-#: Older names in the flat object that was written before version 6, and those of its settings that describe the model, the
-#: data and the training, which do not change what the dictionary computes.
+
+#: Older names in the flat object that was written before version 6.
 _RENAMED_SINCE_5 = {"activation_fn": "activation_fn_str", "hook_point": "hook_name"}
-_IGNORED_OF_5 = (
+#: Settings of either version that describe the model, the data and the training: they do not change what is computed.
+_IGNORED = (
     "model_name model_class_name hook_eval hook_layer hook_head_index hook_point_layer hook_point_head_index dataset_path "
     "dataset_trust_remote_code streaming is_dataset_tokenized context_size use_cached_activations cached_activations_path "
     "b_dec_init_method expansion_factor normalize_sae_decoder noise_scale from_pretrained_path decoder_orthogonal_init "
@@ -66,7 +61,9 @@ _IGNORED_OF_5 = (
     "log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project wandb_id run_name wandb_entity "
     "wandb_log_frequency eval_every_n_wandb_logs resume n_checkpoints checkpoint_path verbose model_kwargs "
     "model_from_pretrained_kwargs sae_lens_version sae_lens_training_version exclude_special_tokens neuronpedia_id "
-    "tokens_per_buffer"
+    "tokens_per_buffer decoder_init_norm l0_coefficient l0_warm_up_steps jumprelu_sparsity_loss_mode jumprelu_tanh_scale "
+    "pre_act_loss_coefficient use_sparse_activations aux_loss_coefficient topk_threshold_lr matryoshka_widths "
+    "use_matryoshka_aux_loss dtype device"
 )
 
 
@@ -74,9 +71,8 @@ def read(folder: Path) -> SaeWeights:
     settings = Settings.read(folder / CONFIG_NAME)
     if settings.entries.get("metadata") is None:  # new in version 6
         settings = Settings(settings.path, _as_version_6(settings))
-    architecture = settings.entries.get("architecture")
-    known = architecture if isinstance(architecture, str) and architecture in ARCHITECTURES else "standard"
-    activation, kind_of_k = ARCHITECTURES[known]  # another architecture is refused next
+    architecture = settings.entries.get("architecture")  # an unknown one is refused next
+    activation, kind_of_k = ARCHITECTURES.get(architecture if isinstance(architecture, str) else "", ("", None))
     values = settings.take(
         required={"architecture": str, "d_in": int, "d_sae": int} | ({"k": kind_of_k} if kind_of_k else {}),
         optional={"normalize_activations": "none", "apply_b_dec_to_input": True, "reshape_activations": "none"}
@@ -87,9 +83,9 @@ def read(folder: Path) -> SaeWeights:
             "reshape_activations": ("none",),  # other values belong to the heads of an attention
             "rescale_acts_by_decoder_norm": (False, True) if kind_of_k else (False,),
         },
-        ignored=f"dtype device {_IGNORED_OF_TRAINING}",
+        ignored=_IGNORED,
     )
-    K = values.get("k")
+    K: Any = values.get("k")
     if kind_of_k is float:
         if not 0 < K <= values["d_sae"]:
             settings.refuse("k", K, "it must be above 0 and at most d_sae")
@@ -112,7 +108,7 @@ def read(folder: Path) -> SaeWeights:
                 raise CocomixError(f"{tensors.path} has a {name}, but {CONFIG_NAME} does not say that it is used")
             factors.append(factor)
     threshold = "topk_threshold" if activation == "batchtopk" else "threshold"
-    weights = tensors.take_weights(config, "W_enc.T b_enc W_dec b_dec", threshold=threshold).tensors
+    weights = tensors.take_weights(config, f"W_enc.T b_enc W_dec b_dec {threshold}").tensors
     for factor in factors:
         weights["decoder_weight"] = weights["decoder_weight"] * factor.unsqueeze(-1)
     if values["rescale_acts_by_decoder_norm"]:
@@ -179,16 +175,9 @@ def _with_decoder_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _with_whitening(tensors: Mapping[str, Tensor], folder: Path, *, is_bias_subtracted: bool) -> dict[str, Tensor]:
     """Tensors of the dictionary that sees z = (h - mean) M and gives z' M^-1 + mean, in the precision of the whitening."""
-    if not (folder / WHITENING_NAME).is_file():
-        raise CocomixError(
-            f"{folder} was trained on whitened inputs, but does not hold the whitening ({WHITENING_NAME} is missing)"
-        )
-    file = read_safetensors(folder / WHITENING_NAME)
-    D = tensors["decoder_bias"].shape[0]
-    mean, matrix, inverse = (
-        file.take(name, *shape).double()
-        for name, shape in (("mean", [D]), ("matrix", [D, D]), ("inverse_matrix", [D, D]))
-    )
+    file, D = read_safetensors(folder / WHITENING_NAME), len(tensors["decoder_bias"])
+    mean = file.take("mean", D).double()
+    matrix, inverse = (file.take(name, D, D).double() for name in ("matrix", "inverse_matrix"))
     encoder = tensors["encoder_weight"].double() @ matrix.t()
     whitened = {
         "encoder_weight": encoder,
@@ -202,10 +191,7 @@ def _with_whitening(tensors: Mapping[str, Tensor], folder: Path, *, is_bias_subt
 
 def _as_version_6(settings: Settings) -> dict[str, Any]:
     """Settings of version 5 as version 6 would write them; unknown ones are passed on, to be refused like any other."""
-    ignored = _IGNORED_OF_5.split()
-    values = {
-        _RENAMED_SINCE_5.get(name, name): value for name, value in settings.entries.items() if name not in ignored
-    }
+    values = {_RENAMED_SINCE_5.get(name, name): value for name, value in settings.entries.items()}
     hook = values.pop("hook_name", None)
     if isinstance(hook, str) and hook.endswith("_z"):
         values["reshape_activations"] = "hook_z"
