@@ -49,6 +49,11 @@ def test_values_of_every_kind(tmp_path: Path) -> None:
     assert (config.parallel.compile, config.micro_batch_size, config.student.mixer.mixer) == (True, 4, "none")
 
 
+def test_merged_keys_are_below_a_mappings_own(tmp_path: Path) -> None:
+    config = parse_train("--config", write(tmp_path, "<<: {seed: 5, num_tokens: 100}\nseed: 6"))
+    assert (config.seed, config.num_tokens) == (6, 100)
+
+
 @pytest.mark.parametrize("text", ["2M", "2e6", "2.0e+6", "2_000_000", "'2,000k'"])
 def test_token_counts_as_people_write_them(text: str, tmp_path: Path) -> None:
     assert parse_train("--config", write(tmp_path, f"num_tokens: {text}")).num_tokens == 2_000_000

@@ -147,6 +147,31 @@ def test_a_tokenizer_that_does_not_say_what_ends_a_text(tiny: Tiny, tmp_path: Pa
         tokenizer_of(evaluation, None)
 
 
+@pytest.mark.parametrize(("end", "dtype"), [(40, "uint16"), (70_000, "int32")])
+def test_ids_with_holes(tiny: Tiny, tmp_path: Path, end: int, dtype: str) -> None:
+    vocab = {letter: i for i, letter in enumerate([*LETTERS, " "])} | {"</s>": end}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.add_special_tokens(["</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "holes")
+    config = PrepareConfig(tmp_path / "data", text=(tiny.corpus,), tokenizer=str(tmp_path / "holes"), context_length=16)
+    assert prepare(config).facts["vocab_size"] == end + 1
+    assert make_encoder(load_tokenizer(tmp_path / "holes")).dtype == dtype
+
+
+def test_characters_that_become_nothing_are_said(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate([*LETTERS, "</s>"])}, []))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(tmp_path / "letters")
+    for name, is_said in (("letters", True), ("usual", False)):
+        if name == "usual":
+            gpt2_like().save_pretrained(tmp_path / name)
+        prepare(
+            PrepareConfig(tmp_path / f"{name} data", (tiny.corpus,), tokenizer=str(tmp_path / name), context_length=16)
+        )
+        assert ("left out" in capsys.readouterr().err) == is_said
+
+
 def test_another_end_of_sequence_is_not_taken_for_the_same(tiny: Tiny, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny.data / "tokenizer")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})

@@ -38,8 +38,10 @@ from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
     MAX_TOKENIZER_BYTES,
     fingerprint_of_tokenizer,
+    leaves_out_characters,
     load_tokenizer,
     make_encoder,
+    num_token_ids,
     train_tokenizer,
 )
 from cocomix.data.tokenizing import batch_texts, encode_in_order
@@ -120,6 +122,8 @@ def _given_tokenizer(config: PrepareConfig) -> PreTrainedTokenizerFast | None:
             f"the tokenizer of {config.tokenizer} does not say which token ends a document; choose one of its tokens with "
             f"--eos-token (its special tokens: {', '.join(tokenizer.all_special_tokens) or 'none'})"
         )
+    if leaves_out_characters(tokenizer):
+        say(f"the tokenizer of {config.tokenizer} has no token for what it does not know: such characters are left out")
     return tokenizer
 
 
@@ -198,7 +202,7 @@ def _make(
         "isolate_documents": config.isolate_documents,
         "num_duplicates": num_duplicates,
         **left_out_counts,
-        "vocab_size": len(saved),
+        "vocab_size": num_token_ids(saved),
         "eos_token_id": saved.eos_token_id,
         "splits": {split: _write_split(config, split, rows) for split, (rows, _) in shuffled.items()},
     }

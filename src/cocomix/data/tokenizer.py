@@ -18,6 +18,8 @@ END_OF_TEXT = "<|endoftext|>"
 #: Beyond this much text, a small byte-level tokenizer learns nothing and takes minutes.
 MAX_TOKENIZER_BYTES = 20_000_000
 
+#: Of three scripts; a tokenizer that has bytes or a token for the unknown makes something of each.
+_RARE_CHARACTERS = "☃𓀀ༀ"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -63,8 +65,18 @@ def make_encoder(tokenizer: PreTrainedTokenizerFast, *, special_tokens_in_text: 
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         splits_special_tokens=bool(tokenizer.split_special_tokens) or not special_tokens_in_text,
         eos_token_id=int(tokenizer.eos_token_id),
-        dtype="uint16" if len(tokenizer) <= 2**16 else "int32",
+        dtype="uint16" if num_token_ids(tokenizer) <= 2**16 else "int32",
     )
+
+
+def num_token_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Size of a vocabulary that holds every id of the tokenizer: more than its number of tokens where ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def leaves_out_characters(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether characters that the tokenizer does not know become nothing, as without bytes and a token for the unknown."""
+    return not any(tokenizer(_RARE_CHARACTERS, add_special_tokens=False)["input_ids"])
 
 
 def fingerprint_of_tokenizer(tokenizer: PreTrainedTokenizerFast) -> str:
