@@ -189,6 +189,24 @@ class TestInterruption:
         monkeypatch.delattr(prepare_module, "encode_in_order")
         assert prepare(config(tiny, tmp_path)).fingerprint == TokenDataset(tiny.data).fingerprint
 
+    @pytest.mark.parametrize("damage", ["flipped", "deleted"])
+    def test_damaged_while_it_lay_there(
+        self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    ) -> None:
+        monkeypatch.setattr(tokenizing, "DOCUMENTS_PER_BATCH", 10)
+        monkeypatch.setattr(document_pile, "BATCHES_PER_FILE", 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(windows_module.WindowWriter, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config(tiny, tmp_path))
+        (*_, last) = sorted((tmp_path / ".work").rglob("0000*.arrow"))
+        content = bytearray(last.read_bytes())
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+        if damage == "deleted":
+            last.unlink()
+        assert prepare(config(tiny, tmp_path)).files == files_of(tiny.data)
+
     def test_what_it_left_is_not_taken_for_other_settings(
         self, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -350,7 +350,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
         raise _damaged(folder, f"{place} is not the JSON object that was written")
     if manifest["fingerprint"] != _identity(manifest):
         raise _damaged(folder, f"{place} does not match its fingerprint")
-    return manifest
+    return dict(manifest)
 
 
 def read_header(folder: Path) -> dict[str, Any]:

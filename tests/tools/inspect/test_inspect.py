@@ -133,7 +133,7 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
 ) -> None:
     given = config(tiny, own_student, tmp_path / "out")
 
-    def interrupt(_: Path) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

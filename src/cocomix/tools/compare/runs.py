@@ -66,9 +66,10 @@ def read_run(path: Path) -> TrainingRun:
         CocomixError: the folder is not a training run, or its metrics are damaged.
     """
     is_begun = (path / artifacts.SETTINGS_NAME).exists()
-    header = artifacts.read_header(path) if is_begun else {"kind": "folder that cocomix did not make"}
-    if header["kind"] != TRAINING_RUN:
-        raise CocomixError(f"{path} is a {header['kind']}, not a training run; give folders made by `cocomix train`")
+    header = artifacts.read_header(path) if is_begun else {}
+    if header.get("kind") != TRAINING_RUN:
+        content = f"a {header['kind']}" if is_begun else "nothing made by cocomix"
+        raise CocomixError(f"{path} is not a training run (it holds {content}); give folders made by `cocomix train`")
     settings = header["settings"]
     is_finished = (path / artifacts.MANIFEST_NAME).exists()
     facts = artifacts.read(path, TRAINING_RUN, [METRICS_NAME]).facts if is_finished else {}
