@@ -32,7 +32,7 @@ from cocomix.base.progress import ProgressLine, say
 from cocomix.data.config import PrepareConfig
 from cocomix.data.document_pile import DocumentPile
 from cocomix.data.documents import cut_if_few, first_bytes, is_held_out, text_digest
-from cocomix.data.sources import Files, HubDataset, LeftOut, Source
+from cocomix.data.sources import LEFT_OUT, Files, HubDataset, LeftOut, Source
 from cocomix.data.text_files import FoundFiles, find_files, standard_library_files
 from cocomix.data.token_dataset import TOKENIZER_FOLDER, Split
 from cocomix.data.tokenizer import (
@@ -177,11 +177,11 @@ def _make(
 ) -> dict[str, Any]:
     """Write tokenizer and shards into a folder that was begun; returns the facts for its manifest."""
     saved = _saved_tokenizer(config, source, tokenizer, work)
-    text, left_out = DocumentPile(work / "text"), LeftOut()
+    text, left_out = DocumentPile(work / "text"), LeftOut(source.num_hidden)
     _read(config, _texts(config, source, work, left_out), left_out, saved, text)
     piles = dict.fromkeys(SPLITS, text)
     if validation_source is not None:
-        piles["validation"], left_out = DocumentPile(work / "validation_text"), LeftOut()
+        piles["validation"], left_out = DocumentPile(work / "validation_text"), LeftOut(validation_source.num_hidden)
         held_out = validation_source.texts(config.seed, stream=config.stream, folder=work / "copy", left_out=left_out)
         _read(config, held_out, left_out, saved, piles["validation"])
         num_shared = len(np.intersect1d(text.column("digest"), piles["validation"].column("digest")))
@@ -192,7 +192,7 @@ def _make(
     # Copied, because saving it again could give other files than an uninterrupted process.
     shutil.copytree(work / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
     shuffled = {split: _shuffled(config, split, pile) for split, pile in piles.items()}
-    left_out_counts = _counts_of_left_out(source, validation_source, set(piles.values()))
+    left_out_counts = _count_left_out(set(piles.values()))
     num_duplicates = sum(count for _, count in shuffled.values())
     if num_duplicates:
         outcome = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
@@ -216,21 +216,10 @@ def _texts(config: PrepareConfig, source: Source, work: Path, left_out: LeftOut 
     return texts if config.max_bytes is None else first_bytes(texts, config.max_bytes)
 
 
-def _counts_of_left_out(
-    source: Source, validation_source: Source | None, piles: Collection[DocumentPile]
-) -> dict[str, int]:
-    """What was left out of all the text, which is also said."""
-    sources = [source] if validation_source is None else [source, validation_source]
-    counts = {
-        "num_without_text": sum(pile.left_out["num_without_text"] for pile in piles),
-        "num_unreadable": sum(pile.left_out["num_unreadable"] for pile in piles),
-        "num_hidden": sum(source.num_hidden for source in sources),
-    }
-    for name, what in (
-        ("num_without_text", "documents without text"),
-        ("num_unreadable", "files or rows that can't be read"),
-        ("num_hidden", "files that are hidden or in a cache"),
-    ):
+def _count_left_out(piles: Collection[DocumentPile]) -> dict[str, int]:
+    """Counts of what was left out of all the text, which are also said."""
+    counts = {name: sum(pile.left_out[name] for pile in piles) for name in LEFT_OUT}
+    for name, what in LEFT_OUT.items():
         if counts[name]:
             say(f"left out: {counts[name]:,} {what}")
     return counts

@@ -29,6 +29,12 @@ SHUFFLE_BUFFER_ROWS = 1000
 _NEW_FORMATS = frozenset({".json", ".csv", ".tsv"})
 
 NUM_PROBLEMS_SHOWN = 10
+#: What a token dataset counts of its text.
+LEFT_OUT = {
+    "num_hidden": "files that are hidden or in a cache",
+    "num_without_text": "documents without text",
+    "num_unreadable": "files or rows that can't be read",
+}
 
 #: A `Dataset` on disk or an `IterableDataset`.
 Rows = Any
@@ -36,14 +42,13 @@ Rows = Any
 
 @dataclass
 class LeftOut:
-    """What was left out of the documents read so far."""
+    """What was left out of the documents read so far; the counts are those of `LEFT_OUT`."""
 
+    num_hidden: int = 0
     num_without_text: int = 0
-    """Documents that are null or blank."""
     num_unreadable: int = 0
-    """Files and rows that can't be read."""
     problems: list[str] = field(default_factory=list)
-    """One sentence for each of the first few of these."""
+    """One sentence for each of the first few files and rows that can't be read."""
 
     def add_problem(self, problem: str) -> None:
         self.num_unreadable += 1
@@ -51,7 +56,7 @@ class LeftOut:
             self.problems.append(problem)
 
     def counts(self) -> dict[str, int]:
-        return {"num_without_text": self.num_without_text, "num_unreadable": self.num_unreadable}
+        return {name: getattr(self, name) for name in LEFT_OUT}
 
 
 class Source(abc.ABC):
