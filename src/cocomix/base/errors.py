@@ -8,6 +8,8 @@ from collections.abc import Collection
 
 #: The largest number of 64 bits with a sign: seeds and sizes of tensors are such numbers.
 MAX_NUMBER = 2**63 - 1
+#: Seeds that torch takes; what is made from a seed and a step is counted modulo this.
+NUM_SEEDS = 2**64
 #: Bound of what a model or a batch has along one dimension. With far more, libraries end the process, or fill the memory
 #: bit by bit until the system does.
 MAX_SIZE = 2**24

@@ -68,8 +68,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _measurement(text: str, place: str) -> dict[str, Any]:
-    line = parse_json(text, place)
-    is_measurement = isinstance(line, dict) and all(type(value) in (int, float) for value in line.values())
-    if not is_measurement or ("validation_loss" in line and not line.keys() >= {*METRIC_AXES}):
+    value = parse_json(text, place)
+    line: dict[str, Any] = value if isinstance(value, dict) else {"not an object": None}
+    is_whole = "validation_loss" not in line or line.keys() >= {*METRIC_AXES}
+    if not is_whole or not all(type(number) in (int, float) for number in line.values()):
         raise CocomixError(f"{place} is damaged: it is no measurement of a training run; train that run again")
     return line

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import NUM_SEEDS, CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
@@ -222,7 +222,7 @@ class _Run:
         windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
         inputs = self.data.windows(windows).inputs()
         residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % NUM_SEEDS)
         order = torch.randperm(self.tokens_per_step, generator=generator)
         for layer, h in zip(layers, residuals, strict=True):
             yield layer, h.flatten(0, 1)[order]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from cocomix.base.errors import MAX_NUMBER
+from cocomix.base.errors import NUM_SEEDS
 from cocomix.base.progress import ProgressLine
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import ConceptMetadata
@@ -63,7 +63,7 @@ def continue_all(
         for start in range(0, len(edits), size):
             part = edits[start : start + size]
             rows = prompts.repeat(len(part), 1)
-            sampling = Sampling(settings.temperature, seed=(seed * len(edits) + start) % MAX_NUMBER)
+            sampling = Sampling(settings.temperature, seed=(seed * len(edits) + start) % NUM_SEEDS)
             with steer(model, part, settings.mode, settings.positions, unit=settings.unit, metadata=settings.metadata):
                 tokens = list(next_tokens(model, rows, N, sampling, end_token_id=settings.end_token_id, ends=False))
             ids = torch.cat([rows.to(model.device), torch.stack(tokens, dim=1)], dim=1)
