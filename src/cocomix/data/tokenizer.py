@@ -71,7 +71,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerFast, *, special_tokens_in_text: 
 
 def num_token_ids(tokenizer: PreTrainedTokenizerFast) -> int:
     """Size of a vocabulary that holds every id of the tokenizer: more than its number of tokens where ids have holes."""
-    return max(tokenizer.get_vocab().values()) + 1
+    return max(map(int, tokenizer.get_vocab().values())) + 1
 
 
 def leaves_out_characters(tokenizer: PreTrainedTokenizerFast) -> bool:
