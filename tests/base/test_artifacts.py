@@ -110,7 +110,7 @@ def test_what_is_not_readable_is_named(tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"manifest\.json"):
         artifacts.read(tmp_path / "x", "thing")
     manifest.write_text("[]")
-    with pytest.raises(CocomixError, match=r"manifest\.json.*JSON"):
+    with pytest.raises(CocomixError, match=r"manifest\.json"):
         artifacts.read(tmp_path / "x", "thing")
     (tmp_path / "file").write_text("")
     with (

@@ -338,7 +338,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
     except CocomixError as error:
         raise _damaged(folder, str(error)) from error
     if not _has_shape(manifest):
-        raise _damaged(folder, f"{place} is not the JSON object that was written")
+        raise _damaged(folder, f"{place} is not as it was written")
     found, version = manifest["kind"], manifest["format_version"]
     if kind not in (None, found):
         raise CocomixError(f"{folder} holds a {found}, not a {kind}")
@@ -347,7 +347,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
             f"{folder} has format version {_short(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
         )
     if version != 1 and not is_sealed(manifest):
-        raise _damaged(folder, f"{place} is not the JSON object that was written")
+        raise _damaged(folder, f"{place} is not as it was written")
     if manifest["fingerprint"] != _identity(manifest):
         raise _damaged(folder, f"{place} does not match its fingerprint")
     return dict(manifest)
