@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
 NUM_SHOWN = 12
-#: Longer texts are cut where they are typed; no context is as long, and one message of the browser takes them.
-MAX_PROMPT_CHARS = 2_000_000
+#: The browser cuts a longer text where it is typed or pasted: a message to the server holds a megabyte, and a text may grow
+#: fourfold in it. What is left is refused with both lengths, as any prompt that the context can't hold.
+MAX_PROMPT_CHARS = 200_000
 
 #: The position of the token below the pointer or under the focus.
 ON_TOKEN = """(event) => {

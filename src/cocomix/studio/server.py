@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 from fastapi import Request
-from nicegui import app, core, ui
+from nicegui import app, ui
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
@@ -33,8 +33,6 @@ CONTENT_POLICY = (
     "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SWITCH_SECONDS = 0.0005
-#: Of the browser; a larger one, with a prompt of a megabyte, would close the connection without a word.
-MAX_MESSAGE_BYTES = 2**24
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#1f2328"/>'
     '<circle cx="12" cy="16" r="6" fill="#56b4e9"/><circle cx="20" cy="16" r="6" fill="#ff8a3d" fill-opacity=".85"/></svg>'
@@ -85,7 +83,6 @@ def serve(models: ModelCache, host: str, port: int, *, open_browser: bool) -> No
     # How long a computing thread may keep the interpreter from the thread that answers; the default is 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(NUM_COMPUTING)
-    core.sio.eio.max_http_buffer_size = MAX_MESSAGE_BYTES
 
     @ui.page("/")
     def page(request: Request) -> None:
