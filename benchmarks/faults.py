@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.common import options, store, untimed
-from cocomix.base.artifacts import CONFIG_NAME, MANIFEST_NAME, SETTINGS_NAME, sha256_of_file
+from cocomix.base.artifacts import CONFIG_NAME, MANIFEST_NAME, MODEL_CARD_NAME, SETTINGS_NAME, sha256_of_file
 from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
 
@@ -326,10 +326,12 @@ def _become(words: list[str], said: Path) -> NoReturn:
 
 def _content(folder: Path) -> dict[str, Any]:
     """What a folder holds, without times."""
-    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, METRICS_NAME)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, MODEL_CARD_NAME, METRICS_NAME)
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     content: dict[str, Any] = {
-        path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files if path.name not in about
+        name.as_posix(): sha256_of_file(path)
+        for name, path in paths.items()
+        if name.name not in about and not any(part.startswith(".") for part in name.parts)
     }
     metrics = folder / METRICS_NAME
     return content | ({METRICS_NAME: untimed(read_metrics(folder), TIMES)} if metrics.exists() else {})

@@ -112,7 +112,7 @@ class ConceptMixer(Mixer):
             self.head_bias,
             min(self.config.num_active_concepts + num_edited, self.config.known_concepts),
             labels,
-            logits_megabytes=self.logits_megabytes,
+            self.logits_megabytes,
         )
         if labels is not None:
             loss_sum = loss
