@@ -1,4 +1,4 @@
-"""The tables of the pages from the stored results, and the table of decoder families from the code.
+"""The tables of the pages from the stored results, and those of decoder families and dictionaries from the code.
 
     python -m benchmarks.render
 
@@ -7,7 +7,7 @@ The evidence has a command of its own, `python -m benchmarks.evidence --page`. S
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import AutoConfig
@@ -15,9 +15,14 @@ from transformers import AutoConfig
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_flops, format_signed
 from cocomix.modeling.backbones import supported_families
+from cocomix.sae.config import ACTIVATIONS, INPUT_NORMALIZATIONS
+from cocomix.sae.formats import FORMATS, saelens
+from cocomix.sae.formats.files import NEEDED
+from cocomix.sae.formats.find import FILES
+from cocomix.sae.formats.readers import DICTIONARY_LEARNING
 from cocomix.tools.bench.command import heading, sections
 
-PAGES = tuple(DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "benchmarks"))
+PAGES = tuple(DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks"))
 VARIANTS = {
     "ntp": "next-token prediction alone",
     "interleave": "the paper's variant: labels by attribution, the largest positive ones",
@@ -46,6 +51,8 @@ def blocks() -> dict[str, str]:
         "stride": stride(),
         "prepare": prepare(),
         "families": families(),
+        "dictionaries": dictionaries(),
+        "dictionaries not read": dictionaries_not_read(),
         "steering modes": steering_modes(),
         "steering strengths": steering_strengths(),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
@@ -163,6 +170,66 @@ def families() -> str:
         windows = "yes" if has_windows else ""
         rows.append([adapter.families[family], f"`{family}`", f"`{adapter.__name__}`", adapter.positions, windows])
     return table(["models", "`model_type`", "adapter", "positions", "windows"], rows)
+
+
+def dictionaries() -> str:
+    """Every format that is read."""
+    own = (_names(INPUT_NORMALIZATIONS), _names(ACTIVATIONS))
+    saelens_6 = f"versions 6 and 5, and checkpoints of a training: {_names(saelens.ARCHITECTURES)}"
+    by_name = {
+        "own": ("all that its settings say", "`decoder_bias`, if `subtract_decoder_bias`", *own),
+        "openai": (
+            "TopK (v5) and the older ReLU files",
+            "`pre_bias`",
+            "TopK: x = (h − mean) / (std + 1e-5), undone by · std + mean; ReLU: none",
+            "k largest, after a ReLU; or all above zero",
+        ),
+        "sparsify": (
+            "TopK, signed TopK, groupmax; skip connections and transcoders",
+            "`b_dec`, unless a transcoder",
+            "none",
+            "k largest, or the largest of each of k groups, after a ReLU; signed: the k largest in size, with their signs",
+        ),
+        "saelens": (
+            saelens_6,
+            "`b_dec`, if `apply_b_dec_to_input`",
+            _names(saelens.NORMALIZATIONS),
+            "by architecture; BatchTopK ones all above their threshold; `abstopk` the k largest in size, with their signs",
+        ),
+        "gemma_scope": ("all", "nothing", "none", "above a threshold each"),
+        "gemma_scope_2": ("autoencoders", "nothing", "none", "above a threshold each"),
+        "dictionary_learning": (
+            _names(DICTIONARY_LEARNING),
+            "`b_dec`",
+            "none",
+            "k largest, after a ReLU; the BatchTopK ones all above their threshold",
+        ),
+        "qwen_scope": (
+            "all",
+            "nothing",
+            "none",
+            "k largest, after a ReLU; k is the end of the repository's name (`L0_50`)",
+        ),
+    }
+    alone = {"openai": "one `.pt` with `pre_bias`", "qwen_scope": "one `layer….sae.pt` with `W_enc`"}
+    rows = []
+    for name in FORMATS:
+        files = alone[name] if name in alone else " + ".join(f"`{file}`" for file in FILES[name])
+        rows.append([f"`{name}`", files, *by_name[name]])
+    head = ["name", "files", "which are read", "subtracted before encoding", "input normalisation", "active latents"]
+    return table(head, rows)
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def dictionaries_not_read() -> str:
+    """What is refused by the name of its kind, and what would be needed."""
+    names: dict[str, list[str]] = {}
+    for name, need in NEEDED.items():
+        names.setdefault(need, []).append(f"`{name}`")
+    return table(["kind", "would need"], [[", ".join(kinds), need] for need, kinds in names.items()])
 
 
 def steering_modes() -> str:

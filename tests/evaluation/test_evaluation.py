@@ -103,6 +103,19 @@ class TestProbes:
         assert values[0].tolist() == [[1.0, 0.0], [3.0, 4.0], [5.0, 6.0]]
         assert indices[1].tolist() == [[6, 7], [6, 9], [6, 11]]
 
+    def test_oracle_keeps_predictions_in_place_of_missing_labels(self) -> None:
+        indices, values = torch.tensor([[[4, 7, 2]]]), torch.tensor([[[3.0, 2.0, 1.0]]])
+        oracle = Oracle()
+        for labels, expected_indices, expected_values in (
+            ([2, -100], [2, 7, 2], [3.0, 2.0, 0.0]),
+            ([7, -100], [7, 7, 2], [3.0, 0.0, 1.0]),
+            ([-100, -100], [4, 7, 2], [3.0, 2.0, 1.0]),
+        ):
+            oracle.labels = torch.tensor([[labels]])
+            found = oracle.edit_active(indices, values)
+            assert found[0][0, 0].tolist() == expected_indices
+            assert found[1][0, 0].tolist() == expected_values
+
     def test_an_unedited_stream_is_left_alone_bit_for_bit(self) -> None:
         model, ids = student(), tokens()
         expected = model(input_ids=ids).logits

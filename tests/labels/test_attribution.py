@@ -125,7 +125,7 @@ def test_labels_are_the_top_of_their_score(
     expected = top_labels(dense, sign, 3)
     assert torch.equal(found.labels, expected)
     signed = {"raises_loss": dense, "lowers_loss": -dense, "magnitude": dense.abs()}[sign]
-    valid = expected[..., 0] >= 0
+    valid = expected >= 0
     torch.testing.assert_close(found.scores[valid], signed.gather(-1, expected.clamp(min=0))[valid])
     assert (found.scores[~valid] == 0).all()
 
@@ -138,14 +138,43 @@ def test_activation_value_takes_the_strongest_latents() -> None:
     assert torch.equal(labels[valid], latents.indices[..., :2][valid])
 
 
-def test_last_position_and_positions_with_too_few_latents_have_no_label() -> None:
-    extractor, ids = make("llama"), tokens()
+def test_the_last_position_and_positions_without_active_latents_have_no_label() -> None:
+    extractor, ids = make("llama", sign="magnitude"), tokens()
     extractor.sae.encoder_bias.fill_(-100.0)  # ReLU leaves nothing active
     assert (extractor(ids) == -100).all()
     extractor.sae.encoder_bias.fill_(100.0)
     labels = extractor(ids)
     assert (labels[:, -1] == -100).all()
     assert (labels[:, :-1] >= 0).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"sign": "lowers_loss"}, {"value": "pre_activation"}, {"loss": "next_token"}])
+def test_no_label_has_a_score_of_the_opposite_sign(settings: dict[str, Any]) -> None:
+    """With as many labels as latents can be active, half of them would say the opposite."""
+    extractor, ids = make("gpt2", num_labels=5, **settings), tokens(4, 9)
+    scored = extractor.scored(ids)
+    is_label = scored.labels >= 0
+    assert torch.equal(is_label, scored.scores > 0)
+    assert (scored.scores >= 0).all()
+    assert (is_label[:, :-1] >= is_label[:, :-1].roll(-1, dims=-1))[..., :-1].all()  # missing ones stand last
+    if extractor.config.value == "activation":
+        latents = extractor.sae.encode(extractor.teacher.residual(ids))
+        num_active = (latents.values > 0).sum(-1)[:, :-1]
+        num_labels = is_label.sum(-1)[:, :-1]
+        assert (num_labels <= num_active).all()
+        assert (num_labels < num_active).double().mean() > 0.5
+        assert (num_labels > 0).any()
+
+
+def test_activation_value_gives_the_labels_that_are_left() -> None:
+    extractor, ids = make("llama", criterion="activation_value", num_labels=5), tokens()
+    extractor.sae.encoder_bias.fill_(-1.5)
+    latents = extractor.sae.encode(extractor.teacher.residual(ids))
+    is_active = latents.values > 0
+    assert 0 < is_active.double().mean() < 1
+    expected = latents.indices.masked_fill(~is_active, -100)
+    expected[:, -1] = -100
+    assert torch.equal(extractor(ids), expected)
 
 
 def test_labels_of_a_window_do_not_depend_on_its_batch() -> None:
@@ -210,9 +239,9 @@ def test_dictionaries_without_a_fixed_number_of_latents(activation: str) -> None
     expected = finite_difference_attribution(extractor.teacher, sae, ids, point="reconstruction", loss="next_token")
     assert got.abs().max() > 1e-3
     torch.testing.assert_close(got, expected, atol=1e-7, rtol=1e-6)  # as above
-    num_active = (sae.encode(h).values > 0).sum(-1)
-    assert num_active.min() < 25  # such tokens have no labels, and more slots are asked for than latents are active
-    assert torch.equal(extractor(ids)[:, :-1, 0] >= 0, num_active[:, :-1] >= 25)
+    num_positive = (got > 0).sum(-1)
+    assert num_positive.min() < 25  # more labels are asked for than there are positive scores
+    assert torch.equal((extractor(ids) >= 0).sum(-1)[:, :-1], num_positive[:, :-1].clamp(max=25))
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,12 @@ def test_random_labels_are_those_of_the_random_dictionary() -> None:
 def test_shuffled_labels_are_a_permutation_over_the_labelled_positions_of_a_window() -> None:
     ids, labels = tokens(3, 12), concept_labels(3, 12)
     labels[1, 4] = -100
+    labels[2, 3, 1:] = -100
     shuffled = shuffle_labels(ids, labels, seed=0)
     assert not torch.equal(shuffled, labels)
     for b in range(3):
         assert sorted(shuffled[b].tolist()) == sorted(labels[b].tolist())
-        assert torch.equal(shuffled[b] == -100, labels[b] == -100)
+        assert torch.equal((shuffled[b] == -100).all(-1), (labels[b] == -100).all(-1))
     assert not torch.equal(shuffle_labels(ids, labels, seed=1), shuffled)
     # Neither the batch nor the place in it has a say.
     assert torch.equal(shuffle_labels(ids.flip(0), labels.flip(0), seed=0).flip(0), shuffled)
@@ -63,3 +64,14 @@ def test_drawn_labels_follow_the_histogram_and_do_not_repeat_at_a_position() -> 
     torch.testing.assert_close(second_after_1, torch.tensor([0, 0, 0, 0.6, 0.4]), atol=0.05, rtol=0)
     assert torch.equal(draw_labels(ids[7:9], labels[7:9], histogram, seed=0), drawn[7:9])
     assert not torch.equal(draw_labels(ids, labels, histogram, seed=1), drawn)
+
+
+def test_a_position_is_drawn_as_many_labels_as_it_has() -> None:
+    ids, labels = tokens(2, 9), concept_labels(2, 9, 4)
+    labels[0, :, 2:] = -100
+    labels[0, 3:6, 1] = -100
+    labels[1, :, 1:] = -100
+    drawn = draw_labels(ids, labels, torch.tensor([0, 5, 3]), seed=0)  # of two concepts no position can have three
+    assert torch.equal(drawn == -100, labels == -100)
+    assert drawn[drawn >= 0].unique().tolist() == [1, 2]
+    assert (drawn[0, [0, 1, 2, 6, 7], 0] != drawn[0, [0, 1, 2, 6, 7], 1]).all()

@@ -29,6 +29,7 @@ from cocomix.labels import extract as extraction
 from cocomix.labels.controls import draw_labels, shuffle_labels
 from cocomix.labels.live import TeacherLabels, identify_sae, load_extractor
 from tests.conftest import Tiny, write_corpus
+from tests.sae.format_files import CASES
 from tests.training.helpers import command_on_ranks
 
 
@@ -190,7 +191,8 @@ def test_a_dictionary_of_another_origin_needs_its_layer(
     save_file(weights | {"decoder_weight": 10 * weights["decoder_weight"]}, sae / "sae.safetensors")
     extract(config(tiny, tmp_path / "y", sae=sae, layer=0, num_windows=16))
     assert f"warning: {sae}:" in capsys.readouterr().err
-    file = sae / "sae.safetensors"
+    openai = CASES["openai"]
+    file = openai.write(tmp_path, openai.tensors(), openai.settings)
     assert identify_sae(file, 0, tiny.teacher, "")[0] == artifacts.sha256_of_file(file)
 
 

@@ -34,18 +34,19 @@ def test_forward_and_all_gradients_equal_the_dense_reference(
     monkeypatch.setattr(linear_head, "_MEGABYTE", C * 8)  # a row in float64: `rows` at a time
     leaves, all_labels = inputs(N, C, A)
     x, weight, bias, compress_weight = leaves
+    all_labels[1::3, A // 2 :] = -100  # a third of the rows has fewer labels, or none
     labels = all_labels if with_labels else None
-    # Weights that differ by row and element, so that no two gradient paths can cancel or hide each other.
-    row_weights, out_weights = torch.randn(N).double(), torch.randn(N, x.shape[1]).double()
+    # Weights that differ by element, so that no two gradient paths can cancel or hide each other.
+    out_weights = torch.randn(N, x.shape[1]).double()
 
-    values, indices, loss = concept_head.predict_concepts(x, weight, bias, K, labels, row_weights, rows)
+    values, indices, loss = concept_head.predict_concepts(x, weight, bias, K, labels, rows)
     vectors = concept_head.compress_concepts(values, indices, compress_weight)
     fast = torch.autograd.grad(1.5 * loss + (vectors * out_weights).sum(), leaves)
 
     z, active, _ = reference.concept_head(x, weight, bias, K)
     expected_loss = torch.zeros(()).double()
     if labels is not None:
-        expected_loss = (reference.concept_losses(z, labels) * row_weights).sum()
+        expected_loss = reference.concept_losses(z, labels).sum()
     expected_vectors = active @ compress_weight
     slow = torch.autograd.grad(1.5 * expected_loss + (expected_vectors * out_weights).sum(), leaves)
 
@@ -85,10 +86,10 @@ def test_the_largest_are_found_in_the_groups_with_the_largest_maxima() -> None:
 
 def test_gradients_pass_gradcheck() -> None:
     (x, weight, bias, _), labels = inputs(5, 9, 3, D=4)
-    row_weights = torch.rand(5).double()
+    labels[1, 1:], labels[3] = -100, -100
 
     def run(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return concept_head.predict_concepts(*leaves, 3, labels, row_weights)[::2]
+        return concept_head.predict_concepts(*leaves, 3, labels)[::2]
 
     assert torch.autograd.gradcheck(run, (x, weight, bias))
 
@@ -100,6 +101,18 @@ def test_repeated_labels_count_as_often_as_they_stand() -> None:
     expected = reference.concept_losses(reference.concept_head(x, weight, bias, 2)[0], labels).sum()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight))
+
+
+def test_rows_count_by_the_labels_they_have() -> None:
+    (x, weight, bias, _), labels = inputs(4, 6, 3)
+    labels[0, 1:], labels[1] = -100, -100
+    loss = concept_head.predict_concepts(x, weight, bias, 2, labels)[2]
+    log_p = (x @ weight.T + bias).log_softmax(-1)
+    wanted = [[c for c in row if c >= 0] for row in labels.tolist()]
+    expected = -sum(log_p[n, c] / len(row) for n, row in enumerate(wanted) for c in row)
+    torch.testing.assert_close(loss, expected)
+    for got, by_hand in zip(*(torch.autograd.grad(one, (x, weight, bias)) for one in (loss, expected)), strict=True):
+        torch.testing.assert_close(got, by_hand)
 
 
 def test_a_kept_graph_has_the_same_gradients_again() -> None:

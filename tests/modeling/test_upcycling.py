@@ -77,9 +77,10 @@ def test_default_start_is_close_and_every_parameter_can_learn(family: str) -> No
         assert getattr(model.mixer, name).grad.abs().sum() > 0, name
 
 
-def test_interleaved_concept_starts_as_the_autoencoders_reconstruction() -> None:
+@pytest.mark.parametrize("subtract", [True, False])
+def test_interleaved_concept_starts_as_the_autoencoders_reconstruction(subtract: bool) -> None:
     backbone, ids = pretrained("llama"), tokens()
-    sae = SparseAutoencoder(SparseAutoencoderConfig(hidden_size=16, num_latents=24, num_active_latents=4))
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, subtract_decoder_bias=subtract))
     torch.nn.init.normal_(sae.decoder_bias)
     model = CoCoMixForCausalLM.from_backbone(backbone, layer=0, mixing="interleave", sae=sae).eval()
     assert (model.config.num_concepts, model.config.num_active_concepts) == (24, 4)
@@ -94,10 +95,18 @@ def test_an_autoencoder_that_does_not_fit_is_refused() -> None:
     with pytest.raises(CocomixError, match=r"\(24, 12\).*\(24, 16\)"):
         upcycled(pretrained("llama"), sae=sae, num_concepts=24)
     plain = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, normalize_input="none"))
-    with pytest.raises(CocomixError, match="TopK"):
+    with pytest.raises(CocomixError, match=r"normalize_input 'none'.*TopK"):
         upcycled(pretrained("llama"), sae=plain, num_concepts=24)
     with pytest.raises(CocomixError, match="'pause'"):
         upcycled(pretrained("llama"), sae=sae, mixer="pause")
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batchtopk", "abstopk"])
+def test_the_formula_that_the_mixer_lacks_is_named(activation: str) -> None:
+    K = 4 if activation.endswith("topk") else None
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 24, K, "none", activation, skip_connection=True))
+    with pytest.raises(CocomixError, match=rf"activation '{activation}'.* 'none'.*skip_connection True.*'layer_norm'"):
+        CoCoMixForCausalLM.from_backbone(pretrained("llama"), layer=0, sae=sae)
 
 
 def test_what_is_no_causal_lm_is_refused() -> None:

@@ -23,8 +23,8 @@ def strongest(occurrences: list[tuple[int, int, int, float]], num_concepts: int,
     return found
 
 
-def concept_probabilities(model: CoCoMixForCausalLM, hidden: Tensor, num_labels: int) -> Tensor:
-    """A * softmax(z), at most 1: [B, T, C]."""
+def concept_probabilities(model: CoCoMixForCausalLM, hidden: Tensor, num_labels: Tensor) -> Tensor:
+    """A * softmax(z), at most 1: [B, T, C], from the number of each position's labels, [B, T, 1]."""
     mixer = model.mixer
     assert isinstance(mixer, ConceptMixer)
     x = (hidden - hidden.mean(-1, keepdim=True)) / (hidden.std(-1, keepdim=True) + 1e-5) - mixer.pre_bias

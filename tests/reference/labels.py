@@ -21,14 +21,13 @@ def pre_activation_attribution(sae: SparseAutoencoder, h: Tensor, gradient: Tens
 
 
 def top_labels(dense: Tensor, sign: str, num_labels: int) -> Tensor:
-    """The best of [B, T, C] attributions, best first; a latent whose attribution is zero is no candidate."""
+    """The best of [B, T, C] attributions, best first; only a positive score makes a label."""
     B, T, _ = dense.shape
     labels = torch.full((B, T, num_labels), IGNORED)
     for b in range(B):
         for t in range(T - 1):  # the last position has no next token
             a = dense[b, t].tolist()
             score = {"raises_loss": lambda x: x, "lowers_loss": lambda x: -x, "magnitude": abs}[sign]
-            ranked = sorted((i for i in range(len(a)) if a[i] != 0), key=lambda i: -score(a[i]))
-            if len(ranked) >= num_labels:
-                labels[b, t] = torch.tensor(ranked[:num_labels])
+            ranked = sorted((i for i in range(len(a)) if score(a[i]) > 0), key=lambda i: -score(a[i]))[:num_labels]
+            labels[b, t, : len(ranked)] = torch.tensor(ranked)
     return labels

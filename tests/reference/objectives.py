@@ -34,17 +34,16 @@ def hidden_regression(hidden: Tensor, target: Tensor, weight: Tensor, bias: Tens
 
 
 def concept_recall(labels: Tensor, active: Tensor) -> float:
-    """Share of the labels of labelled positions that are among their position's active concepts."""
+    """Share of the labels that are among their position's active concepts."""
     hits = []
     for wanted, found in zip(labels.flatten(0, 1).tolist(), active.flatten(0, 1).tolist(), strict=True):
-        if -100 not in wanted:
-            hits += [label in found for label in wanted]
+        hits += [label in found for label in wanted if label != -100]
     return sum(hits) / len(hits)
 
 
 def label_entropy(labels: Tensor) -> float:
-    """Of the histogram of the labels of labelled positions, in nats."""
-    counts = Counter(label for row in labels.flatten(0, 1).tolist() if -100 not in row for label in row)
+    """Of the histogram of the labels, in nats."""
+    counts = Counter(label for label in labels.flatten().tolist() if label != -100)
     num_labels = sum(counts.values())
     return -sum(count / num_labels * math.log(count / num_labels) for count in counts.values())
 

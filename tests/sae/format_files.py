@@ -24,12 +24,17 @@ Tensors = dict[str, Any]
 
 
 def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64)
 
 
 def top_k(z: Tensor, k: int = K) -> Tensor:
     """z where it is among the k largest of its row, else 0."""
     return z * torch.zeros_like(z).scatter(-1, z.topk(k, dim=-1).indices, 1.0)
+
+
+def abs_top_k(z: Tensor, k: int = K) -> Tensor:
+    """z where its size is among the k largest of its row, else 0."""
+    return z * torch.zeros_like(z).scatter(-1, z.abs().topk(k, dim=-1).indices, 1.0)
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,11 @@ def sparsify_settings(**changed: Any) -> dict[str, Any]:
 def sparsify_formula(w: Tensors, settings: dict[str, Any]) -> Formula:
     def apply(x: Tensor) -> tuple[Tensor, Tensor]:
         centred = x if settings["transcode"] else x - w["b_dec"]
-        acts = (centred @ w["encoder.weight"].T + w["encoder.bias"]).relu()
-        if settings["activation"] == "topk":
+        pre = centred @ w["encoder.weight"].T + w["encoder.bias"]
+        acts = pre.relu()
+        if settings.get("signed"):
+            acts = abs_top_k(pre)
+        elif settings["activation"] == "topk":
             acts = top_k(acts)
         else:
             groups = acts.unflatten(-1, (K, -1))
@@ -125,6 +133,8 @@ def write_saelens(folder: Path, tensors: Tensors, settings: dict[str, Any]) -> P
     if "scaling_factor" in settings:
         scaler = {"scaling_factor": settings.pop("scaling_factor"), "has_whitening": False}
         (folder / "activation_scaler.json").write_text(json.dumps(scaler))
+    if "whitening" in settings:
+        save_file(settings.pop("whitening"), folder / "activation_whitening.safetensors")
     (folder / "cfg.json").write_text(json.dumps(settings))
     save_file(tensors, folder / "sae_weights.safetensors")
     return folder
@@ -139,6 +149,33 @@ def saelens_settings(architecture: str, **changed: Any) -> dict[str, Any]:
     shared |= {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
     metadata = {"sae_lens_version": "6.1.0", "model_name": "gpt2", "hook_name": "blocks.6.hook_resid_post"}
     return shared | {"metadata": metadata} | changed
+
+
+def saelens_training_settings(architecture: str, **changed: Any) -> dict[str, Any]:
+    """Of a checkpoint of version 6, which has the settings of the training too."""
+    training: dict[str, Any] = {"decoder_init_norm": 0.1}
+    if "topk" in architecture:
+        training |= {"k": K, "rescale_acts_by_decoder_norm": True, "use_sparse_activations": False}
+        training |= {"aux_loss_coefficient": 1.0}
+    if "batchtopk" in architecture:
+        training |= {"k": 4.6, "topk_threshold_lr": 0.01}
+    if architecture == "matryoshka_batchtopk":
+        training |= {"matryoshka_widths": [4, 9, C], "use_matryoshka_aux_loss": False}
+    if architecture == "jumprelu":
+        training |= {"jumprelu_init_threshold": 0.01, "jumprelu_bandwidth": 0.05, "l0_coefficient": 1.0}
+        training |= {"l0_warm_up_steps": 0, "jumprelu_sparsity_loss_mode": "step", "jumprelu_tanh_scale": 4.0}
+        training |= {"pre_act_loss_coefficient": None}
+    if architecture == "standard":
+        training |= {"l1_coefficient": 1.0, "lp_norm": 1.0, "l1_warm_up_steps": 0}
+    return saelens_settings(architecture, **training | changed)
+
+
+def whitening() -> Tensors:
+    """z = (x - mean) matrix, and its inverse."""
+    generator = torch.Generator().manual_seed(0)
+    mean, matrix = torch.randn(D, generator=generator), torch.randn(D, D, generator=generator)
+    matrix = matrix.double() + 2 * torch.eye(D)
+    return {"mean": mean.double(), "matrix": matrix, "inverse_matrix": matrix.inverse().contiguous()}
 
 
 def saelens_5_settings(**changed: Any) -> dict[str, Any]:
@@ -165,10 +202,17 @@ def saelens_formula(w: Tensors, settings: dict[str, Any]) -> Formula:
             x, undo = (x - mu) / (std + 1e-5), lambda y: y * std + mu
         elif normalize in ("expected_average_only_in", True):
             x, undo = x * scale, lambda y: y / scale
+        elif normalize == "covariance_whitening":
+            maps = settings["whitening"]
+            x, undo = (x - maps["mean"]) @ maps["matrix"], lambda y: y @ maps["inverse_matrix"] + maps["mean"]
         pre = (x - w["b_dec"] * settings.get("apply_b_dec_to_input", True)) @ w["W_enc"] + w["b_enc"]
         norms = w["W_dec"].norm(dim=-1) if settings.get("rescale_acts_by_decoder_norm") else torch.ones(C).double()
         acts = (pre * norms).relu()
-        if k is not None:
+        if "topk_threshold" in w:  # an average k, kept by one threshold
+            acts = acts * (acts > w["topk_threshold"])
+        elif settings.get("architecture") == "abstopk":
+            acts = abs_top_k(pre * norms, k)
+        elif k is not None:
             acts = top_k(pre * norms, k).relu()
         if "threshold" in w:
             acts = acts * (pre > w["threshold"])
@@ -231,6 +275,43 @@ def dictionary_learning_formula(w: Tensors, settings: dict[str, Any]) -> Formula
     return apply
 
 
+def matryoshka_tensors() -> Tensors:
+    groups = {"group_sizes": torch.tensor([4, 5, C - 9])}
+    return saelens_tensors() | {"k": torch.tensor(K, dtype=torch.int), "threshold": torch.tensor(0.7)} | groups
+
+
+def matryoshka_formula(w: Tensors, _settings: dict[str, Any]) -> Formula:
+    def apply(x: Tensor) -> tuple[Tensor, Tensor]:
+        acts = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu()
+        acts = acts * (acts > w["threshold"])
+        return acts, acts @ w["W_dec"] + w["b_dec"]
+
+    return apply
+
+
+# --- Qwen-Scope ---
+
+
+def write_qwen_scope(folder: Path, tensors: Tensors, _settings: dict[str, Any]) -> Path:
+    repository = folder / f"SAE-Res-Qwen3-0.6B-Base-W15-L0_{K}"
+    repository.mkdir(exist_ok=True)
+    torch.save(tensors, repository / "layer7.sae.pt")
+    return repository / "layer7.sae.pt"
+
+
+def qwen_scope_tensors() -> Tensors:
+    # The k largest are positive, as among 32,768: its own formula has no ReLU.
+    return {"W_enc": randn(C, D), "W_dec": randn(D, C), "b_enc": randn(C) + 50, "b_dec": randn(D)}
+
+
+def qwen_scope_formula(w: Tensors, _settings: dict[str, Any]) -> Formula:
+    def apply(x: Tensor) -> tuple[Tensor, Tensor]:
+        acts = top_k(x @ w["W_enc"].T + w["b_enc"])
+        return acts, acts @ w["W_dec"].T + w["b_dec"]
+
+    return apply
+
+
 def _saelens(settings: dict[str, Any], **more: tuple[int, ...]) -> Case:
     def tensors() -> Tensors:
         return saelens_tensors() | {name: randn(*shape).abs() for name, shape in more.items()}
@@ -256,6 +337,7 @@ CASES = {
     ),
     "sparsify": _sparsify(sparsify_settings()),
     "sparsify, groupmax": _sparsify(sparsify_settings(activation="groupmax")),
+    "sparsify, signed": _sparsify(sparsify_settings(signed=True)),
     "sparsify, transcoder": _sparsify(sparsify_settings(transcode=True, skip_connection=True)),
     "sparsify, skip": _sparsify(sparsify_settings(skip_connection=True)),
     "saelens 6, standard": _saelens(saelens_settings("standard")),
@@ -268,6 +350,22 @@ CASES = {
     "saelens 6, scaled input": _saelens(
         saelens_settings("jumprelu", normalize_activations="expected_average_only_in", scaling_factor=0.3),
         threshold=(C,),
+    ),
+    "saelens 6, abstopk": _saelens(saelens_settings("abstopk", k=K)),
+    "saelens 6, checkpoint of standard": _saelens(saelens_training_settings("standard")),
+    "saelens 6, checkpoint of jumprelu": _saelens(saelens_training_settings("jumprelu"), threshold=(C,)),
+    "saelens 6, checkpoint of topk": _saelens(saelens_training_settings("topk")),
+    "saelens 6, checkpoint of abstopk": _saelens(saelens_training_settings("abstopk")),
+    "saelens 6, checkpoint of batchtopk": _saelens(saelens_training_settings("batchtopk"), topk_threshold=()),
+    "saelens 6, checkpoint of matryoshka": _saelens(
+        saelens_training_settings("matryoshka_batchtopk", rescale_acts_by_decoder_norm=False), topk_threshold=()
+    ),
+    "saelens 6, whitened": _saelens(
+        saelens_training_settings("topk", normalize_activations="covariance_whitening", whitening=whitening())
+    ),
+    "saelens 6, whitened, bias not subtracted": _saelens(
+        saelens_settings("standard", normalize_activations="covariance_whitening", apply_b_dec_to_input=False)
+        | {"whitening": whitening()}
     ),
     "saelens 5, standard": _saelens(saelens_5_settings()),
     "saelens 5, topk": _saelens(
@@ -307,4 +405,14 @@ CASES = {
         dictionary_learning_settings("BatchTopKSAE"),
         ("k",),
     ),
+    "dictionary_learning, matryoshka": Case(
+        "dictionary_learning",
+        write_dictionary_learning,
+        matryoshka_tensors,
+        matryoshka_formula,
+        dictionary_learning_settings("MatryoshkaBatchTopKSAE")
+        | {"group_fractions": [0.25, 0.35, 0.4], "group_weights": [1 / 3] * 3, "group_sizes": [4, 5, 6]},
+        ("k", "group_sizes"),
+    ),
+    "qwen scope": Case("qwen_scope", write_qwen_scope, qwen_scope_tensors, qwen_scope_formula),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix import CocomixError, SparseAutoencoder
+from cocomix.sae.formats.files import NEEDED
 from cocomix.sae.formats.find import local_path, recognise
 from tests.sae.format_files import (
     CASES,
@@ -93,7 +95,7 @@ def test_tensors_that_are_not_exactly_those_of_the_format_are_refused(case: Case
 @first_case_of_each_format
 def test_damaged_files_are_refused(case: Case, tmp_path: Path) -> None:
     path = case.write(tmp_path, case.tensors(), case.settings)
-    weights = next(file for file in tmp_path.iterdir() if file.suffix != ".json")
+    weights = next(file for file in tmp_path.rglob("*.*") if file.is_file() and file.suffix != ".json")
     whole = weights.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no weights"):
         weights.write_bytes(content)
@@ -126,7 +128,7 @@ def test_as_many_latents_as_inputs_need_a_word(case: Case, tmp_path: Path) -> No
         ("openai", {"activation_state_dict": [K]}, "activation_state_dict"),
         ("openai", {"activation_state_dict": {"k": "5", "postact_fn": "ReLU"}}, "k = '5'"),
         ("openai", {"activation_state_dict": {**OPENAI_TOPK["activation_state_dict"], "slope": 2}}, "slope"),
-        ("sparsify", {"signed": True}, "signed = True"),
+        ("sparsify, groupmax", {"signed": True}, "signed = True"),
         ("sparsify", {"activation": "relu"}, "activation = 'relu'"),
         ("sparsify", {"jump": 1}, "(jump)"),
         ("sparsify", {"k": True}, "k = True"),
@@ -136,7 +138,10 @@ def test_as_many_latents_as_inputs_need_a_word(case: Case, tmp_path: Path) -> No
         ("saelens 6, standard", {"architecture": "gated"}, "architecture = 'gated'"),
         ("saelens 6, standard", {"architecture": "transcoder"}, "architecture = 'transcoder'"),
         ("saelens 6, standard", {"reshape_activations": "hook_z"}, "reshape_activations = 'hook_z'"),
-        ("saelens 6, standard", {"normalize_activations": "covariance_whitening"}, "'covariance_whitening'"),
+        ("saelens 6, standard", {"normalize_activations": "covariance_whitening"}, "activation_whitening.safetensors"),
+        ("saelens 6, checkpoint of batchtopk", {"k": 0}, "k = 0"),
+        ("saelens 6, checkpoint of batchtopk", {"k": float("nan")}, "k = nan"),
+        ("saelens 6, checkpoint of topk", {"k": 4.5}, "k = 4.5"),
         ("saelens 6, standard", {"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm"),
         ("saelens 6, standard", {"slope": 0.1}, "(slope)"),
         ("saelens 6, standard", {"k": 3}, "(k)"),
@@ -171,6 +176,66 @@ def test_a_transcoder_of_dictionary_learning_is_refused(tmp_path: Path) -> None:
     settings = {"trainer": dictionary_learning_settings("AutoEncoderTopK"), "buffer": {"io": "in_and_out"}}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     refused(tmp_path, "io = 'in_and_out'")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("saelens 6, standard", "architecture"), ("gemma scope 2", "type")])
+@pytest.mark.parametrize("value", ["gated", "transcoder", "temporal"])
+def test_what_is_not_read_says_what_it_would_need(name: str, setting: str, value: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    refused(
+        case.write(tmp_path, case.tensors(), case.settings | {setting: value}), f"{setting} = '{value}'", NEEDED[value]
+    )
+
+
+UNREADABLE = ("[" * 100_000, '{"k": ' + "9" * 5000 + "}", "\udcff", "null", '"text"', "")
+
+
+@pytest.mark.parametrize("name", ["sparsify", "saelens 6, topk", "gemma scope 2", "dictionary_learning, topk"])
+def test_settings_that_no_parser_takes_end_in_a_sentence(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    path = case.write(tmp_path, case.tensors(), case.settings)
+    file = next(tmp_path.glob("*.json"))
+    for content in UNREADABLE:
+        file.write_text(content, encoding="utf-8", errors="surrogateescape")
+        refused(path, file.name)
+
+
+NUMBERS = ("9" * 4000, "-1", "0", "1e999", "NaN")
+OTHERS = ("null", "true", "[1]", '{"k": []}', '""', '"' + "x" * 10**5 + '"', "[" * 300 + "]" * 300)
+
+
+@pytest.mark.parametrize(
+    "name", ["sparsify", "saelens 6, checkpoint of batchtopk", "saelens 5, topk", "gemma scope 2", "own"]
+)
+def test_any_value_of_a_setting_is_read_or_refused_in_a_short_sentence(name: str, tmp_path: Path) -> None:
+    case = CASES["sparsify" if name == "own" else name]
+    path = case.write(tmp_path, case.tensors(), case.settings)
+    if name == "own":
+        path = tmp_path / "own"
+        SparseAutoencoder.from_pretrained(tmp_path).save_pretrained(path)
+    (file,) = path.glob("*.json")
+    settings = json.loads(file.read_text())
+    for setting in settings:
+        for value in (*NUMBERS, *OTHERS):
+            file.write_text(json.dumps(settings | {setting: "VALUE"}).replace('"VALUE"', value))
+            said = ""
+            with warnings.catch_warnings(action="ignore"):
+                try:
+                    SparseAutoencoder.from_pretrained(path)
+                except CocomixError as error:
+                    said = str(error)
+            assert len(said) < 1000
+            assert "\n" not in said
+            assert not said or str(tmp_path) in said
+
+
+def test_how_many_latents_of_qwen_scope_are_active_is_said_by_the_folder_or_asked_for(tmp_path: Path) -> None:
+    case = CASES["qwen scope"]
+    path = case.write(tmp_path, case.tensors(), {})
+    assert SparseAutoencoder.from_pretrained(path).config.num_active_latents == K
+    refused(path.parent.parent, "layer7.sae.pt")
+    shutil.copy(path, tmp_path / "layer7.sae.pt")
+    refused(tmp_path / "layer7.sae.pt", "layer7.sae.pt", "L0_50")
 
 
 class Payload:
@@ -304,7 +369,7 @@ def test_own_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         refused(own, named)
     settings = json.loads((own / "sae.json").read_text())
     for changed, named in (
-        ({"format_version": 1}, "format version 1"),
+        ({"format_version": 1}, "has format version 1, not 2"),
         ({"slope": 1}, "slope"),
         ({"activation": "tanh"}, "activation is 'tanh'"),
         ({"normalize_input": True}, "normalize_input = True"),

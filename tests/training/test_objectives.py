@@ -89,7 +89,8 @@ def test_a_teacher_equal_to_the_student_costs_nothing() -> None:
 
 def test_counts_are_known_from_the_batch_alone() -> None:
     model, ids, labels = student(), tokens(), concept_labels()
-    labels[0, 3, 1] = -100
+    labels[0, 3, 1] = -100  # the others stay
+    labels[1, 2] = -100
     batch = labelled(ids, labels)
     output = model(input_ids=ids, labels=ids, concept_labels=labels)
     assert int(next_token().count(batch)) == int(output.lm_count) == 16
@@ -204,6 +205,7 @@ def test_four_batches_equal_one_four_times_larger_with_uneven_labels() -> None:
     labels[0] = -100  # one window without labels, others with few
     labels[3, 2:] = -100
     labels[6, ::2] = -100
+    labels[7, :, 1:] = -100
     whole = gradients_of(model, [labelled(ids, labels)])
     parts = gradients_of(model, [labelled(ids[i : i + 2], labels[i : i + 2]) for i in range(0, 8, 2)])
     assert whole.keys() == parts.keys()

@@ -1,6 +1,6 @@
 """The concept dataset: labels of the windows of a token dataset, row by row.
 
-DIR/00000.parquet   one window per row: labels, T * A concept indices, `num_concepts` where a position has none; and, if
+DIR/00000.parquet   one window per row: labels, T * A concept indices, `num_concepts` in place of a missing one; and, if
                     requested, scores, T * A float32, zero where there is no label
 DIR/manifest.json   fingerprints of text, tokenizer, windows, teacher and SAE; the hook, attribution settings, checksums
 """
@@ -38,7 +38,7 @@ class ConceptDataset(Sidecar):
         self.num_labels = int(self.settings["attribution"]["num_labels"])
 
     def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
-        """Labels of the given windows, -100 where a position has none."""
+        """Labels of the given windows, -100 in place of each missing one."""
         flat = torch.from_numpy(self._table.take("labels", windows))
         labels = flat.view(len(flat), self._context_length, self.num_labels)
         return labels.masked_fill(labels == self.num_concepts, IGNORED_LABEL)
@@ -62,7 +62,7 @@ def write_labels(
     num_concepts: int,
     scores: Float[Tensor, "B T A"] | None = None,
 ) -> None:
-    """Write one shard of labels, -100 where a position has none, with 2 bytes per label if `num_concepts` allows it."""
+    """Write one shard of labels, -100 in place of each missing one, with 2 bytes per label if `num_concepts` allows it."""
     dtype = np.uint16 if num_concepts < 2**16 else np.int32
     stored = labels.masked_fill(labels == IGNORED_LABEL, num_concepts)
     columns = {"labels": stored.flatten(1).numpy().astype(dtype)}

@@ -25,7 +25,7 @@ def stream_concepts(tokens: str, concepts: str | None = None, *, split: Split = 
     """Stream the windows of a token dataset, with their concept labels.
 
     Each row has `input_ids` and `document_ids` (T integers each) and, with `concepts`, `labels` (T lists of A integers, -100
-    where a position has none) and, if they were stored, `scores` (same shape). `.with_format("torch")`, `.batch(8)`,
+    in place of a missing one) and, if they were stored, `scores` (same shape). `.with_format("torch")`, `.batch(8)`,
     `.shuffle(buffer_size=...)` and `datasets.distributed.split_dataset_by_node` work as usual.
 
     Args:

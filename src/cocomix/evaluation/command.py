@@ -42,7 +42,7 @@ class EvalConfig:
     sae: Path | None = None
     """The teacher's autoencoder for the `oracle` probe, from `train-sae` or elsewhere."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one recorded by `train-sae`."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     """How the `oracle` probe's labels are chosen."""
     max_windows: int | None = None

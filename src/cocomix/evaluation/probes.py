@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cocomix.base.errors import CocomixError
 from cocomix.data import IGNORED_LABEL
@@ -76,8 +77,8 @@ class ShufflePosition(ConceptEdit):
 class Oracle(ConceptEdit):
     """Replaces the strongest predictions by the teacher's labels, which take over their values.
 
-    Labels among the other active concepts are removed there, so that none counts twice. Positions without labels are
-    unchanged.
+    Labels among the other active concepts are removed there, so that none counts twice. A position with fewer labels keeps
+    more of its predictions.
     """
 
     def __init__(self) -> None:
@@ -85,14 +86,11 @@ class Oracle(ConceptEdit):
 
     def edit_active(self, indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         assert self.labels is not None
-        labels = self.labels
-        valid = (labels != IGNORED_LABEL).all(-1, keepdim=True)
-        A = labels.shape[-1]
-        is_label = (indices.unsqueeze(-1) == labels.unsqueeze(-2)).any(-1)
-        rest = torch.where(is_label, torch.zeros_like(values), values)[..., A:]
-        oracle_indices = torch.cat([labels.clamp(min=0), indices[..., A:]], -1)
-        oracle_values = torch.cat([values[..., :A], rest], -1)
-        return torch.where(valid, oracle_indices, indices), torch.where(valid, oracle_values, values)
+        K, A = indices.shape[-1], self.labels.shape[-1]
+        labels = F.pad(self.labels, (0, K - A), value=IGNORED_LABEL)  # one for each active concept
+        is_replaced = labels != IGNORED_LABEL
+        is_label = (indices.unsqueeze(-1) == self.labels.unsqueeze(-2)).any(-1)
+        return torch.where(is_replaced, labels, indices), values.masked_fill(is_label & ~is_replaced, 0)
 
 
 class _Recorder(ConceptEdit):

@@ -2,7 +2,8 @@
 
     a_i = c_i * d(loss)/d(c_i) = c_i * std * (g . W_dec[i])        g = d(loss)/dh at the hook (`gradients.py`)
 
-The labels of a token are the latents of the A largest scores; the score is +a, -a, |a| or c itself. Labels are a pure
+The labels of a token are the latents of the A largest scores; the score is +a, -a, |a| or c itself. Only a positive score
+makes a label: with fewer of them a token has fewer labels, since the next latent would say the opposite. Labels are a pure
 function of a window's tokens and the settings: the batch and the shard that a window comes in change nothing.
 """
 
@@ -35,7 +36,7 @@ class ScoredLabels:
     """Labels of some windows, best first, and the scores that ranked them."""
 
     labels: Int64[Tensor, "B T A"]
-    """-100 at the last position (it has no next token) and where fewer than A latents have a score other than zero."""
+    """-100 at the last position (it has no next token), and last where fewer than A latents have a positive score."""
     scores: Float[Tensor, "B T A"]
     """+a, -a or |a| in nats by the sign, or c; zero where there is no label."""
 
@@ -79,7 +80,7 @@ class ConceptExtractor:
     def __call__(
         self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None
     ) -> Int64[Tensor, "B T A"]:
-        """Labels, best first; -100 at the last position (it has no next token) and where too few latents score."""
+        """Labels, best first; -100 as in `ScoredLabels`."""
         return self.scored(input_ids, position_ids).labels
 
     def scored(self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None) -> ScoredLabels:
@@ -94,9 +95,9 @@ class ConceptExtractor:
         parts = [self._top(rows[part], None if gradient is None else gradient[part]) for part in self._chunks(rows)]
         shape = (*input_ids.shape, self.config.num_labels)
         scores, indices = (torch.cat([part[i] for part in parts]).view(shape) for i in (0, 1))
-        invalid = (scores == -torch.inf).any(-1, keepdim=True)  # fewer than A eligible latents
-        invalid[:, -1] = True
-        return ScoredLabels(indices.masked_fill(invalid, IGNORED_LABEL), scores.masked_fill(invalid, 0.0))
+        is_missing = ~(scores > 0)
+        is_missing[:, -1] = True
+        return ScoredLabels(indices.masked_fill(is_missing, IGNORED_LABEL), scores.masked_fill(is_missing, 0.0))
 
     def attribution(
         self,
@@ -134,7 +135,7 @@ class ConceptExtractor:
         return [slice(start, start + size) for start in range(0, len(rows), size)]
 
     def _top(self, h: Float[Tensor, "n D"], gradient: Float[Tensor, "n D"] | None) -> tuple[Tensor, Tensor]:
-        """Scores and indices [n, A] of the best latents of some positions; -inf where a latent is no candidate."""
+        """Scores and indices [n, A] of the best latents of some positions; only positive scores make labels."""
         sae, A = self.sae, self.config.num_labels
         with torch.no_grad():
             if self._scores_all_latents and gradient is not None:  # z_i * std * (g . W_dec[i])
@@ -143,17 +144,13 @@ class ConceptExtractor:
                 best = self._score(z * ((std * gradient) @ sae.decoder_weight.t())).topk(A, dim=-1)
                 return best.values, best.indices
             latents = sae.encode(h).padded(A)
-        if gradient is None:
-            scores = latents.values.masked_fill(latents.values == 0, -torch.inf)
-        else:
-            scores = self._score(self._attribution(latents, gradient))
+        scores = latents.values if gradient is None else self._score(self._attribution(latents, gradient))
         best = scores.topk(A, dim=-1)
         return best.values, latents.indices.gather(-1, best.indices)
 
     def _score(self, a: Tensor) -> Tensor:
-        """The scores that rank latents. One whose attribution is zero (inactive, or without gradient) is no candidate."""
-        by_sign = {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[self.config.sign]
-        return by_sign.masked_fill(a == 0, -torch.inf)
+        """The scores that rank latents; zero for one that is inactive or without gradient."""
+        return {"raises_loss": a, "lowers_loss": -a, "magnitude": a.abs()}[self.config.sign]
 
 
 def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:

@@ -48,7 +48,7 @@ class AttributionConfig:
     sign: AttributionSign = "raises_loss"
     """Top of +a (paper and released code: their presence makes the true token less likely), of -a, or of |a|."""
     num_labels: Annotated[int, tyro.conf.arg(aliases=("--num-labels",))] = 4
-    """A, labels a token (the paper's K_attr)."""
+    """A, the most labels a token can have (the paper's K_attr); only latents with a positive score are labels."""
     control: Control = "none"
     """Labels to compare the true ones with. random: the same labels of a fixed random dictionary. shuffled: true labels,
     permuted over the labelled positions of each window. frequency: concepts drawn from the histogram of the true labels."""

@@ -75,7 +75,7 @@ def shuffle_labels(
 ) -> Int64[Tensor, "B T A"]:
     """The labels of each window permuted over its labelled positions, those of one position together."""
     shuffled = labels.clone()
-    for b, valid in enumerate((labels != IGNORED_LABEL).all(-1)):
+    for b, valid in enumerate((labels != IGNORED_LABEL).any(-1)):
         order = _generator(seed, input_ids[b]).permutation(int(valid.sum()))
         shuffled[b, valid] = labels[b, valid][torch.from_numpy(order)]
     return shuffled
@@ -84,19 +84,21 @@ def shuffle_labels(
 def draw_labels(
     input_ids: Int64[Tensor, "B T"], labels: Int64[Tensor, "B T A"], histogram: Int64[Tensor, " C"], seed: int
 ) -> Int64[Tensor, "B T A"]:
-    """A different concepts for each labelled position, one after another with probabilities proportional to `histogram`.
+    """As many different concepts as each position has labels, one after another, in proportion to `histogram`.
 
     Args:
         input_ids: the windows.
-        labels: true labels; only which positions have some is used.
-        histogram: how often each concept is a true label; at least A occur.
+        labels: true labels; only how many each position has is used.
+        histogram: how often each concept is a true label; as many occur as any position has labels.
         seed: of the draws.
     """
     cumulative = histogram.cumsum(0).numpy()
     drawn = labels.clone()
-    for b, valid in enumerate((labels != IGNORED_LABEL).all(-1)):
-        n, A = int(valid.sum()), labels.shape[-1]
-        drawn[b, valid] = torch.from_numpy(_draw(_generator(seed, input_ids[b]), cumulative, n, A))
+    for b, is_label in enumerate(labels != IGNORED_LABEL):
+        valid = is_label.any(-1)
+        n, A = int(valid.sum()), int(is_label.sum(-1).max())
+        concepts = _draw(_generator(seed, input_ids[b]), cumulative, n, A)
+        drawn[b, valid, :A] = torch.from_numpy(concepts).masked_fill(~is_label[valid, :A], IGNORED_LABEL)
     return drawn
 
 

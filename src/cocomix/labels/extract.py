@@ -50,7 +50,7 @@ class ExtractConfig:
     sae: Path | None = None
     """Autoencoder made by `train-sae` for this teacher, or a dictionary of another origin."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one that `train-sae` recorded."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
     labels: Path | None = None
     """Finished concept dataset to make the controls `shuffled` and `frequency` from, in place of teacher and sae; its
     attribution settings hold for them too."""
@@ -147,14 +147,13 @@ class _Shards(ShardWork):
         labels = torch.cat([part.labels for part in parts])
         scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
         write_labels(self.folder, index, labels, self.source.num_concepts, scores)
-        return {"num_labelled": int((labels != IGNORED_LABEL).all(-1).sum())}
+        return {"num_labelled": int((labels != IGNORED_LABEL).any(-1).sum())}
 
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         labelled = sum(receipt["num_labelled"] for receipt in receipts) / (self.num_windows * self.context_length)
         if not labelled:
             raise CocomixError(
-                f"no position has as many latents with a score as num_labels ({self.config.attribution.num_labels}): "
-                f"{self.config.sae} does not fit the teacher, or num_labels is too large"
+                f"no position has a latent with a positive score: {self.config.sae} does not fit the teacher"
             )
         if labelled < USUAL_SHARE_LABELLED:
             say(f"warning: only {labelled:.0%} of the positions have labels")

@@ -26,7 +26,9 @@ from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.labels.config import AttributionConfig
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae.formats.find import local_path
+from cocomix.sae.formats.find import local_path, recognise
+from cocomix.sae.formats.place import layer_of
+from cocomix.sae.formats.readers import num_active_by_name
 from cocomix.sae.model import SparseAutoencoder
 from cocomix.sae.quality import sae_fit_warning
 
@@ -34,6 +36,8 @@ from cocomix.sae.quality import sae_fit_warning
 
 #: Windows on which the dictionary is tried: enough to see whether it fits the teacher at all.
 WINDOWS_PER_FIT = 4
+#: Which latents can be labels. Earlier versions filled up with negative scores, and left out positions with too few.
+CANDIDATES = "positive scores"
 
 
 class TeacherLabels:
@@ -43,7 +47,7 @@ class TeacherLabels:
         data: the windows.
         teacher: causal LM: a folder or a file.
         sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
-        layer: 0-based block after which the dictionary reads; None: the one that `train-sae` recorded.
+        layer: 0-based block after which the dictionary reads; None: the one that its files name.
         attribution: how labels are chosen.
 
     A training run on these labels depends on its `inputs`.
@@ -64,6 +68,7 @@ class TeacherLabels:
             "sae": sae_fingerprint,
             "layer": self.layer,
             "attribution": dataclasses.asdict(attribution),
+            "candidates": CANDIDATES,
         }
         self.inputs = self.settings
 
@@ -127,7 +132,7 @@ def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int)
 def load_extractor(
     teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
 ) -> ConceptExtractor:
-    """Teacher and dictionary from their folders, at the layer that `train-sae` recorded or the given one."""
+    """Teacher and dictionary from their folders, at the layer that its files name or the given one."""
     _, layer = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
     return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
 
@@ -140,15 +145,26 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
             raise CocomixError(
                 f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
             )
-        if layer is None:
-            raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
-        return artifacts.fingerprint_of_path(local), layer
+        layer = _agreed_layer(sae, layer_of(local), layer)
+        return _fingerprint(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
-    trained = int(manifest.settings["layer"])
-    if layer not in (None, trained):
-        raise CocomixError(
-            f"the autoencoder {sae} was trained on layer {trained}, but --layer is {layer}; leave it out"
-        )
-    return manifest.fingerprint, trained
+    return manifest.fingerprint, _agreed_layer(sae, int(manifest.settings["layer"]), layer)
+
+
+def _fingerprint(path: Path) -> str:
+    """Of all that determines what a dictionary of another origin computes."""
+    fingerprint = artifacts.fingerprint_of_path(path)
+    if recognise(path) == "qwen_scope":  # a name says part of it
+        return artifacts.fingerprint_of_json([fingerprint, num_active_by_name(path)])
+    return fingerprint
+
+
+def _agreed_layer(sae: Path, trained: int | None, asked: int | None) -> int:
+    layer = asked if trained is None else trained
+    if layer is None:
+        raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
+    if asked not in (None, layer):
+        raise CocomixError(f"the autoencoder {sae} was trained on layer {layer}, but --layer is {asked}; leave it out")
+    return layer

@@ -28,7 +28,7 @@ class MixerInputs:
     """What a mixer may read besides the hidden states."""
 
     concept_labels: Int64[Tensor, "B T A"] | None = None
-    """Concepts to learn; `IGNORED_LABEL` where there are none."""
+    """Concepts to learn; `IGNORED_LABEL` in place of each that is missing."""
     edits: tuple[ConceptEdit, ...] = ()
     """Edits of the concept stream, in the order in which they apply."""
 

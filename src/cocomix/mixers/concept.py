@@ -54,17 +54,23 @@ class ConceptMixer(Mixer):
         """Start as a sparse autoencoder of the residual stream at `layer`: the inserted vector is its reconstruction.
 
         With x normalised as in `forward`, the mixer's formula is the autoencoder's: head and compression are its
-        encoder and decoder, and `pre_bias` is its decoder bias.
+        encoder and decoder, and its decoder bias is `pre_bias`, or, where it is not subtracted, `compress_bias`.
 
         Args:
-            sae: TopK autoencoder with C latents of width D.
+            sae: TopK autoencoder with C latents of width D that normalises each token.
 
         Raises:
-            CocomixError: the autoencoder has another shape or formula.
+            CocomixError: the autoencoder has another shape, or a formula that the mixer lacks.
         """
-        if (sae.config.normalize_input, sae.config.activation) != ("layer_norm", "topk"):
+        wanted = {"activation": "topk", "normalize_input": "layer_norm", "skip_connection": False, "transcode": False}
+        missing = {
+            name: getattr(sae.config, name) for name, value in wanted.items() if getattr(sae.config, name) != value
+        }
+        if missing:
+            named = ", ".join(f"{name} {value!r}" for name, value in missing.items())
             raise CocomixError(
-                "only a TopK autoencoder that normalises each token (normalize_input 'layer_norm') has the mixer's formula"
+                f"the mixer has no formula for an autoencoder with {named}: it keeps the strongest of a layer-normalised "
+                "input's logits, as a TopK autoencoder with normalize_input 'layer_norm' does; give one, or leave sae out"
             )
         shape = tuple(sae.encoder_weight.shape)
         if shape != tuple(self.head_weight.shape):
@@ -72,8 +78,10 @@ class ConceptMixer(Mixer):
         self.head_weight.copy_(sae.encoder_weight)
         self.head_bias.copy_(sae.encoder_bias)
         self.compress_weight.copy_(sae.decoder_weight)
+        self.pre_bias.zero_()
         self.compress_bias.zero_()
-        self.pre_bias.copy_(sae.decoder_bias)
+        bias = self.pre_bias if sae.config.subtract_decoder_bias else self.compress_bias
+        bias.copy_(sae.decoder_bias)
 
     def counts(self, output: Any, concept_labels: Int64[Tensor, "B T A"] | None) -> dict[str, Tensor]:
         return concept_counts(output, concept_labels, self.config.known_concepts)
@@ -94,18 +102,16 @@ class ConceptMixer(Mixer):
         edited = [concepts for edit in edits if (concepts := edit.logit_concepts()) is not None]
         # An edit can make a concept inactive, and the next strongest then takes its place.
         num_edited = sum(concepts.shape[1] for concepts in edited)
-        loss_sum = count = labels = row_weights = None
+        loss_sum = count = labels = None
         if inputs.concept_labels is not None:
-            given = inputs.concept_labels.reshape(B * T, -1)
-            valid = (given != IGNORED_LABEL).all(-1)
-            labels, row_weights, count = given.clamp(min=0), valid.float(), valid.sum()
+            labels = inputs.concept_labels.reshape(B * T, -1)
+            count = (labels != IGNORED_LABEL).any(-1).sum()
         values, indices, loss = predict_concepts(
             x,
             self.head_weight,
             self.head_bias,
             min(self.config.num_active_concepts + num_edited, self.config.known_concepts),
             labels,
-            row_weights,
             self.logits_megabytes,
         )
         if labels is not None:

@@ -21,20 +21,20 @@ def predict_concepts(
     bias: Float[Tensor, " C"],
     num_active: int,
     labels: Int64[Tensor, "N A"] | None = None,
-    row_weights: Float[Tensor, " N"] | None = None,
     logits_megabytes: int = LOGITS_MEGABYTES,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The `num_active` largest concept logits of each row, and the concept loss, summed over the rows.
 
-    z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_k z_n[labels_k])  (paper, equation 4)
+    z = weight @ x + bias;  loss = sum_n (logsumexp(z_n) - mean_k z_n[labels_k])  (paper, equation 4)
+
+    The sum is over the rows with labels, the mean over the labels that a row has.
 
     Args:
         x: normalised hidden states.
         weight: weight of the head.
         bias: bias of the head.
         num_active: K_mix.
-        labels: concepts of each row, in [0, C); None: the loss is zero and not computed.
-        row_weights: w, constants, zero for rows without labels; by default all ones.
+        labels: concepts of each row, in [0, C), or negative for fewer labels than A; None: the loss is zero and not computed.
         logits_megabytes: memory for a chunk of logits.
 
     Returns:
@@ -46,7 +46,6 @@ def predict_concepts(
         weight,
         bias,
         labels=labels,
-        row_weights=row_weights,
         num_largest=num_active,
         logits_megabytes=logits_megabytes,
     )

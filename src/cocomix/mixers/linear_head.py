@@ -144,14 +144,18 @@ def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
 
 
 def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weights: Tensor) -> Tensor:
-    """The weighted sum of the rows' losses; overwrites `z` with the gradients of the losses.
+    """The sum of the losses of the rows with weight 1; overwrites `z` with the gradients of all rows' losses.
 
     mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and logsumexp(z) = z_j - log p_j for any j; the largest is the safest.
+    The means are over the labels that a row has.
     """
-    label_logits = z.gather(-1, labels).mean(-1)
+    is_label = labels >= 0
+    num_labels = is_label.sum(-1, keepdim=True).clamp(min=1)
+    labels = labels.clamp(min=0)
+    label_logits = z.gather(-1, labels).masked_fill(~is_label, 0).sum(-1) / num_labels.squeeze(-1)
     torch.softmax(z, dim=-1, out=z)
     log_partition = (top[0] - z.gather(-1, top[1]).log()).squeeze(-1)
-    z.scatter_add_(-1, labels, z.new_full((), -1 / labels.shape[-1]).expand_as(labels))
+    z.scatter_add_(-1, labels, -is_label.to(z.dtype) / num_labels)
     return torch.dot(log_partition - label_logits, row_weights)
 
 
@@ -233,13 +237,14 @@ def linear_head(
     bias: Float[Tensor, " C"] | None = None,
     *,
     labels: Int64[Tensor, "N A"] | None = None,
-    row_weights: Float[Tensor, " N"] | None = None,
     num_largest: int = 0,
     logits_megabytes: int = LOGITS_MEGABYTES,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The largest logits of a linear head, and its summed cross entropy.
 
-    z = weight @ x + bias;  loss = sum_n w_n (logsumexp(z_n) - mean_a z_n[labels_a])
+    z = weight @ x + bias;  loss = sum_n (logsumexp(z_n) - mean_a z_n[labels_a])
+
+    The sum is over the rows with labels, the mean over the labels that a row has.
 
     Under autocast the products run in its dtype.
 
@@ -247,8 +252,7 @@ def linear_head(
         x: input of the head.
         weight: weight of the head.
         bias: bias of the head.
-        labels: classes of each row, in [0, C); None: no loss.
-        row_weights: w, constant factors of the rows in the sum, zero for rows without labels; by default all ones.
+        labels: classes of each row, in [0, C), or negative for fewer labels than A; None: no loss.
         num_largest: K.
         logits_megabytes: memory for a chunk of logits; a chunk has at least one row.
 
@@ -269,13 +273,10 @@ def linear_head(
                 weight.to(dtype),
                 bias,
                 labels=labels,
-                row_weights=row_weights,
                 num_largest=num_largest,
                 logits_megabytes=logits_megabytes,
             )
-    if labels is not None:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        row_weights = x.new_ones(len(x), dtype=dtype) if row_weights is None else row_weights.to(dtype)
+    row_weights = None if labels is None else (labels >= 0).any(-1).to(torch.promote_types(x.dtype, torch.float32))
     outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,
         weight,

@@ -115,7 +115,7 @@ def concept_counts(
         return {}
     if labels is None:
         labels = active.new_full((*active.shape[:2], 1), IGNORED_LABEL)
-    is_label = (labels != IGNORED_LABEL).all(-1, keepdim=True).expand_as(labels)
+    is_label = labels != IGNORED_LABEL
     is_recalled = (labels.unsqueeze(-1) == active.unsqueeze(-2)).any(-1) & is_label
     return {
         "recalled_labels": is_recalled.sum(),

@@ -68,14 +68,13 @@ def loss_of_hidden(
         logits_megabytes: memory for a chunk of logits.
     """
     head = cast(nn.Linear, adapter.model.get_output_embeddings())
-    # The last position has no next token, but is kept with a weight of zero so that the rows need no copy.
+    # The last position has no next token, but is kept as a row without a label so that the rows need no copy.
     targets = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED_LABEL)], 1).flatten()
     _, _, loss = linear_head(
         adapter.final_norm(hidden).flatten(0, 1),
         head.weight,
         head.bias,
-        labels=targets.clamp(min=0).unsqueeze(-1),
-        row_weights=(targets != IGNORED_LABEL).float(),
+        labels=targets.unsqueeze(-1),
         logits_megabytes=logits_megabytes,
     )
     return loss

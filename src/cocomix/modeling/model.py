@@ -91,7 +91,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             settings.setdefault("mixing", "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))
-            settings.setdefault("num_active_concepts", sae.config.num_active_latents)
+            # Without a fixed number of latents it is refused below, by the formula that the mixer lacks.
+            settings.setdefault("num_active_concepts", sae.config.num_active_latents or 1)
         model = cls(CoCoMixConfig(backbone_config=backbone.config, **settings), backbone)
         if backbone.generation_config is not None:
             model.generation_config = copy.deepcopy(backbone.generation_config)
@@ -197,7 +198,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             past_key_values: cache of earlier tokens, extended in place.
             inputs_embeds: token embeddings instead of ids.
             labels: [B, T], integer token ids to predict, shifted inside; `-100` is ignored.
-            concept_labels: [B, T, A], integer concepts of each token; positions with a `-100` are ignored.
+            concept_labels: [B, T, A], integer concepts of each token; `-100` is ignored.
             use_cache: create a cache if none is given.
             logits_to_keep: return logits of the last N tokens only, or of these indices; 0, or with labels: of all.
             return_logits: whether to return logits when labels are given; by default only outside training.

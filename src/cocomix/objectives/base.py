@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def concept_labels(self) -> Int64[Tensor, "B T A"] | None:
-        """Concepts of each token, `IGNORED_LABEL` where there are none; None if the run has no labels."""
+        """Concepts of each token, `IGNORED_LABEL` in place of each missing one; None if the run has no labels."""
         labels: Tensor | None = self.extra.get(CONCEPT_LABELS)
         return labels
 

@@ -27,14 +27,14 @@ from cocomix.sae.model import SparseAutoencoder
 
 
 class ConceptLoss(Objective):
-    """Concept loss mean_k CE(z, I_k) over the labelled positions, in nats (paper, equation 4)."""
+    """Concept loss mean_k CE(z, I_k) over the labels of each labelled position, in nats (paper, equation 4)."""
 
     Config: ClassVar[type[ObjectiveConfig]] = ConceptLossConfig
     name = "concept_loss"
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
         assert batch.concept_labels is not None
-        return (batch.concept_labels != IGNORED_LABEL).all(-1).sum()
+        return (batch.concept_labels != IGNORED_LABEL).any(-1).sum()
 
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         # The mixer sums the loss chunk by chunk while it chooses the strongest concepts, so logits are never kept.

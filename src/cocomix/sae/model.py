@@ -110,7 +110,7 @@ class SparseAutoencoder(nn.Module):
         return (x - self.decoder_bias if self.config.subtract_decoder_bias else x), mean, std
 
     def encode(self, h: Float[Tensor, "*N D"]) -> Latents:
-        """The active latents of residual streams, largest first (with `groupmax`: in the order of their groups)."""
+        """The active latents of residual streams, largest first (`abstopk`: in size; `groupmax`: in the groups' order)."""
         x, mean, std = self.encoder_input(h)
         if self.skip_weight is not None:
             mean = mean + F.linear(h, self.skip_weight)
@@ -144,7 +144,9 @@ class SparseAutoencoder(nn.Module):
         with torch.no_grad():
             indices, num_active = self._choose(z)
         # Not `gather`, which would keep z for its backward.
-        values = z[torch.arange(len(z), device=z.device).unsqueeze(-1), indices].relu()
+        values = z[torch.arange(len(z), device=z.device).unsqueeze(-1), indices]
+        if self.config.activation != "abstopk":
+            values = values.relu()
         if self.threshold is not None:
             threshold = self.threshold[indices] if self.threshold.ndim else self.threshold
             values = values.masked_fill(values <= threshold, 0)
@@ -152,9 +154,9 @@ class SparseAutoencoder(nn.Module):
 
     def _choose(self, z: Float[Tensor, "n C"]) -> tuple[Int64[Tensor, "n K"], int]:
         K = self.config.num_active_latents
-        if self.config.activation == "topk":
+        if self.config.activation in ("topk", "abstopk"):
             assert K is not None
-            return z.topk(K, dim=-1).indices, K
+            return (z if self.config.activation == "topk" else z.abs()).topk(K, dim=-1).indices, K
         if self.config.activation == "groupmax":
             assert K is not None
             groups = z.unflatten(-1, (K, -1))

@@ -43,7 +43,7 @@ class SaeQuality:
     """The same with every token's error, and variance, on the scale of its own residual stream. The first positions of some
     models are a hundred times the size of all others, and would make up nearly all of the variance."""
     l0: float
-    """Mean number of latents with a positive activation."""
+    """Mean number of active latents."""
     num_dead: int
     """Latents that were active at none of `num_counted_tokens`."""
     loss: float
@@ -89,7 +89,7 @@ def measure_sae(
         h = teacher.residual(**windows.inputs())
         latents = sae.encode(h)
         h_hat = sae.decode(latents)
-        active = latents.values > 0
+        active = latents.values != 0
         counts += torch.bincount(latents.indices[active], minlength=len(counts))
         sums += torch.stack(
             [
@@ -107,7 +107,7 @@ def measure_sae(
     num_counted = num_tokens
     for windows in further:
         latents = sae.encode(teacher.residual(**windows.inputs()))
-        counts += torch.bincount(latents.indices[latents.values > 0], minlength=len(counts))
+        counts += torch.bincount(latents.indices[latents.values != 0], minlength=len(counts))
         num_counted += windows.input_ids.numel()
     loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[5:])
     quality = SaeQuality(

@@ -136,7 +136,7 @@ class TrainConfig:
     sae: Path | None = None
     """The teacher's autoencoder; labels are then computed on the fly instead of read from a concept dataset."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default the one recorded by `train-sae`."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
     """How labels are chosen, on the fly or, as a check, in the concept dataset."""
     student: StudentConfig = field(default_factory=StudentConfig)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset, load_causal_lm
+from cocomix.labels.config import LabelCriterion
 from cocomix.labels.live import load_extractor
 from cocomix.tools.inspect import effects
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
@@ -53,13 +54,17 @@ def test_the_strongest_occurrences_are_those_of_a_full_sort(num_kept: int) -> No
     assert found.counts.tolist() == [sum(other == c for *_, other, _ in occurrences) for c in range(C)]
 
 
-def test_quality_equals_a_count_by_hand(tiny: Tiny, model: CoCoMixForCausalLM) -> None:
-    data, extractor = TokenDataset(tiny.data, "validation"), load_extractor(tiny.teacher, tiny.sae, AttributionConfig())
+@pytest.mark.parametrize("criterion", ["activation_value", "attribution"])
+def test_quality_equals_a_count_by_hand(tiny: Tiny, model: CoCoMixForCausalLM, criterion: LabelCriterion) -> None:
+    data = TokenDataset(tiny.data, "validation")
+    extractor = load_extractor(tiny.teacher, tiny.sae, AttributionConfig(criterion))
     found = find_occurrences(model, data, extractor=extractor, labels=None, num_kept=2, max_windows=9)
     ids = torch.cat([windows.input_ids for windows in data.batches(64, 9)])
     labels, output = extractor(ids), model(ids, output_hidden_states=True)
-    valid = (labels >= 0).all(-1)
-    is_label = torch.zeros(*valid.shape, model.config.num_concepts).scatter(-1, labels.clamp(min=0), 1.0)[valid]
+    valid, num_labels = (labels >= 0).any(-1), (labels >= 0).sum(-1, keepdim=True)
+    assert (int(num_labels[valid].min()) < 4) == (criterion == "attribution")
+    empty = torch.zeros(*valid.shape, model.config.num_concepts)
+    is_label = empty.scatter_add(-1, labels.clamp(min=0), (labels >= 0).float())[valid]
     is_active = torch.zeros_like(is_label).scatter(-1, output.concept_indices[valid], 1.0)
     quality = found.quality
     assert quality is not None
@@ -67,7 +72,7 @@ def test_quality_equals_a_count_by_hand(tiny: Tiny, model: CoCoMixForCausalLM) -
     torch.testing.assert_close(quality.recall(), (is_label * is_active).sum(0) / is_label.sum(0), equal_nan=True)
     torch.testing.assert_close(quality.precision(), (is_label * is_active).sum(0) / is_active.sum(0), equal_nan=True)
     hidden = output.hidden_states[model.config.mixer.insertion]
-    probability = reference.concept_probabilities(model, hidden, 4)[valid]
+    probability = reference.concept_probabilities(model, hidden, num_labels)[valid]
     torch.testing.assert_close(quality.mass.float(), probability.sum(0), rtol=1e-4, atol=1e-4)  # sums in another order
     summary = quality.summary()
     active = probability[is_active.bool()]

@@ -29,6 +29,7 @@ FORMATS: dict[str, Callable[[Path], SaeWeights]] = {
     "gemma_scope": readers.read_gemma_scope,
     "gemma_scope_2": readers.read_gemma_scope_2,
     "dictionary_learning": readers.read_dictionary_learning,
+    "qwen_scope": readers.read_qwen_scope,
 }
 _WRITERS = {"own": readers.write_own, "saelens": saelens.write}
 
@@ -39,7 +40,10 @@ def read(path: Path | str, format: str | None = None, *, allow_square: bool = Fa
         raise CocomixError(f"{format!r} is no format of dictionaries; choose one of {', '.join(FORMATS)}")
     local = local_path(path)
     name = format or recognise(local)
-    config, tensors = FORMATS[name](local)
+    try:
+        config, tensors = FORMATS[name](local)
+    except CocomixError as error:
+        raise error if str(local) in str(error) else CocomixError(f"{local}: {error}") from None
     if name != "own" and config.hidden_size == config.num_latents and not allow_square:
         raise CocomixError(
             f"{local} has as many latents as inputs ({config.num_latents}), so that no shape tells its matrices from "
@@ -49,7 +53,7 @@ def read(path: Path | str, format: str | None = None, *, allow_square: bool = Fa
     for tensor_name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise CocomixError(f"{local} has {tensor_name} with values that are not finite; the file is damaged")
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors.values()) else torch.float32
+    dtype = torch.float64 if tensors["encoder_weight"].dtype == torch.float64 else torch.float32
     return SaeWeights(config, {name: tensor.to(dtype) for name, tensor in tensors.items()})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,8 +15,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.parsing import parse_json
 from cocomix.sae.config import SparseAutoencoderConfig
+
+#: What would be needed to read what is not read, by the value of the setting that says so.
+NEEDED = {
+    "gated": "a second path of the encoder that decides which latents are active",
+    "GatedAutoEncoder": "a second path of the encoder that decides which latents are active",
+    "transcoder": "the activations that it predicts, which are not those that it reads",
+    "skip_transcoder": "the activations that it predicts, which are not those that it reads",
+    "jumprelu_transcoder": "the activations that it predicts, which are not those that it reads",
+    "in_and_out": "the activations that it predicts, which are not those that it reads",
+    "hook_z": "the outputs of an attention's heads, which are no residual stream",
+    "temporal": "the latents of earlier tokens",
+    "matching_pursuit": "an encoder that chooses one latent after another",
+}
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+#: How a message shows a value of a file, which can have any length and depth.
+short = _SHORT.repr
 
 
 class SaeWeights(NamedTuple):
@@ -65,20 +84,21 @@ class Tensors:
         Args:
             config: of the dictionary.
             names: of the encoder's matrix and bias and of the decoder's matrix and bias, separated by spaces; `.T` follows
-                the name of a matrix that is stored as one column a latent, [D, C].
+                the name of a matrix that is stored as one column a latent, [D, C]. Last may follow that of the threshold.
             skip: name of the skip connection's matrix.
             ignored: names of tensors that do not change what the dictionary computes, such as statistics of its training.
         """
         C, D = config.num_latents, config.hidden_size
         shapes = {"encoder_weight": (C, D), "encoder_bias": (C,), "decoder_weight": (C, D), "decoder_bias": (D,)}
         taken = {}
-        for (parameter, shape), name in zip(shapes.items(), names.split(), strict=True):
+        *weights, threshold = names.split() if len(names.split()) > 4 else (*names.split(), "threshold")
+        for (parameter, shape), name in zip(shapes.items(), weights, strict=True):
             if name.endswith(".T"):
                 taken[parameter] = self.take(name.removesuffix(".T"), *reversed(shape)).t()
             else:
                 taken[parameter] = self.take(name, *shape)
         if config.activation in ("jumprelu", "batchtopk"):
-            taken["threshold"] = self.take("threshold", *([C] if config.activation == "jumprelu" else []))
+            taken["threshold"] = self.take(threshold, *([C] if config.activation == "jumprelu" else []))
         if config.skip_connection:
             taken["skip_weight"] = self.take(skip, D, D)
         if unknown := sorted(self._left.keys() - {*ignored.split()}):
@@ -129,10 +149,7 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         if not path.is_file():
             raise CocomixError(f"{path.parent} has no {path.name}")
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise CocomixError(f"{path} is damaged: {error}") from error
+        entries = parse_json(path.read_bytes(), str(path))
         if not isinstance(entries, dict):
             raise CocomixError(f"{path} holds no JSON object")
         return cls(path, entries)
@@ -147,7 +164,7 @@ class Settings:
         """The entries of one format; every other one is refused.
 
         Args:
-            required: names that must be there, and their types.
+            required: names that must be there, and their types; whole numbers are floats too.
             optional: other names, and their values where the file has none or null; a type stands for None or a value of it.
             only: for some names the values that can be read.
             ignored: names that do not change what the dictionary computes, separated by spaces.
@@ -160,21 +177,23 @@ class Settings:
                 if name in required:
                     raise CocomixError(f"{self.path} has no setting {name}")
                 value = None if isinstance(default, type) else default
-            elif type(value) is not kind:  # a bool is not taken for an int
-                raise CocomixError(f"{self.path} has {name} = {value!r}; expected {kind.__name__}")
+            elif type(value) not in ((int, float) if kind is float else (kind,)):  # a bool is not taken for an int
+                raise CocomixError(f"{self.path} has {name} = {short(value)}; expected {kind.__name__}")
             if name in only and value not in only[name]:
                 self.refuse(name, value, f"cocomix reads {' or '.join(map(repr, only[name]))}")
             values[name] = value
         if unknown := sorted(self.entries.keys() - {*values, *ignored.split()}):
             raise CocomixError(
-                f"{self.path} has settings that cocomix does not know ({', '.join(unknown)}); delete those from the file "
-                "that do not change what the dictionary computes"
+                f"{self.path} has settings that cocomix does not know ({', '.join(unknown)[:200]}); delete those from the "
+                "file that do not change what the dictionary computes"
             )
         return values
 
     def refuse(self, name: str, value: Any, reason: str) -> NoReturn:
         """Refuse one entry by name."""
-        raise CocomixError(f"{self.path} has {name} = {value!r}, which cannot be read: {reason}")
+        if isinstance(value, str) and value in NEEDED:
+            reason = f"it needs {NEEDED[value]}"
+        raise CocomixError(f"{self.path} has {name} = {short(value)}, which cannot be read: {reason}")
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -182,7 +201,7 @@ def read_safetensors(path: Path) -> Tensors:
     try:
         return Tensors(path, load_file(path))
     except (SafetensorError, OSError) as error:
-        raise CocomixError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise CocomixError(f"{path} is damaged or not a safetensors file: {reason_of(error)}") from error
 
 
 def read_npz(path: Path) -> Tensors:
@@ -190,8 +209,8 @@ def read_npz(path: Path) -> Tensors:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Tensors(path, {name: torch.from_numpy(arrays[name]) for name in arrays.files})
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise CocomixError(f"{path} is damaged or not a file of plain arrays: {error}") from error
+    except Exception as error:  # what a damaged archive raises depends on the byte
+        raise CocomixError(f"{path} is damaged or not a file of plain arrays: {reason_of(error)}") from error
 
 
 def read_pickle(path: Path) -> Tensors:

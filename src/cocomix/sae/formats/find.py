@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 from pathlib import Path
@@ -51,15 +52,16 @@ def recognise(path: Path) -> str:
     """
     if path.is_dir():
         return _recognise_folder(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith(".npy") for name in archive.namelist()):
-                return "gemma_scope"
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:  # it is none, or damaged in one of many ways
+        if any(name.endswith(".npy") for name in archive.namelist()):
+            return "gemma_scope"
     if path.suffix in (".safetensors", ".json") or path.name == "ae.pt":
         raise CocomixError(f"{path} is one file of a dictionary; name its folder")
-    if "pre_bias" in read_pickle(path):
-        return "openai"
-    raise CocomixError(f"{path} holds no dictionary that cocomix knows; a single file is OpenAI's or Gemma Scope's")
+    content = read_pickle(path)
+    for name, tensor in (("openai", "pre_bias"), ("qwen_scope", "W_enc")):
+        if tensor in content:
+            return name
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows; single files are OpenAI's, Gemma's or Qwen's")
 
 
 def _recognise_folder(path: Path) -> str:
@@ -69,11 +71,9 @@ def _recognise_folder(path: Path) -> str:
     if formats:
         raise CocomixError(f"{path} could be {' or '.join(formats)}; name its format")
     weights = {files[-1] for files in FILES.values()}
-    folders = sorted({file.parent.relative_to(path).as_posix() for name in weights for file in path.rglob(name)})
-    if folders:
-        more = ", …" if len(folders) > 3 else ""
-        raise CocomixError(
-            f"{path} holds no dictionary itself; name one of the folders in it: {', '.join(folders[:3])}{more}"
-        )
+    inside = {file.parent for name in weights for file in path.rglob(name)} | {*path.rglob("*.sae.pt")}
+    if inside:
+        names, more = sorted(part.relative_to(path).as_posix() for part in inside), ", …" if len(inside) > 3 else ""
+        raise CocomixError(f"{path} holds no dictionary itself; name one of those in it: {', '.join(names[:3])}{more}")
     expected = "; ".join(f"{name}: {' + '.join(files)}" for name, files in FILES.items())
-    raise CocomixError(f"{path} holds no dictionary that cocomix knows ({expected}; openai: a single file)")
+    raise CocomixError(f"{path} holds no dictionary that cocomix knows ({expected}; openai, qwen_scope: a single file)")

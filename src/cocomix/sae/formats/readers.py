@@ -5,6 +5,7 @@ SAELens, which has two versions and folds factors into the weights, has a file o
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
 from cocomix.sae.config import SparseAutoencoderConfig
-from cocomix.sae.formats.files import SaeWeights, Settings, Tensors, read_npz, read_pickle, read_safetensors
+from cocomix.sae.formats.files import SaeWeights, Settings, Tensors, read_npz, read_pickle, read_safetensors, short
 
 FORMAT_VERSION = 2
 
@@ -25,7 +26,7 @@ def read_own(folder: Path) -> SaeWeights:
     version = settings.entries.get("format_version")
     if version != FORMAT_VERSION:
         raise CocomixError(
-            f"{settings.path} has format version {version}; this cocomix reads {FORMAT_VERSION}; make the dictionary again"
+            f"{settings.path} has format version {short(version)}, not {FORMAT_VERSION}; make the dictionary again"
         )
     kinds: dict[str, type] = {"hidden_size": int, "num_latents": int, "normalize_input": str, "activation": str}
     names = [field.name for field in fields(SparseAutoencoderConfig) if field.name != "num_active_latents"]
@@ -57,13 +58,15 @@ def read_openai(path: Path) -> SaeWeights:
     if activation == "TopK":
         K, after = state.get("k"), state.get("postact_fn", "ReLU")
         if type(K) is not int or after != "ReLU":
-            raise CocomixError(f"{path} has TopK with k = {K!r} and postact_fn = {after!r}; expected a number and ReLU")
+            raise CocomixError(
+                f"{path} has TopK with k = {short(K)} and postact_fn = {short(after)}; expected a number and ReLU"
+            )
         config = SparseAutoencoderConfig(D, C, K)
     elif activation == "ReLU":
         config = SparseAutoencoderConfig(D, C, normalize_input="none", activation="relu")
     else:
-        raise CocomixError(f"{path} has the activation {activation!r}; OpenAI's dictionaries have TopK or ReLU")
-    if unknown := sorted(state.keys() - {"k", "postact_fn"}):
+        raise CocomixError(f"{path} has the activation {short(activation)}; OpenAI's dictionaries have TopK or ReLU")
+    if unknown := sorted(map(str, state.keys() - {"k", "postact_fn"})):
         raise CocomixError(f"{path} has settings of its activation that cocomix does not know: {', '.join(unknown)}")
     return tensors.take_weights(
         config,
@@ -74,19 +77,22 @@ def read_openai(path: Path) -> SaeWeights:
 
 def read_sparsify(folder: Path) -> SaeWeights:
     """EleutherAI's sparsify: a folder for each hook point, with `cfg.json` and `sae.safetensors`."""
-    values = Settings.read(folder / "cfg.json").take(
+    settings = Settings.read(folder / "cfg.json")
+    values = settings.take(
         required={"d_in": int, "k": int},
         optional={"num_latents": 0, "expansion_factor": 0, "activation": "topk", "signed": False}
         | {"skip_connection": False, "transcode": False},
-        only={"activation": ("topk", "groupmax"), "signed": (False,)},  # signed latents can be negative
+        only={"activation": ("topk", "groupmax")},
         ignored="normalize_decoder multi_topk",  # they matter in training alone
     )
+    if values["signed"] and values["activation"] != "topk":
+        settings.refuse("signed", True, f"with the activation {values['activation']!r} it has no formula")
     config = SparseAutoencoderConfig(
         values["d_in"],
         values["num_latents"] or values["d_in"] * values["expansion_factor"],
         values["k"],
         normalize_input="none",
-        activation=values["activation"],
+        activation="abstopk" if values["signed"] else values["activation"],
         subtract_decoder_bias=not values["transcode"],
         skip_connection=values["skip_connection"],
         transcode=values["transcode"],
@@ -112,7 +118,7 @@ def read_gemma_scope_2(folder: Path) -> SaeWeights:
     )
     hook_in, hook_out = values["hf_hook_point_in"], values["hf_hook_point_out"]
     if hook_out not in (None, hook_in):
-        settings.refuse("hf_hook_point_out", hook_out, f"a transcoder, whose input is {hook_in!r}")
+        settings.refuse("hf_hook_point_out", hook_out, f"a transcoder, whose input is {short(hook_in)}")
     tensors = read_safetensors(folder / "params.safetensors")
     return tensors.take_weights(_gemma_config(tensors), "w_enc.T b_enc w_dec b_dec")
 
@@ -123,36 +129,60 @@ def _gemma_config(tensors: Tensors) -> SparseAutoencoderConfig:
     return SparseAutoencoderConfig(D, C, normalize_input="none", activation="jumprelu", subtract_decoder_bias=False)
 
 
-#: Of the classes of `dictionary_learning` that are read.
-_ACTIVATIONS = {"AutoEncoderTopK": "topk", "BatchTopKSAE": "batchtopk"}
+def read_qwen_scope(path: Path) -> SaeWeights:
+    """Qwen-Scope: a pickled file of four tensors a layer. How many latents are active only its repository's name says."""
+    K = num_active_by_name(path)
+    tensors = read_pickle(path)
+    D, C = tensors.length("b_dec"), tensors.length("b_enc")
+    config = SparseAutoencoderConfig(D, C, K, normalize_input="none", subtract_decoder_bias=False)
+    return tensors.take_weights(config, "W_enc b_enc W_dec.T b_dec")
+
+
+def num_active_by_name(path: Path) -> int:
+    """K of a file of Qwen-Scope, from the innermost folder whose name ends in `L0_K`."""
+    found = re.findall(r"L0_(\d{1,9})(?=[/\\])", path.absolute().as_posix())
+    if not found:
+        raise CocomixError(
+            f"{path} does not say how many latents are active; put it into a folder that ends in L0_50, like its repository"
+        )
+    return int(found[-1])
+
+
+_LINEAR = "encoder.weight encoder.bias decoder.weight.T b_dec"
+#: Of the classes of `dictionary_learning` that are read: the activation, the weights, and what matters in training alone.
+DICTIONARY_LEARNING = {
+    "AutoEncoderTopK": ("topk", _LINEAR, "threshold"),  # of an encoding that is off by default
+    "BatchTopKSAE": ("batchtopk", _LINEAR, ""),
+    "MatryoshkaBatchTopKSAE": ("batchtopk", "W_enc.T b_enc W_dec b_dec", "group_sizes"),
+}
 
 
 def read_dictionary_learning(folder: Path) -> SaeWeights:
     """Folders of the `dictionary_learning` library: `config.json` names the class, `ae.pt` is its pickled state.
 
-    Its TopK and BatchTopK classes have equal tensors, so that only the configuration tells them apart.
+    Its TopK and BatchTopK classes have equal tensors, so that only the configuration tells them apart. The nested groups of
+    a Matryoshka dictionary matter in training alone.
     """
     file = Settings.read(folder / "config.json")
     objects = file.take(required={}, optional={"trainer": {}, "buffer": {}})
     if objects["buffer"].get("io") == "in_and_out":
-        file.refuse("io", "in_and_out", "a transcoder, whose output is another place than its input")
+        file.refuse("io", "in_and_out", "a transcoder")
     settings = Settings(file.path, objects["trainer"])
     values = settings.take(
         required={"dict_class": str, "activation_dim": int, "dict_size": int, "k": int},
         optional={},
-        only={"dict_class": _ACTIVATIONS},
+        only={"dict_class": DICTIONARY_LEARNING},
         # What the trainers write of the training. Biases are scaled back by `norm_factor` before they are saved.
         ignored="trainer_class lr steps auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step top_k_aux "
-        "seed device layer lm_name wandb_name submodule_name norm_factor",
+        "seed device layer lm_name wandb_name submodule_name norm_factor k_anneal_steps group_fractions group_weights "
+        "group_sizes",
     )
-    K, activation = values["k"], _ACTIVATIONS[values["dict_class"]]
+    K, (activation, names, ignored) = values["k"], DICTIONARY_LEARNING[values["dict_class"]]
     config = SparseAutoencoderConfig(
         values["activation_dim"], values["dict_size"], K, normalize_input="none", activation=activation
     )
     tensors = read_pickle(folder / "ae.pt")
     stored = tensors.take_value("k", K)
     if stored != K:
-        raise CocomixError(f"{tensors.path} has k = {stored}, but {file.path} has k = {K}")
-    # The TopK class keeps a threshold for an encoding that is off by default.
-    ignored = "threshold" if activation == "topk" else ""
-    return tensors.take_weights(config, "encoder.weight encoder.bias decoder.weight.T b_dec", ignored=ignored)
+        raise CocomixError(f"{tensors.path} has k = {short(stored)}, but {file.path} has k = {K}")
+    return tensors.take_weights(config, names, ignored=ignored)

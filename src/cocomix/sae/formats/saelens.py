@@ -1,10 +1,13 @@
 """SAELens: `cfg.json` and `sae_weights.safetensors`, read in versions 6 and 5, written in version 6.
 
-Three of its settings are factors that it keeps beside the weights; they are folded into them, exactly up to one rounding.
+Checkpoints of a training have the same files. They compute what SAELens's own export of them computes: BatchTopK and
+Matryoshka by their threshold. Four of its settings are maps that it keeps beside the weights; they are folded into them,
+exactly up to rounding.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +20,34 @@ from torch import Tensor
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
 from cocomix.sae.config import SparseAutoencoderConfig
-from cocomix.sae.formats.files import SaeWeights, Settings, read_safetensors
+from cocomix.sae.formats.files import SaeWeights, Settings, read_safetensors, short
 
 CONFIG_NAME = "cfg.json"
 WEIGHTS_NAME = "sae_weights.safetensors"
-#: Where a training run leaves the factor of `expected_average_only_in`.
+#: Where a training run leaves the factor of `expected_average_only_in`, and the maps of `covariance_whitening`.
 SCALER_NAME = "activation_scaler.json"
-_ACTIVATIONS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu"}
-_NORMALIZATIONS = {
-    "none": "none",
-    "expected_average_only_in": "none",  # its factor is folded into the weights
-    "constant_norm_rescale": "constant_norm_rescale",
-    "layer_norm": "layer_norm",
+WHITENING_NAME = "activation_whitening.safetensors"
+#: The activation of each architecture, and the type of its k: on average, BatchTopK can keep any number of latents.
+ARCHITECTURES: dict[str, tuple[str, type | None]] = {
+    "standard": ("relu", None),
+    "topk": ("topk", int),
+    "abstopk": ("abstopk", int),
+    "jumprelu": ("jumprelu", None),
+    "batchtopk": ("batchtopk", float),
+    "matryoshka_batchtopk": ("batchtopk", float),
 }
-#: Older names in the flat object that was written before version 6, and those of its settings that describe the model, the
-#: data and the training, which do not change what the dictionary computes.
+NORMALIZATIONS = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm_rescale",
+    "expected_average_only_in": "none",  # these two are folded into the weights
+    "covariance_whitening": "none",
+}
+
+#: Older names in the flat object that was written before version 6.
 _RENAMED_SINCE_5 = {"activation_fn": "activation_fn_str", "hook_point": "hook_name"}
-_IGNORED_OF_5 = (
+#: Settings of either version that describe the model, the data and the training: they do not change what is computed.
+_IGNORED = (
     "model_name model_class_name hook_eval hook_layer hook_head_index hook_point_layer hook_point_head_index dataset_path "
     "dataset_trust_remote_code streaming is_dataset_tokenized context_size use_cached_activations cached_activations_path "
     "b_dec_init_method expansion_factor normalize_sae_decoder noise_scale from_pretrained_path decoder_orthogonal_init "
@@ -47,7 +61,9 @@ _IGNORED_OF_5 = (
     "log_activations_store_to_wandb log_optimizer_state_to_wandb wandb_project wandb_id run_name wandb_entity "
     "wandb_log_frequency eval_every_n_wandb_logs resume n_checkpoints checkpoint_path verbose model_kwargs "
     "model_from_pretrained_kwargs sae_lens_version sae_lens_training_version exclude_special_tokens neuronpedia_id "
-    "tokens_per_buffer"
+    "tokens_per_buffer decoder_init_norm l0_coefficient l0_warm_up_steps jumprelu_sparsity_loss_mode jumprelu_tanh_scale "
+    "pre_act_loss_coefficient use_sparse_activations aux_loss_coefficient topk_threshold_lr matryoshka_widths "
+    "use_matryoshka_aux_loss dtype device"
 )
 
 
@@ -55,25 +71,31 @@ def read(folder: Path) -> SaeWeights:
     settings = Settings.read(folder / CONFIG_NAME)
     if settings.entries.get("metadata") is None:  # new in version 6
         settings = Settings(settings.path, _as_version_6(settings))
-    is_topk = settings.entries.get("architecture") == "topk"
+    architecture = settings.entries.get("architecture")  # an unknown one is refused next
+    activation, kind_of_k = ARCHITECTURES.get(architecture if isinstance(architecture, str) else "", ("", None))
     values = settings.take(
-        required={"architecture": str, "d_in": int, "d_sae": int} | ({"k": int} if is_topk else {}),
+        required={"architecture": str, "d_in": int, "d_sae": int} | ({"k": kind_of_k} if kind_of_k else {}),
         optional={"normalize_activations": "none", "apply_b_dec_to_input": True, "reshape_activations": "none"}
         | {"finetuning_scaling_factor": False, "rescale_acts_by_decoder_norm": False, "metadata": {}},
         only={
-            "architecture": _ACTIVATIONS,
-            "normalize_activations": _NORMALIZATIONS,
+            "architecture": ARCHITECTURES,
+            "normalize_activations": NORMALIZATIONS,
             "reshape_activations": ("none",),  # other values belong to the heads of an attention
-            "rescale_acts_by_decoder_norm": (False, True) if is_topk else (False,),
+            "rescale_acts_by_decoder_norm": (False, True) if kind_of_k else (False,),
         },
-        ignored="dtype device",
+        ignored=_IGNORED,
     )
+    K: Any = values.get("k")
+    if kind_of_k is float:
+        if not 0 < K <= values["d_sae"]:
+            settings.refuse("k", K, "it must be above 0 and at most d_sae")
+        K = max(1, round(K))
     config = SparseAutoencoderConfig(
         values["d_in"],
         values["d_sae"],
-        values.get("k"),
-        normalize_input=_NORMALIZATIONS[values["normalize_activations"]],
-        activation=_ACTIVATIONS[values["architecture"]],
+        K,
+        normalize_input=NORMALIZATIONS[values["normalize_activations"]],
+        activation=activation,
         subtract_decoder_bias=values["apply_b_dec_to_input"],
     )
     tensors = read_safetensors(folder / WEIGHTS_NAME)
@@ -85,13 +107,16 @@ def read(folder: Path) -> SaeWeights:
             if not values["finetuning_scaling_factor"] and not torch.equal(factor, torch.ones_like(factor)):
                 raise CocomixError(f"{tensors.path} has a {name}, but {CONFIG_NAME} does not say that it is used")
             factors.append(factor)
-    weights = tensors.take_weights(config, "W_enc.T b_enc W_dec b_dec").tensors
+    threshold = "topk_threshold" if activation == "batchtopk" else "threshold"
+    weights = tensors.take_weights(config, f"W_enc.T b_enc W_dec b_dec {threshold}").tensors
     for factor in factors:
         weights["decoder_weight"] = weights["decoder_weight"] * factor.unsqueeze(-1)
     if values["rescale_acts_by_decoder_norm"]:
         weights = _with_decoder_norms(weights)
     if values["normalize_activations"] == "expected_average_only_in":
         weights = with_input_scale(weights, _input_scale(folder))
+    if values["normalize_activations"] == "covariance_whitening":
+        weights = _with_whitening(weights, folder, is_bias_subtracted=config.subtract_decoder_bias)
     return SaeWeights(config, weights)
 
 
@@ -100,7 +125,7 @@ def write(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, Tens
     if config.activation == "groupmax" or config.skip_connection or config.transcode:
         what = "a transcoder" if config.transcode or config.skip_connection else "activation 'groupmax'"
         raise CocomixError(f"SAELens has no autoencoder with {what}; save it in cocomix's own format")
-    architectures = {"relu": "standard", "topk": "topk"}
+    architectures = {"relu": "standard", "topk": "topk", "abstopk": "abstopk"}
     values: dict[str, Any] = {
         "architecture": architectures.get(config.activation, "jumprelu"),
         "d_in": config.hidden_size,
@@ -112,7 +137,7 @@ def write(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, Tens
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.0.0"},  # a lower one, or none, would be read as version 5
     }
-    if config.activation == "topk":
+    if config.activation in ("topk", "abstopk"):
         values |= {"k": config.num_active_latents, "rescale_acts_by_decoder_norm": False}
     renamed = {
         "W_enc": tensors["encoder_weight"].t().contiguous(),
@@ -148,13 +173,27 @@ def _with_decoder_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _with_whitening(tensors: Mapping[str, Tensor], folder: Path, *, is_bias_subtracted: bool) -> dict[str, Tensor]:
+    """Tensors of the dictionary that sees z = (h - mean) M and gives z' M^-1 + mean, in the precision of the whitening."""
+    file, D = read_safetensors(folder / WHITENING_NAME), len(tensors["decoder_bias"])
+    mean = file.take("mean", D).double()
+    matrix, inverse = (file.take(name, D, D).double() for name in ("matrix", "inverse_matrix"))
+    encoder = tensors["encoder_weight"].double() @ matrix.t()
+    whitened = {
+        "encoder_weight": encoder,
+        # Where the decoder's bias is subtracted, it takes the mean with it.
+        "encoder_bias": tensors["encoder_bias"].double() - (0 if is_bias_subtracted else encoder @ mean),
+        "decoder_weight": tensors["decoder_weight"].double() @ inverse,
+        "decoder_bias": tensors["decoder_bias"].double() @ inverse + mean,
+    }
+    return {**tensors, **{name: tensor.to(tensors[name].dtype) for name, tensor in whitened.items()}}
+
+
 def _as_version_6(settings: Settings) -> dict[str, Any]:
     """Settings of version 5 as version 6 would write them; unknown ones are passed on, to be refused like any other."""
-    ignored = _IGNORED_OF_5.split()
-    values = {
-        _RENAMED_SINCE_5.get(name, name): value for name, value in settings.entries.items() if name not in ignored
-    }
-    if str(values.pop("hook_name", "")).endswith("_z"):
+    values = {_RENAMED_SINCE_5.get(name, name): value for name, value in settings.entries.items()}
+    hook = values.pop("hook_name", None)
+    if isinstance(hook, str) and hook.endswith("_z"):
         values["reshape_activations"] = "hook_z"
     values.setdefault("architecture", "standard")
     activation = values.pop("activation_fn_str", None) or "relu"
@@ -163,7 +202,7 @@ def _as_version_6(settings: Settings) -> dict[str, Any]:
         values |= {"architecture": "topk", "k": options.get("k")}
         options = {name: value for name, value in options.items() if name != "k"}
     elif activation != "relu":
-        reason = f"for the architecture {values['architecture']!r} cocomix reads 'relu'"
+        reason = f"for the architecture {short(values['architecture'])} cocomix reads 'relu'"
         settings.refuse("activation_fn", activation, reason)
     if options:
         settings.refuse("activation_fn_kwargs", options, "these options are not known")
@@ -184,6 +223,6 @@ def _input_scale(folder: Path) -> float:
         return 1.0
     settings = Settings.read(path)
     scale = settings.entries.get("scaling_factor")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
         settings.refuse("scaling_factor", scale, "expected a positive number")
     return float(scale)

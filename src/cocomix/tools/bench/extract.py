@@ -171,7 +171,8 @@ def dense_labels(model: nn.Module, sae: SparseAutoencoder, layer: int, ids: Tens
         values, indices = z.topk(sae.config.num_active_latents or 1, dim=-1)
         c = torch.zeros_like(z).scatter(-1, indices, values.relu())
         a = c * (gradient @ sae.decoder_weight.t()) * std
-        labels = a.masked_fill(a == 0, -torch.inf).topk(ATTRIBUTION.num_labels, dim=-1).indices
+        best = a.topk(ATTRIBUTION.num_labels, dim=-1)
+        labels = best.indices.masked_fill(best.values <= 0, -100)
     model.zero_grad(set_to_none=True)
     labels[:, -1] = -100
     return labels

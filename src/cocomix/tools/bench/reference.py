@@ -47,8 +47,10 @@ def concept_head(x: Tensor, weight: Tensor, bias: Tensor, K: int) -> tuple[Tenso
 
 
 def concept_losses(z: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each row, [N], with labels [N, A]."""
-    return torch.stack([F.cross_entropy(z, column, reduction="none") for column in labels.unbind(-1)]).mean(0)
+    """The mean loss of each row's labels, [N], with labels [N, A], negative where a row has fewer; zero without any."""
+    columns = labels.clamp(min=0).unbind(-1)
+    losses = torch.stack([F.cross_entropy(z, column, reduction="none") for column in columns], -1)
+    return (losses * (labels >= 0)).sum(-1) / (labels >= 0).sum(-1).clamp(min=1)
 
 
 def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, rescale_epsilon: float = 0.0) -> Concepts:
@@ -57,7 +59,7 @@ def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, resc
     Args:
         h: hidden states [B, T, D].
         weights: weights of the mixer.
-        labels: [B, T, A], negative where there are none.
+        labels: [B, T, A], negative in place of each that is missing.
         K: number of active concepts.
         rescale_epsilon: epsilon added to the standard deviation when vectors are scaled back.
     """
@@ -68,9 +70,7 @@ def concepts(h: Tensor, weights: Weights, labels: Tensor | None, *, K: int, resc
     vectors = (active @ weights["compress_weight"]).view(B, T, D) + weights["compress_bias"] + weights["pre_bias"]
     loss_sum, count = z.new_zeros(()), torch.zeros((), dtype=torch.long, device=z.device)
     if labels is not None:
-        valid = (labels >= 0).all(-1).flatten()
-        losses = concept_losses(z, labels.clamp(min=0).flatten(0, 1))
-        loss_sum, count = (losses * valid).sum(), valid.sum()
+        loss_sum, count = concept_losses(z, labels.flatten(0, 1)).sum(), (labels >= 0).any(-1).sum()
     values = active.gather(-1, indices)
     return Concepts(
         vectors * (std + rescale_epsilon) + mean, indices.view(B, T, K), values.view(B, T, K), loss_sum, count
@@ -107,7 +107,7 @@ def gpt2(
     Args:
         weights: weights of the whole model.
         ids: token ids [B, T].
-        labels: [B, T, A], negative where there are none.
+        labels: [B, T, A], negative in place of each that is missing.
         num_blocks: number of decoder blocks.
         num_heads: number of attention heads.
         layer: 0-based block after which concepts are inserted; -1: below the first.

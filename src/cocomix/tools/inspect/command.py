@@ -66,7 +66,7 @@ class InspectConfig:
     sae: Path | None = None
     """The teacher's autoencoder."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default what `train-sae` wrote down."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
     attribution: AttributionConfig = dataclasses.field(default_factory=AttributionConfig)
     """How labels are chosen; with --labels, as in that dataset."""
     num_contexts: int = 8
@@ -239,7 +239,7 @@ def label_counts(concepts: ConceptDataset) -> tuple[Int64[Tensor, " C"], int]:
         labels = concepts.labels(range(start, min(start + WINDOWS_PER_READ, concepts.num_windows)))
         is_label = labels != IGNORED_LABEL
         counts += torch.bincount(labels[is_label], minlength=concepts.num_concepts)
-        num_tokens += int(is_label.all(-1).sum())
+        num_tokens += int(is_label.any(-1).sum())
     return counts, num_tokens
 
 

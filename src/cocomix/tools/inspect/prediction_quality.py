@@ -1,7 +1,7 @@
 """How well a model predicts its concepts: precision, recall and calibration against labels.
 
-The concept loss is a cross-entropy with A labels of weight 1/A each, so the model's probability that concept c is a label is
-A * softmax(z)_c, at most 1. Calibration compares that probability with how often c is a label.
+The concept loss is a cross-entropy with a token's A labels of weight 1/A each, so the model's probability that concept c is a
+label is A * softmax(z)_c, at most 1. Calibration compares that probability with how often c is a label.
 """
 
 from __future__ import annotations
@@ -62,32 +62,33 @@ class PredictionQuality:
             hidden: input of the mixer.
             indices: active concepts, strongest first.
             values: their raw logits.
-            labels: -100 at tokens without labels.
+            labels: -100 in place of each that is missing.
         """
-        valid = (labels != IGNORED_LABEL).all(-1)
+        valid = (labels != IGNORED_LABEL).any(-1)
         labels, indices, values = labels[valid], indices[valid], values[valid]  # (N, A), (N, K), (N, K)
         x = self.mixer.normalize(hidden)[0].view_as(hidden)[valid]
-        A, C = labels.shape[-1], len(self.num_labels)
+        num_labels, C = (labels != IGNORED_LABEL).sum(-1, keepdim=True), len(self.num_labels)
         is_label = (indices.unsqueeze(-1) == labels.unsqueeze(-2)).any(-1)
         self.num_tokens += len(labels)
-        self.num_labels += torch.bincount(labels.flatten(), minlength=C)
+        self.num_labels += torch.bincount(labels[labels != IGNORED_LABEL], minlength=C)
         self.num_predicted += torch.bincount(indices.flatten(), minlength=C)
         self.num_hits += torch.bincount(indices[is_label], minlength=C)
         self.hits_by_rank += is_label.sum(0)
-        log_partition = self._add_mass(x, A)
-        probability = (A * (values - log_partition.unsqueeze(-1)).exp()).clamp(max=1).flatten().double()
+        log_partition = self._add_mass(x, num_labels)
+        probability = (num_labels * (values - log_partition.unsqueeze(-1)).exp()).clamp(max=1).flatten().double()
         bins = torch.bucketize(probability, torch.tensor(EDGES[1:-1], dtype=torch.float64), right=True)
         counted = torch.stack([torch.ones_like(probability), probability, is_label.flatten().double()])
         self.bins.index_add_(1, bins, counted)
 
-    def _add_mass(self, x: Float[Tensor, "N D"], num_labels: int) -> Float[Tensor, " N"]:
+    def _add_mass(self, x: Float[Tensor, "N D"], num_labels: Int64[Tensor, "N 1"]) -> Float[Tensor, " N"]:
         """Add the probabilities of all concepts; returns log(sum(exp(z))) of each token."""
         log_partitions = []
-        for rows in x.split(max(1, CHUNK_ELEMENTS // len(self.mass))):
+        size = max(1, CHUNK_ELEMENTS // len(self.mass))
+        for rows, numbers in zip(x.split(size), num_labels.split(size), strict=True):
             z = torch.addmm(self.mixer.head_bias, rows, self.mixer.head_weight.t())  # (n, C)
             log_partition = z.logsumexp(-1)
             log_partitions.append(log_partition)
-            self.mass += (z - log_partition.unsqueeze(-1)).exp_().mul_(num_labels).clamp_(max=1).sum(0)
+            self.mass += (z - log_partition.unsqueeze(-1)).exp_().mul_(numbers).clamp_(max=1).sum(0)
         return torch.cat(log_partitions)
 
     def precision(self) -> Float[Tensor, " C"]:

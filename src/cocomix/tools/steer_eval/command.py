@@ -70,7 +70,7 @@ class SteerEvalConfig:
     output: Path
     """Folder for the score."""
     layer: int | None = None
-    """0-based block of the teacher after which the autoencoder reads; by default as recorded by `train-sae`."""
+    """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
     mode: SteerMode = "toward"
     """How to steer; see `cocomix generate`."""
     strengths: tuple[float, ...] = ()
