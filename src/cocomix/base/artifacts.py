@@ -47,8 +47,8 @@ LOCK_NAME = ".lock"
 CHECKSUMS_NAME = "checksums.json"
 #: Metadata of concepts, kept beside a model's weights by people and `cocomix inspect`; not part of a folder's content.
 CONCEPT_METADATA_NAMES = ("concept_names.json", "concept_statistics.json", "concept_directions.safetensors")
-#: Written for people, who may edit it; not part of a folder's content.
-MODEL_CARD_NAME = "README.md"
+#: The model card of a training run, for people to add to; not part of its content either.
+CARD_NAME = "README.md"
 
 #: Libraries whose version can change the content of an artefact.
 _RECORDED_LIBRARIES = ("cocomix", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
@@ -478,9 +478,13 @@ def _short(value: Any) -> str:
 
 def _content_files(path: Path) -> list[str]:
     names = []
-    # In a folder that cocomix did not make, these may be content.
-    own = (CONFIG_NAME, MODEL_CARD_NAME) if (path / SETTINGS_NAME).exists() else ()
-    about = (SETTINGS_NAME, MANIFEST_NAME, *CONCEPT_METADATA_NAMES, *own)
+    # In a folder that cocomix did not make, config.yaml and README.md may be content.
+    about = (
+        SETTINGS_NAME,
+        MANIFEST_NAME,
+        *CONCEPT_METADATA_NAMES,
+        *([CONFIG_NAME, CARD_NAME] if (path / SETTINGS_NAME).exists() else []),
+    )
     for root, folders, files in os.walk(path):
         here = Path(root)
         folders[:] = [
