@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.common import options, store, untimed
-from cocomix.base.artifacts import CONFIG_NAME, MANIFEST_NAME, MODEL_CARD_NAME, SETTINGS_NAME, sha256_of_file
+from cocomix.base.artifacts import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, SETTINGS_NAME, sha256_of_file
 from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
 
@@ -326,7 +326,7 @@ def _become(words: list[str], said: Path) -> NoReturn:
 
 def _content(folder: Path) -> dict[str, Any]:
     """What a folder holds, without times."""
-    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, MODEL_CARD_NAME, METRICS_NAME)
+    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, CARD_NAME, METRICS_NAME)
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     content: dict[str, Any] = {
         name.as_posix(): sha256_of_file(path)

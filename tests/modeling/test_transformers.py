@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from transformers import Trainer, TrainingArguments
 
 from cocomix import CocomixError, CoCoMixForCausalLM, load_causal_lm, train
-from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, fingerprint_of_path
+from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, fingerprint_of_path
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.steering.concept_metadata import metadata_of, write_names, write_statistics
 from cocomix.steering.steer import steer
@@ -48,7 +48,7 @@ def loaded_with_metadata(folder: Path) -> CoCoMixForCausalLM:
     student().save_pretrained(folder)
     write_names(folder, NAMES, NUM_CONCEPTS)
     write_statistics(folder, statistics())
-    (folder / MODEL_CARD_NAME).write_text("# A card")
+    (folder / CARD_NAME).write_text("# A card")
     return CoCoMixForCausalLM.from_pretrained(folder)
 
 
@@ -59,13 +59,13 @@ def test_names_statistics_directions_and_card_travel_with_a_saved_model(tmp_path
     assert metadata_of(again).names == NAMES
     with steer(again, {"docstrings": 0.3}, "toward"):
         again(tokens())
-    for name in (*CONCEPT_METADATA_NAMES, MODEL_CARD_NAME):
+    for name in (*CONCEPT_METADATA_NAMES, CARD_NAME):
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
     # A card that somebody wrote there is kept, and a model is saved where it came from.
-    (tmp_path / "second" / MODEL_CARD_NAME).write_text("# Mine")
+    (tmp_path / "second" / CARD_NAME).write_text("# Mine")
     model.save_pretrained(tmp_path / "second")
     model.save_pretrained(tmp_path / "first")
-    assert (tmp_path / "second" / MODEL_CARD_NAME).read_text() == "# Mine"
+    assert (tmp_path / "second" / CARD_NAME).read_text() == "# Mine"
     assert metadata_of(load_causal_lm(tmp_path / "first")).names == NAMES
 
 
@@ -94,7 +94,7 @@ def test_pushing_uploads_what_stands_beside_the_weights(tmp_path: Path, monkeypa
         uploaded[path_in_repo] = path_or_fileobj.read_bytes()
 
     def load_card(*_: Any, **_options: Any) -> huggingface_hub.ModelCard:
-        return huggingface_hub.ModelCard(uploaded[MODEL_CARD_NAME].decode())
+        return huggingface_hub.ModelCard(uploaded[CARD_NAME].decode())
 
     monkeypatch.setattr(
         HfApi, "create_repo", lambda *_, **__: huggingface_hub.RepoUrl("https://huggingface.co/me/mine")
@@ -104,23 +104,23 @@ def test_pushing_uploads_what_stands_beside_the_weights(tmp_path: Path, monkeypa
     monkeypatch.setattr(HfApi, "upload_file", upload_file)
     monkeypatch.setattr(huggingface_hub.ModelCard, "load", load_card)
     model.push_to_hub("me/mine")
-    assert {*CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, "config.json", "model.safetensors"} <= uploaded.keys()
-    assert b"# A card" in uploaded[MODEL_CARD_NAME]
+    assert {*CONCEPT_METADATA_NAMES, CARD_NAME, "config.json", "model.safetensors"} <= uploaded.keys()
+    assert b"# A card" in uploaded[CARD_NAME]
 
 
 def test_a_run_has_a_card_that_people_may_edit(tiny: Tiny, tmp_path: Path) -> None:
     manifest = train(config(tiny, tmp_path / "run", num_tokens=128, num_evaluations=1))
-    card = tmp_path / "run" / MODEL_CARD_NAME
+    card = tmp_path / "run" / CARD_NAME
     text = card.read_text()
     assert all(
         part in text for part in ("mixer: concept", "next token + 0.1 · concept loss", "FLOPs", "nats", "Licence")
     )
     assert "license:" not in text.split("---")[1]
-    assert MODEL_CARD_NAME not in manifest.files
+    assert CARD_NAME not in manifest.files
     card.write_text("---\nlicense: mit\n---\n")
     assert fingerprint_of_path(tmp_path / "run") == manifest.fingerprint
     load_causal_lm(tmp_path / "run").save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / MODEL_CARD_NAME).read_text() == card.read_text()
+    assert (tmp_path / "saved" / CARD_NAME).read_text() == card.read_text()
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, atomic
+from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, atomic
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 
@@ -159,8 +159,8 @@ class CoCoMixConfig(PreTrainedConfig):
         source, target = Path(self._name_or_path), Path(save_directory)
         if not self._name_or_path or target.resolve() == source.resolve():
             return
-        for name in (*CONCEPT_METADATA_NAMES, MODEL_CARD_NAME):
-            if (source / name).is_file() and not (name == MODEL_CARD_NAME and (target / name).exists()):
+        for name in (*CONCEPT_METADATA_NAMES, CARD_NAME):
+            if (source / name).is_file() and not (name == CARD_NAME and (target / name).exists()):
                 with atomic(target / name) as partial:
                     shutil.copyfile(source / name, partial)
 

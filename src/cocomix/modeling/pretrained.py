@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, MODEL_CARD_NAME, read_json
+from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, read_json
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import download
 from cocomix.base.remote_code import loading_reason
@@ -72,7 +72,7 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
         if given and not Path(given).is_dir():  # a Hub name: fetch what stands beside the weights, and note where
             names = ("cache_dir", "local_files_only", "revision", "token")
             where = {name: options[name] for name in names if name in options}
-            beside = (CONFIG_NAME, *CONCEPT_METADATA_NAMES, MODEL_CARD_NAME)
+            beside = (CONFIG_NAME, *CONCEPT_METADATA_NAMES, CARD_NAME)
             model.config.name_or_path = download(source, source, beside, **where)
         allowed = {"mismatched_keys": ()} if other_shapes_too else {}
         check_loading_report(report | allowed, source)
@@ -83,12 +83,12 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
 
         A repository without a card gets the run's. `transformers` would give it an empty form.
         """
-        card = Path(self.config.name_or_path) / MODEL_CARD_NAME
+        card = Path(self.config.name_or_path) / CARD_NAME
         if self.config.name_or_path and card.is_file() and not options.get("create_pr"):
             hub = HfApi(token=options.get("token"))
             repository = hub.create_repo(repo_id, private=options.get("private"), exist_ok=True).repo_id
-            if not hub.file_exists(repository, MODEL_CARD_NAME):
-                hub.upload_file(path_or_fileobj=card, path_in_repo=MODEL_CARD_NAME, repo_id=repository)
+            if not hub.file_exists(repository, CARD_NAME):
+                hub.upload_file(path_or_fileobj=card, path_in_repo=CARD_NAME, repo_id=repository)
         return super().push_to_hub(repo_id, **options)
 
 

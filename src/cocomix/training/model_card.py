@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.artifacts import MODEL_CARD_NAME, atomic
+from cocomix.base.artifacts import CARD_NAME, atomic
 from cocomix.base.kinds import read_metrics
 from cocomix.training.config import TrainConfig
 
@@ -68,7 +68,7 @@ def write_card(config: TrainConfig, settings: Mapping[str, Any], facts: Mapping[
         "seed": str(config.seed),
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
-    with atomic(config.output / MODEL_CARD_NAME) as partial:
+    with atomic(config.output / CARD_NAME) as partial:
         partial.write_text(_CARD.format(title=config.output.name, table=table), encoding="utf-8")
 
 
