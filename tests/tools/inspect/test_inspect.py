@@ -150,7 +150,7 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
 def test_where_the_model_cannot_be_written_to_names_are_in_the_output(
     tiny: Tiny, own_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.os, "access", lambda *_: False)
+    monkeypatch.setattr(module.os, "access", lambda path, _mode: Path(path) != own_student)
     given = config(tiny, own_student, tmp_path / "out", num_probe_windows=0, num_measured=0)
     inspect(given)
     assert not (own_student / "concept_names.json").exists()
