@@ -2,10 +2,10 @@
 
     python -m benchmarks.faults
 
-A tiny pipeline makes a folder of each kind. Each of its files is then flipped in one bit, cut in half, emptied, overwritten
-and deleted, and each of these damaged folders is given to each command that reads the kind. Each field of its JSON files is
-changed, given another type and removed; these go to the commands in turn. A command runs in a process of its own. It may
-refuse the folder in one sentence and leave nothing behind, or end with the result of the undamaged folder; anything else
+A tiny pipeline makes a folder of each kind. Each of its files is flipped in a bit, cut in half, emptied, deleted and replaced by
+a folder, and each of these damaged folders is given to each command that reads the kind. JSON files are overwritten, and their
+fields changed, given another type and removed; these go to the commands in turn. A command runs in a process of its own. It
+may refuse the folder in one sentence and leave nothing behind, or end with the result of the undamaged folder. Anything else
 counts against it:
 
     silent       it ended well, with another result
@@ -16,6 +16,7 @@ counts against it:
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import os
 import random
@@ -37,7 +38,7 @@ from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
 
 SECONDS_A_COMMAND = 60
-MAX_FIELDS = 60  # of one JSON file; a tokenizer has hundreds
+MAX_FIELDS = 10  # of one JSON file; a tokenizer has hundreds
 TIMES = frozenset({"train_seconds", "tokens_per_second", "seconds"})
 WORDS = ["def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True"]
 STUDENT = "--student.hidden-size 16 --student.num-layers 2 --student.num-heads 2"
@@ -100,7 +101,7 @@ class Fault:
     file: str
     do: Callable[[Path], object]
     is_of_file: bool = True
-    """Every command meets it; faults of fields go to the commands in turn."""
+    """Every command meets it; faults of JSON go to the commands in turn."""
 
 
 def main() -> None:
@@ -232,9 +233,8 @@ def _faults(folder: Path, rng: random.Random, max_fields: int) -> Iterator[Fault
 
 def _json_faults(name: str, value: Any, rng: random.Random, max_fields: int) -> Iterator[Fault]:
     for text in ("null", "[]", "{}", "7", "[" * 100_000, '{"kind": ' + "9" * 5_000 + "}", '"\\ud800"', "NaN"):
-        yield Fault(
-            f"overwritten by {text[:12]}", name, lambda file, text=text: file.write_text(text, encoding="utf-8")
-        )
+        written = functools.partial(Path.write_text, data=text, encoding="utf-8")
+        yield Fault(f"overwritten by {text[:12]}", name, written, is_of_file=False)
     fields = list(_fields(value))
     for keys in fields if len(fields) <= max_fields else rng.sample(fields, max_fields):
         where = "/".join(map(str, keys))
