@@ -4,7 +4,7 @@
 
 A tiny pipeline makes a folder of each kind. Each of its files is flipped in a bit, cut in half, emptied, deleted and replaced
 by a folder, and each of these damaged folders is given to each command that reads the kind. JSON files are overwritten, and
-their fields changed, given another type and removed; these go to the commands in turn. A command runs in a process of its own.
+their fields changed, given another type and removed; these go to the commands in turn. A command runs in its own process.
 It may refuse the folder in one sentence and leave nothing behind, or end with the result of the undamaged folder. Anything
 else counts against it:
 
