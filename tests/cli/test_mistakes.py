@@ -156,7 +156,7 @@ def test_a_vocabulary_for_which_no_machine_has_memory(tmp_path: Path, capsys: py
 def test_a_student_larger_than_the_machine_is_refused_before_it_is_built(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["--student.hidden-size", str(2**16), "--student.num-layers", "9000"]
+    sizes = ["--student.hidden-size", str(2**16), "--student.num-layers", "40"]
     assert main(["train", "--data", str(tiny.data), "--output", str(tmp_path / "out"), *sizes]) == 1
     assert "parameters" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

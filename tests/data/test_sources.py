@@ -138,9 +138,9 @@ def test_a_dataset_has_fields_inside_others_and_rows_without_text(tmp_path: Path
             texts = dataset(tmp_path / name, "doc.text").texts(0, stream=stream, folder=tmp_path, left_out=left_out)
             assert list(texts) == ["one\ntwo"]
             assert left_out.num_without_text == 2
-            for field in ("doc.body", "body.text"):
-                with pytest.raises(CocomixError, match=rf'no field "{field}" \(it has doc\)'):
-                    read(dataset(tmp_path / name, field), stream, tmp_path)
+    for field in ("doc.body", "body.text"):
+        with pytest.raises(CocomixError, match=rf'no field "{field}" \(it has doc\)'):
+            read(dataset(tmp_path / "rows.jsonl", field), True, tmp_path)
 
 
 def test_the_same_bytes_in_another_format_are_another_text(tmp_path: Path) -> None:
