@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -26,6 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,7 +103,7 @@ class Fault:
     file: str
     do: Callable[[Path], object]
     is_of_file: bool = True
-    """Every command meets it; faults of JSON go to the commands in turn."""
+    """Every command meets it; faults of JSON and of caches go to the commands in turn."""
 
 
 def main() -> None:
@@ -114,19 +116,16 @@ def main() -> None:
     torch.set_num_threads(1)  # commands run in forked processes
     work: Path = arguments.work.absolute()
     shutil.rmtree(work, ignore_errors=True)
-    folders = _made(work)
-    rng = random.Random(0)
+    outcomes = functools.partial(_outcomes, folders=_made(work), work=work, max_fields=arguments.max_fields)
     found: list[dict[str, str]] = []
     counts: dict[str, collections.Counter[str]] = {}
-    for kind in arguments.kinds:
-        started = time.monotonic()
-        counts[kind] = collections.Counter()
-        for case in _outcomes(kind, folders, work, rng, arguments.max_fields):
-            counts[kind][case["outcome"]] += 1
-            if case["outcome"] not in ("refused", "same result"):
-                found.append(case)
-                print(json.dumps(case), flush=True)
-        print(f"{kind}: {dict(counts[kind])} in {time.monotonic() - started:.0f} s", flush=True)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        for kind, cases in zip(arguments.kinds, pool.map(outcomes, arguments.kinds), strict=True):
+            counts[kind] = collections.Counter(case["outcome"] for case in cases)
+            print(f"{kind}: {dict(counts[kind])}", flush=True)
+            found += [case for case in cases if case["outcome"] not in ("refused", "same result")]
+    for case in found:
+        print(json.dumps(case), flush=True)
     store(
         arguments.output,
         "faults",
@@ -175,17 +174,20 @@ def _words(command: str, folders: Mapping[str, Path], output: Path | None) -> li
     return [*words, "--output", str(output)] if takes_output else words
 
 
-def _outcomes(
-    kind: str, folders: Mapping[str, Path], work: Path, rng: random.Random, max_fields: int
-) -> Iterator[dict[str, str]]:
-    """What became of every fault with every command."""
-    damaged, output = work / "damaged", work / "output"
+def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: int) -> list[dict[str, str]]:
+    """What became of every fault with every command, which all run on a copy of the folders."""
+    own, rng = work / f"of-{kind}", random.Random(kind)
+    folders = {name: own / path.relative_to(work) for name, path in folders.items()}
+    for part in ("whole", "unfinished"):
+        shutil.copytree(work / part, own / part)
+    cases = []
+    damaged, output = own / "damaged", own / "output"
     with_damaged = {**folders, kind: damaged}
     again = FOLDERS[kind]
     made = _content(folders["finished" if kind == "unfinished" else kind])
     expected = {}
     for command in READERS.get(kind, []):
-        results = [_run(_words(command, folders, output), output, work) for _ in range(2)]
+        results = [_run(_words(command, folders, output), output, own) for _ in range(2)]
         if results[0] != results[1] or results[0][0] != "ended":
             sys.exit(f"{command!r} gave {results}")
         expected[command] = results[0]
@@ -196,14 +198,14 @@ def _outcomes(
             shutil.copytree(folders[kind], damaged)
             fault.do(damaged / fault.file)
             if command is again:
-                outcome, said = _run(_words(command, folders, damaged), None, work)
+                outcome, said = _run(_words(command, folders, damaged), None, own)
                 whole = outcome == "ended" and _content(damaged) == made
             else:
-                outcome, said = _run(_words(command, with_damaged, output), output, work)
+                outcome, said = _run(_words(command, with_damaged, output), output, own)
                 whole = (outcome, said) == expected[command]
             if outcome == "ended":
                 outcome = "same result" if whole else "silent"
-            yield {
+            case = {
                 "kind": kind,
                 "file": fault.file,
                 "fault": fault.name,
@@ -211,6 +213,8 @@ def _outcomes(
                 "outcome": outcome,
                 "said": said[-300:],
             }
+            cases.append(case)
+    return cases
 
 
 def _faults(folder: Path, rng: random.Random, max_fields: int) -> Iterator[Fault]:
@@ -219,14 +223,15 @@ def _faults(folder: Path, rng: random.Random, max_fields: int) -> Iterator[Fault
         if path.is_dir() or path.name.startswith(".") or path.name == CONFIG_NAME:
             continue
         name = path.relative_to(folder).as_posix()
+        fault = functools.partial(Fault, file=name, is_of_file="/." not in f"/{name}")  # of caches in turn too
         size = path.stat().st_size
         if size:
             place, bit = rng.randrange(size), 1 << rng.randrange(8)
-            yield Fault("bit flipped", name, lambda file, place=place, bit=bit: _flip(file, place, bit))
-            yield Fault("cut in half", name, lambda file, size=size: os.truncate(file, size // 2))
-            yield Fault("emptied", name, lambda file: os.truncate(file, 0))
-        yield Fault("deleted", name, Path.unlink)
-        yield Fault("made a folder", name, lambda file: (file.unlink(), file.mkdir()))
+            yield fault("bit flipped", do=functools.partial(_flip, place=place, bit=bit))
+            yield fault("cut in half", do=functools.partial(os.truncate, length=size // 2))
+            yield fault("emptied", do=functools.partial(os.truncate, length=0))
+        yield fault("deleted", do=Path.unlink)
+        yield fault("made a folder", do=lambda file: (file.unlink(), file.mkdir()))
         if path.suffix == ".json":
             yield from _json_faults(name, json.loads(path.read_text(encoding="utf-8")), rng, max_fields)
 
