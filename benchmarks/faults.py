@@ -181,7 +181,7 @@ def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: in
     for part in ("whole", "unfinished"):
         shutil.copytree(work / part, own / part)
     cases = []
-    damaged, output = own / "damaged", own / "output"
+    damaged, output = own / "damaged" / kind, own / "output"  # tables show the name of a run's folder
     with_damaged = {**folders, kind: damaged}
     again = FOLDERS[kind]
     made = _content(folders["finished" if kind == "unfinished" else kind])

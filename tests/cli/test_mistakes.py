@@ -71,6 +71,11 @@ def mistakes(tiny: Tiny, root: Path) -> Iterator[list[str]]:
             names |= {"data", "labels", "teacher"}
         for name in sorted(names & {"model", "teacher", "sae", "data", "labels", "text", "task_data"}):
             yield [command, *options, f"--{name.replace('_', '-')}", NOWHERE]
+        if "sae" in names:
+            yield [command, *options, "--sae", "nowhere"]
+        if "tokenizer" in names:
+            yield [command, *options, "--tokenizer", "./nowhere"]
+            yield [command, *options, "--text", "*.nowhere"]
         if "data" in names:
             yield [command, *options, "--data", str(tiny.concepts)]  # another kind of folder
         if "output" in names:

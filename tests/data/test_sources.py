@@ -143,6 +143,12 @@ def test_a_dataset_has_fields_inside_others_and_rows_without_text(tmp_path: Path
             read(dataset(tmp_path / "rows.jsonl", field), True, tmp_path)
 
 
+def test_a_file_of_the_current_folder_is_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"content": "text"}\n')
+    monkeypatch.chdir(tmp_path)
+    assert read(dataset("rows.jsonl"), True, tmp_path) == ["text"]
+
+
 def test_the_same_bytes_in_another_format_are_another_text(tmp_path: Path) -> None:
     prints = set()
     for name in ("a.txt", "a.json", "a.csv"):

@@ -138,14 +138,15 @@ def test_metrics_damaged_before_the_checkpoint_are_refused(tiny: Tiny, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("damage", "checkpoint_every_steps"), [(Path.unlink, 100), (lambda path: path.write_text("{}\n"), 3)]
+    ("damage", "step", "checkpoint_every_steps"),
+    [(Path.unlink, 13, 100), (lambda path: path.write_text("{}\n"), 13, 3), (Path.unlink, 1, 2)],
 )
 def test_metrics_damaged_while_the_run_works_are_written_again(
-    tiny: Tiny, tmp_path: Path, damage: Callable[[Path], object], checkpoint_every_steps: int
+    tiny: Tiny, tmp_path: Path, damage: Callable[[Path], object], step: int, checkpoint_every_steps: int
 ) -> None:
     settings: dict[str, object] = {"checkpoint_every_steps": checkpoint_every_steps}
     train(config(tiny, tmp_path / "whole", "ntp", **settings))
-    with in_step(13, lambda: damage(tmp_path / "damaged" / "metrics.jsonl")):
+    with in_step(step, lambda: damage(tmp_path / "damaged" / "metrics.jsonl")):
         train(config(tiny, tmp_path / "damaged", "ntp", **settings))
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "damaged")
 

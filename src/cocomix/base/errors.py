@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection
 
 #: The largest number of 64 bits with a sign: seeds and sizes of tensors are such numbers.
@@ -13,6 +14,8 @@ NUM_SEEDS = 2**64
 #: Bound of what a model or a batch has along one dimension. With far more, libraries end the process, or fill the memory
 #: bit by bit until the system does.
 MAX_SIZE = 2**24
+#: What libraries say where memory does not suffice.
+OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|[Nn]ot enough memory|Cannot allocate memory")
 
 
 class CocomixError(ValueError):
@@ -34,8 +37,14 @@ def require_at_least(minimum: int, config: object, *names: str, maximum: int = M
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of a library's exception, or its type if it has no message; to end an error message with."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What a library's exception says, to end an error message with: its first line, or its type if it has no message.
+
+    A first line that ends in a colon takes the second along. The libraries' texts for too little memory are one here.
+    """
+    if OUT_OF_MEMORY.search(str(error)):
+        return "there is not enough memory"
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if first.rstrip().endswith(":") and rest else first
 
 
 def nearest(name: str, names: Collection[str], prefix: str = "") -> str:

@@ -13,12 +13,24 @@ from cocomix.base.remote_code import is_trusted
 
 #: The metrics are part of a training run, and checked with it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+#: A dictionary's repository, and a folder or file inside it.
+HUB_PLACE = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>.+))?")
 
 
 def may_be_on_hub(name: str) -> bool:
     """Whether a name has the form of a Hub repository's, `organisation/name` or `name`."""
     return _HUB_NAME.fullmatch(name) is not None
+
+
+def require_known_place(what: str, path: Path | str) -> None:
+    """Refuse a path that does not exist and can't be a Hub name, as `./name` can't.
+
+    Raises:
+        CocomixError: it is neither; the message begins with `what` it should be.
+    """
+    if not Path(path).exists() and not may_be_on_hub(str(path)):
+        raise CocomixError(f"{what} {path} does not exist; give a folder, a GGUF file or a Hub name")
 
 
 def local_model(path: Path) -> Path:

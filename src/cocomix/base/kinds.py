@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ def _measurement(text: str, place: str) -> dict[str, Any]:
     value = parse_json(text, place)
     line: dict[str, Any] = value if isinstance(value, dict) else {"not an object": None}
     is_whole = "validation_loss" not in line or line.keys() >= {*METRIC_AXES}
-    if not is_whole or not all(type(number) in (int, float) for number in line.values()):
+    if not is_whole or not all(map(_is_number, line.values())):
         raise CocomixError(f"{place} is damaged: it is no measurement of a training run; train that run again")
     return line
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that floats can hold."""
+    return type(value) in (int, float) and -sys.float_info.max <= value <= sys.float_info.max

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cocomix.base.errors import reason_of
 
 OPTION = "--trust-remote-code"
@@ -23,8 +25,13 @@ def is_trusted() -> bool:
     return _trusted
 
 
-def loading_reason(error: Exception) -> str:
-    """Why a library could not load something; to end an error message with."""
+def loading_reason(error: Exception, source: Path | str) -> str:
+    """Why a library could not load something from a folder, or under a Hub name; to end an error message with."""
     if "trust_remote_code" in str(error):
         return f"it needs Python code that comes with it, which runs only with `cocomix {OPTION} COMMAND`"
-    return reason_of(error)
+    files = [Path(source) / name for name in ("config.json", "tokenizer_config.json")]
+    names_code = any(
+        "auto_map" in file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()
+    )
+    hint = f"; it names Python code, which runs only with `cocomix {OPTION} COMMAND`"
+    return reason_of(error) + (hint if names_code and not _trusted else "")

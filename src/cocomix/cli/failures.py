@@ -9,12 +9,11 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 
-from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.errors import OUT_OF_MEMORY, CocomixError, reason_of
 from cocomix.base.formats import format_bytes
 
 #: Longest part of a library's message that is shown.
 MAX_REASON = 300
-_OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|[Nn]ot enough memory|Cannot allocate memory")
 _TOO_LARGE = re.compile(r"overflow|too large to convert|Maximum allowed dimension|array is too big", re.IGNORECASE)
 
 
@@ -26,7 +25,7 @@ def sentence_of(error: BaseException) -> str | None:
     for each in _causes(error, implicit=True):
         if _is_disk_full(each):
             return f"the disk is full ({_reason(each)}); free some space and run the same command again"
-        if isinstance(each, MemoryError) or _OUT_OF_MEMORY.search(_text(each)):
+        if isinstance(each, MemoryError) or OUT_OF_MEMORY.search(_text(each)):
             return f"there is not enough memory ({_memory_reason(each)}); choose smaller sizes or batches"
     for each in _causes(error, implicit=False):
         if isinstance(each, CocomixError):
@@ -70,7 +69,11 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _memory_reason(error: BaseException) -> str:
     found = re.search(r"allocate (\d+) bytes", _text(error))
-    return f"{format_bytes(int(found[1]))} were asked for" if found else _reason(error)
+    return f"{format_bytes(int(found[1]))} were asked for" if found else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON]
 
 
 def _text(error: BaseException) -> str:

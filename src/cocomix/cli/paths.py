@@ -11,7 +11,7 @@ from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import local_model, may_be_on_hub
+from cocomix.base.hub import HUB_PLACE, local_model, may_be_on_hub, require_known_place
 from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
 from cocomix.training.config import NOT_NEEDED, TrainConfig
 
@@ -38,9 +38,11 @@ def check_paths(config: Any, writes: str, *, downloads: bool = True) -> None:
             check_paths(value, "", downloads=False)
         elif isinstance(value, Path):
             _check_path(field.name, value, downloads=downloads)
+        elif field.name == "tokenizer" and value is not None:
+            require_known_place("tokenizer", value)
         elif field.name in _TEXTS:
             for path in value or ():
-                if not path.exists() and not set("*?[") & set(str(path)):
+                if not path.exists():
                     raise CocomixError(f"{path} does not exist")
     if writes and config.output is not None:
         for output in getattr(config, "outputs", (config.output,)):
@@ -60,7 +62,7 @@ def _check_path(name: str, path: Path, *, downloads: bool) -> None:
             raise CocomixError(f"{name} {path} does not exist; give a folder, a GGUF file or a Hub name")
         if folder.is_dir() and not (folder / "config.json").exists():
             raise CocomixError(f"{path} has no config.json; expected a model folder")
-    elif name == "sae" and path.is_absolute() and not path.exists():
+    elif name == "sae" and not path.exists() and HUB_PLACE.fullmatch(str(path)) is None:
         raise CocomixError(f"{path} does not exist, and is no name on the Hugging Face Hub (organisation/repository)")
     elif name == "task_data" and not path.is_dir():
         raise CocomixError(f"{path} is not a folder; --task-data takes the one with the benchmarks' files")

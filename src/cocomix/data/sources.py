@@ -225,7 +225,8 @@ class HubDataset(Source):
         """The result of a function of `datasets` for the dataset; any error becomes a `CocomixError`."""
         where: dict[str, Any] = {"path": self.name}
         if Path(self.name).is_file():
-            where = {"path": str(Path(self.name).parent), "data_files": Path(self.name).name}
+            file = Path(self.name).absolute()
+            where = {"path": str(file.parent), "data_files": file.name}
         try:
             return function(name=self.configuration, **where, **arguments)
         except Exception as error:  # `datasets` raises a dozen types of its own

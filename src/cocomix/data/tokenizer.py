@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.hub import require_known_place
 from cocomix.base.remote_code import is_trusted, loading_reason
 from cocomix.data.tokenizing import Encoder
 
@@ -108,16 +109,13 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerFast:
     Raises:
         CocomixError: there is no such tokenizer.
     """
-    if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") > 1):
-        raise CocomixError(
-            f"no tokenizer could be loaded from {path}: it does not exist; give a folder, a GGUF file or a name on the Hub"
-        )
+    require_known_place("tokenizer", path)
     is_gguf = Path(path).suffix == ".gguf"
     source, options = (Path(path).parent, {"gguf_file": Path(path).name}) if is_gguf else (path, {})
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=is_trusted(), **options)
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-        raise CocomixError(f"no tokenizer could be loaded from {path}: {loading_reason(error)}") from error
+        raise CocomixError(f"no tokenizer could be loaded from {path}: {loading_reason(error, source)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CocomixError(f"the tokenizer of {path} is not a fast one; cocomix needs its `tokenizer.json`")
     return tokenizer

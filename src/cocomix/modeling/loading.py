@@ -31,7 +31,7 @@ def load_config(path: Path | str) -> PreTrainedConfig:
     except CocomixError:
         raise
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-        raise CocomixError(f"the configuration of {path} can't be read: {loading_reason(error)}") from error
+        raise CocomixError(f"the configuration of {path} can't be read: {loading_reason(error, path)}") from error
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         attention = getattr(part, "_attn_implementation", None)
         if attention not in ATTENTIONS and not is_trusted():
@@ -78,7 +78,7 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
         raise
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
         raise CocomixError(
-            f"no causal language model could be loaded from {folder}: {loading_reason(error)}"
+            f"no causal language model could be loaded from {folder}: {loading_reason(error, folder)}"
         ) from error
     check_loading_report(report, str(folder))
     for name, tensor in model.state_dict().items():

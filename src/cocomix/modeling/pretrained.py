@@ -68,7 +68,9 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
         except CocomixError:
             raise
         except Exception as error:  # the libraries raise a dozen types of their own for damaged files
-            raise CocomixError(f"no CoCoMix model could be loaded from {source}: {loading_reason(error)}") from error
+            raise CocomixError(
+                f"no CoCoMix model could be loaded from {source}: {loading_reason(error, source)}"
+            ) from error
         if given and not Path(given).is_dir():  # a Hub name: fetch what stands beside the weights, and note where
             names = ("cache_dir", "local_files_only", "revision", "token")
             where = {name: options[name] for name in names if name in options}

@@ -54,7 +54,7 @@ class MetricsFile:
 
     def sync(self) -> dict[str, Any]:
         """Make sure that the file on disk holds every line; returns its length and checksum, for a checkpoint."""
-        if self._read() == self._content:
+        if self._path.exists() and self._read() == self._content:
             with self._path.open("rb") as file:
                 os.fsync(file.fileno())
         else:

@@ -199,7 +199,11 @@ def test_a_damaged_run_is_named(tmp_path: Path, name: str, content: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "line", ["null", "[1]", '{"step": null}', '{"validation_loss": 3.0}', "[" * 100_000, "9" * 5000, "{"]
+    "line",
+    [
+        *("null", "[1]", '{"step": null}', '{"validation_loss": 3.0}', "[" * 100_000, "9" * 5000, "{"),
+        *('{"lm_loss": NaN}', '{"lm_loss": 1e999}', f'{{"lm_loss": {"9" * 400}}}'),
+    ],
 )
 def test_a_line_that_is_no_measurement_is_named(line: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [3.0])

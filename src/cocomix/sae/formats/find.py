@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import zipfile
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import download
+from cocomix.base.hub import HUB_PLACE, download
 from cocomix.sae.formats.files import read_pickle
 
 #: Files that make a folder one of a format. Together they tell the formats apart.
@@ -20,7 +19,6 @@ FILES: dict[str, tuple[str, ...]] = {
     "gemma_scope_2": ("config.json", "params.safetensors"),
     "dictionary_learning": ("config.json", "ae.pt"),
 }
-_HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>.+))?")
 
 
 def local_path(path: Path | str) -> Path:
@@ -31,7 +29,7 @@ def local_path(path: Path | str) -> Path:
     """
     if Path(path).exists():
         return Path(path)
-    match = _HUB_NAME.fullmatch(str(path))
+    match = HUB_PLACE.fullmatch(str(path))
     if match is None:
         raise CocomixError(f"{path} does not exist, and is no name on the Hugging Face Hub (organisation/repository)")
     repository, inside = match["repository"], match["inside"]
