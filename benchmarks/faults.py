@@ -73,7 +73,13 @@ READERS = {
         FOLDERS["cards"],
         f"plan --data {{data}} {STUDENT} {SHORT}",
     ],
-    "teacher": [FOLDERS["sae"], FOLDERS["labels"], FOLDERS["targets"], FOLDERS["table"]],
+    "teacher": [
+        FOLDERS["sae"],
+        FOLDERS["labels"],
+        FOLDERS["targets"],
+        FOLDERS["table"],
+        f"train --data {{data}} --teacher {{teacher}} --distillation.weight 1 {STUDENT} {SHORT}",
+    ],
     "sae": [
         FOLDERS["labels"],
         "steer-eval --model {model} --teacher {teacher} --sae {sae} --data {data} --num-concepts 2 "
@@ -90,7 +96,6 @@ READERS = {
         FOLDERS["cards"],
         FOLDERS["table"],
         "generate --model {model} --prompt def --max-new-tokens 4",
-        f"train --data {{data}} --teacher {{model}} --distillation.weight 1 {STUDENT} {SHORT}",
     ],
 }
 
