@@ -97,6 +97,17 @@ def test_hidden_states_that_say_nothing_are_refused(
     assert "after block 0" in error
 
 
+@pytest.mark.parametrize("command", ["train-sae", "extract"])
+def test_hidden_states_too_large_to_be_squared_are_refused(
+    command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sae = foreign(tiny.sae, tmp_path / "sae")
+    model = with_context("llama", 16, tmp_path / "model")
+    set_weights(model, "layers.0.mlp.down_proj", lambda tensor: tensor.fill_(3e38))
+    error = failure(command, COMMANDS[command](tiny, model, sae), capsys, tmp_path / "out")
+    assert f"{model} after block 0" in error
+
+
 @pytest.mark.parametrize("command", WITH_CONCEPTS)
 def test_concepts_that_change_nothing_are_refused(
     command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -108,7 +119,7 @@ def test_concepts_that_change_nothing_are_refused(
     assert "no directions" in error
 
 
-@pytest.mark.parametrize("command", ["eval", "distill-targets", "generate"])
+@pytest.mark.parametrize("command", [*COMMANDS, "attribution", "distillation", "generate"])
 def test_logits_that_are_not_finite_are_refused(
     command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +129,16 @@ def test_logits_that_are_not_finite_are_refused(
     if command == "generate":
         error = failure(command, ["--model", model, "--prompt", "def"], capsys, None)
     else:
-        error = failure(command, COMMANDS[command](tiny, model, model), capsys, tmp_path / "out")
+        sae = foreign(tiny.sae, tmp_path / "sae")
+        options = COMMANDS.get(command) or COMMANDS["extract"]
+        given = options(tiny, model, sae)
+        if command == "attribution":
+            command, given = "extract", [*given, "--attribution.criterion", "attribution"]
+        elif command == "distillation":
+            command = "train"
+            given = ["--data", tiny.data, "--teacher", model, "--distillation.weight", 1, "--num_tokens", 512]
+        error = failure(command, given, capsys, tmp_path / "out")
+        assert str(model) in error
     assert "not finite" in error
 
 

@@ -69,6 +69,28 @@ def test_names_statistics_directions_and_card_travel_with_a_saved_model(tmp_path
     assert metadata_of(load_causal_lm(tmp_path / "first")).names == NAMES
 
 
+def test_a_model_loaded_by_a_relative_path_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded_with_metadata(tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    models = [CoCoMixForCausalLM.from_pretrained("first"), load_causal_lm(Path("first"))]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for number, model in enumerate(models):
+        assert metadata_of(model).names == NAMES
+        model.save_pretrained(f"saved-{number}")
+        assert metadata_of(load_causal_lm(Path(f"saved-{number}"))).names == NAMES
+
+
+def test_a_folder_that_is_gone_is_said_when_a_model_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = loaded_with_metadata(tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    model.save_pretrained(tmp_path / "second")
+    assert f"warning: {tmp_path / 'first'}" in capsys.readouterr().err
+    assert load_causal_lm(tmp_path / "second").config.num_concepts == NUM_CONCEPTS
+
+
 def test_a_model_of_the_hub_knows_its_names(tmp_path: Path) -> None:
     """The layout of a download: one folder for each commit."""
     commit = "0" * 40
@@ -115,6 +137,8 @@ def test_a_run_has_a_card_that_people_may_edit(tiny: Tiny, tmp_path: Path) -> No
     assert all(
         part in text for part in ("mixer: concept", "next token + 0.1 · concept loss", "FLOPs", "nats", "Licence")
     )
+    assert "num_concepts: 32," in text
+    assert "the run that wrote `run`: training its weights further" in text
     assert "license:" not in text.split("---")[1]
     assert CARD_NAME not in manifest.files
     card.write_text("---\nlicense: mit\n---\n")

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from cocomix import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix import CocomixError, SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.sae.quality import reconstruction_fvu, sae_fit_warning
 
 D, C, K = 16, 64, 4
@@ -75,3 +75,10 @@ def test_a_transcoder_is_named() -> None:
     warning = sae_fit_warning(SparseAutoencoder(config), torch.randn(1, 8, D))
     assert warning is not None
     assert "transcoder" in warning
+
+
+def test_a_reconstruction_that_is_not_finite_is_refused() -> None:
+    sae, h = fitting()
+    sae.decoder_weight.mul_(3e38)
+    with pytest.raises(CocomixError, match="FVU"):
+        sae_fit_warning(sae, h)

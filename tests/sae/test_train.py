@@ -25,6 +25,7 @@ from cocomix import (
     extract,
     prepare,
     train,
+    train_sae,
 )
 from cocomix.data.order import windows_of_step
 from cocomix.modeling.teacher import Teacher, load_teacher
@@ -325,3 +326,17 @@ def test_numbers_that_cannot_be_are_refused(tiny: Tiny, tmp_path: Path, settings
 def test_a_run_that_diverges_stops(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(CocomixError, match=r"layer 0 .*step \d+.*learning_rate"):
         train_autoencoders(config(tiny, tmp_path / "sae", learning_rate=1e30))
+
+
+def test_a_quality_that_is_not_finite_is_refused_before_anything_is_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher can be finite on its first window, and not on others."""
+
+    def infinite(*_: object) -> torch.Tensor:
+        return torch.tensor(torch.inf, dtype=torch.float64)
+
+    monkeypatch.setattr("cocomix.sae.quality._loss_sum", infinite)
+    with pytest.raises(CocomixError, match=rf"{tiny.teacher} after block 0.*loss inf"):
+        train_sae(config(tiny, tmp_path / "sae", num_tokens=256))
+    assert not (tmp_path / "sae" / "sae.safetensors").exists()

@@ -82,7 +82,10 @@ class TeacherLabels:
         few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows)))
         residual = extractor.teacher.residual(**few.inputs())
         require_variance(residual, f"{self.teacher} after block {self.layer}")
-        warning = sae_fit_warning(sae, residual)
+        try:
+            warning = sae_fit_warning(sae, residual)
+        except CocomixError as error:
+            raise CocomixError(f"{self.sae}: {error}") from None
         if warning is not None:
             say(f"warning: {self.sae}: {warning}")
         return extractor

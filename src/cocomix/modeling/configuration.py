@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, atomic
 from cocomix.base.errors import CocomixError
+from cocomix.base.progress import say
 from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 
 #: Format of `config.json`. Format 1 is that of version 0.1, which stored the block before which the mixer is inserted, and
@@ -140,6 +141,10 @@ class CoCoMixConfig(PreTrainedConfig):
         mixer = self.__dict__.get("mixer")
         if name != "mixer" and mixer is not None and name in mixer.setting_names():
             name, value = "mixer", mixer_config(mixer.mixer, dataclasses.asdict(mixer) | {name: value})
+        if (
+            name == "_name_or_path" and Path(value).is_dir()
+        ):  # read again at saving, perhaps from another working directory
+            value = str(Path(value).absolute())
         super().__setattr__(name, value)
 
     @classmethod
@@ -154,11 +159,17 @@ class CoCoMixConfig(PreTrainedConfig):
         """Save the settings, and what is kept beside the weights that were loaded: concepts' metadata and the model card.
 
         `save_pretrained` of a model calls this, and `push_to_hub` calls that. A card that is already there is kept.
+        Where the folder that was loaded is gone, there is a warning.
         """
         super().save_pretrained(save_directory, push_to_hub, **options)
         source, target = Path(self._name_or_path), Path(save_directory)
         if not self._name_or_path or target.resolve() == source.resolve():
             return
+        if source.is_absolute() and not source.is_dir():
+            say(
+                f"warning: {source}, from which the model was loaded, is gone; names and statistics of concepts and a model "
+                f"card that it had are not copied to {target}"
+            )
         for name in (*CONCEPT_METADATA_NAMES, CARD_NAME):
             if (source / name).is_file() and not (name == CARD_NAME and (target / name).exists()):
                 with atomic(target / name) as partial:

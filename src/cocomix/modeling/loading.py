@@ -90,7 +90,7 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
 
 
 def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:
-    """Refuse data that a model can't read.
+    """Refuse data that a model can't read, and a model that predicts nothing on its first window.
 
     Args:
         model: the model.
@@ -98,10 +98,17 @@ def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:
         data: windows that it is to read.
 
     Raises:
-        CocomixError: the vocabulary or the tokenizer is another one, or the windows don't fit the model's context.
+        CocomixError: the vocabulary or the tokenizer is another one, the windows don't fit the model's context, or its logits
+            are not finite.
     """
     data.check_model(path, model.config.vocab_size)
     check_context(model, path, data.context_length, f"windows of {data.path}")
+    with torch.no_grad():
+        logits = model(**data.windows([0]).to(model.device).inputs(), use_cache=False).logits
+    if not bool(logits[..., : data.vocab_size].isfinite().all()):  # rows beyond the tokenizer's tokens are padding
+        raise CocomixError(
+            f"the logits of {path} are not finite; its weights are too large or damaged: make or get the model again"
+        )
 
 
 def check_context(model: PreTrainedModel, path: Path, num_tokens: int, texts: str) -> None:

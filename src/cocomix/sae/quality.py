@@ -82,6 +82,9 @@ def measure_sae(
 
     Returns:
         the quality, and at how many of `num_counted_tokens` each latent was active.
+
+    Raises:
+        CocomixError: a number is not finite, such as the teacher's loss.
     """
     batch_size = windows_per_batch(dataset)
     mean, mean_x, num_windows = _means(teacher, dataset, batch_size, max_windows)
@@ -122,8 +125,15 @@ def measure_sae(
         mean_ablated_loss=ablated,
         num_tokens=num_tokens,
         num_counted_tokens=num_counted,
-        loss_recovered=1 - (spliced - loss) / (ablated - loss),
+        loss_recovered=1 - (spliced - loss) / (ablated - loss) if ablated != loss else math.nan,
     )
+    wrong = {name: value for name, value in dataclasses.asdict(quality).items() if not math.isfinite(value)}
+    if wrong:
+        numbers = ", ".join(f"{name} {value}" for name, value in wrong.items())
+        raise CocomixError(
+            f"the dictionary of {teacher.model.config.name_or_path} after block {teacher.layer} can't be measured on "
+            f"{dataset.path}: {numbers}; the weights of one of them are damaged or too large"
+        )
     return quality, counts
 
 
@@ -171,12 +181,13 @@ def require_variance(residual: Float[Tensor, "*N D"], place: str) -> None:
         place: teacher and block, for the message.
 
     Raises:
-        CocomixError: they are the same at every token, or not finite.
+        CocomixError: they are the same at every token, not finite, or so large that their squares are not.
     """
-    h = residual.detach().flatten(0, -2).double()
-    variance = float((h - h.mean(0)).pow(2).sum())
-    if not 0 < variance < math.inf:
-        what = "the same at every token" if variance == 0 else "not finite"
+    h = residual.detach().flatten(0, -2)
+    variance = float((h.double() - h.double().mean(0)).pow(2).sum())
+    # Dictionaries are read in the teacher's own dtype, in which squares overflow much earlier.
+    if variance == 0 or not bool(h.pow(2).sum().isfinite()):
+        what = "the same at every token" if variance == 0 else "not finite, or too large to be squared"
         raise CocomixError(f"the hidden states of {place} are {what}; its weights are damaged, or were never trained")
 
 
@@ -197,6 +208,9 @@ def sae_fit_warning(sae: SparseAutoencoder, residual: Float[Tensor, "B T D"]) ->
     Args:
         sae: the dictionary.
         residual: activations of the place that it is about to read; a few hundred tokens are enough.
+
+    Raises:
+        CocomixError: the reconstruction is not finite.
     """
     if sae.config.transcode:
         return (
@@ -204,6 +218,10 @@ def sae_fit_warning(sae: SparseAutoencoder, residual: Float[Tensor, "B T D"]) ->
             "compared with what it reads, and attribution by its decoder says nothing about this place"
         )
     fvu = reconstruction_fvu(sae, residual)
+    if not math.isfinite(fvu):
+        raise CocomixError(
+            f"the FVU of the dictionary on these activations is {fvu}; check that it belongs to this teacher, layer and place"
+        )
     if fvu <= PLAUSIBLE_FVU:
         return None
     misfit = (

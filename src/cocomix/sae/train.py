@@ -228,13 +228,13 @@ class _Run:
             yield layer, h.flatten(0, 1)[order]
 
     def _finish(self, layer: _Layer) -> artifacts.Manifest:
-        """Write and measure one layer's autoencoder."""
+        """Measure and write one layer's autoencoder."""
         config, sae = self.config, layer.updater.sae.eval().requires_grad_(False)
-        sae.save_pretrained(layer.output)
         validation = TokenDataset(config.data, "validation")
         max_windows = config.max_validation_windows
         further = self._held_out(min(max_windows or validation.num_windows, validation.num_windows))
         quality, counts = measure_sae(layer.teacher, sae, validation, max_windows=max_windows, further=further)
+        sae.save_pretrained(layer.output)
         train_tokens = self.num_steps * self.tokens_per_step
         if self.write_card is not None:
             self.write_card(

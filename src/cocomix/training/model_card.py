@@ -11,6 +11,7 @@ from typing import Any
 
 from cocomix.base.artifacts import CARD_NAME, atomic
 from cocomix.base.kinds import read_metrics
+from cocomix.mixers.config import MixerConfig
 from cocomix.training.config import TrainConfig
 
 _CARD = """---
@@ -22,7 +23,8 @@ tags:
 
 # {title}
 
-A language model trained with `cocomix train`.
+A language model trained with `cocomix train`. The table is about the run that wrote `{title}`: training its weights further
+changes them, and no number here is about the result.
 
 {table}
 
@@ -41,11 +43,12 @@ this file.
 """
 
 
-def write_card(config: TrainConfig, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write the card into a run's folder.
 
     Args:
         config: of the run, whose metrics are already in the folder.
+        mixer: of the trained model, with its number of concepts.
         settings: those that determine the run's result, with its inputs' fingerprints.
         facts: those of the run's manifest.
     """
@@ -55,7 +58,7 @@ def write_card(config: TrainConfig, settings: Mapping[str, Any], facts: Mapping[
     rows = {
         "decoder": f"{student.family}, {student.num_layers} blocks of width {student.hidden_size}, {student.num_heads} heads",
         "parameters": f"{facts['num_parameters']:,}",
-        "mixer": ", ".join(f"{name}: {value}" for name, value in student.mixer.settings().items()),
+        "mixer": ", ".join(f"{name}: {value}" for name, value in mixer.settings().items()),
         "loss": " + ".join(f"{each.weight:g} · {each.name.replace('_', ' ')}" for each in on),
         "data": f"{config.data.name}, {facts['train_tokens']:,} tokens",
         **{name: f"{path.name}" for name, path in _sources(config).items()},

@@ -312,7 +312,7 @@ class Trainer:
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "num_steps": self.num_steps,
         }
-        write_card(self.config, self.settings, facts)
+        write_card(self.config, model.config.mixer, self.settings, facts)
         shutil.rmtree(output / NON_FINITE_FOLDER, ignore_errors=True)  # left by an earlier attempt that failed
         manifest = artifacts.finish(output, facts)
         clear_checkpoints(output)
