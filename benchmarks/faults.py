@@ -35,7 +35,14 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.common import options, store, untimed
-from cocomix.base.artifacts import CARD_NAME, CONFIG_NAME, MANIFEST_NAME, SETTINGS_NAME, sha256_of_file
+from cocomix.base.artifacts import (
+    CARD_NAME,
+    CONCEPT_METADATA_NAMES,
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    SETTINGS_NAME,
+    sha256_of_file,
+)
 from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
 
@@ -59,7 +66,7 @@ FOLDERS = {
     "scores": "eval --model {model} --data {data} --max-windows 4",
     "cards": "inspect --model {model} --data {data} --labels {labels} --max-windows 8 --num-probe-windows 4 --num-measured 4",
     "table": "compare {teacher} {model}",
-    "unfinished": f"train --data {{data}} --labels {{labels}} {CONCEPTS} --num-tokens 16384 --checkpoint-every-steps 4 "
+    "unfinished": f"train --data {{data}} --labels {{labels}} {CONCEPTS} --num-tokens 6144 --checkpoint-every-steps 4 "
     "--num-evaluations 4 --max-validation-windows 4",
 }
 #: What reads each folder, besides the command that made it, given again: it says what the folder holds, or continues it.
@@ -95,7 +102,7 @@ READERS = {
         FOLDERS["scores"],
         FOLDERS["cards"],
         FOLDERS["table"],
-        "generate --model {model} --prompt def --max-new-tokens 4",
+        "generate --model {model} --prompt def --max-new-tokens 4 --steer 3=0.4 --mode toward",
     ],
 }
 
@@ -119,9 +126,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", default=list(FOLDERS), help="folders to damage; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # commands run in forked processes
-    work: Path = arguments.work.absolute()
+    work, result = arguments.work.absolute(), arguments.output.absolute()
     shutil.rmtree(work, ignore_errors=True)
-    outcomes = functools.partial(_outcomes, folders=_made(work), work=work, max_fields=arguments.max_fields)
+    work.mkdir(parents=True)
+    os.chdir(work)
+    outcomes = functools.partial(_outcomes, folders=_made(), work=work, max_fields=arguments.max_fields)
     found: list[dict[str, str]] = []
     counts: dict[str, collections.Counter[str]] = {}
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
@@ -132,7 +141,7 @@ def main() -> None:
     for case in found:
         print(json.dumps(case), flush=True)
     store(
-        arguments.output,
+        result,
         "faults",
         kinds={kind: dict(sorted(count.items())) for kind, count in counts.items()},
         found=found,
@@ -141,30 +150,29 @@ def main() -> None:
         sys.exit(f"{len(found)} faults passed silently, ended in a traceback or left something behind")
 
 
-def _made(work: Path) -> dict[str, Path]:
-    """The folders of the pipeline, made in this process."""
-    whole = work / "whole"
+def _made() -> dict[str, Path]:
+    """The folders of the pipeline, made in this process in the current folder."""
+    whole = Path("whole")
     whole.mkdir(parents=True)
-    text = whole / "text.jsonl"
+    folders = {"text": whole / "text.jsonl"}
     rng = random.Random(0)
     documents = ("\n".join(" ".join(rng.choices(WORDS, k=5)) for _ in range(30)) for _ in range(60))
-    text.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
-    folders = {"text": text}
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    folders["text"].write_text(lines, encoding="utf-8")
     for name, command in FOLDERS.items():
         folders[name] = whole / name
         if cocomix(_words(command, folders, folders[name])):
             sys.exit(f"{name} could not be made")
-    folders["finished"] = whole / "unfinished"
-    folders["unfinished"] = work / "unfinished"
-    _interrupt(_words(FOLDERS["unfinished"], folders, folders["unfinished"]), folders["unfinished"], work)
+    folders |= {"finished": folders["unfinished"], "unfinished": Path("unfinished")}
+    _interrupt(_words(FOLDERS["unfinished"], folders, folders["unfinished"]), folders["unfinished"])
     return folders
 
 
-def _interrupt(words: list[str], run: Path, said: Path) -> None:
+def _interrupt(words: list[str], run: Path) -> None:
     """Start a run and kill it after its second checkpoint."""
     child = os.fork()
     if not child:
-        _become(words, said)
+        _become(words)
     while len(list(run.glob("checkpoints/step-*"))) < 2:
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -181,18 +189,17 @@ def _words(command: str, folders: Mapping[str, Path], output: Path | None) -> li
 
 def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: int) -> list[dict[str, str]]:
     """What became of every fault with every command, which all run on a copy of the folders."""
-    own, rng = work / f"of-{kind}", random.Random(kind)
-    folders = {name: own / path.relative_to(work) for name, path in folders.items()}
+    own, rng, cases = work / f"of-{kind}", random.Random(kind), []
     for part in ("whole", "unfinished"):
         shutil.copytree(work / part, own / part)
-    cases = []
-    damaged, output = own / "damaged" / kind, own / "output"  # tables show the name of a run's folder
+    os.chdir(own)  # tables show paths
+    damaged, output = Path("damaged") / kind, Path("output")
     with_damaged = {**folders, kind: damaged}
     again = FOLDERS[kind]
     made = _content(folders["finished" if kind == "unfinished" else kind])
     expected = {}
     for command in READERS.get(kind, []):
-        results = [_run(_words(command, folders, output), output, own) for _ in range(2)]
+        results = [_run(_words(command, folders, output), output) for _ in range(2)]
         if results[0] != results[1] or results[0][0] != "ended":
             sys.exit(f"{command!r} gave {results}")
         expected[command] = results[0]
@@ -203,10 +210,10 @@ def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: in
             shutil.copytree(folders[kind], damaged)
             fault.do(damaged / fault.file)
             if command is again:
-                outcome, said = _run(_words(command, folders, damaged), None, own)
+                outcome, said = _run(_words(command, folders, damaged), None)
                 whole = outcome == "ended" and _content(damaged) == made
             else:
-                outcome, said = _run(_words(command, with_damaged, output), output, own)
+                outcome, said = _run(_words(command, with_damaged, output), output)
                 whole = (outcome, said) == expected[command]
             if outcome == "ended":
                 outcome = "same result" if whole else "silent"
@@ -294,21 +301,20 @@ def _flip(file: Path, place: int, bit: int) -> None:
     file.write_bytes(data)
 
 
-def _run(words: list[str], output: Path | None, said: Path) -> tuple[str, str]:
+def _run(words: list[str], output: Path | None) -> tuple[str, str]:
     """Run a command in a process of its own: what became of it, and its result or what it said.
 
     Args:
         words: the command.
         output: its output folder, which is removed before; None if it is checked elsewhere.
-        said: folder for what it prints.
     """
     if output is not None:
         shutil.rmtree(output, ignore_errors=True)
     child = os.fork()
     if not child:
-        _become(words, said)
+        _become(words)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    printed, errors = ((said / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
+    printed, errors = (Path(name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
     if code == 0:
         return "ended", printed.replace(str(output), "") + json.dumps({} if output is None else _content(output))
     num_sentences = sum(line.startswith("error:") for line in errors.splitlines())
@@ -317,11 +323,11 @@ def _run(words: list[str], output: Path | None, said: Path) -> tuple[str, str]:
     return "left behind" if output is not None and output.exists() else "refused", errors
 
 
-def _become(words: list[str], said: Path) -> NoReturn:
+def _become(words: list[str]) -> NoReturn:
     """Turn this forked process into the command."""
     signal.alarm(SECONDS_A_COMMAND)
     for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     code: int | str | None = 99
     try:
         code = cocomix(words)
@@ -336,7 +342,7 @@ def _become(words: list[str], said: Path) -> NoReturn:
 
 def _content(folder: Path) -> dict[str, Any]:
     """What a folder holds, without times."""
-    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, CARD_NAME, METRICS_NAME)
+    about = (CONFIG_NAME, SETTINGS_NAME, MANIFEST_NAME, CARD_NAME, METRICS_NAME, *CONCEPT_METADATA_NAMES)
     paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     content: dict[str, Any] = {
         name.as_posix(): sha256_of_file(path)

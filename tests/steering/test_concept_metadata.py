@@ -145,6 +145,27 @@ def test_damaged_statistics_are_one_sentence(tmp_path: Path, change: dict[str, A
         read_metadata(tmp_path, NUM_CONCEPTS)
 
 
+@pytest.mark.parametrize("damage", ["edited", "flipped", "directions deleted"])
+def test_what_was_measured_vouches_for_itself(tmp_path: Path, damage: str) -> None:
+    write_statistics(tmp_path, statistics())
+    path, directions = tmp_path / STATISTICS_NAME, tmp_path / DIRECTIONS_NAME
+    stored = json.loads(path.read_text())
+    if damage == "edited":
+        path.write_text(json.dumps(stored | {"usual": [2.0] * NUM_CONCEPTS}))
+    elif damage == "flipped":
+        content = bytearray(directions.read_bytes())
+        content[-1] ^= 1
+        directions.write_bytes(content)
+    else:
+        directions.unlink()
+    with pytest.raises(CocomixError, match=r"concept_(statistics|directions).*cocomix inspect"):
+        read_metadata(tmp_path, NUM_CONCEPTS)
+    # Version 0.1 recorded no checksums.
+    write_statistics(tmp_path, statistics())
+    path.write_text(json.dumps({key: stored[key] for key in stored if key not in ("checksum", DIRECTIONS_NAME)}))
+    assert read_metadata(tmp_path, NUM_CONCEPTS).statistics is not None
+
+
 @pytest.mark.parametrize("content", [b"", torch.zeros(3)])
 def test_damaged_directions_are_one_sentence(tmp_path: Path, content: Any) -> None:
     write_statistics(tmp_path, statistics())

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, write_json
+from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, is_sealed, sealed, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
 from cocomix.base.parsing import parse_json
 
@@ -177,7 +177,9 @@ def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
         with atomic(path) as partial:
             save_file({"directions": statistics.directions.contiguous()}, partial)
     columns = {column: getattr(statistics, name).tolist() for column, name in _COLUMNS.items()}
-    write_json(folder / STATISTICS_NAME, {"num_tokens": statistics.num_tokens, **columns})
+    checksum = None if statistics.directions is None else sha256_of_file(path)
+    measured = {"num_tokens": statistics.num_tokens, DIRECTIONS_NAME: checksum, **columns}
+    write_json(folder / STATISTICS_NAME, sealed(measured))
 
 
 @lru_cache(maxsize=4)
@@ -187,8 +189,7 @@ def _read_metadata(folder: Path, num_concepts: int, stamps: tuple[object, ...]) 
     if has_names:
         names = _checked_names(path, _pairs(path), num_concepts)
     if has_statistics:
-        directions = _read_directions(folder / DIRECTIONS_NAME, num_concepts) if has_directions else None
-        statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, directions)
+        statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, has_directions=has_directions)
     return ConceptMetadata(num_concepts, names, statistics)
 
 
@@ -244,11 +245,15 @@ def _read_directions(path: Path, num_concepts: int) -> Tensor:
     return directions
 
 
-def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -> ActivationStatistics:
+def _read_statistics(path: Path, num_concepts: int, *, has_directions: bool) -> ActivationStatistics:
     values = dict(_pairs(path))
     damaged = f"{path} does not hold the statistics of {num_concepts} concepts"
     advice = "delete it and run `cocomix inspect` again"
-    if values.keys() != {"num_tokens", *_COLUMNS} or not isinstance(values["num_tokens"], int):
+    is_of_0_1 = values.keys() == {"num_tokens", *_COLUMNS}  # which recorded no checksums
+    is_whole = is_of_0_1 or (
+        values.keys() == {"num_tokens", DIRECTIONS_NAME, *_COLUMNS, "checksum"} and is_sealed(values)
+    )
+    if not is_whole or not isinstance(values["num_tokens"], int):
         raise CocomixError(f"{damaged}; {advice}")
     for name in _COLUMNS:
         column = values[name]
@@ -258,6 +263,12 @@ def _read_statistics(path: Path, num_concepts: int, directions: Tensor | None) -
     columns = {name: torch.tensor(values[column], dtype=torch.float32) for column, name in _COLUMNS.items()}
     if not bool((columns["mean_abs"] > 0).all()):
         raise CocomixError(f"{damaged}: a usual activation is not positive; {advice}")
+    file = path.with_name(DIRECTIONS_NAME)
+    if not is_of_0_1 and values[DIRECTIONS_NAME] != (sha256_of_file(file) if has_directions else None):
+        raise CocomixError(
+            f"{file} is not what was measured with {path.name}; delete both and run `cocomix inspect` again"
+        )
+    directions = _read_directions(file, num_concepts) if has_directions else None
     return ActivationStatistics(values["num_tokens"], **columns, directions=directions)
 
 
