@@ -45,6 +45,7 @@ from cocomix.base.artifacts import (
 )
 from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
+from cocomix.steering.concept_metadata import NAMES_NAME
 
 SECONDS_A_COMMAND = 60
 MAX_FIELDS = 10  # of one JSON file; a tokenizer has hundreds
@@ -192,10 +193,8 @@ def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: in
     own, rng, cases = work / f"of-{kind}", random.Random(kind), []
     for part in ("whole", "unfinished"):
         shutil.copytree(work / part, own / part)
-    os.chdir(own)  # tables show paths
-    damaged, output = Path("damaged") / kind, Path("output")
-    with_damaged = {**folders, kind: damaged}
-    again = FOLDERS[kind]
+    os.chdir(own)
+    damaged, output, again = folders[kind], Path("output"), FOLDERS[kind]
     made = _content(folders["finished" if kind == "unfinished" else kind])
     expected = {}
     for command in READERS.get(kind, []):
@@ -203,36 +202,29 @@ def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: in
         if results[0] != results[1] or results[0][0] != "ended":
             sys.exit(f"{command!r} gave {results}")
         expected[command] = results[0]
-    commands = [*READERS.get(kind, []), again]
-    for number, fault in enumerate(_faults(folders[kind], rng, max_fields)):
+    commands = [*expected, again]
+    for number, fault in enumerate(list(_faults(work / damaged, rng, max_fields))):
         for command in commands if fault.is_of_file else [commands[number % len(commands)]]:
             shutil.rmtree(damaged, ignore_errors=True)
-            shutil.copytree(folders[kind], damaged)
+            shutil.copytree(work / damaged, damaged)
             fault.do(damaged / fault.file)
             if command is again:
                 outcome, said = _run(_words(command, folders, damaged), None)
                 whole = outcome == "ended" and _content(damaged) == made
             else:
-                outcome, said = _run(_words(command, with_damaged, output), output)
+                outcome, said = _run(_words(command, folders, output), output)
                 whole = (outcome, said) == expected[command]
             if outcome == "ended":
                 outcome = "same result" if whole else "silent"
-            case = {
-                "kind": kind,
-                "file": fault.file,
-                "fault": fault.name,
-                "command": command.split()[0],
-                "outcome": outcome,
-                "said": said[-300:],
-            }
-            cases.append(case)
+            case = {"kind": kind, "file": fault.file, "fault": fault.name, "command": command.split()[0]}
+            cases.append({**case, "outcome": outcome, "said": said[-300:]})
     return cases
 
 
 def _faults(folder: Path, rng: random.Random, max_fields: int) -> Iterator[Fault]:
-    """Faults of every file that is content."""
+    """Faults of every file but those that are for people to edit."""
     for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.name.startswith(".") or path.name == CONFIG_NAME:
+        if path.is_dir() or path.name.startswith(".") or path.name in (CONFIG_NAME, CARD_NAME, NAMES_NAME):
             continue
         name = path.relative_to(folder).as_posix()
         fault = functools.partial(Fault, file=name, is_of_file="/." not in f"/{name}")  # of caches in turn too

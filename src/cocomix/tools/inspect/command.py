@@ -119,6 +119,7 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     C, labels = model.config.num_concepts, inputs.labels
     if labels is not None and labels.num_concepts != C:
         raise CocomixError(f"the model has {C} concepts, the labels in {labels.path} have {labels.num_concepts}")
+    read_metadata(config.model, C)  # what is damaged there is refused before the work, not after it
     extractor = inputs.extractor(C)
     is_mixed = model.config.mixer.mixes
     if not is_mixed:
