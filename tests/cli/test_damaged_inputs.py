@@ -66,7 +66,9 @@ def test_every_command_is_called() -> None:
     assert {words.split()[0] for words, *_ in CALLS} | WITHOUT_INPUTS == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("edits_the_manifest", [False, True], ids=["flipped", "edited"])
+@pytest.mark.parametrize(
+    "edits_the_manifest", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["flipped", "edited"]
+)
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call[0].split()[0]}-{'-'.join(call[1:])}")
 def test_a_damaged_folder_is_refused(
     tiny: Tiny,

@@ -108,6 +108,7 @@ def test_hidden_states_too_large_to_be_squared_are_refused(
     assert f"{model} after block 0" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WITH_CONCEPTS)
 def test_concepts_that_change_nothing_are_refused(
     command: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]

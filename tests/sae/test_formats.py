@@ -205,7 +205,15 @@ OTHERS = ("null", "true", "[1]", '{"k": []}', '""', '"' + "x" * 10**5 + '"', "["
 
 
 @pytest.mark.parametrize(
-    "name", ["sparsify", "saelens 6, checkpoint of batchtopk", "saelens 5, topk", "gemma scope 2", "own"]
+    "name",
+    [
+        "sparsify",
+        "own",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("saelens 6, checkpoint of batchtopk", "saelens 5, topk", "gemma scope 2")
+        ),
+    ],
 )
 def test_any_value_of_a_setting_is_read_or_refused_in_a_short_sentence(name: str, tmp_path: Path) -> None:
     case = CASES["sparsify" if name == "own" else name]
