@@ -381,8 +381,11 @@ function onKey(event) {
   const page = Math.max(1, Math.floor(byId("rows").clientHeight / ROW_HEIGHT) - 1);
   const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page };
   if (event.key === "/" && !isTyping) {
-    if (!inList) location.hash = "#/";
-    setTimeout(() => byId("search").select());
+    if (inList) byId("search").select(); // at once, or the next letters typed go elsewhere
+    else {
+      location.hash = "#/";
+      setTimeout(() => byId("search").select());
+    }
   } else if (event.key === "Escape") {
     if (!inList) location.hash = "#/";
     else if (isTyping && byId("search").value) {
