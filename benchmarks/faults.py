@@ -48,7 +48,7 @@ from cocomix.cli.main import main as cocomix
 from cocomix.steering.concept_metadata import NAMES_NAME
 
 SECONDS_A_COMMAND = 60
-MAX_FIELDS = 10  # of one JSON file; a tokenizer has hundreds
+MAX_FIELDS = 4  # of one JSON file; a tokenizer has hundreds
 TIMES = frozenset({"train_seconds", "tokens_per_second", "seconds"})
 WORDS = ["def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True"]
 STUDENT = "--student.hidden-size 16 --student.num-layers 2 --student.num-heads 2"
