@@ -57,9 +57,8 @@ def _check_path(name: str, path: Path, *, downloads: bool) -> None:
     elif name in _MODELS:
         if may_be_on_hub(str(path)) and not downloads:
             return
+        require_known_place(name, path)
         folder = local_model(path)
-        if not folder.exists():
-            raise CocomixError(f"{name} {path} does not exist; give a folder, a GGUF file or a Hub name")
         if folder.is_dir() and not (folder / "config.json").exists():
             raise CocomixError(f"{path} has no config.json; expected a model folder")
     elif name == "sae" and not path.exists() and HUB_PLACE.fullmatch(str(path)) is None:
