@@ -15,7 +15,7 @@ test:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh
 
 test-all:
-	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh -m ""
+	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh -m "" --cov --cov-report=term
 
 install: $(VENV)/.installed
 
