@@ -81,6 +81,15 @@ def test_a_model_loaded_by_a_relative_path_keeps_its_folder(tmp_path: Path, monk
         assert metadata_of(load_causal_lm(Path(f"saved-{number}"))).names == NAMES
 
 
+def test_a_model_made_here_takes_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded_with_metadata(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    student().save_pretrained(tmp_path / "saved")
+    assert not {*CONCEPT_METADATA_NAMES, CARD_NAME} & {path.name for path in (tmp_path / "saved").iterdir()}
+
+
 def test_a_folder_that_is_gone_is_said_when_a_model_is_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
