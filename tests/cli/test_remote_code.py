@@ -119,6 +119,14 @@ def test_no_command_fetches_the_attention_that_a_configuration_names(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_s_own_way_to_generate_is_not_loaded(tiny: Tiny, mark: Path, tmp_path: Path) -> None:
+    own = foreign(tiny.teacher, tmp_path / "model") / "custom_generate" / "generate.py"
+    own.parent.mkdir()
+    own.write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\ndef generate(model, **_): pass\n")
+    assert main(["generate", "--model", str(tmp_path / "model"), "--prompt", "def"]) == 0
+    assert not mark.exists()
+
+
 def test_neither_does_the_backbone_of_a_student(mark: Path, tmp_path: Path) -> None:
     student().save_pretrained(tmp_path)
     backbone = json.loads((tmp_path / "config.json").read_text())["backbone_config"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,15 +26,19 @@ from tests.modeling.helpers import NUM_CONCEPTS, concept_labels, student, tokens
 from tests.steering.test_concept_metadata import NAMES, statistics
 from tests.training.helpers import config
 
-TRANSFORMERS = "from transformers import AutoConfig, AutoModelForCausalLM\n"
+TRANSFORMERS = "from transformers import AutoModelForCausalLM, pipeline\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("imports", [f"import cocomix\n{TRANSFORMERS}", f"{TRANSFORMERS}import cocomix\n"])
-def test_importing_cocomix_is_enough_for_the_auto_classes(imports: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "load", ["AutoModelForCausalLM.from_pretrained(folder)", "pipeline('text-generation', folder, device='cpu').model"]
+)
+def test_importing_cocomix_is_enough_for_transformers(tiny: Tiny, imports: str, load: str, tmp_path: Path) -> None:
     """`tests/cli/test_main.py` checks that the import loads neither torch nor transformers."""
     student().save_pretrained(tmp_path)
-    code = f"{imports}print(type(AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})).__name__)"
+    shutil.copytree(tiny.data / "tokenizer", tmp_path, dirs_exist_ok=True)
+    code = f"{imports}folder = {str(tmp_path)!r}\nprint(type({load}).__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["CoCoMixForCausalLM"], done.stderr
 
@@ -79,6 +84,15 @@ def test_a_model_loaded_by_a_relative_path_keeps_its_folder(tmp_path: Path, monk
         assert metadata_of(model).names == NAMES
         model.save_pretrained(f"saved-{number}")
         assert metadata_of(load_causal_lm(Path(f"saved-{number}"))).names == NAMES
+
+
+def test_a_model_made_here_takes_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded_with_metadata(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    student().save_pretrained(tmp_path / "saved")
+    assert not {*CONCEPT_METADATA_NAMES, CARD_NAME} & {path.name for path in (tmp_path / "saved").iterdir()}
 
 
 def test_a_folder_that_is_gone_is_said_when_a_model_is_saved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -43,13 +44,28 @@ START_SECONDS = 240.0
 #: What the event loop owes to everyone while continuations are written; a median of 74 ms when it was measured.
 #: Here a machine may be busy with anything.
 ANSWER_SECONDS = 1.0
+#: What a closed tab may still take of the model; a token takes more than three times as long there.
+CLOSED_SECONDS = 1.0
+SLOW_BLOCKS = """
+import functools, time
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+forward = LlamaDecoderLayer.forward
+
+@functools.wraps(forward)
+def slow_forward(*arguments, **options):
+    time.sleep(0.3)
+    return forward(*arguments, **options)
+
+LlamaDecoderLayer.forward = slow_forward
+"""
 PROMPT = "<b>def</b> read(self, path):\n    return path\n"
 
 
-@pytest.fixture(scope="module")
-def address(demo: Demo) -> Iterator[str]:
-    """A studio of its own, started as a person would."""
-    command = [sys.executable, "-m", "cocomix.cli.main", "studio", str(demo.root), "--port", "0", "--no-open"]
+@contextlib.contextmanager
+def studio(demo: Demo, *plugin: str) -> Iterator[str]:
+    """The address of a studio of its own, started as a person would."""
+    command = [sys.executable, "-m", "cocomix.cli.main", *plugin, "studio", str(demo.root), "--port", "0", "--no-open"]
     # NiceGUI behaves otherwise when it believes to be under pytest.
     environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     process = subprocess.Popen(
@@ -68,6 +84,12 @@ def address(demo: Demo) -> Iterator[str]:
     said += list(lines.queue)
     assert code == 0, said
     assert not any("Traceback" in line for line in said), "".join(said)
+
+
+@pytest.fixture(scope="module")
+def address(demo: Demo) -> Iterator[str]:
+    with studio(demo) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +126,8 @@ def link(address: str, **query: str) -> str:
     return f"{address}/?{urlencode(query)}"
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+def wait_for(condition: Callable[[], bool], timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -248,6 +270,21 @@ def test_two_browsers_at_once_and_one_closed_while_it_writes(address: str, new_p
     expect(second.get_by_role("button", name="Continue")).to_be_visible()
     wait_for(lambda: num_running(address) == 0)
     assert second.url.endswith("pins=5:-5&tokens=512")
+
+
+@pytest.mark.slow
+def test_a_tab_closed_while_a_slow_model_writes_frees_it(
+    demo: Demo, new_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "slow_blocks.py"
+    plugin.write_text(SLOW_BLOCKS)
+    with studio(demo, "--plugin", str(plugin)) as address:
+        page = new_page(link(address, prompt=PROMPT, pins="3:5", tokens="512"))
+        expect(page.locator(".share.steered").first).to_be_visible()
+        page.get_by_role("button", name="Continue").click()
+        wait_for(lambda: num_running(address) == 1)
+        page.close()
+        wait_for(lambda: num_running(address) == 0, CLOSED_SECONDS)
 
 
 def test_mistakes_in_a_link_and_in_the_prompt_are_said(address: str, new_page: Callable[..., Any]) -> None:
