@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, shortened
 from cocomix.base.kinds import KINDS, METRICS_NAME, Kind
 from cocomix.base.parsing import parse_json
 
@@ -344,7 +344,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
         raise CocomixError(f"{folder} holds a {found}, not a {kind}")
     if version not in _READ_VERSIONS:
         raise CocomixError(
-            f"{folder} has format version {_short(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
+            f"{folder} has format version {_shown(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
         )
     if version != 1 and not is_sealed(manifest):
         raise _damaged(folder, f"{place} is not as it was written")
@@ -458,7 +458,7 @@ def _stored_settings(output: Path, kind: str) -> dict[str, Any] | None:
 
 def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     if not (isinstance(stored, dict) and isinstance(wanted, dict)):
-        return [] if stored == wanted else [f"{prefix}: {_short(stored)} there, {_short(wanted)} now"]
+        return [] if stored == wanted else [f"{prefix}: {_shown(stored)} there, {_shown(wanted)} now"]
     differences: list[str] = []
     for key in sorted(stored.keys() | wanted.keys()):
         differences += _differences(stored.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
@@ -471,9 +471,8 @@ def _without_nulls(value: Any) -> Any:
     return {key: _without_nulls(item) for key, item in value.items() if item is not None}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:12] + "…"
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False), 24)  # of a fingerprint enough to tell it from another
 
 
 def _content_files(path: Path) -> list[str]:
