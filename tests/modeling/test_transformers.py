@@ -18,7 +18,8 @@ from transformers import Trainer, TrainingArguments
 from cocomix import CocomixError, CoCoMixForCausalLM, load_causal_lm, train
 from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, fingerprint_of_path
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.steering.concept_metadata import metadata_of, write_names, write_statistics
+from cocomix.steering.concept_metadata import metadata_of, write_statistics
+from cocomix.steering.concept_names import write_names
 from cocomix.steering.steer import steer
 from tests.conftest import Tiny
 from tests.modeling.helpers import NUM_CONCEPTS, concept_labels, student, tokens

@@ -26,7 +26,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,11 +201,8 @@ def begin(
             stored = None
         if differences and stored is not None and not _has_content(output):
             stored = None  # the command that began it failed before it wrote anything
-        if differences and stored is not None:
-            raise CocomixError(
-                f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
-                "to replace it"
-            )
+        if stored is not None:
+            _refuse(output, differences)
         is_begun = stored is not None
         try:
             if not is_begun:
@@ -227,14 +224,23 @@ def begin(
             raise
 
 
-def check_output(output: Path, kind: str) -> None:
+def check_output(output: Path, kind: str, settings: Mapping[str, Any] | None = None) -> None:
     """Refuse a path at which no folder of this kind can be made; writes nothing.
 
+    Args:
+        output: the path.
+        kind: what the folder is to hold.
+        settings: some of its settings, to compare with those of a folder that is there; None: it may be replaced.
+
     Raises:
-        CocomixError: it is a file, or below one, or a folder that holds something else, or it can't be written.
+        CocomixError: it is a file, or below one, or a folder that holds something else or was made with other settings, or it
+            can't be written.
     """
     if output.is_dir():
-        _stored_settings(output, kind)
+        stored = _stored_settings(output, kind)
+        if stored is not None and settings is not None and _has_content(output):
+            same = {name: stored.get(name) for name in settings}
+            _refuse(output, _differences(same, json.loads(json.dumps(dict(settings)))))
         return
     if output.exists():
         raise CocomixError(f"{output} is a file; --output takes a folder")
@@ -454,6 +460,15 @@ def _stored_settings(output: Path, kind: str) -> dict[str, Any] | None:
     if header["kind"] != kind:
         raise CocomixError(f"{output} holds a {header['kind']}, not a {kind}; choose another --output")
     return dict(header["settings"])
+
+
+def _refuse(output: Path, differences: Sequence[str]) -> None:
+    """Refuse a folder whose settings differ."""
+    if differences:
+        raise CocomixError(
+            f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite to "
+            "replace it"
+        )
 
 
 def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:

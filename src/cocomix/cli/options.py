@@ -105,12 +105,13 @@ def _cocomix_cause(stop: BaseException) -> CocomixError | None:
 def _refuse_unreadable(argv: Sequence[str]) -> None:
     """Refuse text that no file or model can take: bytes that are not UTF-8, which Python keeps as surrogates, and NUL."""
     for argument in argv:
+        shown = shortened(ascii(argument), MAX_SHOWN)
         if "\0" in argument:
-            raise CocomixError(f"{shortened(ascii(argument), MAX_SHOWN)} holds a NUL character; leave it out")
+            raise CocomixError(f"{shown} holds a NUL character; leave it out")
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise CocomixError(f"{shortened(ascii(argument), MAX_SHOWN)} is not UTF-8 text; convert it, or rename the file") from None
+            raise CocomixError(f"{shown} is not UTF-8 text; convert it, or rename the file") from None
 
 
 def _pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:

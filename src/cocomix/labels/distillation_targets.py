@@ -49,13 +49,8 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     settings: dict[str, Any] = {
         "data": data.parts,
         "teacher": artifacts.fingerprint_of_path(config.teacher),
-        "num_samples": config.num_samples,
-        "temperature": config.temperature,
-        "seed": config.seed,
+        **config.settings(),
         "num_windows": num_windows,
-        # Another batch size may round differently and so change a draw.
-        "batch_size": config.batch_size,
-        "windows_per_shard": config.windows_per_shard,
     }
     return finish_work(
         config.output,

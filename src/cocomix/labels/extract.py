@@ -51,12 +51,9 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
         )
     settings: dict[str, Any] = {
         "data": data.parts,
+        **config.settings(),
         **source.settings,
-        "scores": config.scores,
         "num_windows": num_windows,
-        # Another batch size may round differently and so change a label.
-        "batch_size": config.batch_size,
-        "windows_per_shard": config.windows_per_shard,
     }
     return finish_work(
         config.output,

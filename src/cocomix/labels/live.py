@@ -27,7 +27,7 @@ from cocomix.labels.config import AttributionConfig
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae.formats.find import local_path, recognise
+from cocomix.sae.find import local_path, recognise
 from cocomix.sae.formats.place import layer_of
 from cocomix.sae.formats.readers import num_active_by_name
 from cocomix.sae.model import SparseAutoencoder
@@ -147,10 +147,6 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
     """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         local = local_path(sae)
-        if local.is_dir() and (layers := sorted(path.parent.name for path in local.glob("layer-*/manifest.json"))):
-            raise CocomixError(
-                f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
-            )
         layer = _agreed_layer(sae, layer_of(local), layer)
         return _fingerprint(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
