@@ -84,6 +84,8 @@ def _losses(
             raise CocomixError(f"{config.model} is a plain decoder; probes need a model with a concept mixer")
         extractor = None if oracle is None else oracle.extractor
         probes = run_probes(model, dataset, extractor, max_windows=config.max_windows)
+        if oracle is not None:
+            oracle.check()
         result["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
     return result
 

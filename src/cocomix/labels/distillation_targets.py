@@ -24,6 +24,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
+from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
@@ -85,7 +86,7 @@ class _Shards(ShardWork):
 
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         num_positions = self.num_windows * (self.context_length - 1)
-        num_bytes = sum(file.stat().st_size for file in self.folder.glob("*.parquet"))
+        num_bytes = sum((self.folder / shard_name(index)).stat().st_size for index in range(self.num_shards))
         return {
             "mean_entropy": sum(receipt["entropy"] for receipt in receipts) / num_positions,
             "bytes_per_token": num_bytes / (self.num_windows * self.context_length),

@@ -85,6 +85,7 @@ class _Shards(ShardWork):
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
         parts = [self.source.scored(batch) for batch in batches]
+        self.source.check()
         labels = torch.cat([part.labels for part in parts])
         scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
         write_labels(self.folder, index, labels, self.source.num_concepts, scores)

@@ -103,6 +103,10 @@ class TeacherLabels:
         self.extractor.teacher.model.to(device)
         self.extractor.sae.to(device)
 
+    def check(self) -> None:
+        """Refuse a teacher that was not finite at some window so far; waits for the device."""
+        self.extractor.require_finite(self.teacher)
+
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
         device = self.extractor.teacher.model.device
         return self.extractor.scored(**self.data.windows(windows).to(device).inputs())

@@ -206,6 +206,7 @@ class _Run:
             stats.append(layer.updater.update(h, self.config.tokens_per_update, rate))
             layer.step += 1
             if not math.isfinite(stats[-1].fvu):
+                require_variance(h, f"{self.config.teacher} after block {layer.index}")
                 raise CocomixError(
                     f"the autoencoder of layer {layer.index} is not finite at step {layer.step}; a lower learning_rate helps"
                 )

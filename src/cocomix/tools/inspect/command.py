@@ -161,6 +161,8 @@ def _measure(
         num_kept=KEPT_PER_CONTEXT * config.num_contexts,
         max_windows=config.max_windows,
     )
+    if inputs.source is not None:
+        inputs.source.check()
     is_mixed = model.config.mixer.mixes
     measured = None
     if is_mixed and config.num_measured:
