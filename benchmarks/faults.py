@@ -45,7 +45,7 @@ from cocomix.base.artifacts import (
 )
 from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.cli.main import main as cocomix
-from cocomix.steering.concept_metadata import NAMES_NAME
+from cocomix.steering.concept_names import NAMES_NAME
 
 SECONDS_A_COMMAND = 60
 MAX_FIELDS = 4  # of one JSON file; a tokenizer has hundreds

@@ -16,9 +16,9 @@ from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_flops, format_signed
 from cocomix.modeling.backbones import supported_families
 from cocomix.sae.config import ACTIVATIONS, INPUT_NORMALIZATIONS
+from cocomix.sae.find import FILES
 from cocomix.sae.formats import FORMATS, saelens
 from cocomix.sae.formats.files import NEEDED
-from cocomix.sae.formats.find import FILES
 from cocomix.sae.formats.readers import DICTIONARY_LEARNING
 from cocomix.tools.bench.command import heading, sections
 

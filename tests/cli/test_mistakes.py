@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from cocomix.base.errors import MAX_SIZE
+from cocomix.base import artifacts
+from cocomix.base.errors import MAX_SIZE, CocomixError
 from cocomix.cli.main import COMMANDS, main
+from cocomix.cli.options import parse
+from cocomix.cli.paths import check_paths
 from tests.conftest import Tiny
 
 #: Calls `main` for each command line of standard input, and says what came of it and whether torch is loaded by then.
@@ -36,33 +39,45 @@ print(json.dumps(results))
 NOWHERE = "/nowhere/at/all"
 
 
+def concept_model(folder: Path) -> str:
+    """As much of a model with concepts as is read before torch is loaded."""
+    folder.mkdir(exist_ok=True)
+    settings = {"model_type": "cocomix", "mixer": "concept", "num_concepts": 8}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "concept_names.json").write_text('{"3": "imports"}')
+    return str(folder)
+
+
 def enough(tiny: Tiny, output: Path) -> dict[str, list[str]]:
     """For each command, options that let it begin."""
+    model = ["--model", concept_model(output.with_name("model"))]
     data, teacher, sae = ["--data", str(tiny.data)], ["--teacher", str(tiny.teacher)], ["--sae", str(tiny.sae)]
     out = ["--output", str(output)]
     return {
         "demo": out,
         "prepare": [*out, "--text", str(tiny.corpus)],
         "train-sae": [*teacher, *data, *out],
-        "extract": [*teacher, *sae, *data, *out],
+        "extract": [*teacher, *sae, *data, *out, "--batch-size", "3"],
         "distill-targets": [*teacher, *data, *out],
         "train": [*data, *out],
         "recipes": [],
         "plan": ["--recipe", "gpt2-tiny-ntp"],
         "bench": [],
         "eval": ["--model", str(tiny.teacher), *data, *out],
-        "inspect": ["--model", str(tiny.teacher), *data, *out],
+        "inspect": [*model, *data, *out],
         "compare": [str(tiny.teacher)],
-        "generate": ["--model", str(tiny.teacher), "--prompt", "def"],
-        "steer-eval": ["--model", str(tiny.teacher), *teacher, *sae, *data, *out],
+        "generate": [*model, "--prompt", "def"],
+        "steer-eval": [*model, *teacher, *sae, *data, *out],
         "studio": [str(tiny.teacher)],
     }
 
 
 def mistakes(tiny: Tiny, root: Path) -> Iterator[list[str]]:
     """Command lines with one mistake each."""
-    file = root / "file"
+    file, empty = root / "file", root / "empty"
     file.write_text("")
+    empty.mkdir()
+    seen: set[str] = set()
     for command, options in enough(tiny, root / "out").items():
         yield [command, *options, "--nonsense", "1"]
         config = config_class(command)
@@ -71,11 +86,25 @@ def mistakes(tiny: Tiny, root: Path) -> Iterator[list[str]]:
             names |= {"data", "labels", "teacher"}
         for name in sorted(names & {"model", "teacher", "sae", "data", "labels", "text", "task_data"}):
             yield [command, *options, f"--{name.replace('_', '-')}", NOWHERE]
+        for name in sorted(names & {"model", "teacher", "sae", "data", "labels", "tokenizer"} - seen):
+            yield [command, *options, f"--{name}", str(file)]
+            yield [command, *options, f"--{name}", str(empty)]
+            seen.add(name)
         if "sae" in names:
             yield [command, *options, "--sae", "nowhere"]
+            yield [command, *options, "--sae", str(tiny.data)]
         if "tokenizer" in names:
             yield [command, *options, "--tokenizer", "./nowhere"]
+            yield [command, *options, "--tokenizer", "nowhere/offline"]
             yield [command, *options, "--text", "*.nowhere"]
+            yield [command, *options, "--text", str(empty)]
+            yield [command, *options[:2], "--dataset", NOWHERE]
+        if command in ("plan", "train"):
+            yield [command, *options, "--distillation.weight", "1", "--distillation.targets", str(tiny.data)]
+            yield [command, *options, "--student.family", "x"]
+        if command in ("eval", "inspect", "steer-eval"):
+            probes = ["--probes"] if command == "eval" else []
+            yield [command, *options, "--model", str(tiny.teacher), *probes]  # which has no concepts
         if "data" in names:
             yield [command, *options, "--data", str(tiny.concepts)]  # another kind of folder
         if "output" in names:
@@ -88,11 +117,51 @@ def mistakes(tiny: Tiny, root: Path) -> Iterator[list[str]]:
     yield ["compare", NOWHERE]
     yield ["studio", NOWHERE]
     yield ["studio", str(tiny.teacher), "--port", "70000"]
-    yield ["generate", "--model", str(tiny.teacher), "--prompt", "def", "--steer", "7"]
-    yield ["eval", "--model", str(tiny.teacher), "--output", str(root / "out"), "--tasks", "x", "--task-data", "."]
+    train = ["train", *enough(tiny, root / "out")["train"]]
+    yield [*train, "--distillation.weight", "1", "--distillation.targets", NOWHERE]
+    yield [*train, "--trackers", "nowhere"]
+    yield ["bench", "--json", NOWHERE]
+    yield ["bench", "--json", str(empty)]
+    yield ["generate", *enough(tiny, root / "out")["generate"], "--steer", "7"]
+    yield ["generate", *enough(tiny, root / "out")["generate"], "--steer", "8=1"]
+    yield ["generate", *enough(tiny, root / "out")["generate"], "--steer", "export=1"]
+    yield ["generate", "--model", str(tiny.teacher), "--prompt", "def", "--steer", "7=1"]
+    yield ["steer-eval", *enough(tiny, root / "out")["steer-eval"], "--concepts", "7", "8"]
+    benchmark = [
+        "eval",
+        "--model",
+        str(tiny.teacher),
+        "--output",
+        str(root / "out"),
+        "--task-data",
+        str(empty),
+        "--tasks",
+    ]
+    yield [*benchmark, "x"]
+    yield [*benchmark, "piqa"]
     yield ["train", "--recipe", "x"]
     yield ["plan", "--recipe", "gpt2-tiny-ntp", "--device", "x"]
     yield ["trian"]
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if COMMANDS[name].writes and name != "compare"])
+def test_a_folder_of_other_settings_is_refused_before_any_work(command: str, tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config, kind = parse(config_class(command), "", "", enough(tiny, out)[command]), COMMANDS[command].writes
+    own = config.settings()
+    out.mkdir()
+    (out / "file").touch()
+
+    def check(**changed: Any) -> None:
+        header = {"kind": kind, "format_version": artifacts.FORMAT_VERSION, "settings": own | changed}
+        artifacts.write_json(out / artifacts.SETTINGS_NAME, artifacts.sealed(header))
+        check_paths(config, kind)
+
+    check(input="a fingerprint")  # of which nothing is known yet
+    name = min(own)
+    with pytest.raises(CocomixError, match=f"made with other settings \\({name}"):
+        check(**{name: "other"})
+    check_paths(parse(config_class(command), "", "", [*enough(tiny, out)[command], "--overwrite"]), kind)
 
 
 def config_class(command: str) -> Any:
@@ -111,7 +180,7 @@ def test_every_mistake_is_refused_before_torch_is_loaded(tiny: Tiny, tmp_path: P
         assert "Traceback" not in said, (argv, said)
         assert not loaded, argv
         assert len(said.strip().splitlines()) == 1 or code == 2, (argv, said)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "model"]
 
 
 def integers(config: Any, prefix: str = "") -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from transformers import Trainer, TrainingArguments
 from cocomix import CocomixError, CoCoMixForCausalLM, load_causal_lm, train
 from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, fingerprint_of_path
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.steering.concept_metadata import metadata_of, write_names, write_statistics
+from cocomix.steering.concept_metadata import metadata_of, write_statistics
+from cocomix.steering.concept_names import NAMES_NAME, write_names
 from cocomix.steering.steer import steer
 from tests.conftest import Tiny
 from tests.modeling.helpers import NUM_CONCEPTS, concept_labels, student, tokens
@@ -95,14 +97,21 @@ def test_a_model_made_here_takes_nothing_from_the_working_directory(
     assert not {*CONCEPT_METADATA_NAMES, CARD_NAME} & {path.name for path in (tmp_path / "saved").iterdir()}
 
 
-def test_a_folder_that_is_gone_is_said_when_a_model_is_saved(
+def test_what_people_wrote_travels_even_if_the_folder_is_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = loaded_with_metadata(tmp_path / "first")
+    model = copy.deepcopy(loaded_with_metadata(tmp_path / "first"))
     (tmp_path / "first").rename(tmp_path / "moved")
     model.save_pretrained(tmp_path / "second")
     assert f"warning: {tmp_path / 'first'}" in capsys.readouterr().err
-    assert load_causal_lm(tmp_path / "second").config.num_concepts == NUM_CONCEPTS
+    assert metadata_of(load_causal_lm(tmp_path / "second")).names == NAMES
+    assert (tmp_path / "second" / CARD_NAME).read_text() == "# A card"
+    assert "kept" not in (tmp_path / "second" / "config.json").read_text()
+    # What the folder no longer holds while it is there is not brought back.
+    (tmp_path / "moved").rename(tmp_path / "first")
+    (tmp_path / "first" / NAMES_NAME).unlink()
+    model.save_pretrained(tmp_path / "third")
+    assert not (tmp_path / "third" / NAMES_NAME).exists()
 
 
 def test_a_model_of_the_hub_knows_its_names(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cocomix import CocomixError, SparseAutoencoder
+from cocomix.sae.find import local_path, recognise
 from cocomix.sae.formats.files import NEEDED
-from cocomix.sae.formats.find import local_path, recognise
 from tests.sae.format_files import (
     CASES,
     OPENAI_TOPK,

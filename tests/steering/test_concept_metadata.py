@@ -16,16 +16,14 @@ from cocomix import CocomixError, load_causal_lm
 from cocomix.base import artifacts
 from cocomix.steering.concept_metadata import (
     DIRECTIONS_NAME,
-    NAMES_NAME,
     STATISTICS_NAME,
     ActivationStatistics,
     ConceptMetadata,
-    add_names,
     metadata_of,
     read_metadata,
-    write_names,
     write_statistics,
 )
+from cocomix.steering.concept_names import NAMES_NAME, add_names, write_names
 from tests.modeling.helpers import NUM_CONCEPTS, student
 
 NAMES = {7: "import statements", 3: "docstrings", 11: "Docstrings", 20: "string formatting"}

@@ -12,7 +12,8 @@ from cocomix import CocomixError, CoCoMixForCausalLM, steer
 from cocomix.evaluation.probes import Zero
 from cocomix.mixers.concept import STD_EPSILON, ConceptMixer
 from cocomix.mixers.edits import concept_edits
-from cocomix.steering.concept_metadata import ActivationStatistics, ConceptMetadata, write_names, write_statistics
+from cocomix.steering.concept_metadata import ActivationStatistics, ConceptMetadata, write_statistics
+from cocomix.steering.concept_names import write_names
 from tests.modeling.helpers import NUM_CONCEPTS, student, tokens
 from tests.reference.steering import steered_mixture
 

@@ -15,7 +15,8 @@ from cocomix.base.kinds import INSPECTION
 from cocomix.data.tokenizer import train_tokenizer
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.concept_metadata import ActivationStatistics, write_names, write_statistics
+from cocomix.steering.concept_metadata import ActivationStatistics, write_statistics
+from cocomix.steering.concept_names import write_names
 from cocomix.studio.model import StudioModel
 from cocomix.studio.model_cache import ModelCache
 from cocomix.studio.runs import find_runs

@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from cocomix import (
     AttributionConfig,
     CocomixError,
     DistillationConfig,
+    ExtractConfig,
+    HiddenRegressionConfig,
     OptimizerConfig,
     ParallelConfig,
     PrepareConfig,
+    SparseAutoencoder,
+    SparseAutoencoderConfig,
     StudentConfig,
     TokenDataset,
+    TrainConfig,
+    extract,
     prepare,
     train,
 )
@@ -32,7 +39,7 @@ from cocomix.objectives.base import Batch
 from cocomix.objectives.config import ConceptLossConfig
 from cocomix.training.engine import Engine
 from cocomix.training.students import backbone_config as from_settings
-from tests.conftest import STUDENT, Tiny
+from tests.conftest import CONCEPT, STUDENT, Tiny
 from tests.modeling.helpers import backbone_config
 from tests.training.helpers import config, equal_weights, in_step, terminate, untimed
 
@@ -43,6 +50,50 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     tensors = {name: torch.empty(shape) for name, shape in stored.shapes.items() if not name.startswith("metrics/")}
     stored.read_into(tensors)
     return tensors
+
+
+@pytest.fixture(scope="module")
+def overflowing(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A teacher that overflows at a token which the first windows, on which it is tried, don't have; and a dictionary."""
+    root, data = tmp_path_factory.mktemp("overflowing"), TokenDataset(tiny.data)
+    later = set(data.input_ids(range(8, 24)).flatten().tolist()) - set(data.input_ids(range(8)).flatten().tolist())
+    sizes = {"vocab_size": 300, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    settings = GPT2Config(**sizes, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(settings)
+    with torch.no_grad():
+        model.transformer.wte.weight[sorted(later)] = 3e38
+    model.save_pretrained(root / "teacher")
+    SparseAutoencoder(SparseAutoencoderConfig(16, 32, 6)).save_pretrained(root / "sae")
+    return {"teacher": root / "teacher", "sae": root / "sae"}
+
+
+@pytest.mark.parametrize(
+    ("what", "settings"),
+    [
+        ("logits", {"distillation": DistillationConfig(weight=1.0)}),
+        ("residual stream", {"hidden_regression": HiddenRegressionConfig(weight=1.0)}),
+        ("residual stream", {"sae": True}),
+    ],
+)
+def test_a_teacher_that_is_not_finite_is_named(
+    what: str, settings: dict[str, Any], overflowing: dict[str, Path], tiny: Tiny, tmp_path: Path
+) -> None:
+    teacher = overflowing["teacher"]
+    if "sae" in settings:
+        settings = {"sae": overflowing["sae"], "layer": 1, "student": CONCEPT}
+    given = TrainConfig(data=tiny.data, output=tmp_path / "run", teacher=teacher, num_tokens=2048, **settings)
+    with pytest.raises(CocomixError, match=f"the {what} of the teacher {teacher}.*not finite") as error:
+        train(given)
+    assert "learning_rate" not in str(error.value)
+
+
+def test_labels_of_a_teacher_that_is_not_finite_are_refused(
+    overflowing: dict[str, Path], tiny: Tiny, tmp_path: Path
+) -> None:
+    attribution = AttributionConfig(criterion="attribution")
+    given = ExtractConfig(data=tiny.data, output=tmp_path / "out", layer=1, attribution=attribution, **overflowing)
+    with pytest.raises(CocomixError, match=f"of the teacher {overflowing['teacher']} after block 1 is not finite"):
+        extract(given)
 
 
 def test_a_step_that_is_not_finite_stops_the_run_before_it(tiny: Tiny, tmp_path: Path) -> None:

@@ -26,14 +26,14 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, shortened
 from cocomix.base.kinds import KINDS, METRICS_NAME, Kind
 from cocomix.base.parsing import parse_json
 
@@ -201,11 +201,8 @@ def begin(
             stored = None
         if differences and stored is not None and not _has_content(output):
             stored = None  # the command that began it failed before it wrote anything
-        if differences and stored is not None:
-            raise CocomixError(
-                f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite "
-                "to replace it"
-            )
+        if stored is not None:
+            _refuse(output, differences)
         is_begun = stored is not None
         try:
             if not is_begun:
@@ -227,14 +224,23 @@ def begin(
             raise
 
 
-def check_output(output: Path, kind: str) -> None:
+def check_output(output: Path, kind: str, settings: Mapping[str, Any] | None = None) -> None:
     """Refuse a path at which no folder of this kind can be made; writes nothing.
 
+    Args:
+        output: the path.
+        kind: what the folder is to hold.
+        settings: some of its settings, to compare with those of a folder that is there; None: it may be replaced.
+
     Raises:
-        CocomixError: it is a file, or below one, or a folder that holds something else, or it can't be written.
+        CocomixError: it is a file, or below one, or a folder that holds something else or was made with other settings, or it
+            can't be written.
     """
     if output.is_dir():
-        _stored_settings(output, kind)
+        stored = _stored_settings(output, kind)
+        if stored is not None and settings is not None and _has_content(output):
+            same = {name: stored.get(name) for name in settings}
+            _refuse(output, _differences(same, json.loads(json.dumps(dict(settings)))))
         return
     if output.exists():
         raise CocomixError(f"{output} is a file; --output takes a folder")
@@ -344,7 +350,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
         raise CocomixError(f"{folder} holds a {found}, not a {kind}")
     if version not in _READ_VERSIONS:
         raise CocomixError(
-            f"{folder} has format version {_short(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
+            f"{folder} has format version {_shown(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"
         )
     if version != 1 and not is_sealed(manifest):
         raise _damaged(folder, f"{place} is not as it was written")
@@ -456,9 +462,18 @@ def _stored_settings(output: Path, kind: str) -> dict[str, Any] | None:
     return dict(header["settings"])
 
 
+def _refuse(output: Path, differences: Sequence[str]) -> None:
+    """Refuse a folder whose settings differ."""
+    if differences:
+        raise CocomixError(
+            f"{output} was made with other settings ({', '.join(differences)}); choose another --output, or --overwrite to "
+            "replace it"
+        )
+
+
 def _differences(stored: Any, wanted: Any, prefix: str = "") -> list[str]:
     if not (isinstance(stored, dict) and isinstance(wanted, dict)):
-        return [] if stored == wanted else [f"{prefix}: {_short(stored)} there, {_short(wanted)} now"]
+        return [] if stored == wanted else [f"{prefix}: {_shown(stored)} there, {_shown(wanted)} now"]
     differences: list[str] = []
     for key in sorted(stored.keys() | wanted.keys()):
         differences += _differences(stored.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
@@ -471,9 +486,8 @@ def _without_nulls(value: Any) -> Any:
     return {key: _without_nulls(item) for key, item in value.items() if item is not None}
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:12] + "…"
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value, ensure_ascii=False), 24)  # of a fingerprint enough to tell it from another
 
 
 def _content_files(path: Path) -> list[str]:

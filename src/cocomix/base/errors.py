@@ -47,6 +47,11 @@ def reason_of(error: BaseException) -> str:
     return f"{first} {rest[0].strip()}" if first.rstrip().endswith(":") and rest else first
 
 
+def shortened(text: str, max_length: int) -> str:
+    """A text that has at most this many characters, and an ellipsis if some are left out."""
+    return text if len(text) <= max_length else text[:max_length] + "…"
+
+
 def nearest(name: str, names: Collection[str], prefix: str = "") -> str:
     """The end of an error message about an unknown name: the closest known names, or all of them if none is close."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)

@@ -13,6 +13,8 @@ from cocomix.base.remote_code import is_trusted
 
 #: The metrics are part of a training run, and checked with it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", METRICS_NAME)
+#: Of a tokenizer, whatever its kind.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 #: A dictionary's repository, and a folder or file inside it.
 HUB_PLACE = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<inside>.+))?")
@@ -23,14 +25,14 @@ def may_be_on_hub(name: str) -> bool:
     return _HUB_NAME.fullmatch(name) is not None
 
 
-def require_known_place(what: str, path: Path | str) -> None:
+def require_known_place(what: str, path: Path | str, file: str = "GGUF file") -> None:
     """Refuse a path that does not exist and can't be a Hub name, as `./name` can't.
 
     Raises:
-        CocomixError: it is neither; the message begins with `what` it should be.
+        CocomixError: it is neither; the message begins with `what` it should be, and says which `file` it can be.
     """
     if not Path(path).exists() and not may_be_on_hub(str(path)):
-        raise CocomixError(f"{what} {path} does not exist; give a folder, a GGUF file or a Hub name")
+        raise CocomixError(f"{what} {path} does not exist; give a folder, a {file} or a Hub name")
 
 
 def local_model(path: Path) -> Path:

@@ -9,7 +9,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 
-from cocomix.base.errors import OUT_OF_MEMORY, CocomixError, reason_of
+from cocomix.base.errors import OUT_OF_MEMORY, CocomixError, reason_of, shortened
 from cocomix.base.formats import format_bytes
 
 #: Longest part of a library's message that is shown.
@@ -20,13 +20,17 @@ _TOO_LARGE = re.compile(r"overflow|too large to convert|Maximum allowed dimensio
 def sentence_of(error: BaseException) -> str | None:
     """A sentence for a failure that is no fault of the program; None for any other.
 
-    A library may raise its own error because of such a failure: all causes of an error are looked at.
+    A library, or cocomix itself, may raise another error because of such a failure: all causes of an error are looked at.
     """
-    for each in _causes(error, implicit=True):
+    causes = list(_causes(error, implicit=True))
+    for each in causes:
         if _is_disk_full(each):
             return f"the disk is full ({_reason(each)}); free some space and run the same command again"
+    if isinstance(error, CocomixError):
+        return str(error)
+    for each in causes:
         if isinstance(each, MemoryError) or OUT_OF_MEMORY.search(_text(each)):
-            return f"there is not enough memory ({_memory_reason(each)}); choose smaller sizes or batches"
+            return f"there is not enough memory{_amount_asked_for(each)}; choose smaller sizes or batches"
     for each in _causes(error, implicit=False):
         if isinstance(each, CocomixError):
             return str(each)
@@ -67,13 +71,9 @@ def _is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in _text(error)
 
 
-def _memory_reason(error: BaseException) -> str:
-    found = re.search(r"allocate (\d+) bytes", _text(error))
-    return f"{format_bytes(int(found[1]))} were asked for" if found else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_REASON]
+def _amount_asked_for(error: BaseException) -> str:
+    found = re.search(r"allocate (?:(\d+) bytes|([\d.]+ \wiB))", _text(error))
+    return f" ({format_bytes(int(found[1])) if found[1] else found[2]} were asked for)" if found else ""
 
 
 def _text(error: BaseException) -> str:
@@ -82,5 +82,4 @@ def _text(error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    reason = reason_of(error)
-    return reason if len(reason) <= MAX_REASON else reason[:MAX_REASON] + "…"
+    return shortened(reason_of(error), MAX_REASON)

@@ -143,7 +143,7 @@ def _guarded(work: Callable[[], int]) -> int:
     try:
         return work()
     except CocomixError as error:
-        say(f"error: {error}")
+        say(f"error: {sentence_of(error)}")
     except Stopped as error:
         say(str(error))
         return error.exit_code

@@ -19,7 +19,7 @@ import tyro
 import yaml
 
 from cocomix.base.artifacts import CONFIG_NAME
-from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.errors import CocomixError, reason_of, shortened
 from cocomix.base.numbers import parse_count
 
 #: Longest part of a wrong value that an error shows.
@@ -83,7 +83,12 @@ def _run_tyro(
             raise cause from None
         message = stderr.getvalue()
         options = {argument.partition("=")[0] for argument in from_file if argument.startswith("--")}
-        if any(re.search(rf"{re.escape(option)}\b", message) for option in options):
+        is_from_file = any(re.search(rf"{re.escape(option)}\b", message) for option in options)
+        wrong = re.search(r"parsing (--[\w.-]+)", message)
+        if wrong and "set_int_max_str_digits" in message:  # Python's advice, of no use here
+            place = f"in {file}, " if is_from_file else ""
+            raise CocomixError(f"{place}{wrong[1]} has thousands of digits; give a smaller number") from None
+        if is_from_file:
             print(f"in {file}:", file=sys.stderr)
         print(message, end="", file=sys.stderr)
         raise
@@ -100,17 +105,13 @@ def _cocomix_cause(stop: BaseException) -> CocomixError | None:
 def _refuse_unreadable(argv: Sequence[str]) -> None:
     """Refuse text that no file or model can take: bytes that are not UTF-8, which Python keeps as surrogates, and NUL."""
     for argument in argv:
+        shown = shortened(ascii(argument), MAX_SHOWN)
         if "\0" in argument:
-            raise CocomixError(f"{_shown(argument)} holds a NUL character; leave it out")
+            raise CocomixError(f"{shown} holds a NUL character; leave it out")
         try:
             argument.encode()
         except UnicodeEncodeError:
-            raise CocomixError(f"{_shown(argument)} is not UTF-8 text; convert it, or rename the file") from None
-
-
-def _shown(argument: str) -> str:
-    text = ascii(argument)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+            raise CocomixError(f"{shown} is not UTF-8 text; convert it, or rename the file") from None
 
 
 def _pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:

@@ -6,62 +6,68 @@ The command checks its inputs again, and every byte of them; here are the mistak
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import HUB_PLACE, local_model, may_be_on_hub, require_known_place
-from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
-from cocomix.training.config import NOT_NEEDED, TrainConfig
+from cocomix.base.hub import local_model, may_be_on_hub, require_known_place
+from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, SPARSE_AUTOENCODER, TOKEN_DATASET
+from cocomix.sae.find import local_path, recognise
+from cocomix.training.config import NOT_NEEDED, OPEN
 
 #: What the folder of a field must hold, in every command.
-_FOLDERS = {"data": TOKEN_DATASET, "labels": CONCEPT_DATASET}
+_FOLDERS = {"data": TOKEN_DATASET, "labels": CONCEPT_DATASET, "targets": DISTILLATION_TARGETS}
 _MODELS = ("model", "teacher")
 _TEXTS = ("text", "validation_text")
 
 
-def check_paths(config: Any, writes: str, *, downloads: bool = True) -> None:
-    """Refuse the paths of a configuration that can't be what the command needs.
+def check_paths(config: CommandConfig, writes: str) -> None:
+    """Refuse the paths of a configuration that can't be what the command needs, and options that contradict their files.
 
     Args:
         config: the configuration of a command.
         writes: the kind of folder that the command makes in `output`; empty if it makes none.
-        downloads: whether a model that is named as on the Hub is downloaded; a plan needs its shape alone.
 
     Raises:
         CocomixError: an input does not exist or is something else, or the output can't be made there.
     """
+    _check_fields(config, is_planned=False)
+    config.check_files()
+    outputs: Sequence[Path | None] = getattr(config, "outputs", (getattr(config, "output", None),))
+    for output in outputs:
+        if writes and output is not None:
+            artifacts.check_output(output, writes, None if getattr(config, "overwrite", False) else config.settings())
+
+
+def _check_fields(config: Any, *, is_planned: bool) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, TrainConfig):  # of a plan
-            check_paths(value, "", downloads=False)
-        elif isinstance(value, Path):
-            _check_path(field.name, value, downloads=downloads)
-        elif field.name == "tokenizer" and value is not None:
-            require_known_place("tokenizer", value)
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, is_planned=is_planned or field.name == "run")
+        elif isinstance(value, Path) and value not in (OPEN, NOT_NEEDED):
+            _check_path(field.name, value, is_planned=is_planned)
         elif field.name in _TEXTS:
             for path in value or ():
                 if not path.exists():
                     raise CocomixError(f"{path} does not exist")
-    if writes and config.output is not None:
-        for output in getattr(config, "outputs", (config.output,)):
-            artifacts.check_output(output, writes)
 
 
-def _check_path(name: str, path: Path, *, downloads: bool) -> None:
-    if path == NOT_NEEDED:
-        return
+def _check_path(name: str, path: Path, *, is_planned: bool) -> None:
+    """Check one path; a plan needs only the shape of a model from the Hub, and no distillation targets yet."""
     if name in _FOLDERS:
-        artifacts.read(path, _FOLDERS[name], files=())
+        if path.exists() or not (is_planned and name == "targets"):
+            artifacts.read(path, _FOLDERS[name], files=())
     elif name in _MODELS:
-        if may_be_on_hub(str(path)) and not downloads:
+        if is_planned and may_be_on_hub(str(path)):
             return
         require_known_place(name, path)
         folder = local_model(path)
-        if folder.is_dir() and not (folder / "config.json").exists():
-            raise CocomixError(f"{path} has no config.json; expected a model folder")
-    elif name == "sae" and not path.exists() and HUB_PLACE.fullmatch(str(path)) is None:
-        raise CocomixError(f"{path} does not exist, and is no name on the Hugging Face Hub (organisation/repository)")
-    elif name == "task_data" and not path.is_dir():
-        raise CocomixError(f"{path} is not a folder; --task-data takes the one with the benchmarks' files")
+        if folder.suffix != ".gguf" and not (folder / "config.json").exists():
+            raise CocomixError(f"{path} has no config.json; expected a model folder or a GGUF file")
+    elif name == "sae" and (path / artifacts.SETTINGS_NAME).exists():
+        artifacts.read(path, SPARSE_AUTOENCODER, files=())
+    elif name == "sae":
+        recognise(local_path(path))

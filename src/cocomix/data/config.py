@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
+from cocomix.base.hub import TOKENIZER_FILES, download, require_known_place
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(CommandConfig):
     """Settings that turn text into windows of tokens."""
 
     output: Path
@@ -80,3 +82,39 @@ class PrepareConfig:
             raise CocomixError("--eos-token names a token of a given tokenizer; give --tokenizer too")
         if not 0.0 < self.validation_fraction < 1.0:
             raise CocomixError(f"validation_fraction is {self.validation_fraction}; it must lie between 0 and 1")
+
+    def settings(self) -> dict[str, Any]:
+        """Optional ones appear only if they are used."""
+        settings: dict[str, Any] = {
+            "vocab_size": self.vocab_size if self.tokenizer is None else None,
+            "context_length": self.context_length,
+            "validation_fraction": self.validation_fraction if self.validation_text is None else None,
+            "split_rule": "hash of the text" if self.validation_text is None else None,
+            "isolate_documents": self.isolate_documents,
+            "seed": self.seed,
+        }
+        for name in ("max_bytes", "max_tokens", "drop_duplicates", "eos_token", "special_tokens_in_text"):
+            if getattr(self, name):
+                settings[name] = getattr(self, name)
+        if self.on_error != "stop":
+            settings["on_error"] = self.on_error
+        # The order in which documents are read decides which are read at all, and which train the tokenizer.
+        if self.stream and (self.tokenizer is None or self.max_bytes or self.max_tokens):
+            settings["stream"] = True
+        return settings
+
+    def check_files(self) -> None:
+        if self.dataset is not None:
+            require_known_place("dataset", self.dataset, "file")
+        if self.tokenizer is not None:
+            require_known_place("tokenizer", self.tokenizer)
+            place = Path(self.tokenizer)
+            if not place.exists():
+                download(self.tokenizer, self.tokenizer, TOKENIZER_FILES)
+            elif place.suffix != ".gguf" and not any(f.is_file() for name in TOKENIZER_FILES for f in place.glob(name)):
+                raise CocomixError(f"{place} holds no tokenizer; --tokenizer takes a folder with a tokenizer.json")
+        folders = [path for path in (*(self.text or ()), *(self.validation_text or ())) if path.is_dir()]
+        if folders:
+            from cocomix.data.text_files import find_files  # takes a moment to import
+
+            find_files(folders, self.suffix)

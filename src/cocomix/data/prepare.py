@@ -133,27 +133,14 @@ def _fingerprinted_settings(
     validation_source: Source | None,
     tokenizer: PreTrainedTokenizerFast | None,
 ) -> dict[str, Any]:
-    """The settings that determine the content; optional ones appear only if they are used."""
+    """The settings that determine the content."""
     settings: dict[str, Any] = {
         "text": source.fingerprint(),
         "tokenizer": None if tokenizer is None else fingerprint_of_tokenizer(tokenizer),
-        "vocab_size": config.vocab_size if tokenizer is None else None,
-        "context_length": config.context_length,
-        "validation_fraction": config.validation_fraction if validation_source is None else None,
-        "split_rule": "hash of the text" if validation_source is None else None,
-        "isolate_documents": config.isolate_documents,
-        "seed": config.seed,
+        **config.settings(),
     }
     if validation_source is not None:
         settings["validation_text"] = validation_source.fingerprint()
-    for name in ("max_bytes", "max_tokens", "drop_duplicates", "eos_token", "special_tokens_in_text"):
-        if getattr(config, name):
-            settings[name] = getattr(config, name)
-    if config.on_error != "stop":
-        settings["on_error"] = config.on_error
-    # The order in which documents are read decides which are read at all, and which train the tokenizer.
-    if config.stream and (tokenizer is None or config.max_bytes or config.max_tokens):
-        settings["stream"] = True
     return settings
 
 

@@ -40,13 +40,11 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "model": artifacts.fingerprint_of_path(config.model),
         "data": dataset.fingerprint if dataset is not None else None,
-        "probes": config.probes,
+        **config.settings(),
         **{name: None if oracle is None else oracle.settings[name] for name in ("teacher", "sae", "layer")},
-        "attribution": dataclasses.asdict(config.attribution),
-        "max_windows": config.max_windows,
     }
     if task_files:
-        settings |= {"tasks": {files.name: files.fingerprint for files in task_files}, "limit": config.limit}
+        settings["tasks"] = {files.name: files.fingerprint for files in task_files}
     with artifacts.begin(config.output, EVALUATION, settings, overwrite=config.overwrite) as finished:
         if not finished:
             artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files, oracle))
@@ -86,6 +84,8 @@ def _losses(
             raise CocomixError(f"{config.model} is a plain decoder; probes need a model with a concept mixer")
         extractor = None if oracle is None else oracle.extractor
         probes = run_probes(model, dataset, extractor, max_windows=config.max_windows)
+        if oracle is not None:
+            oracle.check()
         result["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
     return result
 

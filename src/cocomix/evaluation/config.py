@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
-from cocomix.evaluation.task_files import check_names
+from cocomix.evaluation.task_files import check_names, find_task_files
 from cocomix.labels.config import AttributionConfig
+from cocomix.steering.concept_names import require_concepts
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(CommandConfig):
     """A model, and the data and benchmarks to evaluate it on."""
 
     model: Path
@@ -62,3 +66,16 @@ class EvalConfig:
             raise CocomixError("--probes need --data, a token dataset")
         if (self.teacher is None) != (self.sae is None):
             raise CocomixError("the oracle probe needs both --teacher and --sae")
+
+    def settings(self) -> dict[str, Any]:
+        settings = {"probes": self.probes, "attribution": asdict(self.attribution), "max_windows": self.max_windows}
+        return settings | ({"limit": self.limit} if self.tasks else {})
+
+    def check_files(self) -> None:
+        if self.probes:
+            require_concepts(self.model)
+        for name in self.tasks:
+            assert self.task_data is not None
+            find_task_files(name, self.task_data)
+        if self.tasks and find_spec("lm_eval") is None:
+            raise CocomixError("--tasks needs lm_eval; install it with `pip install 'cocomix[eval]'`")

@@ -76,6 +76,7 @@ class ConceptExtractor:
                 "`cocomix extract --labels`"
             )
         self.sae = random_dictionary(sae, self.config.seed) if self.config.control == "random" else sae
+        self._is_finite: dict[str, Tensor] = {}
 
     def __call__(
         self, input_ids: Int64[Tensor, "B T"], position_ids: Int64[Tensor, "B T"] | None = None
@@ -88,9 +89,11 @@ class ConceptExtractor:
         if input_ids.ndim != 2:
             raise CocomixError(f"input_ids has shape {tuple(input_ids.shape)}; expected [windows, tokens]")
         h = self.teacher.residual(input_ids, position_ids)
+        self._watch("residual stream", h)
         gradient = None
         if self.config.criterion == "attribution":
             gradient = self._gradient(input_ids, h, position_ids).flatten(0, 1)
+            self._watch("gradient of the loss", gradient)
         rows = h.flatten(0, 1)
         parts = [self._top(rows[part], None if gradient is None else gradient[part]) for part in self._chunks(rows)]
         shape = (*input_ids.shape, self.config.num_labels)
@@ -98,6 +101,23 @@ class ConceptExtractor:
         is_missing = ~(scores > 0)
         is_missing[:, -1] = True
         return ScoredLabels(indices.masked_fill(is_missing, IGNORED_LABEL), scores.masked_fill(is_missing, 0.0))
+
+    def require_finite(self, teacher: object) -> None:
+        """Refuse a teacher that was not finite at some window so far: there, labels are missing. Waits for the device.
+
+        Args:
+            teacher: its folder, for the message.
+        """
+        for what, is_finite in self._is_finite.items():
+            if not bool(is_finite):
+                raise CocomixError(
+                    f"the {what} of the teacher {teacher} after block {self.teacher.layer} is not finite; its "
+                    "weights are too large or damaged: make or get the teacher again"
+                )
+
+    def _watch(self, what: str, values: Tensor) -> None:
+        is_finite = values.isfinite().all()
+        self._is_finite[what] = self._is_finite.get(what, is_finite).to(is_finite.device) & is_finite
 
     def attribution(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 AttributionPoint = Literal["original", "reconstruction"]
@@ -79,7 +80,7 @@ class AttributionConfig:
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(CommandConfig):
     """Which labels, of which windows."""
 
     data: Path
@@ -133,9 +134,16 @@ class ExtractConfig:
         elif self.labels is not None:
             raise CocomixError("--labels is for the controls 'shuffled' and 'frequency'; see --attribution.control")
 
+    def settings(self) -> dict[str, Any]:
+        if self.verify:
+            return {}
+        names = ("scores", "num_windows", "batch_size", "windows_per_shard")
+        # Another batch size may round differently and so change a label.
+        return _given(self, names) | ({} if self.teacher is None else {"attribution": asdict(self.attribution)})
+
 
 @dataclass(frozen=True)
-class DistillTargetsConfig:
+class DistillTargetsConfig(CommandConfig):
     """Which draws, of which windows."""
 
     teacher: Path
@@ -166,6 +174,15 @@ class DistillTargetsConfig:
         require_at_least(0, self, "seed")
         if not self.temperature > 0:
             raise CocomixError(f"temperature is {self.temperature}; it must be above 0")
+
+    def settings(self) -> dict[str, Any]:
+        # Another batch size may round differently and so change a draw.
+        return _given(self, ("num_samples", "temperature", "seed", "num_windows", "batch_size", "windows_per_shard"))
+
+
+def _given(config: Any, names: Sequence[str]) -> dict[str, Any]:
+    """The options that are not left to the inputs."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
 def require_labels(path: Path, stored: Mapping[str, Any], asked: AttributionConfig) -> None:

@@ -60,6 +60,9 @@ class DerivedLabels:
             counts += torch.bincount(labels[labels != IGNORED_LABEL], minlength=self.num_concepts)
         return counts
 
+    def check(self) -> None:
+        """Stored labels were checked when they were made."""
+
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
         """Labels, with scores of zero: nothing ranked them."""
         input_ids, labels = self.data.input_ids(windows), self.source.labels(windows)

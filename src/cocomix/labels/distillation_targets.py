@@ -24,6 +24,7 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
+from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
@@ -49,13 +50,8 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     settings: dict[str, Any] = {
         "data": data.parts,
         "teacher": artifacts.fingerprint_of_path(config.teacher),
-        "num_samples": config.num_samples,
-        "temperature": config.temperature,
-        "seed": config.seed,
+        **config.settings(),
         "num_windows": num_windows,
-        # Another batch size may round differently and so change a draw.
-        "batch_size": config.batch_size,
-        "windows_per_shard": config.windows_per_shard,
     }
     return finish_work(
         config.output,
@@ -90,7 +86,7 @@ class _Shards(ShardWork):
 
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         num_positions = self.num_windows * (self.context_length - 1)
-        num_bytes = sum(file.stat().st_size for file in self.folder.glob("*.parquet"))
+        num_bytes = sum((self.folder / shard_name(index)).stat().st_size for index in range(self.num_shards))
         return {
             "mean_entropy": sum(receipt["entropy"] for receipt in receipts) / num_positions,
             "bytes_per_token": num_bytes / (self.num_windows * self.context_length),

@@ -51,12 +51,9 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
         )
     settings: dict[str, Any] = {
         "data": data.parts,
+        **config.settings(),
         **source.settings,
-        "scores": config.scores,
         "num_windows": num_windows,
-        # Another batch size may round differently and so change a label.
-        "batch_size": config.batch_size,
-        "windows_per_shard": config.windows_per_shard,
     }
     return finish_work(
         config.output,
@@ -88,6 +85,7 @@ class _Shards(ShardWork):
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
         parts = [self.source.scored(batch) for batch in batches]
+        self.source.check()
         labels = torch.cat([part.labels for part in parts])
         scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
         write_labels(self.folder, index, labels, self.source.num_concepts, scores)

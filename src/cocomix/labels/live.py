@@ -27,7 +27,7 @@ from cocomix.labels.config import AttributionConfig
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae.formats.find import local_path, recognise
+from cocomix.sae.find import local_path, recognise
 from cocomix.sae.formats.place import layer_of
 from cocomix.sae.formats.readers import num_active_by_name
 from cocomix.sae.model import SparseAutoencoder
@@ -103,6 +103,10 @@ class TeacherLabels:
         self.extractor.teacher.model.to(device)
         self.extractor.sae.to(device)
 
+    def check(self) -> None:
+        """Refuse a teacher that was not finite at some window so far; waits for the device."""
+        self.extractor.require_finite(self.teacher)
+
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
         device = self.extractor.teacher.model.device
         return self.extractor.scored(**self.data.windows(windows).to(device).inputs())
@@ -147,10 +151,6 @@ def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprin
     """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         local = local_path(sae)
-        if local.is_dir() and (layers := sorted(path.parent.name for path in local.glob("layer-*/manifest.json"))):
-            raise CocomixError(
-                f"{sae} holds autoencoders of several layers; name one of its folders: {', '.join(layers)}"
-            )
         layer = _agreed_layer(sae, layer_of(local), layer)
         return _fingerprint(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)

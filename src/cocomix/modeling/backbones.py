@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.layout import Layout, Span
+from cocomix.modeling.families import FAMILIES, known
 from cocomix.modeling.last_block import KeysAndValues, SharedKeys, can_skip, shared_keys_kept
 from cocomix.modeling.masks import SLIDING, MaskInputs, check_attention, make_mask
 
@@ -227,7 +228,7 @@ def gated_width(hidden_size: int) -> int:
 class GPT2Adapter(DecoderAdapter):
     """GPT-2: learned positions, added once below the first block."""
 
-    families: ClassVar = {"gpt2": "GPT-2"}
+    families = known("gpt2")
     positions = "learned"
     decoder_name = "transformer"
     blocks_name = "h"
@@ -259,7 +260,7 @@ class GPT2Adapter(DecoderAdapter):
 class GPTNeoXAdapter(DecoderAdapter):
     """GPT-NeoX: parallel attention and MLP, rotary positions on a part of each head."""
 
-    families: ClassVar = {"gpt_neox": "GPT-NeoX, Pythia"}
+    families = known("gpt_neox")
     decoder_name = "gpt_neox"
     final_norm_name = "final_layer_norm"
     cache_argument = "layer_past"
@@ -291,13 +292,7 @@ class GPTNeoXAdapter(DecoderAdapter):
 class LlamaAdapter(DecoderAdapter):
     """Llama and the families that share its parts; some of their blocks see only a window."""
 
-    families: ClassVar = {
-        "llama": "Llama, SmolLM2, TinyLlama",
-        "mistral": "Mistral",
-        "qwen2": "Qwen2, Qwen2.5",
-        "qwen3": "Qwen3",
-        "olmo2": "OLMo 2",
-    }
+    families = known("llama", "mistral", "qwen2", "qwen3", "olmo2")
 
     @classmethod
     def scratch_settings(cls, family: str, hidden_size: int, num_heads: int) -> dict[str, Any]:
@@ -329,7 +324,7 @@ def _rotated(attention: nn.Module, keys: Float[Tensor, "B H S E"], arguments: di
 class Gemma2Adapter(LlamaAdapter):
     """Gemma 2: alternating windows, scaled embeddings, capped logits."""
 
-    families: ClassVar = {"gemma2": "Gemma 2"}
+    families = known("gemma2")
 
     def logits(self, hidden: Float[Tensor, "B S D"]) -> Float[Tensor, "B S V"]:
         logits, cap = super().logits(hidden), self.config.final_logit_softcapping
@@ -339,7 +334,7 @@ class Gemma2Adapter(LlamaAdapter):
 class Gemma3Adapter(Gemma2Adapter):
     """Gemma 3, text: a rotary base for each type of block."""
 
-    families: ClassVar = {"gemma3_text": "Gemma 3 (text)"}
+    families = known("gemma3_text")
 
     def block_arguments(self, hidden: Tensor, position_ids: Tensor, layer_type: str) -> dict[str, Any]:
         return {"position_embeddings": self.decoder.rotary_emb(hidden, position_ids, layer_type)}
@@ -359,6 +354,7 @@ def register_adapter(adapter: AdapterClass) -> AdapterClass:
         if _ADAPTERS.get(family, adapter) is not adapter:
             raise CocomixError(f"the family {family!r} already has an adapter: {_ADAPTERS[family].__name__}")
         _ADAPTERS[family] = adapter
+    FAMILIES.update(adapter.families)
     return adapter
 
 

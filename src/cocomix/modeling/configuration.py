@@ -20,6 +20,8 @@ from cocomix.mixers.config import MIXERS, MixerConfig, mixer_config
 #: Format of `config.json`. Format 1 is that of version 0.1, which stored the block before which the mixer is inserted, and
 #: scaled concept vectors back by std + 1e-5.
 FORMAT_VERSION = 2
+#: Files beside a model's weights that can't be made again.
+_WRITTEN_BY_PEOPLE = (CONCEPT_METADATA_NAMES[0], CARD_NAME)
 #: Approximations of version 0.1 that gained nothing.
 _REFUSED = ("concept_window", "concept_groups")
 
@@ -141,9 +143,11 @@ class CoCoMixConfig(PreTrainedConfig):
         mixer = self.__dict__.get("mixer")
         if name != "mixer" and mixer is not None and name in mixer.setting_names():
             name, value = "mixer", mixer_config(mixer.mixer, dataclasses.asdict(mixer) | {name: value})
-        # Read again at saving, perhaps from another working directory. A model that was made here has no folder.
-        if name == "_name_or_path" and value and Path(value).is_dir():
-            value = str(Path(value).absolute())
+        if name == "_name_or_path" and value and Path(value).is_dir():  # a model that was made here has no folder
+            # Read again at saving, perhaps from another working directory; what people wrote there is kept in any case.
+            folder = Path(value).absolute()
+            kept = {file: (folder / file).read_bytes() for file in _WRITTEN_BY_PEOPLE if (folder / file).is_file()}
+            value, self.__dict__["_kept"] = str(folder), kept
         super().__setattr__(name, value)
 
     @classmethod
@@ -157,8 +161,8 @@ class CoCoMixConfig(PreTrainedConfig):
     ) -> None:
         """Save the settings, and what is kept beside the weights that were loaded: concepts' metadata and the model card.
 
-        `save_pretrained` of a model calls this, and `push_to_hub` calls that. A card that is already there is kept.
-        Where the folder that was loaded is gone, there is a warning.
+        `save_pretrained` of a model calls this, and `push_to_hub` calls that. A card that is already there is kept. Where
+        the folder that was loaded is gone, names and card are those it had when it was loaded; what was measured is lost.
         """
         super().save_pretrained(save_directory, push_to_hub, **options)
         source, target = Path(self._name_or_path), Path(save_directory)
@@ -166,9 +170,13 @@ class CoCoMixConfig(PreTrainedConfig):
             return
         if source.is_absolute() and not source.is_dir():
             say(
-                f"warning: {source}, from which the model was loaded, is gone; names and statistics of concepts and a model "
-                f"card that it had are not copied to {target}"
+                f"warning: {source}, from which the model was loaded, is gone, and with it any statistics of its concepts; "
+                "`cocomix inspect` measures them again"
             )
+            for name, content in self.__dict__.get("_kept", {}).items():
+                if not (target / name).exists():
+                    with atomic(target / name) as partial:
+                        partial.write_bytes(content)
         for name in (*CONCEPT_METADATA_NAMES, CARD_NAME):
             if (source / name).is_file() and not (name == CARD_NAME and (target / name).exists()):
                 with atomic(target / name) as partial:
@@ -177,6 +185,7 @@ class CoCoMixConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The settings to store, with the mixer's settings flat."""
         stored: dict[str, Any] = super().to_dict()
+        stored.pop("_kept", None)
         return stored | dataclasses.asdict(stored.pop("mixer"))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

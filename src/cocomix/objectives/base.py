@@ -45,6 +45,8 @@ class WindowData:
     """Function from a run's (num_tokens, num_windows) to the teacher's FLOPs for the data."""
     to: Callable[[torch.device], Any] = lambda device: None
     """Function that moves the computation to a device, for data computed on the fly."""
+    check: Callable[[], None] = lambda: None
+    """Function that refuses what was read so far if it was computed from values that are not finite; waits for the device."""
     source: Any = None
     """The object that the data comes from, such as a `ConceptDataset`."""
 
@@ -158,6 +160,13 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         """Sum of the loss over the batch's targets, float32."""
+
+    def culprit(self, batch: Batch) -> str | None:
+        """What this objective reads of others for the batch, such as a teacher's logits, and is not finite; None: nothing.
+
+        Asked of each window of a step whose losses were not finite.
+        """
+        return None
 
     def teacher_flops_per_token(self, context_length: int) -> float:
         """FLOPs per token of a teacher that runs during training."""

@@ -71,7 +71,6 @@ def open_labels(run: RunSettings, data: TokenDataset) -> WindowData | None:
     if run.sae is not None:
         assert run.teacher is not None
         live = TeacherLabels(data, run.teacher, run.sae, run.layer, run.attribution)
-        return WindowData(
-            CONCEPT_LABELS, live.num_windows, live.labels, live.inputs, live.training_flops, live.to, source=live
-        )
+        functions = live.training_flops, live.to, live.check
+        return WindowData(CONCEPT_LABELS, live.num_windows, live.labels, live.inputs, *functions, source=live)
     return None

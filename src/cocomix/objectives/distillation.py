@@ -47,9 +47,8 @@ class Distillation(Objective):
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         assert output.logits is not None
         temperature = self.config.temperature
-        with torch.no_grad():
-            target = self.teacher(**batch.windows.inputs(), use_cache=False).logits[:, :-1].float() / temperature
-            target = target[..., : output.logits.shape[-1]]  # rows beyond the tokenizer's tokens are padding
+        target = self._teacher_logits(batch)[:, :-1].float() / temperature
+        target = target[..., : output.logits.shape[-1]]  # rows beyond the tokenizer's tokens are padding
         divergence = F.kl_div(
             (output.logits[:, :-1].float() / temperature).log_softmax(-1),
             target.log_softmax(-1),
@@ -57,6 +56,15 @@ class Distillation(Objective):
             log_target=True,
         )
         return temperature**2 * divergence  # type: ignore[no-any-return]
+
+    def culprit(self, batch: Batch) -> str | None:
+        is_finite = bool(self._teacher_logits(batch).isfinite().all())
+        return None if is_finite else f"the logits of the teacher {self.teacher.config.name_or_path}"
+
+    @torch.no_grad()
+    def _teacher_logits(self, batch: Batch) -> Float[Tensor, "B T V"]:
+        logits: Tensor = self.teacher(**batch.windows.inputs(), use_cache=False).logits
+        return logits
 
     def teacher_flops_per_token(self, context_length: int) -> float:
         return causal_lm_flops_per_token(self.teacher, context_length)

@@ -62,6 +62,11 @@ class HiddenRegression(Objective):
         predicted = self.head(normalized(hidden.float()))
         return F.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
 
+    def culprit(self, batch: Batch) -> str | None:
+        if bool(self.teacher.residual(**batch.windows.inputs()).isfinite().all()):
+            return None
+        return f"the residual stream of the teacher {self.teacher.model.config.name_or_path} after block {self.teacher.layer}"
+
     def teacher_flops_per_token(self, context_length: int) -> float:
         return span_flops_per_token(self.teacher.adapter, 0, self.teacher.layer + 1, context_length)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 ACTIVATIONS = ("topk", "abstopk", "groupmax", "batchtopk", "relu", "jumprelu")
@@ -71,7 +73,7 @@ class SparseAutoencoderConfig:
 
 
 @dataclass(frozen=True)
-class TrainSaeConfig:
+class TrainSaeConfig(CommandConfig):
     """Dictionaries of one or several layers of one teacher."""
 
     teacher: Path
@@ -127,6 +129,11 @@ class TrainSaeConfig:
             raise CocomixError(f"k is {self.k}; it must be at most num_latents ({self.num_latents})")
         if not self.layers or len(set(self.layers)) < len(self.layers):
             raise CocomixError(f"layer is {self.layer}; it must name one block, or several that differ")
+
+    def settings(self) -> dict[str, Any]:
+        """Those of all layers."""
+        left_out = ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps", "num_windows")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def layers(self) -> tuple[int, ...]:

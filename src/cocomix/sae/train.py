@@ -101,9 +101,7 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     """Everything that determines an autoencoder, except its layer."""
-    settings = dataclasses.asdict(config)
-    for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps"):
-        del settings[name]
+    settings = config.settings()
     settings["num_windows"] = min(config.num_windows or data.num_windows, data.num_windows)
     settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_path(config.teacher)}
     return settings
@@ -208,6 +206,7 @@ class _Run:
             stats.append(layer.updater.update(h, self.config.tokens_per_update, rate))
             layer.step += 1
             if not math.isfinite(stats[-1].fvu):
+                require_variance(h, f"{self.config.teacher} after block {layer.index}")
                 raise CocomixError(
                     f"the autoencoder of layer {layer.index} is not finite at step {layer.step}; a lower learning_rate helps"
                 )

@@ -11,9 +11,7 @@ from.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,11 @@ from torch import Tensor, nn
 
 from cocomix.base.artifacts import CONCEPT_METADATA_NAMES, atomic, is_sealed, sealed, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
-from cocomix.base.parsing import parse_json
+from cocomix.steering.concept_names import ConceptNames, json_members, read_names
 
 # Shapes: C concepts.
 
-NAMES_NAME, STATISTICS_NAME, DIRECTIONS_NAME = CONCEPT_METADATA_NAMES
-NUM_NEAREST_NAMES = 3
+_, STATISTICS_NAME, DIRECTIONS_NAME = CONCEPT_METADATA_NAMES
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 
 
@@ -62,53 +59,10 @@ class ActivationStatistics:
 
 
 @dataclass(frozen=True)
-class ConceptMetadata:
+class ConceptMetadata(ConceptNames):
     """Names and statistics of a model's concepts, as far as they are known."""
 
-    num_concepts: int
-    names: Mapping[int, str] = field(default_factory=dict)
-    """By concept; no two are equal."""
     statistics: ActivationStatistics | None = None
-
-    def title(self, concept: int) -> str:
-        """A concept as shown to people: `1234 (import statements)`, or `1234` if it has no name."""
-        return f"{concept} ({self.names[concept]})" if concept in self.names else str(concept)
-
-    def resolve(self, concept: Any) -> int:
-        """The concept with an index (a number or its digits) or a name; case matters only if names differ in nothing else.
-
-        Raises:
-            CocomixError: there is no such concept or name (the error suggests the nearest names), or a name fits several.
-        """
-        if isinstance(concept, str):
-            exact = [key for key, name in self.names.items() if name == concept]
-            folded = [key for key, name in self.names.items() if name.casefold() == concept.casefold().strip()]
-            matches = exact or folded
-            if len(matches) > 1:
-                titles = " and ".join(self.title(key) for key in matches)
-                raise CocomixError(f"the concept name {concept!r} fits {titles}; give the index")
-            if matches:
-                return matches[0]
-            if not _is_whole_number(concept):
-                raise CocomixError(f"no concept is called {concept!r}; {self._advice(concept)}")
-            concept = int(concept)
-        if not isinstance(concept, int) or isinstance(concept, bool):
-            raise CocomixError(f"concept {concept!r} is neither an index nor a name; {self._range()}")
-        if not 0 <= concept < self.num_concepts:
-            raise CocomixError(f"concept {concept} does not exist; {self._range()}")
-        return concept
-
-    def _advice(self, name: str) -> str:
-        if not self.names:
-            return f"this model's concepts have no names yet (`cocomix inspect` writes them); {self._range()}"
-        by_folded = {known.casefold(): known for known in self.names.values()}
-        nearest = difflib.get_close_matches(name.casefold(), by_folded, NUM_NEAREST_NAMES, cutoff=0.3)
-        if not nearest:
-            nearest = sorted(by_folded)[:NUM_NEAREST_NAMES]
-        return f"the nearest names are {', '.join(repr(by_folded[folded]) for folded in nearest)}"
-
-    def _range(self) -> str:
-        return f"the model has concepts 0 to {self.num_concepts - 1}"
 
 
 def metadata_of(model: nn.Module) -> ConceptMetadata:
@@ -141,33 +95,6 @@ def read_metadata(folder: Path, num_concepts: int) -> ConceptMetadata:
     return _read_metadata(folder, num_concepts, tuple(_stamp(folder / name) for name in CONCEPT_METADATA_NAMES))
 
 
-def write_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> None:
-    """Write the names of a model's concepts, replacing the old file.
-
-    Raises:
-        CocomixError: a name is empty, a number, longer than a line, or used twice, or a concept does not exist.
-    """
-    path = folder / NAMES_NAME
-    _checked_names(path, names.items(), num_concepts)
-    write_json(path, {str(concept): name for concept, name in names.items()})
-
-
-def add_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> dict[int, str]:
-    """Name the concepts that have no name yet; a name that is already used gets the concept's index after it.
-
-    Returns:
-        all names, old and new.
-    """
-    merged = dict(read_metadata(folder, num_concepts).names)
-    used = set(merged.values())
-    for concept, name in names.items():
-        if concept not in merged:
-            merged[concept] = name if name not in used else f"{name} ({concept})"
-            used.add(merged[concept])
-    write_names(folder, merged, num_concepts)
-    return merged
-
-
 def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
     """Write the statistics of a model's concepts, replacing the old files; without directions their file is removed."""
     path = folder / DIRECTIONS_NAME
@@ -184,13 +111,11 @@ def write_statistics(folder: Path, statistics: ActivationStatistics) -> None:
 
 @lru_cache(maxsize=4)
 def _read_metadata(folder: Path, num_concepts: int, stamps: tuple[object, ...]) -> ConceptMetadata:
-    has_names, has_statistics, has_directions = (stamp is not None for stamp in stamps)
-    path, names, statistics = folder / NAMES_NAME, {}, None
-    if has_names:
-        names = _checked_names(path, _pairs(path), num_concepts)
+    _, has_statistics, has_directions = (stamp is not None for stamp in stamps)
+    statistics = None
     if has_statistics:
         statistics = _read_statistics(folder / STATISTICS_NAME, num_concepts, has_directions=has_directions)
-    return ConceptMetadata(num_concepts, names, statistics)
+    return ConceptMetadata(num_concepts, read_names(folder, num_concepts), statistics)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -200,35 +125,6 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size
-
-
-def _pairs(path: Path) -> list[tuple[Any, Any]]:
-    """Keys and values of a JSON object, repeated keys included."""
-    try:
-        pairs = parse_json(path.read_bytes(), str(path), pairs=list)
-    except (CocomixError, OSError) as error:
-        raise CocomixError(f"{reason_of(error)}; correct {path.name} or delete it") from error
-    # An empty array and an empty object look the same here, and mean the same.
-    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) for pair in pairs):
-        raise CocomixError(f"{path} does not hold a JSON object; correct it or delete it")
-    return pairs
-
-
-def _checked_names(path: Path, pairs: Any, num_concepts: int) -> dict[int, str]:
-    names: dict[int, str] = {}
-    owners: dict[str, int] = {}
-    for key, name in pairs:
-        if not _is_whole_number(str(key)) or not 0 <= int(key) < num_concepts:
-            raise CocomixError(f"{path} names concept {key!r}; the model has concepts 0 to {num_concepts - 1}")
-        concept = int(key)
-        if not isinstance(name, str) or not name.strip() or not name.isprintable() or _is_whole_number(name):
-            raise CocomixError(f"{path} calls concept {concept} {name!r}; a name is one line of text and not a number")
-        if concept in names:
-            raise CocomixError(f"{path} names concept {concept} twice: {names[concept]!r} and {name!r}")
-        if name in owners:
-            raise CocomixError(f"{path} calls both concept {owners[name]} and concept {concept} {name!r}; rename one")
-        names[concept], owners[name] = name, concept
-    return names
 
 
 def _read_directions(path: Path, num_concepts: int) -> Tensor:
@@ -246,7 +142,7 @@ def _read_directions(path: Path, num_concepts: int) -> Tensor:
 
 
 def _read_statistics(path: Path, num_concepts: int, *, has_directions: bool) -> ActivationStatistics:
-    values = dict(_pairs(path))
+    values = dict(json_members(path))
     damaged = f"{path} does not hold the statistics of {num_concepts} concepts"
     advice = "delete it and run `cocomix inspect` again"
     is_of_0_1 = values.keys() == {"num_tokens", *_COLUMNS}  # which recorded no checksums
@@ -270,8 +166,3 @@ def _read_statistics(path: Path, num_concepts: int, *, has_directions: bool) -> 
         )
     directions = _read_directions(file, num_concepts) if has_directions else None
     return ActivationStatistics(values["num_tokens"], **columns, directions=directions)
-
-
-def _is_whole_number(text: str) -> bool:
-    digits = text.strip().removeprefix("-")
-    return digits.isdecimal() and len(digits) < 20  # Python reads no number of thousands of digits

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.studio.address import free_port
@@ -16,7 +17,7 @@ from cocomix.studio.runs import find_runs
 
 
 @dataclass(frozen=True)
-class StudioConfig:
+class StudioConfig(CommandConfig):
     """Which runs to open, and the address of the page."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")] = ()

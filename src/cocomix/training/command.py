@@ -66,23 +66,9 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-#: Options on which the result does not depend, and paths that `inputs` replaces by fingerprints.
-_LEFT_OUT = (
-    *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
-    *("data", "labels", "teacher", "sae", "layer", "attribution"),
-)
-
-
 def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, Any]:
     """The settings that determine the result: options without paths, and the fingerprints of the inputs."""
-    settings = {name: value for name, value in flat(config).items() if name not in _LEFT_OUT}
-    student, mixer = config.student, config.student.mixer
-    plain = {each.name: getattr(student, each.name) for each in dataclasses.fields(student) if each.name != "mixer"}
-    settings["student"] = plain | mixer.settings()
-    for objective in config.objectives:
-        settings.pop(objective.name, None)
-        settings |= objective.settings(config)
-    settings["precision"] = config.parallel.precision
+    settings = config.settings()
     settings["num_windows"] = config.num_windows or batches.num_windows
     if settings["num_windows"] > batches.num_windows:
         named = " with " + " and ".join(sorted(batches.more)).replace("_", " ") if batches.more else ""

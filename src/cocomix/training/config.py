@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig, NoMixerConfig
+from cocomix.modeling.families import require_family
 from cocomix.objectives.config import (
     BUILT_IN,
     OBJECTIVES,
@@ -23,6 +25,7 @@ from cocomix.objectives.config import (
     NextTokenConfig,
     ObjectiveConfig,
 )
+from cocomix.training.trackers import require_trackers
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -126,7 +129,7 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(CommandConfig):
     """One training run: its mixer and weights make it NTP, CoCoMix, pause, distillation or regression."""
 
     data: Path = OPEN
@@ -201,6 +204,22 @@ class TrainConfig:
         if missing:
             raise CocomixError(f"a training run needs {' and '.join(missing)}")
 
+    def settings(self) -> dict[str, Any]:
+        settings = {name: value for name, value in flat(self).items() if name not in _NOT_SETTINGS}
+        mixer = self.student.mixer
+        plain = {each.name: getattr(self.student, each.name) for each in fields(self.student) if each.name != "mixer"}
+        settings["student"] = plain | mixer.settings()
+        for objective in self.objectives:
+            settings.pop(objective.name, None)
+            settings |= objective.settings(self)
+        if self.num_windows is not None:
+            settings["num_windows"] = self.num_windows
+        return settings | {"precision": self.parallel.precision}
+
+    def check_files(self) -> None:
+        require_family(self.student.family)
+        require_trackers(self.trackers)
+
     def check(self) -> None:
         """Refuse settings that contradict each other."""
         for objective in self.objectives:
@@ -219,6 +238,13 @@ class TrainConfig:
             raise CocomixError("attribution is set, but the run has no labels; give --labels or --sae, or leave it out")
         if mixer.has_concepts and not has_labels and getattr(mixer, "num_concepts", None) is None:
             raise CocomixError(f"mixer {mixer.mixer!r} without labels needs student.num_concepts")
+
+
+#: Options on which the result does not depend, and paths in whose place settings have fingerprints.
+_NOT_SETTINGS = (
+    *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
+    *("data", "labels", "teacher", "sae", "layer", "attribution", "num_windows"),
+)
 
 
 def flat(config: Any) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_bytes, format_count
 from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
+from cocomix.modeling.families import require_family
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.teacher import load_teacher
@@ -47,12 +48,8 @@ def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig
     Raises:
         CocomixError: the family has no adapter, or the width does not suit rotary positions.
     """
-    families = supported_families()
-    if student.family not in families:
-        raise CocomixError(
-            f"student.family is {student.family!r}, which has no adapter{nearest(student.family, families)}"
-        )
-    adapter = families[student.family]
+    require_family(student.family)
+    adapter = supported_families()[student.family]
     if adapter.positions == "rotary" and student.hidden_size % (2 * student.num_heads):
         raise CocomixError(
             f"hidden_size {student.hidden_size} is not divisible by twice num_heads {student.num_heads} (rotary positions)"

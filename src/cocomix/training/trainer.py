@@ -201,6 +201,8 @@ class Trainer:
         """Values of the steps since the last call; updates the clock, and stops the run if a value is not finite."""
         steps = self.watch.read()
         self._tick()
+        for part in self.batches.more.values():
+            part.check()
         failed = next((step for step in steps if not step.is_finite), None)
         if failed is not None:
             self._give_up(failed)
@@ -214,9 +216,12 @@ class Trainer:
         write_state(folder, training_state(self.student, self.optimizer), meta, self.ranks)
         some_windows = ", ".join(map(str, windows[:8])) + (", …" if len(windows) > 8 else "")
         shown_values = ", ".join(f"{name} {value}" for name, value in values.items())
+        culprits = (o.culprit(self._batch(np.array([window]))) for window in windows for o in self.objectives)
+        culprit = next(filter(None, culprits), None)
         raise CocomixError(
             f"{self.config.output} is not finite at step {failed.step + 1} ({shown_values}), which read the training windows "
-            f"{some_windows}; the state before it is saved in {folder}; a lower optimizer.learning_rate usually helps"
+            f"{some_windows}; the state before it is saved in {folder}; "
+            + (f"{culprit}: not finite either" if culprit else "a lower optimizer.learning_rate usually helps")
         )
 
     def _evaluate(self) -> None:

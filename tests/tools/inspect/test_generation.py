@@ -16,7 +16,8 @@ from cocomix import CocomixError, CoCoMixForCausalLM, TokenDataset, steer
 from cocomix.cli.main import main
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.steering.activations import concept_activations
-from cocomix.steering.concept_metadata import write_names, write_statistics
+from cocomix.steering.concept_metadata import write_statistics
+from cocomix.steering.concept_names import write_names
 from cocomix.tools.generate.config import GenerateConfig
 from tests.conftest import Tiny
 

@@ -16,7 +16,8 @@ from cocomix.cli.main import main
 from cocomix.labels.live import load_extractor
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.steering.activations import concept_activations
-from cocomix.steering.concept_metadata import ConceptMetadata, write_names
+from cocomix.steering.concept_metadata import ConceptMetadata
+from cocomix.steering.concept_names import write_names
 from cocomix.tools.generate.continuations import GenerationSettings, continue_all
 from cocomix.tools.steer_eval.command import steer_eval
 from cocomix.tools.steer_eval.config import SteerEvalConfig

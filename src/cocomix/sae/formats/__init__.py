@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.sae.config import SparseAutoencoderConfig
+from cocomix.sae.find import local_path, recognise
 from cocomix.sae.formats import readers, saelens
 from cocomix.sae.formats.files import SaeWeights
-from cocomix.sae.formats.find import local_path, recognise
 from cocomix.sae.formats.saelens import with_input_scale as with_input_scale
 
 FORMATS: dict[str, Callable[[Path], SaeWeights]] = {

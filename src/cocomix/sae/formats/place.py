@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError
+from cocomix.sae.find import FILES, recognise
 from cocomix.sae.formats.files import Settings, short
-from cocomix.sae.formats.find import FILES, recognise
 
 #: Names of the residual stream, of TransformerLens, Hugging Face, `dictionary_learning` and Qwen-Scope's files, and what to
 #: add to the number for the block after which it is.

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cocomix.base.errors import require_at_least
+from cocomix.base.command import CommandConfig
+from cocomix.base.errors import CocomixError, require_at_least
 
 CaseName = Literal["train", "head", "extract", "generate", "sae"]
 SizeName = Literal["default", "smoke"]
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(CommandConfig):
     """What to measure."""
 
     case: tuple[CaseName, ...] = ()
@@ -30,3 +31,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         require_at_least(1, self, "repetitions")
         require_at_least(1, self, "threads", maximum=1024)
+
+    def check_files(self) -> None:
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            raise CocomixError(f"--json {self.json} can't be written; give a file in a folder that exists")

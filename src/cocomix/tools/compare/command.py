@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from cocomix.base import artifacts
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import COMPARISON
 from cocomix.base.progress import say
@@ -23,7 +24,7 @@ RESULT_NAME = "comparison.json"
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(CommandConfig):
     """Which runs to compare, and where to write the result."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]

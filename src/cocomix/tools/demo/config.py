@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import require_at_least
 from cocomix.tools.demo.sizes import SizeName
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(CommandConfig):
     """One demo."""
 
     output: Path
@@ -26,3 +28,6 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed")
+
+    def settings(self) -> dict[str, Any]:
+        return {"size": self.size, "seed": self.seed}

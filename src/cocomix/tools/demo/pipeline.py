@@ -36,9 +36,8 @@ SUMMARY_NAME = "summary.json"
 
 def run_demo(config: DemoConfig) -> Path:
     """Run or continue the demo; returns the path of the report."""
-    settings = {"size": config.size, "seed": config.seed}
     _forget_lost_results(config.output)
-    with artifacts.begin(config.output, DEMO, settings, overwrite=config.overwrite) as finished:
+    with artifacts.begin(config.output, DEMO, config.settings(), overwrite=config.overwrite) as finished:
         pipeline = _Pipeline(config, demo_size(config.size))
         pipeline.run_stages()
         if not finished:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import tyro
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.steering.concept_names import require_concepts
 from cocomix.steering.modes import SteerMode, Unit
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(CommandConfig):
     """What to continue, and what to steer."""
 
     model: Path
@@ -56,6 +58,12 @@ class GenerateConfig:
         if self.compare and not self.steer:
             raise CocomixError("--compare shows what steering changes; give --steer")
         parse_strengths(self.steer, self.mode)  # refuses what has another form
+
+    def check_files(self) -> None:
+        if self.steer:
+            names = require_concepts(self.model)
+            for concept in parse_strengths(self.steer, self.mode):
+                names.resolve(concept)
 
 
 def parse_strengths(edits: Iterable[str], mode: str) -> dict[str, float]:

@@ -29,7 +29,8 @@ from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.live import TeacherLabels
 from cocomix.modeling.loading import check_data, load_causal_lm
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.steering.concept_metadata import NAMES_NAME, add_names, read_metadata, write_statistics
+from cocomix.steering.concept_metadata import read_metadata, write_statistics
+from cocomix.steering.concept_names import NAMES_NAME, add_names
 from cocomix.steering.directions import concept_directions
 from cocomix.tools.inspect.card_making import InspectionResults, make_cards
 from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
@@ -90,13 +91,12 @@ class _Inputs:
         self.read_labels = self.labels if self.source is None or is_derived else None
         """Stored labels of the windows that are read; None if labels are computed or there are none."""
         self.dataset = validation if self.read_labels is None else train
-        names = ("num_contexts", "num_tokens", "num_nearest", "num_measured", "max_windows", "num_probe_windows")
         self.settings: dict[str, Any] = {
             "model": artifacts.fingerprint_of_path(config.model),
             "data": train.fingerprint,
             "labels": None if self.labels is None else self.labels.fingerprint,
             "source": None if self.source is None else self.source.settings,
-            **{name: getattr(config, name) for name in names},
+            **config.settings(),
         }
 
     def extractor(self, num_concepts: int) -> ConceptExtractor | None:
@@ -161,6 +161,8 @@ def _measure(
         num_kept=KEPT_PER_CONTEXT * config.num_contexts,
         max_windows=config.max_windows,
     )
+    if inputs.source is not None:
+        inputs.source.check()
     is_mixed = model.config.mixer.mixes
     measured = None
     if is_mixed and config.num_measured:

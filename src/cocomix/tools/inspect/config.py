@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
+from cocomix.steering.concept_names import require_concepts
 
 
 @dataclass(frozen=True)
-class InspectConfig:
+class InspectConfig(CommandConfig):
     """Which model to inspect, on which text, and how much of each."""
 
     model: Path
@@ -52,3 +55,10 @@ class InspectConfig:
             raise CocomixError("labels for held-out text need both --teacher and --sae")
         if self.sae is None and self.layer is not None:
             raise CocomixError("--layer is the autoencoder's: give --teacher and --sae")
+
+    def settings(self) -> dict[str, Any]:
+        names = ("num_contexts", "num_tokens", "num_nearest", "num_measured", "max_windows", "num_probe_windows")
+        return {name: getattr(self, name) for name in names}
+
+    def check_files(self) -> None:
+        require_concepts(self.model)

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 import tyro
 
 from cocomix.base.accelerators import DeviceSpec, known_devices
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, nearest, require_at_least
+from cocomix.modeling.families import require_family
 from cocomix.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class PlanConfig:
+class PlanConfig(CommandConfig):
     """A training run to plan, and the devices for it. Takes every option of `cocomix train`."""
 
     run: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -52,6 +54,9 @@ class PlanConfig:
             if value is not None and not 0 < value < float("inf"):
                 raise CocomixError(f"{name} is {value}; it must be a number above 0")
         _ = self.device_spec  # refuses an unknown device
+
+    def check_files(self) -> None:
+        require_family(self.run.student.family)
 
     @property
     def device_spec(self) -> DeviceSpec:

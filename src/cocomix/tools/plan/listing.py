@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from cocomix.base.artifacts import read_json
+from cocomix.base.command import CommandConfig
 from cocomix.base.formats import format_count, format_flops
 from cocomix.base.tables import rendered_text
 
@@ -17,7 +18,7 @@ ROWS_PATH = Path(__file__).with_name("recipes.json")
 
 
 @dataclass(frozen=True)
-class RecipesConfig:
+class RecipesConfig(CommandConfig):
     """Options of the list of recipes."""
 
     json: bool = False

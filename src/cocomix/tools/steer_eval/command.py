@@ -28,7 +28,7 @@ from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, read_metadata
 from cocomix.steering.directions import NUM_STRONGEST, concept_directions
 from cocomix.tools.generate.continuations import GenerationSettings
-from cocomix.tools.steer_eval.config import STRENGTHS, SteerEvalConfig
+from cocomix.tools.steer_eval.config import SteerEvalConfig
 from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
 from cocomix.tools.steer_eval.report import draw_figures, headline, markdown, summarize_strengths
 from cocomix.tools.steer_eval.score import (
@@ -47,14 +47,12 @@ def steer_eval(config: SteerEvalConfig) -> str:
     config = dataclasses.replace(config, model=local_model(config.model), teacher=local_model(config.teacher))
     teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
     sae_fingerprint, layer = identify_sae(config.sae, config.layer, config.teacher, teacher_fingerprint)
-    paths = ("model", "teacher", "sae", "data", "output", "overwrite", "layer")
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in paths} | {
+    settings = config.settings() | {
         "model": artifacts.fingerprint_of_path(config.model),
         "teacher": teacher_fingerprint,
         "sae": sae_fingerprint,
         "layer": layer,
         "data": artifacts.fingerprint_of_path(config.data),
-        "strengths": config.strengths or STRENGTHS[config.mode],
     }
     with artifacts.begin(config.output, STEERING_SCORE, settings, overwrite=config.overwrite) as finished:
         if not finished:

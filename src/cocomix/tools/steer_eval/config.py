@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
+from cocomix.steering.concept_names import require_concepts
 from cocomix.steering.modes import SteerMode
 
 #: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
@@ -22,7 +25,7 @@ MIN_PROMPTS = 10
 
 
 @dataclass(frozen=True)
-class SteerEvalConfig:
+class SteerEvalConfig(CommandConfig):
     """What to steer, and how to measure the effect."""
 
     model: Path
@@ -75,3 +78,13 @@ class SteerEvalConfig:
             raise CocomixError(f"mode is {self.mode!r}; it must be one with strengths to try: {', '.join(STRENGTHS)}")
         if len(set(self.concepts)) != len(self.concepts) or len(self.concepts) == 1:
             raise CocomixError("--concepts takes two or more different concepts, because each is compared with another")
+
+    def settings(self) -> dict[str, Any]:
+        left_out = ("model", "teacher", "sae", "data", "output", "overwrite", "layer")
+        settings = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return settings | {"strengths": self.strengths or STRENGTHS[self.mode]}
+
+    def check_files(self) -> None:
+        names = require_concepts(self.model)
+        for concept in self.concepts:
+            names.resolve(concept)

@@ -1,4 +1,7 @@
-"""Where a dictionary's files are, and which format they have: told from what is there, never from the path's own name."""
+"""Where a dictionary's files are, and which format they have: told from what is there, never from the path's own name.
+
+Importing this file loads no torch, and neither does telling the format of a folder.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from pathlib import Path
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import HUB_PLACE, download
-from cocomix.sae.formats.files import read_pickle
 
 #: Files that make a folder one of a format. Together they tell the formats apart.
 FILES: dict[str, tuple[str, ...]] = {
@@ -55,10 +57,15 @@ def recognise(path: Path) -> str:
             return "gemma_scope"
     if path.suffix in (".safetensors", ".json") or path.name == "ae.pt":
         raise CocomixError(f"{path} is one file of a dictionary; name its folder")
-    content = read_pickle(path)
-    for name, tensor in (("openai", "pre_bias"), ("qwen_scope", "W_enc")):
-        if tensor in content:
-            return name
+    with path.open("rb") as file:
+        is_of_torch = file.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or a pickle as torch wrote it before 1.6
+    if is_of_torch:
+        from cocomix.sae.formats.files import read_pickle
+
+        content = read_pickle(path)
+        for name, tensor in (("openai", "pre_bias"), ("qwen_scope", "W_enc")):
+            if tensor in content:
+                return name
     raise CocomixError(f"{path} holds no dictionary that cocomix knows; single files are OpenAI's, Gemma's or Qwen's")
 
 
