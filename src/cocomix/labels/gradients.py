@@ -109,7 +109,7 @@ def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         chunk = rows[part].unsqueeze(0).requires_grad_(True)
-        logits = teacher.adapter.logits(chunk).squeeze(0)  # (n, V)
+        logits = teacher.adapter.logits(chunk).squeeze(0).float()  # (n, V); autocast leaves them in its own dtype
         loss = F.cross_entropy(logits, flat_targets[part], ignore_index=IGNORED_LABEL, reduction="sum")
         grad[part] = torch.autograd.grad(loss, chunk)[0].squeeze(0)
     return torch.autograd.grad(hidden, leaf, grad.view_as(hidden))[0]
