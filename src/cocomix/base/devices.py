@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ MAX_ROWS, MAX_WIDTH = 128, 1024
 class Machine:
     """Where a command runs its models, and how it multiplies."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
 
     def products(self) -> contextlib.AbstractContextManager[None]:
@@ -81,7 +81,9 @@ def chosen_precision(
     ratio = bfloat16_speed(num_rows, width)
     precision = "bfloat16" if ratio > 1 else "float32"
     product = f"a product of {num_rows} rows of width {width}"
-    say(f"precision auto: {precision}; bfloat16 takes {1 / ratio:.2f} of float32's time for {product} on this processor")
+    say(
+        f"precision auto: {precision}; bfloat16 takes {1 / ratio:.2f} of float32's time for {product} on this processor"
+    )
     return precision
 
 

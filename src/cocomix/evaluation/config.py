@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.evaluation.task_files import check_names
 from cocomix.labels.config import AttributionConfig
@@ -40,6 +41,7 @@ class EvalConfig:
     """Score the first N items of each benchmark (of each paradigm of blimp); by default all."""
     batch_size: int = 16
     """Maximum number of a benchmark's texts per forward pass; fewer if they are long."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 

@@ -32,6 +32,7 @@ from cocomix.labels.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data, product_size
+from cocomix.modeling.losses import at_least_float32
 from cocomix.modeling.teacher import Teacher, load_teacher
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
@@ -122,7 +123,7 @@ class _Shards(ShardWork):
         size = max(1, CHUNK_ELEMENTS // V)
         for part, u in zip(rows.split(size), numbers.split(size), strict=True):
             with torch.no_grad():
-                logits = self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0).float()
+                logits = at_least_float32(self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0))
             # Rows beyond the tokenizer's tokens are padding.
             if not bool(logits.isfinite().all()):
                 raise CocomixError(f"the logits of {config.teacher} are not finite; there is nothing to draw from")

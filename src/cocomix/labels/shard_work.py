@@ -113,9 +113,7 @@ class ShardWork(abc.ABC):
 
 
 @contextlib.contextmanager
-def machine_of_ranks(
-    compute: ComputeConfig, size: Callable[[], tuple[int, int]], output: Path
-) -> Iterator[Machine]:
+def machine_of_ranks(compute: ComputeConfig, size: Callable[[], tuple[int, int]], output: Path) -> Iterator[Machine]:
     """This rank's machine, with the same precision on every rank; the ranks are joined meanwhile.
 
     The arguments are those of `this_machine`.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 ACTIVATIONS = ("topk", "abstopk", "groupmax", "batchtopk", "relu", "jumprelu")
@@ -110,6 +111,7 @@ class TrainSaeConfig:
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25
     """Steps between checkpoints."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 

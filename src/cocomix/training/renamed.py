@@ -39,7 +39,7 @@ def _with(config: Any, name: str, value: Any) -> Any:
 
 
 def renamed_arguments(argv: Iterable[str], *, is_run: bool = True) -> Iterator[str]:
-    """Command-line arguments of a run, or a plan, with other option names replaced by `--name=value` with the current ones."""
+    """Command-line arguments of a run or a plan, with other option names replaced by `--name=value` with the current ones."""
     names = _RENAMED | _RENAMED_IN_RUNS if is_run else _RENAMED
     old = ""
     for argument in argv:

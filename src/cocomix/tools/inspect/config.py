@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 
@@ -42,6 +43,7 @@ class InspectConfig:
     """Number of evenly spaced windows to read."""
     num_probe_windows: int = 256
     """Number of windows for the causal probes; 0: no probes."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 

@@ -26,8 +26,6 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
 from cocomix.training.students import TextShape, build_student, with_num_concepts
 
-Precision = Literal["float32", "bfloat16"]
-
 FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 
 
@@ -221,6 +219,7 @@ def device_memory(
         teacher: bytes of the weights of a teacher that runs during training.
     """
     precision, T = config.parallel.precision, text.context_length
+    assert precision != "auto", "a plan chooses before it counts"
     num_labels = config.attribution.num_labels if config.concept_loss.is_on(config) else 0
     with FakeTensorMode():
         model = build_student(config, text, with_num_concepts(config, num_concepts)).train()

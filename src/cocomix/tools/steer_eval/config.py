@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.steering.modes import SteerMode
 
@@ -62,6 +63,7 @@ class SteerEvalConfig:
     """Continuations in a batch."""
     seed: int = 0
     """Of sampling, of the split into halves and of the controls."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
