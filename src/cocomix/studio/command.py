@@ -44,10 +44,11 @@ def studio(config: StudioConfig) -> str:
     port = free_port(config.host, config.port)
     # These take seconds to import; a mistake above should not cost that.
     from cocomix.base.devices import this_device
+
+    this_device(config.compute.device)  # refused before the page is served
     from cocomix.studio.model_cache import ModelCache
     from cocomix.studio.server import serve
 
     say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
-    this_device(config.compute.device)  # refused before the page is served
     serve(ModelCache(runs, config.compute), config.host, port, open_browser=config.open)
     return "the studio has ended"

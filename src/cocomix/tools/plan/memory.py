@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cocomix.base.compute import Precision
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
 from cocomix.training.students import TextShape, build_student, with_num_concepts
