@@ -89,9 +89,7 @@ def chosen_precision(
 
 def plain_products(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Context in which matrix products have the dtype of their operands, whatever surrounds it."""
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext() if rounded_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def rounded_dtype(device: torch.device) -> torch.dtype | None:
