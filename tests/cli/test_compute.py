@@ -103,9 +103,7 @@ def test_a_model_in_bfloat16_gives_the_numbers_of_autocast(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["activation_value", "attribution"])
-def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(
-    criterion: Any, tiny: Tiny, tmp_path: Path
-) -> None:
+def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(criterion: Any, tiny: Tiny, tmp_path: Path) -> None:
     from cocomix import AttributionConfig
 
     data, labels = TokenDataset(tiny.data), []
