@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cocomix.base.compute import ComputeConfig as ComputeConfig
     from cocomix.base.errors import CocomixError as CocomixError
     from cocomix.data.concept_dataset import ConceptDataset as ConceptDataset
     from cocomix.data.config import PrepareConfig as PrepareConfig
@@ -77,6 +78,7 @@ _OWNERS = {
     "CoCoMixForCausalLM": "modeling.model",
     "CoCoMixOutput": "modeling.model",
     "CocomixError": "base.errors",
+    "ComputeConfig": "base.compute",
     "CompareConfig": "tools.compare.command",
     "ConceptDataset": "data.concept_dataset",
     "ConceptExtractor": "labels.attribution",

@@ -210,7 +210,7 @@ class _Scorer(HFLM):
     @torch.no_grad()
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         # Padding is on the right of causal attention: no mask is needed.
-        logits: Tensor = self.model(input_ids=inps, use_cache=False).logits
+        logits: Tensor = self.model(input_ids=inps, use_cache=False).logits.float()
         if self._progress is not None:
             self._progress.advance(len(inps))
         return logits

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
+from cocomix.base.devices import Machine, this_machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import EVALUATION
@@ -18,7 +20,7 @@ from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import run_probes
 from cocomix.evaluation.task_files import TaskFiles, find_task_files
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import check_data, load_causal_lm
+from cocomix.modeling.loading import check_data, load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 
 RESULT_NAME = "evaluation.json"
@@ -34,29 +36,39 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     dataset = TokenDataset(config.data, "validation") if config.data is not None else None
     task_files = [find_task_files(name, config.task_data) for name in config.tasks if config.task_data is not None]
+    num_tokens = config.batch_size * (1 if dataset is None else dataset.context_length)
+    size = functools.partial(product_size, config.model, num_tokens)
+    machine = this_machine(config.compute, size, config.output)
     oracle = None
     if dataset is not None and teacher is not None and config.sae is not None:
-        oracle = TeacherLabels(dataset, teacher, config.sae, config.layer, config.attribution)
+        oracle = TeacherLabels(dataset, teacher, config.sae, config.layer, config.attribution, machine)
     settings: dict[str, Any] = {
         "model": artifacts.fingerprint_of_path(config.model),
         "data": dataset.fingerprint if dataset is not None else None,
         **config.settings(),
         **{name: None if oracle is None else oracle.settings[name] for name in ("teacher", "sae", "layer")},
+        **machine.settings,
     }
     if task_files:
         settings["tasks"] = {files.name: files.fingerprint for files in task_files}
     with artifacts.begin(config.output, EVALUATION, settings, overwrite=config.overwrite) as finished:
         if not finished:
-            artifacts.write_json(config.output / RESULT_NAME, _evaluate(config, dataset, task_files, oracle))
+            with machine.products():
+                result = _evaluate(config, dataset, task_files, oracle, machine)
+            artifacts.write_json(config.output / RESULT_NAME, result)
             artifacts.finish(config.output)
-        result: dict[str, Any] = artifacts.read_json(config.output / RESULT_NAME)
-        return result
+        stored: dict[str, Any] = artifacts.read_json(config.output / RESULT_NAME)
+        return stored
 
 
 def _evaluate(
-    config: EvalConfig, dataset: TokenDataset | None, task_files: list[TaskFiles], oracle: TeacherLabels | None
+    config: EvalConfig,
+    dataset: TokenDataset | None,
+    task_files: list[TaskFiles],
+    oracle: TeacherLabels | None,
+    machine: Machine,
 ) -> dict[str, Any]:
-    model = load_causal_lm(config.model)
+    model = load_causal_lm(config.model, machine)
     result: dict[str, Any] = {}
     if dataset is not None:
         check_data(model, config.model, dataset)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.evaluation.task_files import check_names, find_task_files
 from cocomix.labels.config import AttributionConfig
@@ -44,6 +45,7 @@ class EvalConfig(CommandConfig):
     """Score the first N items of each benchmark (of each paradigm of blimp); by default all."""
     batch_size: int = 16
     """Maximum number of a benchmark's texts per forward pass; fewer if they are long."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 

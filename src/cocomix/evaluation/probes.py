@@ -182,6 +182,7 @@ def _window_losses(
     parts = []
     description = f"probe: {type(edit).__name__.strip('_').lower()}"
     for windows in dataset.batches(BATCH_SIZE, max_windows, mixed=True, description=description):
+        windows = windows.to(model.device)
         if extractor is not None:
             assert isinstance(edit, Oracle)
             with torch.enable_grad():

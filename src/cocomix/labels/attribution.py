@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cocomix.base.devices import plain_products
 from cocomix.base.errors import CocomixError
 from cocomix.data import IGNORED_LABEL
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
@@ -160,8 +161,10 @@ class ConceptExtractor:
         with torch.no_grad():
             if self._scores_all_latents and gradient is not None:  # z_i * std * (g . W_dec[i])
                 x, _, std = sae.encoder_input(h)
-                z = torch.addmm(sae.encoder_bias, x, sae.encoder_weight.t())  # (n, C)
-                best = self._score(z * ((std * gradient) @ sae.decoder_weight.t())).topk(A, dim=-1)
+                with plain_products(h.device):  # these products are the scores
+                    z = torch.addmm(sae.encoder_bias, x, sae.encoder_weight.t())  # (n, C)
+                    a = z * ((std * gradient) @ sae.decoder_weight.t())
+                best = self._score(a).topk(A, dim=-1)
                 return best.values, best.indices
             latents = sae.encode(h).padded(A)
         scores = latents.values if gradient is None else self._score(self._attribution(latents, gradient))

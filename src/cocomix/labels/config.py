@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 AttributionPoint = Literal["original", "reconstruction"]
@@ -106,6 +107,10 @@ class ExtractConfig(CommandConfig):
     windows_per_shard: int = 512
     """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and one file's
     labels are held in memory until it is written."""
+    compile: bool = False
+    """`torch.compile` the teacher's blocks."""
+    compute: Compute = field(default_factory=ComputeConfig)
+    """Teacher and dictionary; labels of the controls `shuffled` and `frequency` need neither."""
     verify: bool = False
     """Only check: every byte of the finished folder and, with teacher and sae given, the labels of some windows."""
     overwrite: bool = False
@@ -128,6 +133,11 @@ class ExtractConfig(CommandConfig):
             if self.scores:
                 raise CocomixError(
                     f"labels of the control {self.attribution.control!r} have no scores; leave out --scores"
+                )
+            if self.compile or self.compute != ComputeConfig():
+                raise CocomixError(
+                    f"labels of the control {self.attribution.control!r} are made without a model; leave out --precision, "
+                    "--device and --compile"
                 )
         elif self.teacher is None:
             raise CocomixError("labels come from a teacher and its autoencoder: give --teacher and --sae")
@@ -165,6 +175,8 @@ class DistillTargetsConfig(CommandConfig):
     windows_per_shard: int = 512
     """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and one file's
     draws are held in memory until it is written."""
+    compute: Compute = field(default_factory=ComputeConfig)
+    """The teacher."""
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 

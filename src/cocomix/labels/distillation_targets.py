@@ -11,8 +11,8 @@ Draws are a function of the teacher's prediction and of (seed, window), so shard
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
+from cocomix.base.devices import Machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
@@ -28,10 +29,11 @@ from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
-from cocomix.labels.shard_work import ShardWork, finish_work
+from cocomix.labels.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
-from cocomix.modeling.loading import check_data
+from cocomix.modeling.loading import check_data, product_size
+from cocomix.modeling.losses import at_least_float32
 from cocomix.modeling.teacher import Teacher, load_teacher
 
 # Shapes: B windows, T tokens, P = T - 1 positions with a next token, N rows, V vocabulary, K draws a position.
@@ -47,17 +49,26 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     num_windows = config.num_windows or data.num_windows
     if num_windows > data.num_windows:
         raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
+    size = functools.partial(product_size, config.teacher, config.batch_size * data.context_length)
+    with machine_of_ranks(config.compute, size, config.output) as machine:
+        return _draw_all(config, data, num_windows, machine)
+
+
+def _draw_all(
+    config: DistillTargetsConfig, data: TokenDataset, num_windows: int, machine: Machine
+) -> artifacts.Manifest:
     settings: dict[str, Any] = {
         "data": data.parts,
         "teacher": artifacts.fingerprint_of_path(config.teacher),
         **config.settings(),
+        **machine.settings,
         "num_windows": num_windows,
     }
     return finish_work(
         config.output,
         DISTILLATION_TARGETS,
         settings,
-        lambda: _Shards(config, data, settings),
+        lambda: _Shards(config, data, settings, machine),
         overwrite=config.overwrite,
     )
 
@@ -67,19 +78,23 @@ class _Shards(ShardWork):
 
     description = "drawing distillation targets"
 
-    def __init__(self, config: DistillTargetsConfig, data: TokenDataset, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, config: DistillTargetsConfig, data: TokenDataset, settings: dict[str, Any], machine: Machine
+    ) -> None:
         super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, data.context_length)
-        self.config, self.data = config, data
+        self.config, self.data, self.machine = config, data, machine
 
-    @cached_property
+    @functools.cached_property
     def teacher(self) -> Teacher:
         """The teacher, opened below its head; loaded when it is first needed."""
-        model = load_teacher(self.config.teacher)
-        check_data(model, self.config.teacher, self.data)
+        model = load_teacher(self.config.teacher, self.machine)
+        with self.machine.products():
+            check_data(model, self.config.teacher, self.data)
         return Teacher(model, adapter_for(model).num_blocks - 1)
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
-        parts = [self._draw(batch) for batch in batches]
+        with self.machine.products():
+            parts = [self._draw(batch).to("cpu") for batch in batches]
         targets = SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
         write_targets(self.folder, index, targets, self.data.vocab_size)
         return {"entropy": float(targets.entropy.double().sum())}
@@ -95,7 +110,8 @@ class _Shards(ShardWork):
 
     def _draw(self, windows: Sequence[int]) -> SampledTargets:
         config, V = self.config, self.data.vocab_size
-        hidden = self.teacher.residual(**self.data.windows(windows).inputs())[:, :-1]
+        device = self.machine.device
+        hidden = self.teacher.residual(**self.data.windows(windows).to(device).inputs())[:, :-1]
         B, P, _ = hidden.shape
         uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))
         tokens, entropy = [], []
@@ -103,11 +119,11 @@ class _Shards(ShardWork):
         size = max(1, CHUNK_ELEMENTS // V)
         for part, u in zip(rows.split(size), numbers.split(size), strict=True):
             with torch.no_grad():
-                logits = self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0)
+                logits = at_least_float32(self.teacher.adapter.logits(part.unsqueeze(0)).squeeze(0))
             # Rows beyond the tokenizer's tokens are padding.
             if not bool(logits.isfinite().all()):
                 raise CocomixError(f"the logits of {config.teacher} are not finite; there is nothing to draw from")
-            drawn, nats = draw(logits[:, :V] / config.temperature, u)
+            drawn, nats = draw(logits[:, :V] / config.temperature, u.to(device))
             tokens.append(drawn)
             entropy.append(nats)
         return SampledTargets(torch.cat(tokens).view(B, P, -1), torch.cat(entropy).view(B, P))

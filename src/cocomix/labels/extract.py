@@ -7,6 +7,7 @@ which are computed again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from cocomix.base import artifacts
+from cocomix.base.devices import Machine, this_device
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import CONCEPT_DATASET
@@ -25,7 +27,8 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
-from cocomix.labels.shard_work import ShardWork, finish_work
+from cocomix.labels.shard_work import ShardWork, finish_work, machine_of_ranks
+from cocomix.modeling.loading import product_size
 
 LabelSource = TeacherLabels | DerivedLabels
 #: With a smaller share, something is likely wrong: only the last position of a window and few others have no label.
@@ -42,8 +45,16 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
         config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
     if config.verify:
-        return verify(config.output, data, config.teacher, config.sae, config.layer)
-    source = _label_source(config, data)
+        device = this_device(config.compute.device)
+        return verify(config.output, data, config.teacher, config.sae, config.layer, device)
+    # Without a teacher nothing is multiplied, and `ExtractConfig` refuses `auto`.
+    size = functools.partial(product_size, config.teacher or Path(), config.batch_size * data.context_length)
+    with machine_of_ranks(config.compute, size, config.output) as machine:
+        return _extract(config, data, machine)
+
+
+def _extract(config: ExtractConfig, data: TokenDataset, machine: Machine) -> artifacts.Manifest:
+    source = _label_source(config, data, machine)
     num_windows = config.num_windows or source.num_windows
     if num_windows > source.num_windows:
         raise CocomixError(
@@ -64,12 +75,14 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
     )
 
 
-def _label_source(config: ExtractConfig, data: TokenDataset) -> LabelSource:
+def _label_source(config: ExtractConfig, data: TokenDataset, machine: Machine) -> LabelSource:
     if config.labels is not None:
         return DerivedLabels(data, config.labels, config.attribution)
     assert config.teacher is not None
     assert config.sae is not None
-    return TeacherLabels(data, config.teacher, config.sae, config.layer, config.attribution)
+    return TeacherLabels(
+        data, config.teacher, config.sae, config.layer, config.attribution, machine, compile=config.compile
+    )
 
 
 class _Shards(ShardWork):
@@ -86,8 +99,8 @@ class _Shards(ShardWork):
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
         parts = [self.source.scored(batch) for batch in batches]
         self.source.check()
-        labels = torch.cat([part.labels for part in parts])
-        scores = torch.cat([part.scores for part in parts]) if self.config.scores else None
+        labels = torch.cat([part.labels for part in parts]).cpu()
+        scores = torch.cat([part.scores for part in parts]).cpu() if self.config.scores else None
         write_labels(self.folder, index, labels, self.source.num_concepts, scores)
         return {"num_labelled": int((labels != IGNORED_LABEL).any(-1).sum())}
 
@@ -107,7 +120,7 @@ class _Shards(ShardWork):
 
 
 def verify(
-    path: Path, data: TokenDataset, teacher: Path | None, sae: Path | None, layer: int | None
+    path: Path, data: TokenDataset, teacher: Path | None, sae: Path | None, layer: int | None, device: torch.device
 ) -> artifacts.Manifest:
     """Check a concept dataset.
 
@@ -117,6 +130,7 @@ def verify(
         teacher: with `sae`, also compare these and compute the labels of evenly spaced batches again.
         sae: the teacher's dictionary.
         layer: needed where the dictionary does not say its own.
+        device: to compute them on, in the precision that the dataset was made in.
 
     Raises:
         CocomixError: a file is damaged, an input is another, or labels differ; the message names which.
@@ -128,7 +142,9 @@ def verify(
             raise CocomixError(
                 f"{path} is a control made from other labels; verify those with a teacher, and this without one"
             )
-        source = TeacherLabels(data, teacher, sae, layer, AttributionConfig(**stored.settings["attribution"]))
+        machine = Machine(device, stored.settings.get("precision", "float32"))
+        attribution = AttributionConfig(**stored.settings["attribution"])
+        source = TeacherLabels(data, teacher, sae, layer, attribution, machine)
         for name in ("teacher", "sae", "layer"):
             if source.settings[name] != stored.settings[name]:
                 raise CocomixError(f"{path} was made with another {name} than the given one")
@@ -146,7 +162,7 @@ def _compare(path: Path, stored: ConceptDataset, source: TeacherLabels) -> None:
     first: int | None = None
     for start in starts:
         windows = range(start, min(start + size, stored.num_windows))
-        differs = (stored.labels(windows) != source.labels(windows)).any(-1)
+        differs = (stored.labels(windows) != source.labels(windows).cpu()).any(-1)
         num_other += int(differs.sum())
         num_positions += differs.numel()
         if first is None and bool(differs.any()):

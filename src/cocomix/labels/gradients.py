@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache
 
 from cocomix.data import IGNORED_LABEL
 from cocomix.labels.config import AttributionLoss
+from cocomix.modeling.losses import at_least_float32
 from cocomix.modeling.teacher import Teacher
 
 # Shapes: B batch, T tokens, D width of the teacher, V vocabulary, P copies in one pass.
@@ -109,7 +110,7 @@ def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         chunk = rows[part].unsqueeze(0).requires_grad_(True)
-        logits = teacher.adapter.logits(chunk).squeeze(0)  # (n, V)
+        logits = at_least_float32(teacher.adapter.logits(chunk).squeeze(0))  # (n, V)
         loss = F.cross_entropy(logits, flat_targets[part], ignore_index=IGNORED_LABEL, reduction="sum")
         grad[part] = torch.autograd.grad(loss, chunk)[0].squeeze(0)
     return torch.autograd.grad(hidden, leaf, grad.view_as(hidden))[0]

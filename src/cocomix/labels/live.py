@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
+from cocomix.base.devices import Machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import say
@@ -50,6 +51,8 @@ class TeacherLabels:
         sae: folder made by `train-sae` for this teacher, or a dictionary of another origin: a file or a folder.
         layer: 0-based block after which the dictionary reads; None: the one that its files name.
         attribution: how labels are chosen.
+        machine: the device of both, and the precision of their products; None: a CPU in float32.
+        compile: compile the teacher's blocks.
 
     A training run on these labels depends on its `inputs`.
 
@@ -58,9 +61,18 @@ class TeacherLabels:
     """
 
     def __init__(
-        self, data: TokenDataset, teacher: Path, sae: Path, layer: int | None, attribution: AttributionConfig
+        self,
+        data: TokenDataset,
+        teacher: Path,
+        sae: Path,
+        layer: int | None,
+        attribution: AttributionConfig,
+        machine: Machine | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
         self.data, self.teacher, self.sae, self.attribution = data, teacher, sae, attribution
+        self.machine, self.compile = machine or Machine(), compile
         self.num_windows = data.num_windows
         teacher_fingerprint = artifacts.fingerprint_of_path(teacher)
         sae_fingerprint, self.layer = identify_sae(sae, layer, teacher, teacher_fingerprint)
@@ -70,17 +82,20 @@ class TeacherLabels:
             "layer": self.layer,
             "attribution": dataclasses.asdict(attribution),
             "candidates": CANDIDATES,
+            **self.machine.settings,
+            **({"compile": True} if compile else {}),
         }
         self.inputs = self.settings
 
     @cached_property
     def extractor(self) -> ConceptExtractor:
         """Teacher and dictionary, loaded when they are first needed."""
-        sae = SparseAutoencoder.from_pretrained(self.sae)
-        extractor = ConceptExtractor(load_teacher(self.teacher), sae, self.layer, self.attribution)
-        check_data(extractor.teacher.model, self.teacher, self.data)
-        few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows)))
-        residual = extractor.teacher.residual(**few.inputs())
+        sae = SparseAutoencoder.from_pretrained(self.sae).to(self.machine.device)
+        extractor = ConceptExtractor(load_teacher(self.teacher, self.machine), sae, self.layer, self.attribution)
+        few = self.data.windows(range(min(WINDOWS_PER_FIT, self.num_windows))).to(self.machine.device)
+        with self.machine.products():
+            check_data(extractor.teacher.model, self.teacher, self.data)
+            residual = extractor.teacher.residual(**few.inputs())
         require_variance(residual, f"{self.teacher} after block {self.layer}")
         try:
             warning = sae_fit_warning(sae, residual)
@@ -88,6 +103,9 @@ class TeacherLabels:
             raise CocomixError(f"{self.sae}: {error}") from None
         if warning is not None:
             say(f"warning: {self.sae}: {warning}")
+        if self.compile:
+            for block in extractor.teacher.adapter.blocks:
+                block.compile()
         return extractor
 
     @property
@@ -102,14 +120,17 @@ class TeacherLabels:
         """Compute on another device from now on."""
         self.extractor.teacher.model.to(device)
         self.extractor.sae.to(device)
+        self.machine = dataclasses.replace(self.machine, device=torch.device(device))
 
     def check(self) -> None:
         """Refuse a teacher that was not finite at some window so far; waits for the device."""
         self.extractor.require_finite(self.teacher)
 
     def scored(self, windows: Sequence[int] | np.ndarray) -> ScoredLabels:
-        device = self.extractor.teacher.model.device
-        return self.extractor.scored(**self.data.windows(windows).to(device).inputs())
+        """Labels of the given windows and their scores, on the device that they are computed on."""
+        inputs = self.data.windows(windows).to(self.extractor.teacher.model.device).inputs()
+        with self.machine.products():
+            return self.extractor.scored(**inputs)
 
     def labels(self, windows: Sequence[int] | np.ndarray) -> Int64[Tensor, "B T A"]:
         """Labels of the given windows, as a concept dataset gives them."""
@@ -140,11 +161,16 @@ def extraction_flops_per_token(extractor: ConceptExtractor, context_length: int)
 
 
 def load_extractor(
-    teacher: Path, sae: Path, attribution: AttributionConfig, layer: int | None = None
+    teacher: Path,
+    sae: Path,
+    attribution: AttributionConfig,
+    layer: int | None = None,
+    machine: Machine | None = None,
 ) -> ConceptExtractor:
-    """Teacher and dictionary from their folders, at the layer that its files name or the given one."""
+    """Teacher and dictionary from their folders, at the layer that its files name or the given one, on a machine."""
     _, layer = identify_sae(sae, layer, teacher, artifacts.fingerprint_of_path(teacher))
-    return ConceptExtractor(load_teacher(teacher), SparseAutoencoder.from_pretrained(sae), layer, attribution)
+    model = load_teacher(teacher, machine)
+    return ConceptExtractor(model, SparseAutoencoder.from_pretrained(sae).to(model.device), layer, attribution)
 
 
 def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str) -> tuple[str, int]:

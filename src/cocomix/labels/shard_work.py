@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.base.compute import ComputeConfig
+from cocomix.base.devices import Machine, chosen_precision, this_device
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
 from cocomix.base.ranks import Ranks, joined_ranks
@@ -107,6 +110,18 @@ class ShardWork(abc.ABC):
 
     def _receipt_path(self, index: int) -> Path:
         return self.folder / f".{shard_name(index)}.json"
+
+
+@contextlib.contextmanager
+def machine_of_ranks(compute: ComputeConfig, size: Callable[[], tuple[int, int]], output: Path) -> Iterator[Machine]:
+    """This rank's machine, with the same precision on every rank; the ranks are joined meanwhile.
+
+    The arguments are those of `this_machine`.
+    """
+    device = this_device(compute.device)
+    with joined_ranks(device) as ranks:
+        choose = functools.partial(chosen_precision, compute.precision, device, size, output)
+        yield Machine(device, ranks.on_first_rank(choose))
 
 
 def finish_work(

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import cocomix.modeling.model  # noqa: F401 (registers CoCoMix with the Auto classes)
+from cocomix.base.devices import Machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.base.remote_code import OPTION, is_trusted, loading_reason
@@ -42,11 +45,13 @@ def load_config(path: Path | str) -> PreTrainedConfig:
     return cast(PreTrainedConfig, config)
 
 
-def load_causal_lm(path: Path | str) -> PreTrainedModel:
+def load_causal_lm(path: Path | str, machine: Machine | None = None) -> PreTrainedModel:
     """A causal LM in evaluation mode, in float32.
 
     Args:
         path: a folder (a training run, or one written by `save_pretrained`), a GGUF file, or a Hub name.
+        machine: the device to load it to, and its precision; None: a CPU in float32. In bfloat16 the model runs in
+            `machine.products()` alone, and must not be saved.
 
     Raises:
         CocomixError: the model can't be loaded, needs code that is not trusted, its weights don't fit its configuration, or
@@ -86,7 +91,28 @@ def load_causal_lm(path: Path | str) -> PreTrainedModel:
             raise CocomixError(
                 f"{folder} is damaged: {name} holds values that are not finite; make or get the model again"
             )
-    return cast(PreTrainedModel, model.eval())
+    return _placed(cast(PreTrainedModel, model.eval()), machine or Machine())
+
+
+def _placed(model: PreTrainedModel, machine: Machine) -> PreTrainedModel:
+    """The model on a device. For bfloat16 its linear layers hold the rounded matrices that autocast makes in every pass.
+
+    The numbers are those of autocast. A head that shares the embedding's matrix gets a rounded one of its own, and the
+    residual stream still starts from float32.
+    """
+    if machine.precision == "bfloat16":
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                weight = module.weight
+                module.weight = nn.Parameter(weight.detach().bfloat16(), requires_grad=weight.requires_grad)
+    return model.to(machine.device)
+
+
+def product_size(path: Path, num_tokens: int) -> tuple[int, int]:
+    """Rows and width of the products in a pass of so many tokens through a model."""
+    if path.suffix == ".gguf":
+        return num_tokens, AutoConfig.from_pretrained(path.parent, gguf_file=path.name).hidden_size
+    return num_tokens, load_config(path).get_text_config().hidden_size
 
 
 def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:

@@ -33,17 +33,24 @@ def combined_loss(terms: Iterable[tuple[float, Tensor, Tensor | int]]) -> tuple[
     return loss, means
 
 
+def at_least_float32(logits: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """The same numbers: autocast leaves logits in its own dtype, too coarse for sums over a vocabulary."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def next_token_losses(logits: Float[Tensor, "B T V"], input_ids: Int64[Tensor, "B T"]) -> Float[Tensor, "B T-1"]:
     """-log p(x_{t+1} | x_{<=t}), in nats, for all tokens except the first of each window."""
     V = logits.shape[-1]
-    losses = F.cross_entropy(logits[:, :-1].reshape(-1, V), input_ids[:, 1:].reshape(-1), reduction="none")
+    losses = F.cross_entropy(
+        at_least_float32(logits[:, :-1].reshape(-1, V)), input_ids[:, 1:].reshape(-1), reduction="none"
+    )
     return losses.view(len(input_ids), -1)
 
 
 def loss_of_logits(logits: Float[Tensor, "B T V"], labels: Int64[Tensor, "B T"]) -> Float[Tensor, ""]:
     """The sum of -log p(labels_{t+1} | x_{<=t}), in nats, over the labels that are not `IGNORED_LABEL`."""
     return F.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32)),
+        at_least_float32(logits[:, :-1].reshape(-1, logits.shape[-1])),
         labels[:, 1:].reshape(-1),
         ignore_index=IGNORED_LABEL,
         reduction="sum",

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from cocomix.base.devices import Machine
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.loading import load_causal_lm
@@ -17,13 +18,13 @@ from cocomix.modeling.loading import load_causal_lm
 # Shapes: B batch, T tokens, S positions above block `layer`, D width of the teacher, V vocabulary.
 
 
-def load_teacher(path: Path | str) -> PreTrainedModel:
-    """A causal LM with frozen parameters.
+def load_teacher(path: Path | str, machine: Machine | None = None) -> PreTrainedModel:
+    """A causal LM with frozen parameters; `machine` as `load_causal_lm` takes it.
 
     Raises:
         CocomixError: no causal LM can be loaded from there.
     """
-    return load_causal_lm(path).requires_grad_(False)
+    return load_causal_lm(path, machine).requires_grad_(False)
 
 
 class Teacher:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from cocomix.base.devices import Machine
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset
@@ -70,7 +71,9 @@ def open_labels(run: RunSettings, data: TokenDataset) -> WindowData | None:
         )
     if run.sae is not None:
         assert run.teacher is not None
-        live = TeacherLabels(data, run.teacher, run.sae, run.layer, run.attribution)
+        assert run.precision != "auto", "a run chooses before it opens its data"
+        machine = Machine(precision=run.precision)
+        live = TeacherLabels(data, run.teacher, run.sae, run.layer, run.attribution, machine)
         functions = live.training_flops, live.to, live.check
         return WindowData(CONCEPT_LABELS, live.num_windows, live.labels, live.inputs, *functions, source=live)
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
+from cocomix.base.compute import PrecisionChoice
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig
@@ -51,6 +52,8 @@ class RunSettings(Protocol):
     def layer(self) -> int | None: ...
     @property
     def attribution(self) -> AttributionConfig: ...
+    @property
+    def precision(self) -> PrecisionChoice: ...
     @property
     def seed(self) -> int: ...
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
 ACTIVATIONS = ("topk", "abstopk", "groupmax", "batchtopk", "relu", "jumprelu")
@@ -112,6 +113,7 @@ class TrainSaeConfig(CommandConfig):
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25
     """Steps between checkpoints."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 
@@ -132,8 +134,9 @@ class TrainSaeConfig(CommandConfig):
 
     def settings(self) -> dict[str, Any]:
         """Those of all layers."""
-        left_out = ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps", "num_windows")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        inputs = ("teacher", "data", "layer", "num_windows")
+        others = ("output", "overwrite", "checkpoint_every_steps", "compute")
+        return {name: value for name, value in asdict(self).items() if name not in inputs + others}
 
     @property
     def layers(self) -> tuple[int, ...]:

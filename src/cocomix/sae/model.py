@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cocomix.base.devices import plain_products, rounded_dtype
 from cocomix.base.errors import CocomixError
 from cocomix.sae import formats
 from cocomix.sae.config import SparseAutoencoderConfig as SparseAutoencoderConfig
@@ -115,7 +116,8 @@ class SparseAutoencoder(nn.Module):
         if self.skip_weight is not None:
             mean = mean + F.linear(h, self.skip_weight)
         num_rows = max(1, CHUNK_ELEMENTS // self.config.num_latents)
-        chunks = [self._active_latents(rows) for rows in x.reshape(-1, h.shape[-1]).split(num_rows)]
+        weight = self._weight_of_products()
+        chunks = [self._active_latents(rows, weight) for rows in x.reshape(-1, h.shape[-1]).split(num_rows)]
         K = max(num_active for _, _, num_active in chunks)
         padded = [_pad(indices, values, K) for indices, values, _ in chunks]
         shape = (*h.shape[:-1], K)
@@ -135,12 +137,24 @@ class SparseAutoencoder(nn.Module):
     def forward(self, h: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return self.decode(self.encode(h))
 
-    def _active_latents(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor, int]:
+    def _weight_of_products(self) -> Tensor:
+        """The encoder's matrix, under autocast rounded to its dtype where that only preselects latents.
+
+        Where thresholds decide how many latents are active, or a graph is recorded, the product stays as it is.
+        """
+        preselects = self.config.activation in ("topk", "abstopk") and not torch.is_grad_enabled()
+        dtype = rounded_dtype(self.encoder_weight.device) if preselects else None
+        return self.encoder_weight if dtype is None else self.encoder_weight.to(dtype)
+
+    def _active_latents(self, x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"]) -> tuple[Tensor, Tensor, int]:
         """Indices and values of a chunk's active latents, and the largest number of them at one token, at least 1.
 
         Choosing before indexing keeps any [n, C] tensor out of the graph, if one is recorded.
         """
-        z = torch.addmm(self.encoder_bias, x, self.encoder_weight.t())  # (n, C)
+        if weight.dtype != self.encoder_weight.dtype:
+            return self._preselected_latents(x, weight)
+        with plain_products(x.device):
+            z = torch.addmm(self.encoder_bias, x, weight.t())  # (n, C)
         with torch.no_grad():
             indices, num_active = self._choose(z)
         # Not `gather`, which would keep z for its backward.
@@ -151,6 +165,16 @@ class SparseAutoencoder(nn.Module):
             threshold = self.threshold[indices] if self.threshold.ndim else self.threshold
             values = values.masked_fill(values <= threshold, 0)
         return indices, values, num_active
+
+    def _preselected_latents(self, x: Float[Tensor, "n D"], weight: Tensor) -> tuple[Tensor, Tensor, int]:
+        """`_active_latents` of the K largest: 2K by the rounded product, then exact values of these, and their order."""
+        K, takes_signs = self.config.max_active_latents, self.config.activation == "abstopk"
+        z = torch.addmm(self.encoder_bias, x, weight.t())  # (n, C)
+        among = (z.abs() if takes_signs else z).topk(min(2 * K, z.shape[-1]), dim=-1).indices
+        exact = row_products(self.encoder_weight, among, x) + self.encoder_bias[among]
+        order = (exact.abs() if takes_signs else exact).topk(K, dim=-1).indices
+        values = exact.gather(-1, order)
+        return among.gather(-1, order), values if takes_signs else values.relu(), K
 
     def _choose(self, z: Float[Tensor, "n C"]) -> tuple[Int64[Tensor, "n K"], int]:
         K = self.config.num_active_latents
@@ -203,6 +227,16 @@ class SparseAutoencoder(nn.Module):
         sae.to(tensors["encoder_weight"].dtype).to_empty(device="cpu")
         sae.load_state_dict(tensors)
         return sae.eval().requires_grad_(False)
+
+
+def row_products(
+    weight: Float[Tensor, "C D"], indices: Int64[Tensor, "n K"], x: Float[Tensor, "n D"]
+) -> Float[Tensor, "n K"]:
+    """weight[indices] @ x of each row in the weight's dtype, without a graph and without gathering [n, K, D]."""
+    factors = torch.ones(indices.shape, dtype=weight.dtype, device=x.device, requires_grad=True)
+    with torch.enable_grad():
+        total = F.embedding_bag(indices, weight.detach(), per_sample_weights=factors, mode="sum")
+    return torch.autograd.grad(total, factors, x)[0]  # each row's share in the sum, times x
 
 
 def _pad(indices: Tensor, values: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

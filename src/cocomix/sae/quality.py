@@ -91,11 +91,12 @@ def measure_sae(
     sums = torch.zeros(8, dtype=torch.float64)
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
     for windows in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
+        windows = windows.to(teacher.model.device)
         h = teacher.residual(**windows.inputs())
         latents = sae.encode(h)
         h_hat = sae.decode(latents)
         active = latents.values != 0
-        counts += torch.bincount(latents.indices[active], minlength=len(counts))
+        counts += torch.bincount(latents.indices[active], minlength=len(counts)).cpu()
         sums += torch.stack(
             [
                 (h - h_hat).double().pow(2).sum(),
@@ -107,12 +108,12 @@ def measure_sae(
                 _loss_sum(teacher, h_hat, windows),
                 _loss_sum(teacher, mean.expand_as(h), windows),
             ]
-        )
+        ).cpu()
     num_tokens = num_windows * dataset.context_length
     num_counted = num_tokens
     for windows in further:
-        latents = sae.encode(teacher.residual(**windows.inputs()))
-        counts += torch.bincount(latents.indices[latents.values != 0], minlength=len(counts))
+        latents = sae.encode(teacher.residual(**windows.to(teacher.model.device).inputs()))
+        counts += torch.bincount(latents.indices[latents.values != 0], minlength=len(counts)).cpu()
         num_counted += windows.input_ids.numel()
     loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[5:])
     quality = SaeQuality(
@@ -151,9 +152,10 @@ def _means(
     teacher: Teacher, dataset: TokenDataset, batch_size: int, max_windows: int | None
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"], int]:
     """The mean residual stream over all tokens, that of the normalised one, and the number of windows."""
-    total, total_x, num_windows = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
+    total = total_x = torch.zeros((), dtype=torch.float64, device=teacher.model.device)
+    num_windows = 0
     for windows in dataset.batches(batch_size, max_windows):
-        h = teacher.residual(**windows.inputs())
+        h = teacher.residual(**windows.to(teacher.model.device).inputs())
         total = total + h.double().sum((0, 1))
         total_x = total_x + _normalize(h).double().sum((0, 1))
         num_windows += len(windows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +25,14 @@ from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
+from cocomix.base.devices import Machine, this_machine
 from cocomix.base.errors import NUM_SEEDS, CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
-from cocomix.modeling.loading import check_data
+from cocomix.modeling.loading import check_data, product_size
 from cocomix.modeling.teacher import Teacher, load_teacher
 from cocomix.sae.config import TrainSaeConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
@@ -80,7 +82,9 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
     """
     config = dataclasses.replace(config, teacher=local_model(config.teacher))
     data = TokenDataset(config.data, "train")
-    settings = _settings(config, data)
+    size = functools.partial(product_size, config.teacher, config.batch_size * data.context_length)
+    machine = this_machine(config.compute, size, config.outputs[0])
+    settings = _settings(config, data) | machine.settings
     _check_output(config)
     with contextlib.ExitStack() as stack:
         manifests: dict[int, artifacts.Manifest] = {}
@@ -95,7 +99,7 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
                 manifests[layer] = finished
         unfinished = [layer for layer in config.layers if layer not in manifests]
         if unfinished:
-            manifests |= _Run(config, data, settings, unfinished, write_card).finish()
+            manifests |= _Run(config, data, settings, unfinished, write_card, machine).finish()
         return tuple(manifests[layer] for layer in config.layers)
 
 
@@ -120,7 +124,7 @@ def _check_output(config: TrainSaeConfig) -> None:
 class _Layer:
     """One layer's autoencoder in training."""
 
-    def __init__(self, config: TrainSaeConfig, teacher: Teacher, settings: dict[str, Any]) -> None:
+    def __init__(self, config: TrainSaeConfig, teacher: Teacher, settings: dict[str, Any], machine: Machine) -> None:
         self.index, self.teacher = teacher.layer, teacher
         self.output = config.layer_output(teacher.layer)
         self.checkpoints = Checkpoints(self.output, settings | {"layer": teacher.layer})
@@ -130,9 +134,10 @@ class _Layer:
             sae = SparseAutoencoder(SparseAutoencoderConfig(D, config.num_latents, config.k))
         num_auxiliary, dead_after = config.num_auxiliary_latents, config.dead_after_tokens
         self.updater = SaeUpdater(
-            sae,
+            sae.to(machine.device),
             dead_after_tokens=min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS) if dead_after is None else dead_after,
             num_auxiliary_latents=min(D // 2, MAX_AUXILIARY_LATENTS) if num_auxiliary is None else num_auxiliary,
+            machine=machine,
         )
         self.step, self.seconds = 0, 0.0
         latest = self.checkpoints.latest()
@@ -155,16 +160,18 @@ class _Run:
         settings: dict[str, Any],
         layers: Sequence[int],
         write_card: CardWriter | None,
+        machine: Machine,
     ) -> None:
-        self.config, self.data, self.write_card = config, data, write_card
+        self.config, self.data, self.write_card, self.machine = config, data, write_card, machine
         self.num_windows = int(settings["num_windows"])
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         by_size = LEARNING_RATE_AT_2_14 / (config.num_latents / 2**14) ** 0.5
         self.max_learning_rate = by_size if config.learning_rate is None else config.learning_rate
-        model = load_teacher(config.teacher)
-        check_data(model, config.teacher, data)
-        self.layers = [_Layer(config, Teacher(model, layer), settings) for layer in layers]
+        model = load_teacher(config.teacher, machine)
+        with machine.products():
+            check_data(model, config.teacher, data)
+        self.layers = [_Layer(config, Teacher(model, layer), settings, machine) for layer in layers]
         new = [layer for layer in self.layers if layer.is_new]
         for layer, h in self._activations(0, new):
             require_variance(h, f"{config.teacher} after block {layer.index}")
@@ -219,14 +226,19 @@ class _Run:
         if not layers:
             return
         windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
-        inputs = self.data.windows(windows).inputs()
-        residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
+        inputs = self.data.windows(windows).to(self.machine.device).inputs()
+        with self.machine.products():
+            residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % NUM_SEEDS)
-        order = torch.randperm(self.tokens_per_step, generator=generator)
+        order = torch.randperm(self.tokens_per_step, generator=generator).to(self.machine.device)
         for layer, h in zip(layers, residuals, strict=True):
             yield layer, h.flatten(0, 1)[order]
 
     def _finish(self, layer: _Layer) -> artifacts.Manifest:
+        with self.machine.products():
+            return self._measure(layer)
+
+    def _measure(self, layer: _Layer) -> artifacts.Manifest:
         """Measure and write one layer's autoencoder."""
         config, sae = self.config, layer.updater.sae.eval().requires_grad_(False)
         validation = TokenDataset(config.data, "validation")

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocomix.base.checkpoints import Checkpoint, restore_state, training_state
+from cocomix.base.devices import Machine
 from cocomix.sae.model import SparseAutoencoder
 
 # Shapes: N tokens, D width of the teacher, C latents, K chosen latents.
@@ -83,7 +84,7 @@ class Encoded:
     def __init__(self, sae: SparseAutoencoder, x: Float[Tensor, "N D"]) -> None:
         self.sae, self.x = sae, x
         with torch.no_grad():
-            self.z = F.linear(x, sae.encoder_weight, sae.encoder_bias)  # (N, C)
+            self.z = F.linear(x, sae.encoder_weight, sae.encoder_bias).to(x.dtype)  # (N, C)
 
     def best(self, num_latents: int, among: Bool[Tensor, " C"] | None = None) -> tuple[Tensor, Tensor]:
         """Values, with gradients, and indices of the largest of a token: of all latents, or among some."""
@@ -110,14 +111,22 @@ class SaeUpdater:
         sae: the dictionary, as initialised; trained in place.
         dead_after_tokens: a latent that was active at none of this many tokens is dead.
         num_auxiliary_latents: k_aux, dead latents that the auxiliary loss uses for a token.
+        machine: the dictionary's device, and the precision of its products; None: a CPU in float32.
     """
 
-    def __init__(self, sae: SparseAutoencoder, *, dead_after_tokens: int, num_auxiliary_latents: int) -> None:
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        *,
+        dead_after_tokens: int,
+        num_auxiliary_latents: int,
+        machine: Machine | None = None,
+    ) -> None:
         assert sae.config.num_active_latents is not None, "only TopK dictionaries are trained"
-        self.sae, self.k = sae, sae.config.num_active_latents
+        self.sae, self.k, self.machine = sae, sae.config.num_active_latents, machine or Machine()
         self.dead_after_tokens = dead_after_tokens
         self.num_auxiliary_latents = num_auxiliary_latents
-        self.tokens_since_active = torch.zeros(sae.config.num_latents, dtype=torch.long)
+        self.tokens_since_active = torch.zeros(sae.config.num_latents, dtype=torch.long, device=self.machine.device)
         # As Gao et al.: an epsilon this small, because the gradients of a rare latent are.
         self.optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999), eps=6.25e-10, fused=True)
 
@@ -152,7 +161,8 @@ class SaeUpdater:
 
     def _update(self, h: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns FVU and L0 before it."""
-        fvu, auxiliary, l0 = self._losses(h)
+        with self.machine.products():  # anew for each step: autocast keeps rounded weights until it is left
+            fvu, auxiliary, l0 = self._losses(h)
         (fvu + AUXILIARY_LOSS_WEIGHT * auxiliary).backward()
         self._project_decoder_gradient()
         self.optimizer.step()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.studio.address import free_port
@@ -26,6 +27,7 @@ class StudioConfig(CommandConfig):
     """Address of this machine to listen on: 127.0.0.1, localhost or ::1."""
     port: int = 8420
     """Port to listen on; 0 takes a free one."""
+    compute: Compute = field(default_factory=ComputeConfig)
     open: bool = True
     """Open the page in the browser."""
 
@@ -42,9 +44,12 @@ def studio(config: StudioConfig) -> str:
     runs = find_runs(config.runs)
     port = free_port(config.host, config.port)
     # These take seconds to import; a mistake above should not cost that.
+    from cocomix.base.devices import this_device
+
+    this_device(config.compute.device)  # refused before the page is served
     from cocomix.studio.model_cache import ModelCache
     from cocomix.studio.server import serve
 
     say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
-    serve(ModelCache(runs), config.host, port, open_browser=config.open)
+    serve(ModelCache(runs, config.compute), config.host, port, open_browser=config.open)
     return "the studio has ended"

@@ -88,7 +88,8 @@ class Continuation:
         Args:
             report: called in this thread after every token.
         """
-        with contextlib.suppress(UnwantedError), self.model.interruptible(self._stopped.is_set):
+        interruptible, products = self.model.interruptible(self._stopped.is_set), self.model.machine.products()
+        with contextlib.suppress(UnwantedError), interruptible, products:
             original, steered = self._tokens(), self._tokens()
             for _ in range(self.num_tokens):
                 with _TURNS:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -17,9 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
+from cocomix.base.compute import ComputeConfig
+from cocomix.base.devices import this_machine
 from cocomix.base.errors import CocomixError
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 from cocomix.steering.steer import steer
@@ -91,15 +95,19 @@ class StudioModel:
     Args:
         run: its folder.
         inspections: finished inspections; the one of this model gives the cards.
+        compute: device and precision; None: float32, on CUDA if there is any.
 
     Raises:
         CocomixError: the folder holds no model that can be loaded, or the model has no concepts.
     """
 
-    def __init__(self, run: NamedFolder, inspections: Sequence[CardReader] = ()) -> None:
+    def __init__(
+        self, run: NamedFolder, inspections: Sequence[CardReader] = (), compute: ComputeConfig | None = None
+    ) -> None:
         self.name, self.path = run.name, run.path
         fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
-        model = load_causal_lm(run.path)
+        self.machine = this_machine(compute or ComputeConfig(), functools.partial(product_size, run.path, 1))
+        model = load_causal_lm(run.path, self.machine)
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         self.model = model
@@ -256,8 +264,8 @@ class StudioModel:
 
     def _active(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Active concepts and their strengths, both [T, K], strongest first."""
-        output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
-        concepts, strengths = output.concept_indices[0], output.concept_values[0].float()
+        output = self._read(ids)
+        concepts, strengths = output.concept_indices[0].cpu(), output.concept_values[0].float().cpu()
         statistics = self.metadata().statistics
         if statistics is None:
             return concepts, strengths
@@ -266,9 +274,14 @@ class StudioModel:
 
     def _next_probabilities(self, ids: Sequence[int]) -> Tensor:
         """[V]."""
-        output = self.model(input_ids=torch.tensor([list(ids)]), use_cache=False, logits_to_keep=1)
-        logits: Tensor = output.logits[0, -1]
-        return logits.float().softmax(-1)
+        logits: Tensor = self._read(ids).logits[0, -1].float().cpu()
+        return logits.softmax(-1)
+
+    def _read(self, ids: Sequence[int]) -> Any:
+        """The model's output, with the logits of the last token."""
+        input_ids = torch.tensor([list(ids)], device=self.model.device)
+        with self.machine.products():
+            return self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
 
     def _nothing_called(self, text: str) -> str:
         names = {name.casefold(): name for name in self.metadata().names.values()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 
+from cocomix.base.compute import ComputeConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.studio.model import StudioModel
@@ -17,10 +18,11 @@ class ModelCache:
 
     Args:
         runs: from `find_runs`.
+        compute: device and precision of the models.
     """
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs = runs
+    def __init__(self, runs: Runs, compute: ComputeConfig | None = None) -> None:
+        self.runs, self.compute = runs, compute or ComputeConfig()
         self._lock = threading.Lock()
         self._models: dict[str, Future[StudioModel]] = {}
         self._inspections: list[CardReader] | None = None
@@ -42,7 +44,7 @@ class ModelCache:
             future = self._models.setdefault(run.name, Future())
         if is_first:
             try:
-                future.set_result(StudioModel(run, self._cards()))
+                future.set_result(StudioModel(run, self._cards(), self.compute))
             except BaseException as error:
                 with self._lock:
                     del self._models[run.name]  # the next request tries again

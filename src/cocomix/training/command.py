@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 from typing import Any
 
+import torch
+
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import clear_checkpoints
-from cocomix.base.devices import this_device
+from cocomix.base.devices import chosen_precision, this_device
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model, require_known_place
 from cocomix.base.kinds import TRAINING_RUN
@@ -36,6 +38,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
         _check_shares(config, ranks)
+        config = _with_precision(config, ranks, device)
         options = flat(config)
         if config.teacher is not None:
             require_known_place("teacher", config.teacher)
@@ -52,6 +55,18 @@ def train(config: TrainConfig) -> artifacts.Manifest:
                 clear_checkpoints(config.output)  # in case the earlier process ended right before this
             return finished
         return Trainer(config, batches, settings, ranks, device).finish()
+
+
+def _with_precision(config: TrainConfig, ranks: Ranks, device: torch.device) -> TrainConfig:
+    """The configuration with the precision that every rank takes in place of `auto`."""
+
+    def size() -> tuple[int, int]:
+        num_windows = config.micro_batch_size or config.batch_size // ranks.size
+        return num_windows * TokenDataset(config.data, "train").context_length, config.student.hidden_size
+
+    choice = config.parallel.precision
+    precision = ranks.on_first_rank(lambda: chosen_precision(choice, device, size, config.output))
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, precision=precision))
 
 
 def _check_shares(config: TrainConfig, ranks: Ranks) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import ComputeConfig, PrecisionChoice
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig, NoMixerConfig
@@ -108,21 +109,20 @@ def _more_objectives_of(names: tuple[str, ...]) -> type[MoreObjectives]:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """How a run uses its devices. Apart from the precision, none of this changes the result beyond rounding."""
+class ParallelConfig(ComputeConfig):
+    """How a run uses its devices. Apart from the precision, none of this changes the result beyond rounding.
+
+    On the command line `--precision` and `--device` stand for `--parallel.precision` and `--parallel.device`.
+    """
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Under `torchrun`: every rank holds the whole model (`ddp`), or its share of every tensor (`fsdp`)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the matrix products; weights, gradient sums and moments stay in float32."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int = 64
     """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; `auto` is CUDA if there is any."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
@@ -192,6 +192,11 @@ class TrainConfig(CommandConfig):
             raise CocomixError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if not {self.data, self.output} & {OPEN, NOT_NEEDED}:
             self.check()
+
+    @property
+    def precision(self) -> PrecisionChoice:
+        """Of the run's products, also those of its teacher."""
+        return self.parallel.precision
 
     @property
     def objectives(self) -> tuple[ObjectiveConfig, ...]:

@@ -58,8 +58,8 @@ def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> t
     Raises:
         CocomixError: the mixer is unknown.
     """
-    from_file, argv = list(renamed_arguments(from_file)), list(renamed_arguments(argv))
     run = default if isinstance(default, TrainConfig) else default.run
+    from_file, argv = (list(renamed_arguments(part, is_run=run is default)) for part in (from_file, argv))
     if run is not default:  # a plan writes no output
         from_file = [argument for argument in from_file if not argument.startswith("--output=")]
     name = _last_value([*from_file, *argv], _MIXER)

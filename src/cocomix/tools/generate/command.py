@@ -6,6 +6,7 @@ The continuation goes to standard output, token by token if that is a terminal; 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, TextStreamer
 
 from cocomix.base import artifacts
+from cocomix.base.devices import this_machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.progress import say
 from cocomix.data.tokenizer import load_tokenizer
-from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.steer import steer
 from cocomix.tools.generate.config import GenerateConfig, parse_strengths
@@ -37,7 +39,8 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     strengths = parse_strengths(config.steer, config.mode)
     path = local_model(config.model)
     artifacts.check(path)
-    model = load_causal_lm(path)
+    machine = this_machine(config.compute, functools.partial(product_size, path, 1))
+    model = load_causal_lm(path, machine)
     if strengths and not isinstance(model, CoCoMixForCausalLM):
         raise CocomixError(f"{config.model} is a plain decoder, which has no concepts; leave out --steer")
     meanings: list[str] = []
@@ -61,7 +64,8 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
         if streams and config.compare:
             print(f"--- {title}")
         streamer = TextStreamer(tokenizer, skip_special_tokens=True) if streams else None
-        with steer(model, edits, config.mode, unit=config.unit) if edits else contextlib.nullcontext():
+        steered = steer(model, edits, config.mode, unit=config.unit) if edits else contextlib.nullcontext()
+        with steered, machine.products():
             texts[title] = continue_text(model, tokenizer, prompt, num_new, sampling, streamer)
     if config.json:
         lengths = {"num_prompt_tokens": prompt.shape[1], "max_new_tokens": num_new}

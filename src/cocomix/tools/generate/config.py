@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.steering.concept_names import require_concepts
 from cocomix.steering.modes import SteerMode, Unit
@@ -41,6 +42,7 @@ class GenerateConfig(CommandConfig):
     """Sample from the likeliest tokens that together have this probability; by default from all."""
     seed: int = 0
     """Of sampling."""
+    compute: Compute = field(default_factory=ComputeConfig)
     compare: bool = False
     """Also continue without steering, from the same seed."""
     json: bool = False

@@ -8,6 +8,7 @@ again after a name is edited.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from cocomix.base import artifacts
+from cocomix.base.devices import this_machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import INSPECTION
@@ -27,8 +29,9 @@ from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import check_data, load_causal_lm
+from cocomix.modeling.loading import check_data, load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.sae.quality import TOKENS_PER_BATCH
 from cocomix.steering.concept_metadata import read_metadata, write_statistics
 from cocomix.steering.concept_names import NAMES_NAME, add_names
 from cocomix.steering.directions import concept_directions
@@ -63,7 +66,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     inputs = _Inputs(config)
     with artifacts.begin(config.output, INSPECTION, inputs.settings, overwrite=config.overwrite) as finished:
         if not (config.output / CARDS_NAME).exists():
-            _compute(config, inputs)
+            with inputs.machine.products():
+                _compute(config, inputs)
         names = _current_names(config)
         if finished is None or names != read_columns(config.output, "name")["name"]:
             (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
@@ -78,6 +82,8 @@ class _Inputs:
 
     def __init__(self, config: InspectConfig) -> None:
         train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
+        size = functools.partial(product_size, config.model, TOKENS_PER_BATCH)
+        self.machine = this_machine(config.compute, size, config.output)
         self.labels = None if config.labels is None else ConceptDataset(config.labels, train)
         attribution = config.attribution
         if self.labels is not None:
@@ -87,7 +93,7 @@ class _Inputs:
         self.source: TeacherLabels | None = None
         if config.teacher is not None and config.sae is not None:
             own = dataclasses.replace(attribution, control="none") if is_derived else attribution
-            self.source = TeacherLabels(validation, config.teacher, config.sae, config.layer, own)
+            self.source = TeacherLabels(validation, config.teacher, config.sae, config.layer, own, self.machine)
         self.read_labels = self.labels if self.source is None or is_derived else None
         """Stored labels of the windows that are read; None if labels are computed or there are none."""
         self.dataset = validation if self.read_labels is None else train
@@ -97,6 +103,7 @@ class _Inputs:
             "labels": None if self.labels is None else self.labels.fingerprint,
             "source": None if self.source is None else self.source.settings,
             **config.settings(),
+            **self.machine.settings,
         }
 
     def extractor(self, num_concepts: int) -> ConceptExtractor | None:
@@ -112,7 +119,7 @@ class _Inputs:
 
 def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     """Compute the statistics, `summary.json` and, last, `concepts.parquet`."""
-    model = load_causal_lm(config.model)
+    model = load_causal_lm(config.model, inputs.machine)
     if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.has_concepts:
         raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
     check_data(model, config.model, inputs.dataset)
@@ -183,7 +190,7 @@ def _measure(
         measured=measured,
         nearest=nearest_concepts(compress, config.num_nearest),
         nearest_predicted=nearest_concepts(head, config.num_nearest),
-        compress_norms=compress.float().norm(dim=-1),
+        compress_norms=compress.float().norm(dim=-1).cpu(),
         num_labels=num_labels,
         num_labelled_tokens=num_labelled_tokens,
     )

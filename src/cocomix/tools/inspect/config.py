@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
 from cocomix.steering.concept_names import require_concepts
@@ -45,6 +46,7 @@ class InspectConfig(CommandConfig):
     """Number of evenly spaced windows to read."""
     num_probe_windows: int = 256
     """Number of windows for the causal probes; 0: no probes."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 

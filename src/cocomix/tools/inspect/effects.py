@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from cocomix.base.devices import plain_products
 from cocomix.base.progress import ProgressLine
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.edits import concept_edits
@@ -72,7 +73,7 @@ def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_t
     at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
     parts = []
     for chunk in rows.split(max(1, CHUNK_ELEMENTS // model.config.vocab_size)):
-        logits = (adapter.logits(chunk.unsqueeze(0))[0] - at_zero).float()[:, tokens]
+        logits = (adapter.logits(chunk.unsqueeze(0))[0].float() - at_zero.float())[:, tokens]
         most, most_by, least, least_by = _extremes(logits - logits.mean(-1, keepdim=True), num_tokens)
         parts.append((tokens[most], most_by, tokens[least], least_by))
     return _joined(parts)
@@ -95,7 +96,7 @@ def measured_effects(
         activations: of all concepts: the value that each is set to.
         num_tokens: N, how many promoted and how many suppressed tokens are kept.
     """
-    windows = next(dataset.batches(NUM_PROMPTS, NUM_PROMPTS))
+    windows = next(dataset.batches(NUM_PROMPTS, NUM_PROMPTS)).to(model.device)
     prompts = {name: tensor[:, :TOKENS_PER_PROMPT] for name, tensor in windows.inputs().items()}
     P, T = prompts["input_ids"].shape
     kept = torch.linspace(T // POSITIONS_PER_PROMPT, T - 1, min(POSITIONS_PER_PROMPT, T)).long()
@@ -108,7 +109,7 @@ def measured_effects(
             with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
                 change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
             parts.append(_extremes(change.mean((1, 2)), num_tokens))
-            changes.append(change.abs().sum(-1).mean((1, 2)) / 2)
+            changes.append(change.abs().sum(-1).mean((1, 2)).cpu() / 2)
             progress.advance(len(chunk) * P * T)
     return MeasuredEffects(concepts, _joined(parts), torch.cat(changes))
 
@@ -131,12 +132,13 @@ def nearest_concepts(rows: Float[Tensor, "C D"], num_nearest: int) -> tuple[Tens
     nearest, similarities = [], []
     start = 0
     for chunk in unit.split(max(1, CHUNK_ELEMENTS // len(unit))):
-        cosine = chunk @ unit.t()
-        places = torch.arange(len(chunk))
+        with plain_products(unit.device):
+            cosine = chunk @ unit.t()
+        places = torch.arange(len(chunk), device=unit.device)
         cosine[places, start + places] = -torch.inf
         best = cosine.topk(num_nearest, dim=-1)
-        nearest.append(best.indices)
-        similarities.append(best.values)
+        nearest.append(best.indices.cpu())
+        similarities.append(best.values.cpu())
         start += len(chunk)
     return torch.cat(nearest), torch.cat(similarities)
 
@@ -144,7 +146,7 @@ def nearest_concepts(rows: Float[Tensor, "C D"], num_nearest: int) -> tuple[Tens
 def _extremes(change: Float[Tensor, "c V"], num_tokens: int) -> tuple[Tensor, ...]:
     num_tokens = min(num_tokens, change.shape[-1])
     most, least = change.topk(num_tokens, dim=-1), change.topk(num_tokens, dim=-1, largest=False)
-    return most.indices, most.values, least.indices, least.values
+    return most.indices.cpu(), most.values.cpu(), least.indices.cpu(), least.values.cpu()
 
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> Effects:

@@ -57,6 +57,7 @@ class StrongestOccurrences:
             values: [B, T, K], which rank the occurrences.
             present: [B, T, K], whether the concept occurs.
         """
+        concepts, values, present = concepts.cpu(), values.cpu(), present.cpu()
         row, position, slot = present.nonzero(as_tuple=True)
         concept, value = concepts[row, position, slot], values[row, position, slot].float()
         self.counts += torch.bincount(concept, minlength=len(self.counts))
@@ -129,7 +130,7 @@ def find_occurrences(
     for ids, windows in _batches(dataset, labels, max_windows):
         num_windows += len(ids)
         token_counts += torch.bincount(windows.input_ids.flatten(), minlength=len(token_counts))
-        window_ids = torch.from_numpy(ids)
+        window_ids, windows = torch.from_numpy(ids), windows.to(model.device)
         if extractor is not None:
             latents = extractor.sae.encode(extractor.teacher.residual(**windows.inputs()))
             strongest["sae"].add(window_ids, latents.indices, latents.values, latents.values > 0)
@@ -138,7 +139,9 @@ def find_occurrences(
         if quality is not None:
             scored = _labels(ids, windows, extractor, labels)
             strongest["label"].add(window_ids, scored.labels, scored.scores, scored.labels != IGNORED_LABEL)
-            quality.add(hidden, indices, values, scored.labels)
+            quality.add(hidden, indices, values, scored.labels.to(model.device))
+    if quality is not None:
+        quality.to_cpu()
     num_tokens = int(token_counts.sum())
     return Occurrences(num_windows, num_tokens, strongest, token_counts, recorder.statistics(), quality)
 
@@ -148,7 +151,9 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mixer's input [B, T, D] and its active concepts and values [B, T, K]; blocks above the mixer do not run."""
     adapter, T = model.adapter, windows.input_ids.shape[1]
-    positions = torch.arange(T).unsqueeze(0) if windows.position_ids is None else windows.position_ids
+    positions = (
+        torch.arange(T, device=model.device).unsqueeze(0) if windows.position_ids is None else windows.position_ids
+    )
     hidden = adapter.embed(adapter.token_embeddings(windows.input_ids), positions)
     hidden = adapter.run_blocks(
         hidden, 0, model.config.mixer.insertion, position_ids=positions, packed_positions=windows.position_ids

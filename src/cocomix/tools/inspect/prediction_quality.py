@@ -48,6 +48,16 @@ class PredictionQuality:
         """How many labels are the 1st, 2nd, ... strongest prediction."""
         # Active concepts in each bin: their number, the sum of their probabilities, and the number of labels among them.
         self.bins = torch.zeros(3, len(EDGES) - 1, dtype=torch.float64)
+        self._move(model.device)
+
+    def _move(self, device: torch.device) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+
+    def to_cpu(self) -> None:
+        """Move the counts off the model's device, once all is counted."""
+        self._move(torch.device("cpu"))
 
     def add(
         self,
@@ -76,7 +86,8 @@ class PredictionQuality:
         self.hits_by_rank += is_label.sum(0)
         log_partition = self._add_mass(x, num_labels)
         probability = (num_labels * (values - log_partition.unsqueeze(-1)).exp()).clamp(max=1).flatten().double()
-        bins = torch.bucketize(probability, torch.tensor(EDGES[1:-1], dtype=torch.float64), right=True)
+        edges = torch.tensor(EDGES[1:-1], dtype=torch.float64, device=probability.device)
+        bins = torch.bucketize(probability, edges, right=True)
         counted = torch.stack([torch.ones_like(probability), probability, is_label.flatten().double()])
         self.bins.index_add_(1, bins, counted)
 
@@ -85,7 +96,7 @@ class PredictionQuality:
         log_partitions = []
         size = max(1, CHUNK_ELEMENTS // len(self.mass))
         for rows, numbers in zip(x.split(size), num_labels.split(size), strict=True):
-            z = torch.addmm(self.mixer.head_bias, rows, self.mixer.head_weight.t())  # (n, C)
+            z = torch.addmm(self.mixer.head_bias, rows, self.mixer.head_weight.t()).float()  # (n, C)
             log_partition = z.logsumexp(-1)
             log_partitions.append(log_partition)
             self.mass += (z - log_partition.unsqueeze(-1)).exp_().mul_(numbers).clamp_(max=1).sum(0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cocomix.base import artifacts
+from cocomix.base.compute import Precision
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, TOKEN_DATASET
 from cocomix.labels.config import DistillTargetsConfig
@@ -36,10 +37,14 @@ class Inputs:
     """A, labels per token."""
     labels_flops: float | None
     """Teacher FLOPs per token recorded with the labels; None: there are none."""
+    labels_precision: Precision | None
+    """Of the teacher that made the labels; None: there are none."""
     num_draws: int
     """K, stored draws per token."""
     draws_flops: float | None
     """Teacher FLOPs per token recorded with the targets; None: there are none."""
+    draws_precision: Precision | None
+    """Of the teacher that made the targets; None: there are none."""
 
     def stored_tokens(self, num_tokens: int) -> int:
         """Number of tokens with labels and draws in a run of `num_tokens`: each window counts once, even if seen again."""
@@ -72,9 +77,15 @@ def read_inputs(config: TrainConfig, recipe: str | None, vocab_size: int | None,
         num_concepts=_num_concepts(config, labels),
         num_labels=int(attribution),
         labels_flops=None if labels is None else float(labels.facts["flops_per_token"]),
+        labels_precision=_precision(labels),
         num_draws=int(draws),
         draws_flops=None if targets is None else float(targets.facts["flops_per_token"]),
+        draws_precision=_precision(targets),
     )
+
+
+def _precision(manifest: artifacts.Manifest | None) -> Precision | None:
+    return None if manifest is None else manifest.settings.get("precision", "float32")
 
 
 def _text(

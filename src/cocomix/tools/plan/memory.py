@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cocomix.base.compute import Precision
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
 from cocomix.training.students import TextShape, build_student, with_num_concepts
-
-Precision = Literal["float32", "bfloat16"]
 
 FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 
@@ -221,6 +220,7 @@ def device_memory(
         teacher: bytes of the weights of a teacher that runs during training.
     """
     precision, T = config.parallel.precision, text.context_length
+    assert precision != "auto", "a plan chooses before it counts"
     num_labels = config.attribution.num_labels if config.concept_loss.is_on(config) else 0
     with FakeTensorMode():
         model = build_student(config, text, with_num_concepts(config, num_concepts)).train()

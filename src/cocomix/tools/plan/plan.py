@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cocomix.base.accelerators import DeviceSpec
+from cocomix.base.compute import Precision
 from cocomix.base.errors import CocomixError, nearest
 from cocomix.base.numbers import parse_count
 from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
@@ -54,8 +55,12 @@ class Duration:
     """Hours of a teacher that runs during training."""
     labels_hours: float
     """Hours of extracting stored labels, before training."""
+    labels_precision: str
+    """Of the teacher and its autoencoder: the run's, unless the labels exist already."""
     targets_hours: float
     """Hours of drawing stored distillation targets, before training."""
+    targets_precision: str
+    """Of the teacher: the run's, unless the targets exist already."""
     num_devices: int
 
     @property
@@ -184,6 +189,11 @@ def make_plan(config: PlanConfig) -> Plan:
     if config.strategy is not None:
         parallel = replace(config.run.parallel, strategy=config.strategy)
         config = replace(config, run=replace(config.run, parallel=parallel))
+    if config.run.parallel.precision == "auto":
+        spec = config.device_spec
+        taken: Precision = "bfloat16" if spec.bfloat16_flops > spec.float32_flops else "float32"
+        parallel = replace(config.run.parallel, precision=taken)
+        config = replace(config, run=replace(config.run, parallel=parallel))
     run = config.run
     num_tokens = run.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
     device, windows_per_pass = config.device_spec, _windows_per_pass(config)
@@ -235,7 +245,7 @@ def make_plan(config: PlanConfig) -> Plan:
         target_bytes_per_token=_target_bytes(inputs) if cost.stored_targets else 0,
         equal_parameters=None if is_plain else equal_parameters_width(run, text),
         equal_flops=None if is_plain else equal_flops_width(run, text),
-        duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device),
+        duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device, inputs),
     )
 
 
@@ -284,20 +294,27 @@ def _windows_per_pass(config: PlanConfig) -> int:
 
 
 def _duration(
-    config: PlanConfig, num_tokens: int, num_stored_tokens: int, flops: Flops, cost: Cost, device: DeviceSpec
+    config: PlanConfig,
+    num_tokens: int,
+    num_stored_tokens: int,
+    flops: Flops,
+    cost: Cost,
+    device: DeviceSpec,
+    inputs: Inputs,
 ) -> Duration:
-    """Labels and stored draws run in float32; targets computed during training run in the run's precision."""
 
     def hours(count: int, flops_per_token: float, precision: str) -> float:
         rate = config.devices * peak_flops(device, precision) * config.utilisation
         return count * flops_per_token / rate / 3600
 
     precision, is_online = config.run.parallel.precision, config.run.sae is not None
+    labels_precision, targets_precision = inputs.labels_precision or precision, inputs.draws_precision or precision
     return Duration(
         student_hours=hours(num_tokens, flops.training, precision),
-        teacher_hours=hours(num_tokens, cost.targets, precision)
-        + (hours(num_tokens, cost.labels, "float32") if is_online else 0.0),
-        labels_hours=0.0 if is_online else hours(num_stored_tokens, cost.labels, "float32"),
-        targets_hours=hours(num_stored_tokens, cost.stored_targets, "float32"),
+        teacher_hours=hours(num_tokens, cost.targets + (cost.labels if is_online else 0.0), precision),
+        labels_hours=0.0 if is_online else hours(num_stored_tokens, cost.labels, labels_precision),
+        labels_precision=labels_precision,
+        targets_hours=hours(num_stored_tokens, cost.stored_targets, targets_precision),
+        targets_precision=targets_precision,
         num_devices=config.devices,
     )

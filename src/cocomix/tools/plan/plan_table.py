@@ -89,12 +89,13 @@ def _bill(plan: Plan) -> str:
     table.add_row("training", format_hours(duration.hours), f"at {100 * config.utilisation:.0f} % of {peak}/s a device")
     if duration.teacher_hours:
         table.add_row("of it the teacher’s", format_hours(duration.teacher_hours), "")
-    if duration.labels_hours:
-        peak = format_flops(peak_flops(plan.device, "float32"))
-        table.add_row("labels, before it", format_hours(duration.labels_hours), f"in float32, of {peak}/s a device")
-    if duration.targets_hours:
-        peak = format_flops(peak_flops(plan.device, "float32"))
-        table.add_row("draws, before it", format_hours(duration.targets_hours), f"in float32, of {peak}/s a device")
+    for name, hours, precision in (
+        ("labels", duration.labels_hours, duration.labels_precision),
+        ("draws", duration.targets_hours, duration.targets_precision),
+    ):
+        if hours:
+            peak = format_flops(peak_flops(plan.device, precision))
+            table.add_row(f"{name}, before it", format_hours(hours), f"in {precision}, of {peak}/s a device")
     has_more = duration.labels_hours or duration.targets_hours
     table.add_row("device-hours", f"{duration.device_hours:,.1f}", "of all" if has_more else "")
     for name, size in (("labels", plan.label_bytes_per_token), ("draws", plan.target_bytes_per_token)):

@@ -70,10 +70,11 @@ def strongest_occurrences(latents: Sequence[int], trained: TrainedAutoencoder) -
     strongest = StrongestOccurrences(sae.config.num_latents, NUM_CONTEXTS)
     count = min(max_windows or dataset.num_windows, dataset.num_windows)
     window_ids = torch.from_numpy(np.arange(count) * dataset.num_windows // count)
+    wanted = torch.tensor(latents, dtype=torch.long, device=trained.teacher.model.device)
     start = 0
     for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
-        active = sae.encode(trained.teacher.residual(**windows.inputs()))
-        present = (active.values > 0) & torch.isin(active.indices, torch.tensor(latents, dtype=torch.long))
+        active = sae.encode(trained.teacher.residual(**windows.to(wanted.device).inputs()))
+        present = (active.values > 0) & torch.isin(active.indices, wanted)
         strongest.add(window_ids[start : start + len(windows)], active.indices, active.values, present)
         start += len(windows)
     return strongest

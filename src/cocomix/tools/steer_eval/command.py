@@ -9,12 +9,14 @@ DIR/cost.png        the cost, by strength
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from cocomix.base import artifacts
+from cocomix.base.devices import Machine, this_machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import STEERING_SCORE
@@ -22,7 +24,7 @@ from cocomix.base.page import write_file
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import identify_sae, load_extractor
-from cocomix.modeling.loading import check_context, check_data, load_causal_lm
+from cocomix.modeling.loading import check_context, check_data, load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata, read_metadata
@@ -47,23 +49,27 @@ def steer_eval(config: SteerEvalConfig) -> str:
     config = dataclasses.replace(config, model=local_model(config.model), teacher=local_model(config.teacher))
     teacher_fingerprint = artifacts.fingerprint_of_path(config.teacher)
     sae_fingerprint, layer = identify_sae(config.sae, config.layer, config.teacher, teacher_fingerprint)
+    num_tokens = config.batch_size * config.num_prompt_tokens
+    machine = this_machine(config.compute, functools.partial(product_size, config.model, num_tokens), config.output)
     settings = config.settings() | {
         "model": artifacts.fingerprint_of_path(config.model),
         "teacher": teacher_fingerprint,
         "sae": sae_fingerprint,
         "layer": layer,
         "data": artifacts.fingerprint_of_path(config.data),
+        **machine.settings,
     }
     with artifacts.begin(config.output, STEERING_SCORE, settings, overwrite=config.overwrite) as finished:
         if not finished:
-            _write(config, settings, layer)
+            _write(config, settings, layer, machine)
             artifacts.finish(config.output)
         result = artifacts.read_json(config.output / RESULT_NAME)
     return f"{config.output}\n{headline(result)}"
 
 
-def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> None:
-    measured, concepts, names = _measure(config, settings["strengths"], layer)
+def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int, machine: Machine) -> None:
+    with machine.products():
+        measured, concepts, names = _measure(config, settings["strengths"], layer, machine)
     scores = {
         name: score_steering(measured, concepts, steered, config.max_fluency_cost, seed=config.seed)
         for name, steered in (
@@ -92,11 +98,11 @@ def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int) -> Non
 
 
 def _measure(
-    config: SteerEvalConfig, strengths: Sequence[float], layer: int
+    config: SteerEvalConfig, strengths: Sequence[float], layer: int, machine: Machine
 ) -> tuple[Measurements, list[int], Mapping[int, str]]:
     """Measurements, the concepts of the sample, and the names of concepts."""
-    model = _student(config)
-    extractor = load_extractor(config.teacher, config.sae, AttributionConfig(), layer)
+    model = _student(config, machine)
+    extractor = load_extractor(config.teacher, config.sae, AttributionConfig(), layer, machine)
     teacher, sae = extractor.teacher, extractor.sae
     train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
     check_data(model, config.model, validation)
@@ -136,8 +142,8 @@ def _measure(
     return measured, concepts, names
 
 
-def _student(config: SteerEvalConfig) -> CoCoMixForCausalLM:
-    model = load_causal_lm(config.model)
+def _student(config: SteerEvalConfig, machine: Machine) -> CoCoMixForCausalLM:
+    model = load_causal_lm(config.model, machine)
     if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.is_steerable:
         raise CocomixError(
             f"{config.model} has no concepts to steer; steer-eval needs a model whose concepts are mixed in"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cocomix.base.command import CommandConfig
+from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.steering.concept_names import require_concepts
 from cocomix.steering.modes import SteerMode
@@ -65,6 +66,7 @@ class SteerEvalConfig(CommandConfig):
     """Continuations in a batch."""
     seed: int = 0
     """Of sampling, of the split into halves and of the controls."""
+    compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
@@ -80,7 +82,7 @@ class SteerEvalConfig(CommandConfig):
             raise CocomixError("--concepts takes two or more different concepts, because each is compared with another")
 
     def settings(self) -> dict[str, Any]:
-        left_out = ("model", "teacher", "sae", "data", "output", "overwrite", "layer")
+        left_out = ("model", "teacher", "sae", "data", "output", "overwrite", "layer", "compute")
         settings = {name: value for name, value in asdict(self).items() if name not in left_out}
         return settings | {"strengths": self.strengths or STRENGTHS[self.mode]}
 

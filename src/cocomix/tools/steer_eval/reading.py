@@ -45,15 +45,17 @@ class TextReader:
         self.teacher, self.sae, self.num_latents = teacher, sae, len(latents)
         self.slots = torch.full((sae.config.num_latents,), len(latents))  # L: not read
         self.slots[torch.tensor(list(latents), dtype=torch.long)] = torch.arange(len(latents))
+        self.slots = self.slots.to(teacher.model.device)
 
     @torch.no_grad()
     def read(self, ids: Int64[Tensor, "*B T"], num_prompt_tokens: int) -> Readings:
         """Read the tokens after the first `num_prompt_tokens`, which are their context."""
         parts = [self._read(batch, num_prompt_tokens) for batch in ids.flatten(0, -2).split(BATCH_SIZE)]
-        columns = (torch.cat(column).unflatten(0, ids.shape[:-1]) for column in zip(*parts, strict=True))
+        columns = (torch.cat(column).cpu().unflatten(0, ids.shape[:-1]) for column in zip(*parts, strict=True))
         return Readings(*columns)
 
     def _read(self, ids: Tensor, num_prompt_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids = ids.to(self.slots.device)
         hidden = self.teacher.residual(ids)
         latents = self.sae.encode(hidden[:, num_prompt_tokens:])
         dense = hidden.new_zeros(*latents.values.shape[:2], self.num_latents + 1)
@@ -83,9 +85,9 @@ def most_used_latents(
     """
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
     for windows in dataset.batches(BATCH_SIZE, max_windows):
-        latents = sae.encode(teacher.residual(**windows.inputs()))
+        latents = sae.encode(teacher.residual(**windows.to(teacher.model.device).inputs()))
         best = latents.values.topk(min(num_strongest, latents.values.shape[-1]), dim=-1)
         chosen = latents.indices.gather(-1, best.indices)[best.values > 0]
-        counts += torch.bincount(chosen, minlength=len(counts))
+        counts += torch.bincount(chosen, minlength=len(counts)).cpu()
     order = counts.argsort(descending=True, stable=True)
     return [latent for latent in order.tolist() if counts[latent]]
