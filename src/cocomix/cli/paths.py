@@ -13,11 +13,11 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import HUB_PLACE, local_model, may_be_on_hub, require_known_place
 from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
-from cocomix.training.config import NOT_NEEDED, TrainConfig
+from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
 
 #: What the folder of a field must hold, in every command.
 _FOLDERS = {"data": TOKEN_DATASET, "labels": CONCEPT_DATASET}
-_MODELS = ("model", "teacher")
+_MODELS = ("model", "teacher", "pretrained")
 _TEXTS = ("text", "validation_text")
 
 
@@ -36,6 +36,8 @@ def check_paths(config: Any, writes: str, *, downloads: bool = True) -> None:
         value = getattr(config, field.name)
         if isinstance(value, TrainConfig):  # of a plan
             check_paths(value, "", downloads=False)
+        elif isinstance(value, StudentConfig):
+            check_paths(value, "", downloads=downloads)
         elif isinstance(value, Path):
             _check_path(field.name, value, downloads=downloads)
         elif field.name == "tokenizer" and value is not None:
@@ -61,7 +63,7 @@ def _check_path(name: str, path: Path, *, downloads: bool) -> None:
         folder = local_model(path)
         if folder.is_dir() and not (folder / "config.json").exists():
             raise CocomixError(f"{path} has no config.json; expected a model folder")
-    elif name == "sae" and not path.exists() and HUB_PLACE.fullmatch(str(path)) is None:
+    elif name in ("sae", "start_from_sae") and not path.exists() and HUB_PLACE.fullmatch(str(path)) is None:
         raise CocomixError(f"{path} does not exist, and is no name on the Hugging Face Hub (organisation/repository)")
     elif name == "task_data" and not path.is_dir():
         raise CocomixError(f"{path} is not a folder; --task-data takes the one with the benchmarks' files")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from cocomix.base import artifacts
@@ -15,8 +16,10 @@ from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.live import identify_sae
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig, flat
+from cocomix.training.students import settled
 from cocomix.training.trackers import require_trackers
 from cocomix.training.trainer import Trainer
 
@@ -36,7 +39,9 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
         _check_shares(config, ranks)
-        options = flat(config)
+        typed, config = config, settled(config)
+        shown = dataclasses.replace(config.student, pretrained=typed.student.pretrained)
+        options = flat(dataclasses.replace(config, student=shown))
         if config.teacher is not None:
             require_known_place("teacher", config.teacher)
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
@@ -78,7 +83,8 @@ def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, 
     settings = {name: value for name, value in flat(config).items() if name not in _LEFT_OUT}
     student, mixer = config.student, config.student.mixer
     plain = {each.name: getattr(student, each.name) for each in dataclasses.fields(student) if each.name != "mixer"}
-    settings["student"] = plain | mixer.settings()
+    settings["student"] = _determining(plain) | mixer.settings()
+    settings["optimizer"] = _determining(settings["optimizer"])
     for objective in config.objectives:
         settings.pop(objective.name, None)
         settings |= objective.settings(config)
@@ -91,6 +97,30 @@ def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, 
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
+        **_student_inputs(config),
         **batches.inputs,
     }
     return settings
+
+
+def _determining(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without paths, and without options that are not set: most came later than the first runs."""
+    return {name: value for name, value in values.items() if value is not None and not isinstance(value, Path)}
+
+
+def _student_inputs(config: TrainConfig) -> dict[str, str]:
+    """Fingerprints of what a pretrained student starts from.
+
+    Raises:
+        CocomixError: the autoencoder belongs to another decoder or layer.
+    """
+    student, path = config.student, config.student.pretrained
+    if path is None:
+        return {}
+    inputs = {"pretrained": artifacts.fingerprint_of_path(path)}
+    if student.start_from_sae is not None:
+        layer = student.mixer.insertion - 1
+        inputs["start_from_sae"], _ = identify_sae(
+            student.start_from_sae, layer, path, inputs["pretrained"], "--student.layer"
+        )
+    return inputs

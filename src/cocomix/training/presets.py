@@ -13,7 +13,7 @@ from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
 from cocomix.training.recipes import Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
-_MIXER = "--student.mixer"
+_MIXER, _PRETRAINED, _SAE = "--student.mixer", "--student.pretrained", "--student.start-from-sae"
 
 
 def start(config_class: type[Any], name: str | None) -> tuple[Recipe | None, Any]:
@@ -68,7 +68,8 @@ def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> t
             raise CocomixError(f"there is no mixer {name!r}{nearest(name, MIXERS)}")
         student = dataclasses.replace(run.student, mixer=_as_other(run.student.mixer, MIXERS[name]))
         run = dataclasses.replace(run, student=student)
-        default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
+    if _last_value([*from_file, *argv], _PRETRAINED) not in (None, "None"):
+        from_scratch_settings...
     return default, _without_other_mixers(from_file, run.student.mixer), argv
 
 
