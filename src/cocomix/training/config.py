@@ -278,6 +278,9 @@ class TrainConfig:
             )
         if self.sae is not None and (self.teacher is None or self.labels is not None):
             raise CocomixError("labels on the fly need --teacher and --sae, and exclude --labels")
+        student = self.student
+        if student.train == "mixer" and not student.mixer.mixes and not self.concept_loss.is_on(self):
+            raise CocomixError("student.train is 'mixer', which mixes nothing in and has no concept loss: nothing would learn")
         if self.optimizer.pretrained_learning_rate is not None and self.student.pretrained is None:
             raise CocomixError("optimizer.pretrained_learning_rate is set, but there is no student.pretrained; give one")
         mixer, has_labels = self.student.mixer, self.labels is not None or self.sae is not None
