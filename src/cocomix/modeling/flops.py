@@ -2,8 +2,9 @@
 
 `algorithmic` counts what the method needs: every matrix product of the blocks, attention over the keys that a causal mask
 leaves (half of a square), the output head, the concept head and the K_mix gathered rows of the compression. A backward pass
-costs twice its forward pass, less the gradients of frozen weights and all below what learns; recomputation does not count. With interleaving, the last block counts in full where the next
-token is predicted and only for its keys and values elsewhere, as in training without hidden states.
+costs twice its forward pass, less the gradients of frozen weights and all below what learns; recomputation does not count.
+With interleaving, the last block counts in full where the next token is predicted and only for its keys and values elsewhere,
+as in training without hidden states.
 
 `counter` equals what `torch.utils.flop_counter.FlopCounterMode` counts for the real modules on the meta device. It counts
 attention over a full square, and no gathered rows, such as the K_mix rows through which the concept head's values are
@@ -53,8 +54,8 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, cou
 def _frozen_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
     """FLOPs per token that frozen weights save a backward pass.
 
-    Above the lowest weights that learn, a frozen product has one in the backward, the gradient of its input; below, none. (The
-    block that they are in counts in full, though nothing needs the gradient of its own input.)
+    Above the lowest weights that learn, a frozen product has one in the backward, the gradient of its input; below, none.
+    (The block that they are in counts in full, though nothing needs the gradient of its own input.)
     """
     adapter, mixer, L = model.adapter, model.mixer.config, model.adapter.num_blocks
     learns = [_learns(block) for block in adapter.blocks]

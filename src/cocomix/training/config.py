@@ -30,9 +30,11 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 Learning = Literal["mixer", "above", "all"]
 
 if TYPE_CHECKING:  # for whoever reads them: None only until `settled` has read a pretrained decoder's own
-    Size, Name = int, str
+    Size = int
+    Name = str
 else:
-    Size, Name = int | None, str | None
+    Size = int | None
+    Name = str | None
 
 #: Metadata of nested settings that appear among their owner's on the command line, in YAML and in stored settings.
 FLAT = {"flat": True}
@@ -73,7 +75,9 @@ class StudentConfig:
         if self.pretrained is None:
             for name in ("train", "train_above", "start_from_sae"):
                 if getattr(self, name) is not None:
-                    raise CocomixError(f"student.{name} is set, but only a decoder of student.pretrained has it; give one")
+                    raise CocomixError(
+                        f"student.{name} is set, but only a decoder of student.pretrained has it; give one"
+                    )
             for name, value in _SHAPE.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
@@ -84,13 +88,15 @@ class StudentConfig:
         if not self.mixer.inserts:
             self._check_plain()
         if self.train_above is not None and self.train != "above":
-            raise CocomixError("student.train_above is set, but student.train is not 'above'; set that, or leave it out")
-        if self.train_above is not None and self.num_layers is not None:
-            if not -1 <= self.train_above <= self.num_layers - 2:
-                raise CocomixError(
-                    f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to "
-                    f"{self.num_layers - 2}"
-                )
+            raise CocomixError(
+                "student.train_above is set, but student.train is not 'above'; set that, or leave it out"
+            )
+        require_at_least(-1, self, "train_above")
+        if None not in (self.train_above, self.num_layers) and self.train_above > self.num_layers - 2:
+            raise CocomixError(
+                f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to "
+                f"{self.num_layers - 2}"
+            )
 
     def _check_plain(self) -> None:
         """Refuse what a plain decoder lacks: weights of a mixer, and its place."""
@@ -280,9 +286,13 @@ class TrainConfig:
             raise CocomixError("labels on the fly need --teacher and --sae, and exclude --labels")
         student = self.student
         if student.train == "mixer" and not student.mixer.mixes and not self.concept_loss.is_on(self):
-            raise CocomixError("student.train is 'mixer', which mixes nothing in and has no concept loss: nothing would learn")
+            raise CocomixError(
+                "student.train is 'mixer', but it mixes nothing in and has no concept loss, so nothing would learn"
+            )
         if self.optimizer.pretrained_learning_rate is not None and self.student.pretrained is None:
-            raise CocomixError("optimizer.pretrained_learning_rate is set, but there is no student.pretrained; give one")
+            raise CocomixError(
+                "optimizer.pretrained_learning_rate is set, but there is no student.pretrained; give one"
+            )
         mixer, has_labels = self.student.mixer, self.labels is not None or self.sae is not None
         if self.sae is None and self.layer is not None:
             raise CocomixError("layer is set, but applies only to labels on the fly; give --sae, or leave it out")

@@ -154,13 +154,12 @@ def build_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if student.pretrained is None or only_shape:
-            model = CoCoMixForCausalLM(
-                CoCoMixConfig(backbone_config=backbone, mixer=mixer, concept_loss_weight=weight)
-            )
+            model = CoCoMixForCausalLM(CoCoMixConfig(backbone_config=backbone, mixer=mixer, concept_loss_weight=weight))
         else:
-            sae = student.start_from_sae
+            sae, decoder = student.start_from_sae, load_causal_lm(student.pretrained, backbone)
+            decoder.config.name_or_path = ""  # equal runs are equal wherever their inputs lie
             model = CoCoMixForCausalLM.from_backbone(
-                load_causal_lm(student.pretrained, backbone),
+                decoder,
                 sae=None if sae is None else SparseAutoencoder.from_pretrained(sae),
                 concept_loss_weight=weight,
                 **dataclasses.asdict(mixer),
