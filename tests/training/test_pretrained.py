@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,30 @@ def test_on_the_command_line_the_start_is_close_to_the_decoders_own(tiny: Tiny, 
     )
     found, own = (untimed(tmp_path / name)[-1]["validation_loss"] for name in ("run", "ntp"))
     assert found == pytest.approx(own, abs=0.05)
+
+
+def test_a_plan_counts_what_learns(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "plan",
+        "--data",
+        str(tiny.data),
+        "--labels",
+        str(tiny.concepts),
+        "--student.pretrained",
+        str(tiny.teacher),
+    ]
+    options += ["--student.mixer", "concept", "--student.num-active-concepts", "4", "--json"]
+    plans = {}
+    for learning in ("mixer", "all"):
+        assert main([*options, "--student.train", learning]) == 0
+        plans[learning] = json.loads(capsys.readouterr().out)
+    few, whole = plans["mixer"], plans["all"]
+    assert few["num_parameters"] == whole["num_parameters"] == whole["num_learning_parameters"]
+    assert few["num_learning_parameters"] == 2 * 32 * 16 + 32 + 2 * 16
+    assert few["equal_ntp"]["parameters"] is None
+    flops, all_flops = (plan["flops_per_token"]["algorithmic"] for plan in (few, whole))
+    assert flops["inference"] == all_flops["inference"]
+    assert flops["training"] < all_flops["training"]
 
 
 @pytest.mark.parametrize(

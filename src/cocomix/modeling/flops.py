@@ -55,7 +55,6 @@ def _frozen_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) 
     """FLOPs per token that frozen weights save a backward pass.
 
     Above the lowest weights that learn, a frozen product has one in the backward, the gradient of its input; below, none.
-    (The block that they are in counts in full, though nothing needs the gradient of its own input.)
     """
     adapter, mixer, L = model.adapter, model.mixer.config, model.adapter.num_blocks
     learns = [_learns(block) for block in adapter.blocks]
