@@ -66,7 +66,6 @@ def test_what_is_frozen_takes_weights_alone(tiny: Tiny) -> None:
             == saved_bytes(real, 8, 16, "float32", 4).total - saved_bytes(real, 4, 16, "float32", 4).total
         )
         assert peak_bytes(real, 4, 16, "float32", 4) == pytest.approx(memory.activations + memory.temporaries, rel=0.1)
-        assert memory.activations_with_checkpointing < memory.activations
     # Above the mixer, a block whose weights are frozen keeps no inputs of its matrix products.
     assert planned["mixer"].activations < planned["above"].activations < planned["all"].activations
 

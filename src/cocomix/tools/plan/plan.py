@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.accelerators import DeviceSpec
@@ -111,7 +112,7 @@ class Plan:
         config = self.config
         return {
             "recipe": config.recipe,
-            "student": flat(config.run.student),
+            "student": {key: str(v) if isinstance(v, Path) else v for key, v in flat(config.run.student).items()},
             "num_tokens": self.num_tokens,
             "vocab_size": self.vocab_size,
             "context_length": self.context_length,
