@@ -141,9 +141,8 @@ class CoCoMixConfig(PreTrainedConfig):
         mixer = self.__dict__.get("mixer")
         if name != "mixer" and mixer is not None and name in mixer.setting_names():
             name, value = "mixer", mixer_config(mixer.mixer, dataclasses.asdict(mixer) | {name: value})
-        if (
-            name == "_name_or_path" and Path(value).is_dir()
-        ):  # read again at saving, perhaps from another working directory
+        # Read again at saving, perhaps from another working directory; an empty one is no folder.
+        if name == "_name_or_path" and value and Path(value).is_dir():
             value = str(Path(value).absolute())
         super().__setattr__(name, value)
 

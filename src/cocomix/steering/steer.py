@@ -324,7 +324,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         mixer = getattr(config, "mixer", None)
-        if hasattr(module, "mixer") and mixer is not None:
+        if "mixer" in module._modules and mixer is not None:  # some wrappers pass on the attributes of what they wrap
             if mixer.unsteerable:
                 raise CocomixError(f"the model {mixer.unsteerable}: there is nothing to steer")
             return module
