@@ -113,7 +113,10 @@ def _config(folder: Path, mixing: str, learning: str) -> TrainConfig:
 
 
 def _student(config: TrainConfig) -> CoCoMixForCausalLM:
-    return build_student(config, Text(), config.student.mixer).train()
+    model = build_student(config, Text(), config.student.mixer).train()
+    for parameter in model.parameters():  # loaded weights are pages of their file, which the process may share or drop
+        parameter.data = parameter.data.clone()
+    return model
 
 
 def _step(config: TrainConfig) -> Callable[[], None]:

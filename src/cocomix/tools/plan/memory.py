@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -74,7 +74,7 @@ def peak_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
 ) -> int:
     """Peak bytes of a forward and backward pass, without weights and their gradients; arguments as in `saved_bytes`."""
-    with _Ledger() as ledger:
+    with _Ledger(model.parameters()) as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     peak: int = ledger.peak_excluding(gradients)
@@ -95,13 +95,14 @@ def _forward(
 
 
 class _Ledger(TorchDispatchMode):
-    """A record of when storages are allocated and freed."""
+    """A record of when storages are allocated and freed, but for those of tensors that are there `before`."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, int]] = []
         """Number of a storage and its bytes: positive when allocated, negative when freed."""
-        self._alive: dict[int, int] = {}
+        # A view of a weight, as a product makes one, has its storage.
+        self._alive = {tensor.untyped_storage()._cdata: -1 for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
