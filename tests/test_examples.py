@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from cocomix import ParallelConfig, train
+from cocomix import ParallelConfig, StudentConfig, TokenDataset, load_causal_lm, steer, train
 from cocomix.base.kinds import read_metrics
-from tests.conftest import Tiny
+from tests.conftest import CONCEPT, Tiny
 from tests.training.helpers import config, weights
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +77,30 @@ def test_transformers_trainer_trains_the_same_model(tiny: Tiny, tmp_path: Path, 
         # The loop saves a student without a mixer as the plain decoder. On a CPU the bits come out equal.
         again = found[name if name in found else f"backbone.{name}"]
         torch.testing.assert_close(again, tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_learn_with_the_mixer_and_are_saved_loaded_and_merged(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    from examples import lora
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("of another project")
+    student = StudentConfig(pretrained=tiny.teacher, mixer=CONCEPT.mixer.changed(mixing="interleave_residual"))
+    settings = config(tiny, tmp_path / "run", student=student, num_tokens=384)
+    trained = lora.train(settings)
+    ids = TokenDataset(tiny.data, "validation").windows([0, 1]).input_ids
+    with torch.no_grad():
+        expected = trained(input_ids=ids).logits
+        assert torch.equal(lora.load(settings, tmp_path / "run" / "adapter")(input_ids=ids).logits, expected)
+        merged = load_causal_lm(tmp_path / "run")
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
+        before = lora.student(settings)
+        with steer(trained, {3: 5.0}):  # a model with adapters is steered as it is
+            assert not torch.equal(trained(input_ids=ids).logits, expected)
+    assert not torch.equal(merged.mixer.compress_weight, before.mixer.compress_weight)
+    own, teacher = merged.backbone.state_dict(), AutoModelForCausalLM.from_pretrained(tiny.teacher).state_dict()
+    changed = {name for name, tensor in teacher.items() if not torch.equal(own[name], tensor)}
+    assert changed == {name for name in teacher if name.endswith("proj.weight")}
+    assert not (tmp_path / "run" / "README.md").exists()

@@ -55,7 +55,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
-    if config.student.mixer.is_steerable:
+    if not config.student.mixer.unsteerable:
         result["probes"] = probes_of(key, config, inputs)
     if key.teacher != "none":
         result |= teacher_facts(inputs, VARIANTS[key.variant].num_latents)

@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> Non
         evaluate(EvalConfig(model=tmp_path / "nothing", data=tiny.data, output=tmp_path / "b"))
     with pytest.raises(CocomixError, match=r"config\.json"):
         load_causal_lm(tmp_path)
-    with pytest.raises(CocomixError, match=r"probes.*mix"):
+    with pytest.raises(CocomixError, match=r"mixing .none.*probes"):
         run_probes(student(mixing="none"), TokenDataset(tiny.data, "validation"))
 
 

@@ -42,6 +42,22 @@ def test_the_count_equals_torchs_counter_on_the_meta_device(
     assert flops.training_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("first", [1, 2, 3])
+@pytest.mark.parametrize("mixing", ["interleave", "add", "none"])
+def test_frozen_weights_and_what_lies_below_them_cost_no_backward(first: int, mixing: str) -> None:
+    """Blocks from `first` on learn; the mixer, after block 0, always does."""
+    T = 8
+    with torch.device("meta"):
+        model = student("llama", "concept", mixing).train()
+        ids, concepts = tokens(1, T), torch.zeros(1, T, 4, dtype=torch.long)
+    model.backbone.requires_grad_(False)
+    for block in model.adapter.blocks[first:]:
+        block.requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, concept_labels=concepts).loss.backward()
+    assert flops.training_flops_per_token(model, T, "counter") * T == counter.get_total_flops()
+
+
 def test_a_recipe_of_the_paper_is_counted_as_torch_does() -> None:
     recipe = find_recipe("gpt2-69m-cocomix")
     model, T = meta_model(recipe.config(), recipe.size), recipe.size.context_length

@@ -393,7 +393,7 @@ def test_the_old_name_of_metadata_still_works(model: CoCoMixForCausalLM) -> None
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"mixer": "pause"}, "concept mixer"), ({"mixing": "none"}, "mixing 'none'")],
+    [({"mixer": "pause"}, "mixer 'pause'"), ({"mixing": "none"}, "mixing 'none'")],
 )
 def test_models_that_cannot_be_steered(settings: dict[str, str], message: str) -> None:
     with pytest.raises(CocomixError, match=message), steer(student(**settings), {1: 1.0}):

@@ -155,9 +155,9 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters and optimizer state as one flat dictionary, named by parameter; tied weights appear once."""
+    """Parameters that learn and optimizer state as one flat dictionary, named by parameter; tied weights appear once."""
     tensors = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _learning(model).items():
         tensors[f"model/{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
@@ -178,7 +178,7 @@ def restore_state(
         checkpoint: checkpoint to read from.
         extra: further tensors to overwrite, by the names they were saved under.
     """
-    parameters = dict(model.named_parameters())
+    parameters = _learning(model)
     tensors = {f"model/{name}": parameter.detach() for name, parameter in parameters.items()} | dict(extra or {})
     for name, shape in checkpoint.shapes.items():
         if name.startswith("optimizer/"):
@@ -189,6 +189,11 @@ def restore_state(
             value = torch.zeros_like(parameter) if is_moment else torch.zeros(shape, device=parameter.device)
             optimizer.state[parameters[parameter_name]][key] = tensors[name] = value
     checkpoint.read_into(tensors)
+
+
+def _learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name; frozen ones are as they were loaded."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextlib.contextmanager

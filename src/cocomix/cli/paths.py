@@ -20,7 +20,8 @@ from cocomix.training.config import NOT_NEEDED, OPEN
 
 #: What the folder of a field must hold, in every command.
 _FOLDERS = {"data": TOKEN_DATASET, "labels": CONCEPT_DATASET, "targets": DISTILLATION_TARGETS}
-_MODELS = ("model", "teacher")
+_MODELS = ("model", "teacher", "pretrained")
+_SAES = ("sae", "start_from_sae")
 _TEXTS = ("text", "validation_text")
 
 
@@ -67,7 +68,7 @@ def _check_path(name: str, path: Path, *, is_planned: bool) -> None:
         folder = local_model(path)
         if folder.suffix != ".gguf" and not (folder / "config.json").exists():
             raise CocomixError(f"{path} has no config.json; expected a model folder or a GGUF file")
-    elif name == "sae" and (path / artifacts.SETTINGS_NAME).exists():
+    elif name in _SAES and (path / artifacts.SETTINGS_NAME).exists():
         artifacts.read(path, SPARSE_AUTOENCODER, files=())
-    elif name == "sae":
+    elif name in _SAES:
         recognise(local_path(path))

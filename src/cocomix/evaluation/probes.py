@@ -141,8 +141,8 @@ def run_probes(
     Raises:
         CocomixError: the model mixes no concepts, or the autoencoder doesn't fit it.
     """
-    if not model.config.mixer.is_steerable:
-        raise CocomixError("probes need a model whose concepts are mixed into its hidden states")
+    if model.config.mixer.unsteerable:
+        raise CocomixError(f"the model {model.config.mixer.unsteerable}: probes have nothing to change")
     if extractor is not None:
         C, A = extractor.sae.config.num_latents, extractor.config.num_labels
         if model.config.num_concepts != C:

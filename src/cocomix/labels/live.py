@@ -173,16 +173,21 @@ def load_extractor(
     return ConceptExtractor(model, SparseAutoencoder.from_pretrained(sae).to(model.device), layer, attribution)
 
 
-def identify_sae(sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str) -> tuple[str, int]:
-    """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer."""
+def identify_sae(
+    sae: Path, layer: int | None, teacher: Path, teacher_fingerprint: str, option: str = "--layer"
+) -> tuple[str, int]:
+    """Fingerprint and layer of a dictionary; refuses one that `train-sae` made for another teacher or layer.
+
+    `option` is what sets `layer`, for messages.
+    """
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         local = local_path(sae)
-        layer = _agreed_layer(sae, layer_of(local), layer)
+        layer = _agreed_layer(sae, layer_of(local), layer, option)
         return _fingerprint(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
-    return manifest.fingerprint, _agreed_layer(sae, int(manifest.settings["layer"]), layer)
+    return manifest.fingerprint, _agreed_layer(sae, int(manifest.settings["layer"]), layer, option)
 
 
 def _fingerprint(path: Path) -> str:
@@ -193,10 +198,12 @@ def _fingerprint(path: Path) -> str:
     return fingerprint
 
 
-def _agreed_layer(sae: Path, trained: int | None, asked: int | None) -> int:
+def _agreed_layer(sae: Path, trained: int | None, asked: int | None, option: str) -> int:
     layer = asked if trained is None else trained
     if layer is None:
-        raise CocomixError(f"{sae} does not say which block of the teacher it reads; give --layer")
+        raise CocomixError(f"{sae} does not say which block of the teacher it reads; give {option}")
     if asked not in (None, layer):
-        raise CocomixError(f"the autoencoder {sae} was trained on layer {layer}, but --layer is {asked}; leave it out")
+        raise CocomixError(
+            f"the autoencoder {sae} was trained on layer {layer}, but {option} is {asked}; set it to {layer}"
+        )
     return layer

@@ -54,9 +54,11 @@ class MixerConfig:
         return self.inserts
 
     @property
-    def is_steerable(self) -> bool:
-        """Whether the model has concepts and its predictions depend on them."""
-        return self.has_concepts and self.mixes
+    def unsteerable(self) -> str:
+        """Why a model with this mixer has nothing to steer, as what comes after "the model"; empty if it has."""
+        if not self.has_concepts:
+            return f"has no concepts (mixer {self.mixer!r})"
+        return "" if self.mixes else "predicts its concepts but does not mix them in (mixing 'none')"
 
     @property
     def insertion(self) -> int:

@@ -2,8 +2,9 @@
 
 `algorithmic` counts what the method needs: every matrix product of the blocks, attention over the keys that a causal mask
 leaves (half of a square), the output head, the concept head and the K_mix gathered rows of the compression. A backward pass
-costs twice its forward pass; recomputation does not count. With interleaving, the last block counts in full where the next
-token is predicted and only for its keys and values elsewhere, as in training without hidden states.
+costs twice its forward pass, less the gradients of frozen weights and all below what learns; recomputation does not count.
+With interleaving, the last block counts in full where the next token is predicted and only for its keys and values elsewhere,
+as in training without hidden states.
 
 `counter` equals what `torch.utils.flop_counter.FlopCounterMode` counts for the real modules on the meta device. It counts
 attention over a full square, and no gathered rows, such as the K_mix rows through which the concept head's values are
@@ -36,7 +37,7 @@ def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, coun
     num_positions: int = layout.num_positions(context_length)
     upper = span_flops_per_token(adapter, insert, adapter.num_blocks, num_positions, layout, count)
     flops = span_flops_per_token(adapter, 0, insert, context_length, count=count)
-    flops += upper * num_positions / context_length - _skipped_flops(model, context_length, count)
+    flops += upper * num_positions / context_length - sum(_skipped_flops(model, context_length, count))
     return flops + mixer.forward_flops(model.config.hidden_size, count) + head_flops(adapter)
 
 
@@ -46,26 +47,60 @@ def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, cou
     mixer, D = model.mixer.config, model.config.hidden_size
     own = mixer.forward_flops(D, count)
     backward = mixer.backward_flops(D, count, has_concept_loss=bool(model.config.concept_loss_weight))
-    return (1 + BACKWARD_OVER_FORWARD) * (forward - own) + own + backward
+    everything = (1 + BACKWARD_OVER_FORWARD) * (forward - own) + own + backward
+    return everything - _frozen_flops(model, context_length, count)
 
 
-def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
-    """FLOPs per token that the last block saves at unread positions, where it computes only keys and values."""
+def _frozen_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> float:
+    """FLOPs per token that frozen weights save a backward pass.
+
+    Above the lowest weights that learn, a frozen product has one in the backward, the gradient of its input; below, none.
+    """
+    adapter, mixer, L = model.adapter, model.mixer.config, model.adapter.num_blocks
+    learns = [_learns(block) for block in adapter.blocks]
+    lowest = 0 if _learns(model.get_input_embeddings()) else next((i for i in range(L) if learns[i]), L + 1)
+    if mixer.mixes and _learns(model.mixer):
+        lowest = min(lowest, mixer.insertion)
+    saved = 0.0
+    for index in range(L):
+        layout = mixer.layout if index >= mixer.insertion else Layout()
+        S = layout.num_positions(context_length)
+        linear = _linear_flops(adapter, index, index + 1) * S / context_length
+        attention = attention_flops_per_token(adapter, index, index + 1, S, layout, count) * S / context_length
+        if index == L - 1:
+            skipped = _skipped_flops(model, context_length, count)
+            linear, attention = linear - skipped[0], attention - skipped[1]
+        if index < lowest:
+            saved += BACKWARD_OVER_FORWARD * (linear + attention)
+        elif not learns[index]:
+            saved += linear
+    if not _learns(model.get_output_embeddings()):
+        saved += head_flops(adapter) * (BACKWARD_OVER_FORWARD if lowest > L else 1)
+    return saved
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _skipped_flops(model: CoCoMixForCausalLM, context_length: int, count: Count) -> tuple[float, float]:
+    """FLOPs per token that the last block saves at unread positions, where it computes only keys and values: of linear maps,
+    and of attention."""
     adapter, layout, last = model.adapter, model.mixer.config.layout, model.adapter.num_blocks - 1
     if not layout.stride or not adapter.can_skip(adapter.blocks[last], None):
-        return 0.0
+        return 0.0, 0.0
     num_positions: int = layout.num_positions(context_length)
     num_unread = context_length // layout.stride
     if not num_unread:
-        return 0.0
+        return 0.0, 0.0
     keys = float(num_positions)
     if count == "algorithmic":
         window, unread = adapter.sliding_windows()[adapter.layer_type(last)], layout.span(0, context_length).unread
         keys = mean_keys(num_positions, window, layout, unread)
     attention = 2 * 2 * _attention_width(model.backbone) * keys
     projections = 2 * 2 * model.config.hidden_size * key_width(model.backbone)
-    skipped = _linear_flops(adapter, last, last + 1) - projections + attention
-    return float(skipped * num_unread / context_length)
+    linear = _linear_flops(adapter, last, last + 1) - projections
+    return linear * num_unread / context_length, attention * num_unread / context_length
 
 
 def span_flops_per_token(

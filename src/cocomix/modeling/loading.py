@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -24,13 +24,14 @@ ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
 
 
 def load_config(path: Path | str) -> PreTrainedConfig:
-    """The configuration of a model, from a folder or a Hub name.
+    """The configuration of a model, from a folder, a GGUF file or a Hub name.
 
     Raises:
         CocomixError: there is none, or it asks for code that is not trusted.
     """
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=is_trusted())
+        source, options = _source(path)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=is_trusted(), **options)
     except CocomixError:
         raise
     except Exception as error:  # the libraries raise a dozen types of their own for damaged files
@@ -45,34 +46,47 @@ def load_config(path: Path | str) -> PreTrainedConfig:
     return cast(PreTrainedConfig, config)
 
 
-def load_causal_lm(path: Path | str, machine: Machine | None = None) -> PreTrainedModel:
+def _source(path: Path | str) -> tuple[Path | str, dict[str, str]]:
+    """Where `transformers` reads a model from, and its options for a GGUF file.
+
+    Raises:
+        CocomixError: the GGUF file does not exist, or can't be read without its package.
+    """
+    file = Path(path)
+    if file.suffix != ".gguf":
+        return path, {}
+    if not file.is_file():
+        raise CocomixError(f"{path} is not a file")
+    if importlib.util.find_spec("gguf") is None:
+        raise CocomixError(f"{path} needs the package gguf; install it with `pip install 'cocomix[gguf]'`")
+    return file.parent, {"gguf_file": file.name}
+
+
+def load_causal_lm(
+    path: Path | str, machine: Machine | None = None, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
     """A causal LM in evaluation mode, in float32.
 
     Args:
         path: a folder (a training run, or one written by `save_pretrained`), a GGUF file, or a Hub name.
         machine: the device to load it to, and its precision; None: a CPU in float32. In bfloat16 the model runs in
             `machine.products()` alone, and must not be saved.
+        config: the model's configuration, perhaps changed; by default its own.
 
     Raises:
         CocomixError: the model can't be loaded, needs code that is not trusted, its weights don't fit its configuration, or
             some of them are not finite.
     """
     folder = Path(path)
-    options: dict[str, Any] = {"use_safetensors": True}
-    if folder.suffix == ".gguf":
-        if not folder.is_file():
-            raise CocomixError(f"{path} is not a file")
-        if importlib.util.find_spec("gguf") is None:
-            raise CocomixError(f"{path} needs the package gguf; install it with `pip install 'cocomix[gguf]'`")
-        path, options = folder.parent, {"gguf_file": folder.name}
-    elif isinstance(path, Path) and not (folder / "config.json").exists():
+    source, options = _source(path)
+    if not options and isinstance(path, Path) and not (folder / "config.json").exists():
         raise CocomixError(f"{path} has no config.json; expected a model folder")
     try:
-        if "gguf_file" not in options:
-            options |= {"config": load_config(path)}
         # Attribution and evaluation compute in float32, even if the weights are stored in another dtype.
         model, report = AutoModelForCausalLM.from_pretrained(
-            path,
+            source,
+            config=load_config(path) if config is None else config,
+            use_safetensors=None if options else True,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -110,8 +124,6 @@ def _placed(model: PreTrainedModel, machine: Machine) -> PreTrainedModel:
 
 def product_size(path: Path, num_tokens: int) -> tuple[int, int]:
     """Rows and width of the products in a pass of so many tokens through a model."""
-    if path.suffix == ".gguf":
-        return num_tokens, AutoConfig.from_pretrained(path.parent, gguf_file=path.name).hidden_size
     return num_tokens, load_config(path).get_text_config().hidden_size
 
 

@@ -234,7 +234,8 @@ class HiddenRegressionConfig(ObjectiveConfig):
     def check(self, run: RunSettings) -> None:
         if self.weight and run.teacher is None:
             raise CocomixError("hidden_regression.weight is set but no teacher is given; give --teacher")
-        if self.layer is not None and self.layer >= run.student.num_layers:
+        num_layers: int | None = run.student.num_layers  # not known before a pretrained student's files are read
+        if self.layer is not None and num_layers is not None and self.layer >= num_layers:
             raise CocomixError(
                 f"hidden_regression.layer is {self.layer}; with {run.student.num_layers} blocks it must be 0 to "
                 f"{run.student.num_layers - 1}"

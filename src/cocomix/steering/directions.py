@@ -62,8 +62,8 @@ def concept_directions(
     Raises:
         CocomixError: the model does not mix its concepts in, or they change nothing.
     """
-    if not model.config.mixer.is_steerable:
-        raise CocomixError("directions need a model whose concepts are mixed into its hidden states")
+    if model.config.mixer.unsteerable:
+        raise CocomixError(f"the model {model.config.mixer.unsteerable}: there are no directions toward concepts")
     C, D = model.config.num_concepts, model.config.hidden_size
     sums = torch.zeros(C, D, device=model.device)
     counts = torch.zeros(C, dtype=torch.long, device=model.device)

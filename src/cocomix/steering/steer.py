@@ -324,10 +324,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         mixer = getattr(config, "mixer", None)
-        if hasattr(module, "mixer") and mixer is not None and mixer.has_concepts:
-            if not mixer.is_steerable:
-                raise CocomixError(
-                    "this model predicts its concepts but does not mix them in (mixing 'none'): there is nothing to steer"
-                )
+        if "mixer" in module._modules and mixer is not None:  # some wrappers pass on the attributes of what they wrap
+            if mixer.unsteerable:
+                raise CocomixError(f"the model {mixer.unsteerable}: there is nothing to steer")
             return module
-    raise CocomixError("only a model with a concept mixer can be steered")
+    raise CocomixError("the model is a plain decoder, which has no concepts: there is nothing to steer")

@@ -69,7 +69,11 @@ class PinsPanel:
             self._rows[concept].set_range(slider_range)
             self._rows[concept].show(pins[concept])
         self._note.content = render(
-            "pins_note", has_pins=bool(pins), unit=model.describe_unit(), mode=self._page.state.mode
+            "pins_note",
+            unsteerable=model.model.config.mixer.unsteerable,
+            has_pins=bool(pins),
+            unit=model.describe_unit(),
+            mode=self._page.state.mode,
         )
 
     def _reset(self, concept: int) -> None:

@@ -17,8 +17,10 @@ from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
 from cocomix.data.token_dataset import TokenDataset
+from cocomix.labels.live import identify_sae
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig, flat
+from cocomix.training.students import settled
 from cocomix.training.trackers import require_trackers
 from cocomix.training.trainer import Trainer
 
@@ -38,8 +40,10 @@ def train(config: TrainConfig) -> artifacts.Manifest:
     device = this_device(config.parallel.device)
     with joined_ranks(device) as ranks, contextlib.ExitStack() as stack:
         _check_shares(config, ranks)
+        typed, config = config, settled(config)
         config = _with_precision(config, ranks, device)
-        options = flat(config)
+        shown = dataclasses.replace(config.student, pretrained=typed.student.pretrained)
+        options = flat(dataclasses.replace(config, student=shown))
         if config.teacher is not None:
             require_known_place("teacher", config.teacher)
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
@@ -92,6 +96,25 @@ def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, 
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,
+        **_student_inputs(config),
         **batches.inputs,
     }
     return settings
+
+
+def _student_inputs(config: TrainConfig) -> dict[str, str]:
+    """Fingerprints of what a pretrained student starts from.
+
+    Raises:
+        CocomixError: the autoencoder belongs to another decoder or layer.
+    """
+    student, path = config.student, config.student.pretrained
+    if path is None:
+        return {}
+    inputs = {"pretrained": artifacts.fingerprint_of_path(path)}
+    if student.start_from_sae is not None:
+        layer = student.mixer.insertion - 1
+        inputs["start_from_sae"], _ = identify_sae(
+            student.start_from_sae, layer, path, inputs["pretrained"], "--student.layer"
+        )
+    return inputs

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -30,32 +30,100 @@ from cocomix.training.trackers import require_trackers
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
+#: What learns of a student with a pretrained decoder.
+Learning = Literal["mixer", "above", "all"]
+
+if TYPE_CHECKING:  # for whoever reads them: None only until `settled` has read a pretrained decoder's own
+    Size = int
+    Name = str
+else:
+    Size = int | None
+    Name = str | None
+
 #: Metadata of nested settings that appear among their owner's on the command line, in YAML and in stored settings.
 FLAT = {"flat": True}
 #: Placeholders: a path that a preset leaves open, and one that a plan does not need. `check` runs once neither is left.
 OPEN, NOT_NEEDED = Path("REQUIRED"), Path("NOT-NEEDED")
 
 
+#: The shape of a decoder from scratch.
+_SHAPE = {"family": "llama", "hidden_size": 128, "num_layers": 4, "num_heads": 4}
+
+
 @dataclass(frozen=True)
 class StudentConfig:
-    """A decoder to train from scratch, and its mixer."""
+    """A decoder, from scratch or trained already, and its mixer."""
 
-    family: str = "llama"
-    """Architecture of the backbone, as `transformers` names it: llama, gpt2, qwen3 and others (docs/families.md)."""
-    hidden_size: int = 128
+    family: Name = None  # type: ignore[assignment]
+    """Architecture of the backbone, as `transformers` names it: llama, gpt2, qwen3 and others (docs/families.md). With
+    student.pretrained, family and sizes are that decoder's."""
+    hidden_size: Size = None  # type: ignore[assignment]
     """Width D."""
-    num_layers: int = 4
+    num_layers: Size = None  # type: ignore[assignment]
     """Number of decoder blocks L."""
-    num_heads: int = 4
+    num_heads: Size = None  # type: ignore[assignment]
     """Number of attention heads."""
+    pretrained: Path | None = None
+    """Trained decoder to continue from: a folder, a GGUF file or a Hub name. By default one with random weights."""
+    train: Learning | None = None
+    """What learns of a pretrained student: the `mixer` alone; the mixer, and the blocks and the final norm `above`; or `all`,
+    the default."""
+    train_above: int | None = None
+    """0-based block above which the blocks learn with train `above`; by default the mixer's layer."""
+    start_from_sae: Path | None = None
+    """Autoencoder of the pretrained decoder's residual stream at the mixer's layer, as which the mixer starts."""
     mixer: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=NoMixerConfig, metadata=FLAT)
     """What is inserted into the decoder."""
 
     def __post_init__(self) -> None:
+        if self.pretrained is None:
+            for name in ("train", "train_above", "start_from_sae"):
+                if getattr(self, name) is not None:
+                    raise CocomixError(
+                        f"student.{name} is set, but only a decoder of student.pretrained has it; give one"
+                    )
+            for name, value in _SHAPE.items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
         require_at_least(1, self, "hidden_size", "num_heads", maximum=MAX_SIZE)
         require_at_least(1, self, "num_layers", maximum=10_000)
-        if self.hidden_size % self.num_heads:
+        if self.pretrained is None and self.hidden_size % self.num_heads:
             raise CocomixError(f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}")
+        if not self.mixer.inserts:
+            self._check_plain()
+        if self.train_above is not None and self.train != "above":
+            raise CocomixError(
+                "student.train_above is set, but student.train is not 'above'; set that, or leave it out"
+            )
+        require_at_least(-1, self, "train_above")
+        if None not in (self.train_above, self.num_layers) and self.train_above > self.num_layers - 2:
+            raise CocomixError(
+                f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to "
+                f"{self.num_layers - 2}"
+            )
+
+    def _check_plain(self) -> None:
+        """Refuse what a plain decoder lacks: weights of a mixer, and its place."""
+        if self.train == "mixer":
+            raise CocomixError(
+                f"student.train is 'mixer', but the mixer is {self.mixer.mixer!r}, so nothing would learn; train 'above' "
+                "or 'all'"
+            )
+        if self.train == "above" and self.train_above is None:
+            raise CocomixError(
+                f"student.train is 'above', but the mixer {self.mixer.mixer!r} stands nowhere; give student.train_above"
+            )
+        if self.start_from_sae is not None:
+            raise CocomixError(f"student.start_from_sae is set, but the mixer is {self.mixer.mixer!r}; use 'concept'")
+
+    @property
+    def first_learning_block(self) -> int:
+        """0-based block from which on the decoder learns: L if only the mixer does."""
+        if self.train == "mixer":
+            return self.num_layers
+        if self.train != "above":
+            return 0
+        return (self.mixer.insertion - 1 if self.train_above is None else self.train_above) + 1
 
 
 @dataclass(frozen=True)
@@ -64,6 +132,9 @@ class OptimizerConfig:
 
     learning_rate: float = 3e-3
     """Maximum learning rate."""
+    pretrained_learning_rate: float | None = None
+    """Maximum learning rate of a pretrained decoder's own weights; by default a tenth of learning_rate, which is that of the
+    mixer and of objectives' heads."""
     min_learning_rate_ratio: float = 0.1
     """Final learning rate, as a share of the maximum."""
     warmup_fraction: float = 0.04
@@ -77,9 +148,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight_decay")
-        for name in ("learning_rate", "max_gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise CocomixError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0 and finite")
+        for name in ("learning_rate", "pretrained_learning_rate", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise CocomixError(f"optimizer.{name} is {value}; it must be above 0 and finite")
         for name in ("min_learning_rate_ratio", "warmup_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CocomixError(f"optimizer.{name} is {getattr(self, name)}; it must lie between 0 and 1")
@@ -211,18 +283,25 @@ class TrainConfig(CommandConfig):
 
     def settings(self) -> dict[str, Any]:
         settings = {name: value for name, value in flat(self).items() if name not in _NOT_SETTINGS}
-        mixer = self.student.mixer
-        plain = {each.name: getattr(self.student, each.name) for each in fields(self.student) if each.name != "mixer"}
-        settings["student"] = plain | mixer.settings()
+        student = self.student
+        if student.family is None:  # a pretrained decoder's is read later
+            del settings["student"]
+        else:
+            plain = {each.name: getattr(student, each.name) for each in fields(student) if each.name != "mixer"}
+            settings["student"] = _determining(plain) | student.mixer.settings()
+        settings["optimizer"] = _determining(settings["optimizer"])
         for objective in self.objectives:
             settings.pop(objective.name, None)
             settings |= objective.settings(self)
         if self.num_windows is not None:
             settings["num_windows"] = self.num_windows
-        return settings | {"precision": self.parallel.precision}
+        if self.parallel.precision != "auto":
+            settings["precision"] = self.parallel.precision
+        return settings
 
     def check_files(self) -> None:
-        require_family(self.student.family)
+        if self.student.family is not None:
+            require_family(self.student.family)
         require_trackers(self.trackers)
 
     def check(self) -> None:
@@ -236,6 +315,15 @@ class TrainConfig(CommandConfig):
             )
         if self.sae is not None and (self.teacher is None or self.labels is not None):
             raise CocomixError("labels on the fly need --teacher and --sae, and exclude --labels")
+        student = self.student
+        if student.train == "mixer" and not student.mixer.mixes and not self.concept_loss.is_on(self):
+            raise CocomixError(
+                "student.train is 'mixer', but it mixes nothing in and has no concept loss, so nothing would learn"
+            )
+        if self.optimizer.pretrained_learning_rate is not None and self.student.pretrained is None:
+            raise CocomixError(
+                "optimizer.pretrained_learning_rate is set, but there is no student.pretrained; give one"
+            )
         mixer, has_labels = self.student.mixer, self.labels is not None or self.sae is not None
         if self.sae is None and self.layer is not None:
             raise CocomixError("layer is set, but applies only to labels on the fly; give --sae, or leave it out")
@@ -250,6 +338,11 @@ _NOT_SETTINGS = (
     *("output", "overwrite", "checkpoint_every_steps", "keep", "micro_batch_size", "trackers", "parallel"),
     *("data", "labels", "teacher", "sae", "layer", "attribution", "num_windows"),
 )
+
+
+def _determining(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without paths, and without options that are not set: most came later than the first runs."""
+    return {name: value for name, value in values.items() if value is not None and not isinstance(value, Path)}
 
 
 def flat(config: Any) -> dict[str, Any]:

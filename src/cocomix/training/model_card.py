@@ -58,6 +58,7 @@ def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, A
     rows = {
         "decoder": f"{student.family}, {student.num_layers} blocks of width {student.hidden_size}, {student.num_heads} heads",
         "parameters": f"{facts['num_parameters']:,}",
+        **_pretrained_rows(config, facts),
         "mixer": ", ".join(f"{name}: {value}" for name, value in mixer.settings().items()),
         "loss": " + ".join(f"{each.weight:g} · {each.name.replace('_', ' ')}" for each in on),
         "data": f"{config.data.name}, {facts['train_tokens']:,} tokens",
@@ -75,7 +76,25 @@ def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, A
         partial.write_text(_CARD.format(title=config.output.name, table=table), encoding="utf-8")
 
 
+def _pretrained_rows(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a pretrained student was, and what of it learnt."""
+    student, rates = config.student, config.optimizer
+    if student.pretrained is None:
+        return {}
+    learnt = f"{student.train}: {facts['num_learning_parameters']:,} parameters"
+    if student.train == "above":
+        learnt += f", from block {student.first_learning_block} on"
+    old = rates.pretrained_learning_rate or rates.learning_rate / 10
+    speed = f"{rates.learning_rate:g}, of the decoder's own weights {old:g}"
+    return {"continued from": student.pretrained.name, "learnt": learnt, "learning rate": speed}
+
+
 def _sources(config: TrainConfig) -> dict[str, Path]:
     """Where the run learnt from, beside its text."""
-    paths = {"labels": config.labels, "teacher": config.teacher, "autoencoder": config.sae}
+    paths = {
+        "labels": config.labels,
+        "teacher": config.teacher,
+        "autoencoder": config.sae,
+        "start of the mixer": config.student.start_from_sae,
+    }
     return {name: path for name, path in paths.items() if path is not None}

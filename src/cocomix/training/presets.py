@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError, nearest
@@ -13,7 +14,7 @@ from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
 from cocomix.training.recipes import Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
-_MIXER = "--student.mixer"
+_MIXER, _PRETRAINED, _SAE = "--student.mixer", "--student.pretrained", "--student.start-from-sae"
 
 
 def start(config_class: type[Any], name: str | None) -> tuple[Recipe | None, Any]:
@@ -62,13 +63,19 @@ def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> t
     from_file, argv = (list(renamed_arguments(part, is_run=run is default)) for part in (from_file, argv))
     if run is not default:  # a plan writes no output
         from_file = [argument for argument in from_file if not argument.startswith("--output=")]
-    name = _last_value([*from_file, *argv], _MIXER)
-    if name is not None and name != run.student.mixer.mixer:
+    name, pretrained, sae = (_last_value([*from_file, *argv], option) for option in (_MIXER, _PRETRAINED, _SAE))
+    student = run.student
+    if name is not None and name != student.mixer.mixer:
         if name not in MIXERS:
             raise CocomixError(f"there is no mixer {name!r}{nearest(name, MIXERS)}")
-        student = dataclasses.replace(run.student, mixer=_as_other(run.student.mixer, MIXERS[name]))
-        run = dataclasses.replace(run, student=student)
-        default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
+        mixer = _as_other(student.mixer, MIXERS[name])
+        if pretrained is not None and sae is None and getattr(mixer, "mixing", None) == "interleave":
+            mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's own logits
+        student = dataclasses.replace(student, mixer=mixer)
+    if pretrained is not None:  # sizes that are left out are not a scratch decoder's, nor a recipe's
+        student = StudentConfig(pretrained=Path(pretrained), mixer=student.mixer)
+    run = dataclasses.replace(run, student=student)
+    default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
     return default, _without_other_mixers(from_file, run.student.mixer), argv
 
 
@@ -87,10 +94,11 @@ def _without_other_mixers(argv: Sequence[str], mixer: MixerConfig) -> list[str]:
 
 
 def _last_value(argv: Sequence[str], option: str) -> str | None:
+    """The value that an option is given last; None also for an option of a file that is not set."""
     value = None
     for index, argument in enumerate(argv):
         if argument == option:
             value = argv[index + 1] if index + 1 < len(argv) else None
         elif argument.startswith(f"{option}="):
             value = argument.partition("=")[2]
-    return value
+    return None if value == "None" else value

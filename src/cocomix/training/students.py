@@ -1,8 +1,14 @@
-"""Builds what a run trains from its settings: the decoder, its mixer and the objectives."""
+"""Builds what a run trains from its settings: the decoder, its mixer and the objectives.
+
+A decoder that is trained already is loaded, and what of it does not learn is frozen: no gradients, no moments, no place in
+checkpoints. Where only shapes count, it is built from its configuration alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,20 +16,22 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_bytes, format_count
+from cocomix.base.hub import local_model, require_known_place
 from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.backbones import supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.families import require_family
-from cocomix.modeling.loading import check_data
+from cocomix.modeling.loading import check_data, load_causal_lm, load_config
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives.base import CONCEPT_LABELS, Objective, Surroundings
+from cocomix.sae.model import SparseAutoencoder
 from cocomix.training.batches import Batches
 from cocomix.training.config import StudentConfig, TrainConfig
 
-#: Weights, gradients and two moments, in float32.
-TRAINING_BYTES_PER_PARAMETER = 16
+#: Weights in float32; gradients and two moments of what learns, too.
+BYTES_PER_WEIGHT, BYTES_PER_LEARNING_WEIGHT = 4, 12
 
 
 @runtime_checkable
@@ -40,14 +48,53 @@ class TextShape(Protocol):
     def eos_token_id(self) -> int: ...
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The configuration with a pretrained student's folder in place of its Hub name, and its family and sizes.
+
+    Raises:
+        CocomixError: the decoder's configuration can't be read, is no plain decoder's, or is not as the settings say.
+    """
+    student = config.student
+    if student.pretrained is None:
+        return config
+    require_known_place("student.pretrained", student.pretrained)
+    path = local_model(student.pretrained)
+    own = load_config(path)
+    if own.model_type == CoCoMixConfig.model_type:
+        raise CocomixError(f"{path} has a mixer already; student.pretrained takes a plain decoder")
+    if own.model_type not in supported_families():
+        raise CocomixError(
+            f"{path} is a model of the family {own.model_type!r}, which has no adapter (docs/families.md says how to add one)"
+        )
+    shape = {
+        "family": own.model_type,
+        "hidden_size": own.hidden_size,
+        "num_layers": own.num_hidden_layers,
+        "num_heads": own.num_attention_heads,
+    }
+    for name, value in shape.items():
+        if getattr(student, name) not in (None, value):
+            raise CocomixError(
+                f"student.{name} is {getattr(student, name)}, but that of {path} is {value}; leave it out"
+            )
+    train = student.train or "all"
+    return dataclasses.replace(config, student=dataclasses.replace(student, pretrained=path, train=train, **shape))
+
+
 def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig:
-    """A decoder configuration of the student's shape, with tied embeddings and no dropout.
+    """A decoder configuration of the student's shape, with tied embeddings; a pretrained student's own. Without dropout.
 
     Family-specific settings (windows, rotary bases, norms) are those of `transformers` or the adapter.
 
     Raises:
         CocomixError: the family has no adapter, or the width does not suit rotary positions.
     """
+    if student.pretrained is not None:
+        own = load_config(student.pretrained)
+        for name, value in own.to_dict().items():  # a resumed run would draw other numbers
+            if "drop" in name and isinstance(value, float):
+                setattr(own, name, 0.0)
+        return own
     require_family(student.family)
     adapter = supported_families()[student.family]
     if adapter.positions == "rotary" and student.hidden_size % (2 * student.num_heads):
@@ -83,16 +130,44 @@ def with_num_concepts(config: TrainConfig, num_concepts: int | None) -> MixerCon
     return counted
 
 
-def build_student(config: TrainConfig, data: TextShape, mixer: MixerConfig) -> CoCoMixForCausalLM:
-    """A student with initial weights drawn from the seed; the backbone's are the same for every mixer."""
-    model_config = CoCoMixConfig(
-        backbone_config=backbone_config(config.student, data),
-        mixer=mixer,
-        concept_loss_weight=config.concept_loss.weight,
-    )
+def build_student(
+    config: TrainConfig, data: TextShape, mixer: MixerConfig, *, only_shape: bool = False
+) -> CoCoMixForCausalLM:
+    """A student with initial weights drawn from the seed; the backbone's are the same for every mixer.
+
+    A pretrained backbone is loaded, and what does not learn is frozen.
+
+    Args:
+        config: settled configuration of the run.
+        data: gives the vocabulary and the context of a decoder from scratch.
+        mixer: its settings, with the number of concepts.
+        only_shape: whether a pretrained decoder's weights are left out.
+
+    Raises:
+        CocomixError: the decoder or the autoencoder can't be loaded, or the autoencoder does not fit the mixer.
+    """
+    backbone, student = backbone_config(config.student, data), config.student
+    weight = config.concept_loss.weight
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return CoCoMixForCausalLM(model_config)
+        if student.pretrained is None or only_shape:
+            model = CoCoMixForCausalLM(CoCoMixConfig(backbone_config=backbone, mixer=mixer, concept_loss_weight=weight))
+        else:
+            sae, decoder = student.start_from_sae, load_causal_lm(student.pretrained, config=backbone)
+            decoder.config.name_or_path = ""  # equal runs are equal wherever their inputs lie
+            model = CoCoMixForCausalLM.from_backbone(
+                decoder,
+                sae=None if sae is None else SparseAutoencoder.from_pretrained(sae),
+                concept_loss_weight=weight,
+                **dataclasses.asdict(mixer),
+            )
+    if student.pretrained is not None and student.train != "all":
+        model.backbone.requires_grad_(False)
+        adapter = model.adapter
+        for block in adapter.blocks[student.first_learning_block :]:
+            block.requires_grad_(True)
+        adapter.final_norm.requires_grad_(student.train == "above")
+    return model
 
 
 def require_memory(
@@ -108,14 +183,20 @@ def require_memory(
         memory_bytes: memory of one device.
     """
     with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in build_student(config, data, mixer).parameters())
-    needed = TRAINING_BYTES_PER_PARAMETER * num_parameters // num_shares
+        parameters = list(build_student(config, data, mixer, only_shape=True).parameters())
+    num_parameters, num_learning = sum(p.numel() for p in parameters), num_learning_parameters(parameters)
+    needed = (BYTES_PER_WEIGHT * num_parameters + BYTES_PER_LEARNING_WEIGHT * num_learning) // num_shares
     if needed > memory_bytes:
         raise CocomixError(
             f"the student has {format_count(num_parameters)} parameters: weights, gradients and moments alone take "
             f"{format_bytes(needed)}, and a device has {format_bytes(memory_bytes)}; choose smaller sizes, or more devices "
             "with --parallel.strategy fsdp"
         )
+
+
+def num_learning_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Number of weights that are not frozen."""
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:

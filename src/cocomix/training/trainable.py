@@ -55,7 +55,7 @@ def gradient_norms(student: TrainableModule) -> dict[str, Tensor]:
     norms = {}
     for name, part in parts.items():
         gradients = [p.grad for p in part.parameters() if p.grad is not None]
-        if any(True for _ in part.parameters()):
+        if gradients:  # none of a mixer without weights, or of a frozen backbone
             norm = get_total_norm(gradients)
             norms[f"gradient_norm_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return norms

@@ -31,6 +31,7 @@ from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.flops import training_flops_per_token
+from cocomix.modeling.loading import check_data
 from cocomix.modeling.losses import combined_loss
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import CONCEPT_LABELS, Batch
@@ -41,7 +42,13 @@ from cocomix.training.metrics import MetricsFile
 from cocomix.training.model_card import write_card
 from cocomix.training.nonfinite import StepValues, StepWatch
 from cocomix.training.optimizer import adamw, learning_rate
-from cocomix.training.students import build_objectives, build_student, require_memory, trained_mixer
+from cocomix.training.students import (
+    build_objectives,
+    build_student,
+    num_learning_parameters,
+    require_memory,
+    trained_mixer,
+)
 from cocomix.training.trackers import Trackers
 from cocomix.training.trainable import TrainableModule, gradient_norms
 
@@ -72,6 +79,8 @@ class Trainer:
         num_shares = ranks.size if config.parallel.strategy == "fsdp" else 1
         require_memory(config, data, trained_mixer(config, batches), num_shares, memory_bytes(device))
         model = self._build()
+        if config.student.pretrained is not None:
+            check_data(model.backbone, config.student.pretrained, data)
         for part in batches.more.values():
             part.to(device)
         self.objectives = build_objectives(config, batches)
@@ -81,7 +90,8 @@ class Trainer:
         self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
         self.student = TrainableModule(model, self.objectives).train()
         self.engine = Engine(self.student, config.parallel, ranks, device)
-        self.optimizer = adamw(self.student, config.optimizer)
+        pretrained = None if config.student.pretrained is None else model.backbone
+        self.optimizer = adamw(self.student, config.optimizer, pretrained)
         self.watch = StepWatch(device)
         self.mixer_metrics = model.mixer.metrics(
             config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
@@ -152,9 +162,8 @@ class Trainer:
         values["gradient_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.watch.add(self.step, values)
         self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]
-        rate = learning_rate(config.optimizer, self.step, self.num_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(config.optimizer, self.step, self.num_steps, group["maximum"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -315,6 +324,7 @@ class Trainer:
             "train_flops_per_token": self.flops_per_token,
             "teacher_flops": self._teacher_flops(),
             "num_parameters": sum(p.numel() for p in model.parameters()),
+            "num_learning_parameters": num_learning_parameters(model.parameters()),
             "num_steps": self.num_steps,
         }
         write_card(self.config, model.config.mixer, self.settings, facts)

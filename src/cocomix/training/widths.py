@@ -41,7 +41,7 @@ class MatchedWidth:
 def meta_model(config: TrainConfig, text: TextShape, num_concepts: int | None = None) -> CoCoMixForCausalLM:
     """The model of a run on the meta device."""
     with torch.device("meta"):
-        return build_student(config, text, with_num_concepts(config, num_concepts))
+        return build_student(config, text, with_num_concepts(config, num_concepts), only_shape=True)
 
 
 def num_active_parameters(model: CoCoMixForCausalLM) -> int:

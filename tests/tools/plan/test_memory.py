@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cocomix.data.token_dataset import TokenDataset
+from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.plan.memory import Precision, _Ledger, device_memory, peak_bytes, saved_bytes
-from cocomix.training.config import TrainConfig
+from cocomix.training.config import StudentConfig, TrainConfig
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
-from cocomix.training.students import build_student
+from cocomix.training.students import build_student, num_learning_parameters, settled
+from tests.conftest import Tiny
 
 SIZE = SIZES["small"]
 T = SIZE.context_length
@@ -45,6 +48,26 @@ def test_the_peak_without_numbers_is_the_peak_of_a_real_step(variant: str) -> No
     print(f"{variant}: real peak over planned {ratio:.4f}")
     # Operations that are one kernel in reality may be several without numbers, and the reverse.
     assert ratio == pytest.approx(1, abs=0.1)
+
+
+def test_what_is_frozen_takes_weights_alone(tiny: Tiny) -> None:
+    data, mixer = TokenDataset(tiny.data), ConceptConfig(num_concepts=32, num_active_concepts=4)
+    planned = {}
+    for learning in ("mixer", "above", "all"):
+        student = StudentConfig(pretrained=tiny.teacher, train=learning, mixer=mixer)  # type: ignore[arg-type]
+        config = settled(TrainConfig(student=student))
+        memory = planned[learning] = device_memory(config, data, 32, 1, 4, teacher=0)
+        real = build_student(config, data, mixer).train()
+        num_learning = num_learning_parameters(real.parameters())
+        assert memory.weights == 4 * sum(p.numel() for p in real.parameters())
+        assert (memory.gradients, memory.moments) == (4 * num_learning, 8 * num_learning)
+        assert (
+            memory.activations
+            == saved_bytes(real, 8, 16, "float32", 4).total - saved_bytes(real, 4, 16, "float32", 4).total
+        )
+        assert peak_bytes(real, 4, 16, "float32", 4) == pytest.approx(memory.activations + memory.temporaries, rel=0.1)
+    # Above the mixer, a block whose weights are frozen keeps no inputs of its matrix products.
+    assert planned["mixer"].activations < planned["above"].activations < planned["all"].activations
 
 
 def test_the_peak_is_that_of_the_tensors_alive() -> None:

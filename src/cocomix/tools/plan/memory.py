@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +73,7 @@ def peak_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
 ) -> int:
     """Peak bytes of a forward and backward pass, without weights and their gradients; arguments as in `saved_bytes`."""
-    with _Ledger() as ledger:
+    with _Ledger(model.parameters()) as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     peak: int = ledger.peak_excluding(gradients)
@@ -94,13 +94,14 @@ def _forward(
 
 
 class _Ledger(TorchDispatchMode):
-    """A record of when storages are allocated and freed."""
+    """A record of when storages are allocated and freed, but for those of tensors that are there `before`."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, int]] = []
         """Number of a storage and its bytes: positive when allocated, negative when freed."""
-        self._alive: dict[int, int] = {}
+        # A view of a weight, as a product makes one, has its storage.
+        self._alive = {tensor.untyped_storage()._cdata: -1 for tensor in before}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -153,8 +154,10 @@ def _counting(model: CoCoMixForCausalLM) -> Iterator[SavedBytes]:
 
         return hook
 
-    def leave(*_: Any) -> None:
-        current.pop()
+    def leave(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        index = current.pop()
+        if not output.requires_grad:  # below all that learns, nothing is kept to recompute from
+            saved.inputs[index] = 0
 
     handles = [block.register_forward_pre_hook(enter(index)) for index, block in enumerate(blocks)]
     handles += [block.register_forward_hook(leave) for block in blocks]
@@ -223,34 +226,35 @@ def device_memory(
     assert precision != "auto", "a plan chooses before it counts"
     num_labels = config.attribution.num_labels if config.concept_loss.is_on(config) else 0
     with FakeTensorMode():
-        model = build_student(config, text, with_num_concepts(config, num_concepts)).train()
+        mixer = with_num_concepts(config, num_concepts)
+        model = build_student(config, text, mixer, only_shape=True).train()
         model.limit_logits(config.parallel.logits_megabytes)
         # Saved bytes are linear in the windows; the constant part is copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
         temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
-        groups = _group_sizes(model)
-    num_parameters = sum(groups)
+        groups, learning_groups = _group_sizes(model), _group_sizes(model, only_learning=True)
+    num_parameters, num_learning = sum(groups), sum(learning_groups)
     is_sharded = config.parallel.strategy == "fsdp" and num_devices > 1
-    share = num_parameters / num_devices if is_sharded else num_parameters
+    num_shares = num_devices if is_sharded else 1
     product_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
     accumulates = num_windows * num_devices < config.batch_size
     exchange = gathered = 0.0
     if is_sharded:
         *others, root = groups
         gathered = product_bytes * (root + 2 * max(others))
-        exchange = product_bytes * max(groups)
+        exchange = product_bytes * max(learning_groups)
     else:
         gathered = max(0, 2 * once.total - twice.total)
-        exchange = FLOAT32_BYTES * num_parameters if num_devices > 1 else 0.0
+        exchange = FLOAT32_BYTES * num_learning if num_devices > 1 else 0.0
     for objective in config.objectives:
         if objective.is_on(config):
             temporaries += objective.implementation().memory_bytes(objective, T * num_windows, text.vocab_size)
     return Memory(
-        weights=FLOAT32_BYTES * share,
+        weights=FLOAT32_BYTES * num_parameters / num_shares,
         gathered=gathered,
-        gradients=FLOAT32_BYTES * (num_parameters if accumulates else share),
+        gradients=FLOAT32_BYTES * (num_learning if accumulates else num_learning / num_shares),
         exchange=exchange,
-        moments=2 * FLOAT32_BYTES * share,
+        moments=2 * FLOAT32_BYTES * num_learning / num_shares,
         activations=twice.total - once.total,
         activations_with_checkpointing=twice.checkpointed - once.checkpointed,
         temporaries=max(0, temporaries),
@@ -259,8 +263,11 @@ def device_memory(
     )
 
 
-def _group_sizes(model: CoCoMixForCausalLM) -> list[int]:
+def _group_sizes(model: CoCoMixForCausalLM, *, only_learning: bool = False) -> list[int]:
     """Parameters of each group that FSDP shards and gathers as one: the blocks, the mixer and, last, the rest."""
-    parts: list[nn.Module] = [*model.adapter.blocks, model.mixer]
-    sizes = [size for part in parts if (size := sum(parameter.numel() for parameter in part.parameters()))]
-    return [*sizes, sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)]
+
+    def size(part: nn.Module) -> int:
+        return sum(p.numel() for p in part.parameters() if p.requires_grad or not only_learning)
+
+    sizes = [number for part in (*model.adapter.blocks, model.mixer) if (number := size(part))]
+    return [*sizes, size(model) - sum(sizes)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cocomix.base.accelerators import DeviceSpec
@@ -26,7 +27,7 @@ from cocomix.tools.plan.teachers import planned_teacher
 from cocomix.training.config import NOT_NEEDED, TrainConfig, flat
 from cocomix.training.recipes import find_recipe
 from cocomix.training.renamed import renamed
-from cocomix.training.students import with_num_concepts
+from cocomix.training.students import num_learning_parameters, settled, with_num_concepts
 from cocomix.training.widths import (
     MatchedWidth,
     equal_flops_width,
@@ -84,6 +85,8 @@ class Plan:
     """Number of tokens for which labels or draws are stored: each window counts once."""
     num_parameters: int
     num_active_parameters: int
+    num_learning_parameters: int
+    """Number of parameters that are not frozen."""
     vocab_size: int
     context_length: int
     num_concepts: int | None
@@ -104,9 +107,9 @@ class Plan:
     target_bytes_per_token: int
     """Bytes per token of stored distillation targets."""
     equal_parameters: MatchedWidth | None
-    """Plain decoder with as many active parameters; None if the run trains a plain decoder."""
+    """Plain decoder with as many active parameters; None if the run trains a plain decoder, or a pretrained one."""
     equal_flops: MatchedWidth | None
-    """Plain decoder with as many training FLOPs per token; None if the run trains a plain decoder."""
+    """Plain decoder with as many training FLOPs per token; None as for equal parameters."""
     duration: Duration
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,13 +117,14 @@ class Plan:
         config = self.config
         return {
             "recipe": config.recipe,
-            "student": flat(config.run.student),
+            "student": {key: str(v) if isinstance(v, Path) else v for key, v in flat(config.run.student).items()},
             "num_tokens": self.num_tokens,
             "vocab_size": self.vocab_size,
             "context_length": self.context_length,
             "num_concepts": self.num_concepts,
             "num_parameters": self.num_parameters,
             "num_active_parameters": self.num_active_parameters,
+            "num_learning_parameters": self.num_learning_parameters,
             "flops_per_token": {
                 **{count: dataclasses.asdict(flops) for count, flops in self.flops.items()},
                 "teacher": {name: getattr(self.cost, name) for name in ("labels", "targets", "stored_targets")},
@@ -194,7 +198,8 @@ def make_plan(config: PlanConfig) -> Plan:
         taken: Precision = "bfloat16" if spec.bfloat16_flops > spec.float32_flops else "float32"
         parallel = replace(config.run.parallel, precision=taken)
         config = replace(config, run=replace(config.run, parallel=parallel))
-    run = config.run
+    run = settled(config.run)
+    config = replace(config, run=run)
     num_tokens = run.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
     device, windows_per_pass = config.device_spec, _windows_per_pass(config)
     inputs = read_inputs(run, config.recipe, config.vocab_size, config.context_length)
@@ -219,7 +224,7 @@ def make_plan(config: PlanConfig) -> Plan:
     held = teacher.num_parameters
     if run.sae is not None and num_concepts is not None:
         held += 2 * num_concepts * teacher.model.config.hidden_size
-    is_plain = not run.student.mixer.inserts
+    has_equals = run.student.mixer.inserts and run.student.pretrained is None
     num_stored_tokens = inputs.stored_tokens(num_tokens)
     return Plan(
         config=config,
@@ -227,6 +232,7 @@ def make_plan(config: PlanConfig) -> Plan:
         num_stored_tokens=num_stored_tokens,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),
+        num_learning_parameters=num_learning_parameters(model.parameters()),
         vocab_size=text.vocab_size,
         context_length=text.context_length,
         num_concepts=num_concepts,
@@ -243,8 +249,8 @@ def make_plan(config: PlanConfig) -> Plan:
         kv_cache_bytes_per_token=kv_cache_bytes(model, run.parallel.precision),
         label_bytes_per_token=_label_bytes(inputs) if cost.labels and run.sae is None else 0,
         target_bytes_per_token=_target_bytes(inputs) if cost.stored_targets else 0,
-        equal_parameters=None if is_plain else equal_parameters_width(run, text),
-        equal_flops=None if is_plain else equal_flops_width(run, text),
+        equal_parameters=equal_parameters_width(run, text) if has_equals else None,
+        equal_flops=equal_flops_width(run, text) if has_equals else None,
         duration=_duration(config, num_tokens, num_stored_tokens, flops["algorithmic"], cost, device, inputs),
     )
 

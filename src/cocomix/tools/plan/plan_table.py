@@ -26,6 +26,8 @@ def _model(plan: Plan) -> str:
     table.add_row("decoder", f"{student.family}, {blocks}", f"mixer {student.mixer.describe()}")
     table.add_row("parameters", format_count(plan.num_parameters), f"{plan.num_parameters:,}")
     table.add_row("active parameters", format_count(plan.num_active_parameters), f"{plan.num_active_parameters:,}")
+    if plan.num_learning_parameters < plan.num_parameters:
+        table.add_row("learning", format_count(plan.num_learning_parameters), "the others are frozen")
     for name, flops in plan.flops.items():
         note = {
             "algorithmic": "causal attention, nothing recomputed",

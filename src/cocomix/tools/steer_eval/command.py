@@ -144,10 +144,10 @@ def _measure(
 
 def _student(config: SteerEvalConfig, machine: Machine) -> CoCoMixForCausalLM:
     model = load_causal_lm(config.model, machine)
-    if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.is_steerable:
-        raise CocomixError(
-            f"{config.model} has no concepts to steer; steer-eval needs a model whose concepts are mixed in"
-        )
+    if not isinstance(model, CoCoMixForCausalLM):
+        raise CocomixError(f"{config.model} is a plain decoder, which has no concepts: there is nothing to steer")
+    if model.config.mixer.unsteerable:
+        raise CocomixError(f"{config.model} {model.config.mixer.unsteerable}: there is nothing to steer")
     return model
 
 
