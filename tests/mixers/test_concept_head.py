@@ -177,7 +177,7 @@ def test_compiled_code_calls_it_as_it_is() -> None:
     def run(
         x: torch.Tensor,
     ) -> torch.Tensor:  # below the functions whose shapes are checked here, which no trace passes
-        values, _, loss = linear_head._apply(2 * x, weight, bias, labels, row_weights, 3, MEGABYTE, True)
+        values, _, loss = linear_head._apply(2 * x, weight, bias, labels, row_weights, 3, MEGABYTE, torch.double, True)
         return loss + values.sum()
 
     compiled = torch.compile(run, backend="aot_eager")

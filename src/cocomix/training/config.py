@@ -116,8 +116,9 @@ class ParallelConfig:
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
-    logits_megabytes: int = 64
-    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding."""
+    logits_megabytes: int | None = None
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; on a CPU 64, or 128
+    in bfloat16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` is CUDA if there is any."""
 
