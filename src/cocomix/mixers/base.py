@@ -68,7 +68,7 @@ class Mixer(nn.Module, abc.ABC):
         super().__init__()
         self.config = config
         self.logits_megabytes: int | None = None
-        """Memory for a chunk of concept logits, if there are any, None: by the device; see `CoCoMixForCausalLM.limit_logits`."""
+        """Memory for a chunk of concept logits, if there are any; see `CoCoMixForCausalLM.limit_logits`."""
 
     @abc.abstractmethod
     def forward(self, hidden: Float[Tensor, "B T D"], inputs: MixerInputs) -> MixerOutput:

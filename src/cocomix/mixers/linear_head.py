@@ -187,9 +187,7 @@ def _default_megabytes(device: str, product_dtype: torch.dtype) -> int:
     return 128 if product_dtype.itemsize < torch.float32.itemsize else 64
 
 
-def _sum_losses_(
-    z: Tensor, largest: Tensor, place: Tensor | None, labels: Tensor, row_weights: Tensor
-) -> Tensor:
+def _sum_losses_(z: Tensor, largest: Tensor, place: Tensor | None, labels: Tensor, row_weights: Tensor) -> Tensor:
     """The sum of the losses of the rows with weight 1; overwrites `z` with the gradients of all rows' losses.
 
     mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and logsumexp(z) = z_j - log p_j for any j; the largest is the safest.

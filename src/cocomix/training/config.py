@@ -117,8 +117,8 @@ class ParallelConfig:
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int | None = None
-    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; on a CPU 64, or 128
-    in bfloat16."""
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; 64 on a
+    CPU, or 128 in bfloat16."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` is CUDA if there is any."""
 
