@@ -30,10 +30,13 @@ class GrowingLayer(DynamicLayer):
     Like all tensors of a cache, the room is shared by shallow copies: copy a cache with `copy.deepcopy`.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.rooms: list[Tensor] = []
-        self._own_keys: Tensor | None = None  # as `update` left them: others crop, reorder and repeat keys
+        self._own_keys: Any = None  # as `update` left them: others crop, reorder and repeat keys
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values [B, H, S, E] of all positions, with the new ones last."""
