@@ -177,7 +177,7 @@ def test_compiled_code_calls_it_as_it_is() -> None:
     def run(
         x: torch.Tensor,
     ) -> torch.Tensor:  # below the functions whose shapes are checked here, which no trace passes
-        values, _, loss = linear_head._apply(2 * x, weight, bias, labels, row_weights, 3, MEGABYTE, True)
+        values, _, loss = linear_head._apply(2 * x, weight, bias, labels, row_weights, 3, MEGABYTE, torch.double, True)
         return loss + values.sum()
 
     compiled = torch.compile(run, backend="aot_eager")
@@ -204,6 +204,22 @@ def test_beside_gradients_nothing_grows_with_the_number_of_logits(C: int, monkey
         values, _, loss = concept_head.predict_concepts(x[:3000], weight, bias, 32, labels[:3000], logits_megabytes=8)
         (loss + values.sum()).backward()
     assert largest <= 8 * MEGABYTE
+
+
+def test_autocast_rounds_operands_and_no_gradient_of_the_weight() -> None:
+    """Operands are cast inside, classes filled up, and sums over chunks stay in float32."""
+    (x, weight, bias, _), labels = inputs(1000, 1000, 4, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, indices, loss = concept_head.predict_concepts(x, weight, bias, 5, labels, logits_megabytes=1)
+        fast = torch.autograd.grad(loss, (x, weight, bias))
+    assert int(indices.max()) < 1000
+    rounded = [leaf.detach().bfloat16().float().requires_grad_(True) for leaf in (x, weight)]
+    z, _, _ = reference.concept_head(*rounded, bias, 5)
+    slow = torch.autograd.grad(reference.concept_losses(z, labels).sum(), (*rounded, bias))
+    for got, wanted in zip(fast, slow, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - wanted).norm() <= 0.01 * wanted.norm()
+    assert not torch.equal(fast[1], fast[1].bfloat16().float())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from cocomix import CocomixError
+from cocomix.modeling.cache import GrowingLayer
 from cocomix.modeling.model import CoCoMixForCausalLM
 from tests.modeling.helpers import MIXERS, backbone_config, every_family_with, student, tokens
 
@@ -226,3 +229,43 @@ def test_a_cache_of_another_model_is_refused() -> None:
         cache = model(input_ids=ids, use_cache=True).past_key_values
         with pytest.raises(CocomixError, match="cache"):
             student(**other)(input_ids=ids[:, :1], past_key_values=cache)
+
+
+def test_a_growing_cache_holds_what_a_dynamic_one_holds() -> None:
+    """Also where others crop, repeat and reorder it, where modes change, and where a copy goes another way."""
+    grown, plain = GrowingLayer(), DynamicLayer()
+
+    def update(num_positions: int, *layers: DynamicLayer) -> None:
+        states = torch.randn(2, 3, num_positions, 4), torch.randn(2, 3, num_positions, 5)
+        kept = [(layer.keys, layer.keys.clone()) for layer in layers if layer.is_initialized and layer.get_seq_length()]
+        (keys, values), (expected_keys, expected_values) = (layer.update(*states) for layer in layers)
+        assert torch.equal(keys, expected_keys)
+        assert torch.equal(values, expected_values)
+        assert all(torch.equal(before, now) for before, now in kept)
+
+    with torch.no_grad():
+        for num_positions in (5, 1, 1, 2, 7, 1):
+            update(num_positions, grown, plain)
+        assert grown.rooms[0].shape[-2] < 2 * plain.get_seq_length() + 2
+        room = grown.rooms[0].data_ptr()
+        update(1, grown, plain)
+        assert grown.keys.data_ptr() == room  # nothing was copied
+        other_grown, other_plain = copy.deepcopy((grown, plain))
+        update(1, other_grown, other_plain)
+        update(1, grown, plain)
+        for change in (lambda layer: layer.crop(-4), lambda layer: layer.reorder_cache(torch.tensor([1, 1]))):
+            change(grown), change(plain)
+            update(1, grown, plain)
+    with torch.inference_mode():
+        update(2, grown, plain)
+        update(1, grown, plain)
+    with torch.no_grad():
+        update(1, grown, plain)
+    update(1, grown, plain)
+    states = torch.randn(2, 3, 1, 4, requires_grad=True)
+    keys, _ = grown.update(states, torch.randn(2, 3, 1, 5))
+    keys.sum().backward()
+    assert states.grad is not None
+    grown.reset(), plain.reset()
+    with torch.no_grad():
+        update(3, grown, plain)

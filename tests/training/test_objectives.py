@@ -29,6 +29,8 @@ from cocomix.objectives.config import (
 from cocomix.objectives.distillation import TARGETS, Distillation, SampledDistillation
 from cocomix.objectives.hidden_regression import HiddenRegression
 from cocomix.objectives.next_token import NextToken
+from cocomix.training.config import OptimizerConfig
+from cocomix.training.optimizer import adamw, clip_in_step
 from cocomix.training.trainable import TrainableModule, gradient_norms
 from tests.modeling.helpers import VOCAB_SIZE, backbone_config, concept_labels, student, tokens
 from tests.reference import objectives as reference
@@ -238,3 +240,31 @@ def test_norms_of_the_parts_make_up_the_whole() -> None:
     norms = gradient_norms(trained)
     whole = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     torch.testing.assert_close((norms["gradient_norm_backbone"] ** 2 + norms["gradient_norm_mixer"] ** 2).sqrt(), whole)
+    torch.testing.assert_close(norms["gradient_norm"], whole)
+    assert norms.keys() == {"gradient_norm", "gradient_norm_backbone", "gradient_norm_mixer"}
+    with_head = TrainableModule(student(), all_objectives())
+    for parameter in with_head.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    num_parameters = sum(parameter.numel() for parameter in with_head.parameters())
+    torch.testing.assert_close(gradient_norms(with_head)["gradient_norm"], torch.tensor(num_parameters**0.5))
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+def test_clipping_in_the_step_equals_clipping_before_it(max_norm: float) -> None:
+    trained = {}
+    for is_in_step in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(20, 30)
+        optimizer = adamw(model, OptimizerConfig(learning_rate=0.1))
+        for _ in range(3):
+            model(torch.randn(7, 20)).square().sum().backward()
+            if is_in_step:
+                norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+                clip_in_step(optimizer, norm, max_norm)
+            else:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        trained[is_in_step] = model.state_dict()
+    for name, expected in trained[False].items():
+        torch.testing.assert_close(trained[True][name], expected)

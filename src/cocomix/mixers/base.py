@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.config import MixerConfig
 from cocomix.mixers.edits import ConceptEdit
-from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.mixers.metrics import MixerMetrics
 
 # Shapes: B batch, T tokens, S positions above the mixer, D width, C concepts, K active concepts, A labels per token.
@@ -68,7 +67,7 @@ class Mixer(nn.Module, abc.ABC):
     def __init__(self, config: MixerConfig, hidden_size: int) -> None:
         super().__init__()
         self.config = config
-        self.logits_megabytes = LOGITS_MEGABYTES
+        self.logits_megabytes: int | None = None
         """Memory for a chunk of concept logits, if there are any; see `CoCoMixForCausalLM.limit_logits`."""
 
     @abc.abstractmethod
@@ -93,6 +92,10 @@ class Mixer(nn.Module, abc.ABC):
             CocomixError: the mixer can't take that form, or the autoencoder has another shape or formula.
         """
         raise CocomixError(f"an autoencoder can't start a mixer {self.config.mixer!r}; use mixer 'concept'")
+
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        """Weights [out, in] by which every token is multiplied, beside those of `nn.Linear` modules."""
+        return ()
 
     def counts(self, output: Any, concept_labels: Int64[Tensor, "B T A"] | None) -> dict[str, Tensor]:
         """Counters that one forward pass adds to the metrics, from the model's output: int64, without a graph."""

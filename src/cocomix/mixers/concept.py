@@ -83,6 +83,9 @@ class ConceptMixer(Mixer):
         bias = self.pre_bias if sae.config.subtract_decoder_bias else self.compress_bias
         bias.copy_(sae.decoder_bias)
 
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        return (self.head_weight,)
+
     def counts(self, output: Any, concept_labels: Int64[Tensor, "B T A"] | None) -> dict[str, Tensor]:
         return concept_counts(output, concept_labels, self.config.known_concepts)
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocomix.mixers.linear_head import LOGITS_MEGABYTES, linear_head
+from cocomix.mixers.linear_head import linear_head
 
 
 def predict_concepts(
@@ -21,7 +21,7 @@ def predict_concepts(
     bias: Float[Tensor, " C"],
     num_active: int,
     labels: Int64[Tensor, "N A"] | None = None,
-    logits_megabytes: int = LOGITS_MEGABYTES,
+    logits_megabytes: int | None = None,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The `num_active` largest concept logits of each row, and the concept loss, summed over the rows.
 
@@ -35,7 +35,7 @@ def predict_concepts(
         bias: bias of the head.
         num_active: K_mix.
         labels: concepts of each row, in [0, C), or negative for fewer labels than A; None: the loss is zero and not computed.
-        logits_megabytes: memory for a chunk of logits.
+        logits_megabytes: memory for a chunk of logits; None: by the device.
 
     Returns:
         values (raw logits, which can be negative) and indices of the active concepts, largest first, and the loss. Values

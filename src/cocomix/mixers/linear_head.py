@@ -7,11 +7,12 @@ touched by the gradients of the largest logits. That makes three products of [N,
 buffer of a chunk ever has C columns.
 
 The concept head and the vocabulary loss both use this. From torch 2.13 on, `torch.nn.functional.linear_cross_entropy` does
-the same for the vocabulary, but returns and sums the loss in the products' dtype and is opaque to FLOP counters and plans.
+the same for the vocabulary; docs/design.md says why it is not used.
 
-With inputs below float32 the products run in that dtype; logits, sums and gradients of weights stay in float32.
+Products below float32 run on operands that are cast here, with classes filled up to a multiple of 64, as kernels like them;
+logits, sums and gradients of weights stay in float32, and are never rounded to the products' dtype.
 
-Shapes: N rows, D width, C classes (concepts, tokens), K largest, A labels per row; n rows of a chunk.
+Shapes: N rows, D width, C classes (concepts, tokens), P classes filled up, K largest, A labels per row; n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -27,16 +28,13 @@ from torch.nn import functional as F
 
 from cocomix.base.errors import CocomixError
 
-#: Megabytes (2**20 bytes) of a chunk's logits. With 50,257 classes on a CPU, 16 MB lose time to smaller products and 128 MB
-#: gain none (docs/log.md).
-LOGITS_MEGABYTES = 64
-
 _MEGABYTE = 2**20
 
 #: One in this many bytes of a chunk's memory is enough for the K rows per token that are gathered.
 _SHARE_OF_ROWS = 8
 
-#: Neighbouring logits per group; the largest logits are searched for in the groups with the largest maxima.
+#: Neighbouring logits per group; the largest logits are searched for in the groups with the largest maxima. Classes are
+#: filled up to a multiple of this many too.
 _GROUP = 64
 
 
@@ -51,54 +49,89 @@ class _Head:
     row_weights: Tensor | None
     num_largest: int
     chunk_bytes: int
+    product_dtype: torch.dtype
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of logits and sums."""
-        return torch.promote_types(self.x.dtype, torch.float32)
+        return torch.promote_types(self.product_dtype, torch.float32)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their logits [n, C], in a buffer that the next chunk reuses."""
-        N, C = len(self.x), len(self.weight)
-        max_rows = max(1, self.chunk_bytes // (C * self.dtype.itemsize))
+    @property
+    def num_filled(self) -> int:
+        """P: C, or the next multiple of 64 if the products are below float32."""
+        C = len(self.weight)
+        return C if self.product_dtype == self.dtype else C + -C % _GROUP
+
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Rows [N, D] and weight [P, D] in the products' dtype."""
+        x, weight = self.x.to(self.product_dtype), self.weight
+        if self.num_filled > len(weight):
+            weight = weight.new_zeros(self.num_filled, weight.shape[1], dtype=self.product_dtype)
+            weight[: len(self.weight)] = self.weight
+        return x, weight.to(self.product_dtype)
+
+    def chunks(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their logits [n, P], in a buffer that the next chunk reuses; -inf where there is no class."""
+        N, C, P = len(x), len(self.weight), len(weight)
+        max_rows = max(1, self.chunk_bytes // (P * self.dtype.itemsize))
         # As few chunks as fit, of equal size: a small last chunk would multiply slowly.
         num_chunks = max(1, -(-N // max_rows))
         size = max(1, -(-N // num_chunks))
-        buffer = self.x.new_empty(size, C, dtype=self.dtype)
+        buffer = x.new_empty(size, P, dtype=self.dtype)
         for start in range(0, N, size):
             rows = slice(start, min(start + size, N))
-            yield rows, self._logits(self.x[rows], buffer[: rows.stop - start])
+            z = buffer[: rows.stop - start]
+            if self.bias is not None and self.bias.dtype == x.dtype == z.dtype:
+                torch.addmm(self.bias, x[rows], weight.t(), out=z)
+            else:
+                _multiply(x[rows], weight.t(), z)
+                z[:, C:] = -torch.inf
+                if self.bias is not None:
+                    z[:, :C] += self.bias
+            yield rows, z
 
-    def _logits(self, x: Tensor, out: Tensor) -> Tensor:
-        if x.dtype != out.dtype:
-            out.copy_(x @ self.weight.t())
-        elif self.bias is not None and self.bias.dtype == out.dtype:
-            return torch.addmm(self.bias, x, self.weight.t(), out=out)
-        else:
-            torch.mm(x, self.weight.t(), out=out)
-        return out if self.bias is None else out.add_(self.bias)
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, *, adds: bool = False) -> None:
+    """Write a @ b to `out`, or add it. On a CPU a product below float32 is rounded to its dtype once, elsewhere not."""
+    beta = 1.0 if adds else 0.0  # with 0, what `out` holds is ignored
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, beta=beta, out=out)  # torch's counter counts this form
+    elif a.is_cuda:
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=beta, out=out)
+    elif adds:
+        out.add_(a @ b)
+    else:
+        out.copy_(a @ b)
 
 
 class _Gradients:
-    """The wanted gradients of the summed loss; weight and bias gradients accumulate in the logits' dtype."""
+    """The wanted gradients of the summed loss: the weight's [P, D] and the bias's accumulate in the logits' dtype."""
 
     def __init__(self, head: _Head, wanted: tuple[bool, ...]) -> None:
         x, weight = head.x, head.weight
         self.x = torch.zeros_like(x) if wanted[0] else None
-        self.weight = torch.zeros_like(weight, dtype=head.dtype) if wanted[1] else None
+        shape = (head.num_filled, weight.shape[1])
+        self.weight = weight.new_zeros(shape, dtype=head.dtype) if wanted[1] else None
         self.bias = x.new_zeros(len(weight), dtype=head.dtype) if wanted[2] else None
 
-    def add(self, head: _Head, rows: slice, grad_z: Tensor, row_weights: Tensor) -> None:
-        """Add the gradients of some rows, from the gradients [n, C] of their logits before row weights are applied."""
+    def add(self, x: Tensor, weight: Tensor, rows: slice, grad_z: Tensor, row_weights: Tensor) -> None:
+        """Add the gradients of some rows, from the gradients [n, P] of their logits before row weights are applied.
+
+        Args:
+            x: operand of all rows; the rows come in order.
+            weight: the other operand.
+            rows: rows of the chunk.
+            grad_z: gradients of the rows' losses.
+            row_weights: their weights.
+        """
         if self.bias is not None:
-            torch.addmv(self.bias, grad_z.t(), row_weights, out=self.bias)
-        x, grad_z, row_weights = head.x[rows], grad_z.to(head.x.dtype), row_weights.unsqueeze(-1).to(head.x.dtype)
+            torch.addmv(self.bias, grad_z[:, : len(self.bias)].t(), row_weights, out=self.bias)
+        grad_z, row_weights = grad_z.to(x.dtype), row_weights.unsqueeze(-1).to(x.dtype)
         if self.x is not None:
-            torch.mm(grad_z, head.weight, out=self.x[rows]).mul_(row_weights)
-        if self.weight is not None and self.weight.dtype == x.dtype:
-            torch.addmm(self.weight, grad_z.t(), x * row_weights, out=self.weight)  # torch's counter counts this form
-        elif self.weight is not None:
-            self.weight.add_(grad_z.t() @ (x * row_weights))
+            _multiply(grad_z, weight, self.x[rows])
+            self.x[rows].mul_(row_weights)
+        if self.weight is not None:
+            _multiply(grad_z.t(), x[rows] * row_weights, self.weight, adds=rows.start > 0)
 
     def scale(self, factor: Tensor) -> None:
         for gradient in (self.x, self.weight, self.bias):
@@ -122,7 +155,7 @@ class _Gradients:
             self.weight.index_add_(0, rows.flatten(), (factors.unsqueeze(-1) * x.unsqueeze(1)).flatten(0, 1))
 
     def returned(self, head: _Head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight = None if self.weight is None else self.weight.to(head.weight.dtype)
+        weight = None if self.weight is None else self.weight[: len(head.weight)].to(head.weight.dtype)
         bias = None if self.bias is None or head.bias is None else self.bias.to(head.bias.dtype)
         return self.x, weight, bias
 
@@ -143,7 +176,18 @@ def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(-1, places // _GROUP) * _GROUP + places % _GROUP
 
 
-def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weights: Tensor) -> Tensor:
+def _default_megabytes(device: str, product_dtype: torch.dtype) -> int:
+    """Megabytes (2**20 bytes) of a chunk's logits.
+
+    Every chunk reads and writes the whole gradient of the weight: the faster the products, the larger the chunks. On a CPU
+    in float32, with 50,257 classes, 16 MB lose time to smaller products and 128 MB gain none (docs/log.md).
+    """
+    if device != "cpu":
+        return 512
+    return 128 if product_dtype.itemsize < torch.float32.itemsize else 64
+
+
+def _sum_losses_(z: Tensor, largest: Tensor, place: Tensor | None, labels: Tensor, row_weights: Tensor) -> Tensor:
     """The sum of the losses of the rows with weight 1; overwrites `z` with the gradients of all rows' losses.
 
     mean_k CE(z, I_k) = logsumexp(z) - mean_k z[I_k], and logsumexp(z) = z_j - log p_j for any j; the largest is the safest.
@@ -154,7 +198,7 @@ def _sum_losses_(z: Tensor, top: tuple[Tensor, Tensor], labels: Tensor, row_weig
     labels = labels.clamp(min=0)
     label_logits = z.gather(-1, labels).masked_fill(~is_label, 0).sum(-1) / num_labels.squeeze(-1)
     torch.softmax(z, dim=-1, out=z)
-    log_partition = (top[0] - z.gather(-1, top[1]).log()).squeeze(-1)
+    log_partition = largest - (z.amax(-1) if place is None else z.gather(-1, place).squeeze(-1)).log()
     z.scatter_add_(-1, labels, -is_label.to(z.dtype) / num_labels)
     return torch.dot(log_partition - label_logits, row_weights)
 
@@ -165,15 +209,17 @@ def _sweep(head: _Head, gradients: _Gradients | None) -> tuple[Tensor, Tensor, T
     values = head.x.new_empty(N, K, dtype=head.dtype)
     indices = torch.empty(N, K, dtype=torch.long, device=head.x.device)
     loss = head.x.new_zeros((), dtype=head.dtype)
-    for rows, z in head.chunks():
+    x, weight = head.operands()
+    for rows, z in head.chunks(x, weight):
         if K:
             values[rows], indices[rows] = _largest(z, K)
         if head.labels is None or head.row_weights is None:
             continue
-        top = (values[rows, :1], indices[rows, :1]) if K else z.max(-1, keepdim=True)
-        loss += _sum_losses_(z, top, head.labels[rows], head.row_weights[rows])
+        # Twice the largest value costs less than once its place.
+        largest, place = (values[rows, 0], indices[rows, :1]) if K else (z.amax(-1), None)
+        loss += _sum_losses_(z, largest, place, head.labels[rows], head.row_weights[rows])
         if gradients is not None:
-            gradients.add(head, rows, z, head.row_weights[rows])
+            gradients.add(x, weight, rows, z, head.row_weights[rows])
     return values, indices, loss
 
 
@@ -188,14 +234,15 @@ class _LinearHead(torch.autograd.Function):
         row_weights: Tensor | None,
         num_largest: int,
         chunk_bytes: int,
+        product_dtype: torch.dtype,
         is_recording: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = _Head(x, weight, bias, labels, row_weights, num_largest, chunk_bytes)
+        head = _Head(x, weight, bias, labels, row_weights, num_largest, chunk_bytes, product_dtype)
         wanted = tuple(is_recording and wants for wants in ctx.needs_input_grad[:3])
         gradients = _Gradients(head, wanted) if labels is not None and any(wanted) else None
         values, indices, loss = _sweep(head, gradients)
         ctx.save_for_backward(x, weight, bias, labels, row_weights, indices)
-        ctx.sizes, ctx.wanted = (num_largest, chunk_bytes), wanted
+        ctx.settings, ctx.wanted = (num_largest, chunk_bytes, product_dtype), wanted
         # The first backward scales these in place and returns them.
         ctx.ready = [] if gradients is None else [gradients]
         ctx.mark_non_differentiable(indices)
@@ -213,7 +260,7 @@ class _LinearHead(torch.autograd.Function):
             )
         grad_values, _, grad_loss = grads
         *tensors, indices = ctx.saved_tensors
-        head = _Head(*tensors, *ctx.sizes)
+        head = _Head(*tensors, *ctx.settings)
         if grad_loss is not None and ctx.ready:
             gradients = ctx.ready.pop()
         else:
@@ -224,7 +271,7 @@ class _LinearHead(torch.autograd.Function):
             gradients.scale(grad_loss)
         if grad_values is not None and grad_values.shape[1]:
             gradients.add_largest(head, indices, grad_values)
-        return (*gradients.returned(head), None, None, None, None, None)
+        return (*gradients.returned(head), None, None, None, None, None, None)
 
 
 # Kept out of compiled graphs: the chunks are fused by hand, and tracing would unroll them and save nothing.
@@ -238,7 +285,7 @@ def linear_head(
     *,
     labels: Int64[Tensor, "N A"] | None = None,
     num_largest: int = 0,
-    logits_megabytes: int = LOGITS_MEGABYTES,
+    logits_megabytes: int | None = None,
 ) -> tuple[Float[Tensor, "N K"], Int64[Tensor, "N K"], Float[Tensor, ""]]:
     """The largest logits of a linear head, and its summed cross entropy.
 
@@ -254,7 +301,8 @@ def linear_head(
         bias: bias of the head.
         labels: classes of each row, in [0, C), or negative for fewer labels than A; None: no loss.
         num_largest: K.
-        logits_megabytes: memory for a chunk of logits; a chunk has at least one row.
+        logits_megabytes: memory for a chunk of logits, which has at least one row; None: on a CPU 64 for products in
+            float32 and 128 below, elsewhere 512.
 
     Returns:
         values and indices of the largest logits, largest first, and the loss (zero without labels). Values and loss are
@@ -264,18 +312,11 @@ def linear_head(
         CocomixError: in the backward pass, if second derivatives are requested (`create_graph`).
     """
     device = x.device.type
+    product_dtype = torch.promote_types(x.dtype, weight.dtype)
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # Cast outside the function, so that autograd casts gradients back; its backward runs without autocast.
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return linear_head(
-                x.to(dtype),
-                weight.to(dtype),
-                bias,
-                labels=labels,
-                num_largest=num_largest,
-                logits_megabytes=logits_megabytes,
-            )
+        product_dtype = torch.get_autocast_dtype(device)
+    if logits_megabytes is None:
+        logits_megabytes = _default_megabytes(device, product_dtype)
     row_weights = None if labels is None else (labels >= 0).any(-1).to(torch.promote_types(x.dtype, torch.float32))
     outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,
@@ -285,6 +326,7 @@ def linear_head(
         row_weights,
         num_largest,
         logits_megabytes * _MEGABYTE,
+        product_dtype,
         torch.is_grad_enabled(),
     )
     return outputs

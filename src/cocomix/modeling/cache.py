@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
@@ -20,6 +22,54 @@ from transformers.cache_utils import (
 
 from cocomix.base.errors import CocomixError
 from cocomix.mixers.layout import Layout
+
+
+class GrowingLayer(DynamicLayer):
+    """A `DynamicLayer` with room for more: a new token is written behind the others, which are copied only now and then.
+
+    Like all tensors of a cache, the room is shared by shallow copies: copy a cache with `copy.deepcopy`.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rooms: list[Tensor] = []
+        self._own_keys: Any = None  # as `update` left them: others crop, reorder and repeat keys
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, E] of all positions, with the new ones last."""
+        num_seen = self.get_seq_length()
+        # A graph may need what would be overwritten; and a prompt alone needs no room.
+        if torch.is_grad_enabled() or not num_seen:
+            keys, values = super().update(key_states, value_states, *args, **kwargs)
+            return keys, values
+        stop = num_seen + key_states.shape[-2]
+        is_own = self.keys is self._own_keys and self.keys.is_inference() == torch.is_inference_mode_enabled()
+        if not is_own or self.rooms[0].shape[-2] < stop:
+            self.rooms = [_room(seen, 2 * stop) for seen in (self.keys, self.values)]
+        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
+            room[..., num_seen:stop, :] = states
+        self.keys, self.values = (room[..., :stop, :] for room in self.rooms)
+        self._own_keys = self.keys
+        return self.keys, self.values
+
+
+def _room(seen: Tensor, num_positions: int) -> Tensor:
+    """Room for a number of positions that begins with those of `seen`."""
+    room = seen.new_empty(*seen.shape[:2], num_positions, seen.shape[-1])
+    room[..., : seen.shape[-2], :] = seen
+    return room
+
+
+def let_grow(cache: Cache) -> None:
+    """Exchange the empty `DynamicLayer`s of a cache, and those that it is going to add, for layers that copy less."""
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and not layer.is_initialized:
+            cache.layers[index] = GrowingLayer()
 
 
 class ManyPositionsLayer(CacheLayerMixin):
@@ -102,6 +152,7 @@ def adopt_cache(cache: Cache, config: PreTrainedConfig, first_layer: int, layout
     if not cache.layers:  # made without a configuration: it would add its layers one by one
         cache.layers = DynamicCache(config=config).layers
         cache.layer_class_to_replicate = None
+        let_grow(cache)
     for index, layer in enumerate(cache.layers):
         is_above = index >= first_layer
         if isinstance(layer, ManyPositionsLayer):

@@ -64,7 +64,7 @@ def has_plain_head(adapter: DecoderAdapter) -> bool:
 
 
 def loss_of_hidden(
-    adapter: DecoderAdapter, hidden: Float[Tensor, "B T D"], labels: Int64[Tensor, "B T"], logits_megabytes: int
+    adapter: DecoderAdapter, hidden: Float[Tensor, "B T D"], labels: Int64[Tensor, "B T"], logits_megabytes: int | None
 ) -> Float[Tensor, ""]:
     """`loss_of_logits` for a decoder with a plain head, computed chunk by chunk.
 
@@ -72,7 +72,7 @@ def loss_of_hidden(
         adapter: adapter of a decoder with a plain head.
         hidden: residual stream after the last block.
         labels: labels, `IGNORED_LABEL` where there are none.
-        logits_megabytes: memory for a chunk of logits.
+        logits_megabytes: memory for a chunk of logits; None: by the device.
     """
     head = cast(nn.Linear, adapter.model.get_output_embeddings())
     # The last position has no next token, but is kept as a row without a label so that the rows need no copy.

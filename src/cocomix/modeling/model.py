@@ -28,10 +28,9 @@ from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
 from cocomix.mixers.config import MIXERS
 from cocomix.mixers.edits import ConceptEdit, edits_at, generating
-from cocomix.mixers.linear_head import LOGITS_MEGABYTES
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.body import Body
-from cocomix.modeling.cache import adopt_cache
+from cocomix.modeling.cache import adopt_cache, let_grow
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.inputs import check_mask, check_range, check_tokens, checked_labels
 from cocomix.modeling.losses import has_plain_head, loss_of_hidden, loss_of_logits
@@ -61,7 +60,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             backbone = AutoModelForCausalLM.from_config(config.backbone_config, trust_remote_code=is_trusted())
         self.backbone = backbone
         self.mixer = config.mixer.build(config.hidden_size)
-        self.limit_logits(LOGITS_MEGABYTES)
+        self.limit_logits(None)
         adapter_for(backbone)  # refuses an unsupported family before anything runs
         self.post_init()
 
@@ -123,16 +122,17 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
         for block in self.adapter.blocks:
             block.compile(**options)
 
-    def limit_logits(self, megabytes: int) -> None:
+    def limit_logits(self, megabytes: int | None) -> None:
         """Bound the memory of logits that are not returned: over concepts, and in training over the vocabulary.
 
         Args:
-            megabytes: megabytes (2**20 bytes) for one chunk of rows; a chunk has at least one row.
+            megabytes: megabytes (2**20 bytes) for one chunk of rows, which has at least one; None: by
+                device and precision.
 
         Raises:
             CocomixError: `megabytes` is below 1.
         """
-        if megabytes < 1:
+        if megabytes is not None and megabytes < 1:
             raise CocomixError(f"logits_megabytes is {megabytes}; it must be at least 1")
         self.logits_megabytes = self.mixer.logits_megabytes = megabytes
 
@@ -235,6 +235,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache(config=self.config.backbone_config)
         if past_key_values is None:
             check_mask(attention_mask, B, T)
+        else:
+            let_grow(past_key_values)
         packed_positions = position_ids if attention_mask is None and past_key_values is None else None
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:

@@ -25,6 +25,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 from cocomix.steering.steer import steer
 from cocomix.studio.runs import NamedFolder
@@ -110,6 +111,7 @@ class StudioModel:
         model = load_causal_lm(run.path, self.machine)
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
+        order_for_single_tokens(model)
         self.model = model
         self._thread = threading.local()
         for module in model.modules():

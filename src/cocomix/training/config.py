@@ -193,8 +193,9 @@ class ParallelConfig(ComputeConfig):
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
-    logits_megabytes: int = 64
-    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding."""
+    logits_megabytes: int | None = None
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; 64 on a
+    CPU, or 128 in bfloat16."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cocomix.training.config import OptimizerConfig
 
@@ -30,6 +30,18 @@ def adamw(model: nn.Module, config: OptimizerConfig, pretrained: nn.Module | Non
         groups.append({"params": others, "lr": rate, "maximum": rate, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
+
+
+def clip_in_step(optimizer: torch.optim.Optimizer, norm: Tensor, max_norm: float) -> None:
+    """Have the optimizer's next step scale the gradients down to `max_norm`; on their own they would be read once more.
+
+    Args:
+        optimizer: from `adamw`; its step overwrites the gradients with the scaled ones.
+        norm: norm of all gradients.
+        max_norm: the largest norm to pass.
+    """
+    # The fused kernel divides by this, as after a loss that was scaled up. The constant is `clip_grad_norm_`'s.
+    optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int, maximum: float | None = None) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -50,12 +51,14 @@ class TrainableModule(nn.Module):
 
 
 def gradient_norms(student: TrainableModule) -> dict[str, Tensor]:
-    """Norms of the backbone's and the mixer's gradients; call before clipping, and with sharded tensors on all ranks."""
-    parts = {"backbone": student.model.backbone, "mixer": student.model.mixer}
+    """Norms of the backbone's, the mixer's and all gradients, each gradient read once; with sharded tensors, on all ranks."""
+    parts = {"backbone": student.model.backbone, "mixer": student.model.mixer, "heads": student.heads}
     norms = {}
     for name, part in parts.items():
         gradients = [p.grad for p in part.parameters() if p.grad is not None]
         if gradients:  # none of a mixer without weights, or of a frozen backbone
             norm = get_total_norm(gradients)
             norms[f"gradient_norm_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return norms
+    total = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    norms.pop("gradient_norm_heads", None)
+    return norms | {"gradient_norm": total}

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints, restore_state, training_state, write_state
@@ -41,7 +40,7 @@ from cocomix.training.engine import Engine
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.model_card import write_card
 from cocomix.training.nonfinite import StepValues, StepWatch
-from cocomix.training.optimizer import adamw, learning_rate
+from cocomix.training.optimizer import adamw, clip_in_step, learning_rate
 from cocomix.training.students import (
     build_objectives,
     build_student,
@@ -158,9 +157,8 @@ class Trainer:
                 self.engine.backward(loss)
         values = {o.name: mean for o, mean in zip(self.objectives, self.ranks.sum(means), strict=True)}
         values |= gradient_norms(self.student)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.optimizer.max_gradient_norm)
-        values["gradient_norm"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.watch.add(self.step, values)
+        clip_in_step(self.optimizer, values["gradient_norm"], config.optimizer.max_gradient_norm)
         self.optimizer.found_inf = self.watch.found_inf  # type: ignore[attr-defined]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, self.step, self.num_steps, group["maximum"])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cocomix.base.errors import CocomixError
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.tools.bench.report import Section, ratio, seconds
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 from cocomix.tools.bench.train import TrainShape, student
@@ -71,6 +72,8 @@ def measure(shape: GenerateShape) -> dict[str, Any]:
     num_positions = max(shape.lengths) + shape.repetitions + 1
     sized = replace(shape.model, context=num_positions)
     cocomix, ntp = student(sized).eval(), student(sized, has_concepts=False).eval()
+    for model in (cocomix, ntp):  # as `cocomix generate` does
+        order_for_single_tokens(model)
     prompt = torch.randint(shape.model.vocab_size, (1, max(shape.lengths)), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         sequences = {

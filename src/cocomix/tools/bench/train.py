@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import get_total_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cocomix.base.errors import CocomixError
@@ -22,7 +22,7 @@ from cocomix.tools.bench.report import Section, memory, ratio, seconds
 from cocomix.tools.bench.students import student_config
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 from cocomix.training.config import OptimizerConfig
-from cocomix.training.optimizer import adamw
+from cocomix.training.optimizer import adamw, clip_in_step
 
 #: Tolerance for float32 sums in another order through all blocks and back, relative to each gradient's largest element.
 TOLERANCE = 1e-4
@@ -152,7 +152,8 @@ def step_of(module: nn.Module, batch: Batch) -> Callable[[], None]:
     def step() -> None:
         loss, _ = loss_of(module, batch)
         loss.backward()
-        clip_grad_norm_(module.parameters(), config.max_gradient_norm)
+        norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        clip_in_step(optimizer, norm, config.max_gradient_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -24,6 +24,7 @@ from cocomix.base.progress import say
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
+from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.steering.steer import steer
 from cocomix.tools.generate.config import GenerateConfig, parse_strengths
 from cocomix.tools.generate.strengths import explain_strengths
@@ -54,6 +55,7 @@ def generate(config: GenerateConfig) -> str | dict[str, Any]:
     tokenizer = load_tokenizer(path)
     prompt = prompt_tokens(tokenizer, config.prompt)
     num_new = room_for_new_tokens(model, prompt.shape[1], config.max_new_tokens)
+    order_for_single_tokens(model)
 
     runs: dict[str, dict[str, float]] = {"original": {}} if config.compare else {}
     runs["steered" if strengths else "continuation"] = strengths
