@@ -192,21 +192,25 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: p
             "hidden_regression": HiddenRegressionConfig(weight=1.0, end=end),
         }
 
-    whole = train(config(tiny, tmp_path / "whole", **inputs, **objectives(1.0)))
-    plain = train(config(tiny, tmp_path / "plain", num_tokens=1280))
-    calls = 0
-    for part in (LlamaForCausalLM, Teacher):  # of the distillation; of labels and regression
-        name = "forward" if part is LlamaForCausalLM else "residuals"
-        original = getattr(part, name)
+    calls = {"whole": 0, "half": 0}
+    run = "whole"
 
-        def counted(self: object, *arguments: object, original: Any = original, **named: object) -> object:
-            nonlocal calls
-            calls += 1
+    def count(kind: type, name: str) -> None:
+        original = getattr(kind, name)
+
+        def counted(self: object, *arguments: object, **named: object) -> object:
+            calls[run] += 1
             return original(self, *arguments, **named)
 
-        monkeypatch.setattr(part, name, counted)
+        monkeypatch.setattr(kind, name, counted)
+
+    count(LlamaForCausalLM, "forward")  # of the distillation
+    count(Teacher, "residuals")  # of labels and regression
+    whole = train(config(tiny, tmp_path / "whole", **inputs, **objectives(1.0)))
+    run = "half"
     half = train(config(tiny, tmp_path / "half", **inputs, **objectives(0.5)))
-    assert calls == 3 * 10
+    plain = train(config(tiny, tmp_path / "plain", num_tokens=128))
+    assert calls["whole"] - calls["half"] == 3 * 10
     assert half.facts["teacher_flops"] == whole.facts["teacher_flops"] / 2
     # In the second half nothing is trained but the plain decoder; the mixer still predicts concepts, forward.
     lasting = plain.facts["train_flops_per_token"] + student.mixer.changed(num_concepts=32).forward_flops(16, "algorithmic")
