@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, cast
 
 from cocomix.objectives.config import (
@@ -117,6 +118,7 @@ def needs_labels(config: TrainConfig) -> bool:
     return config.concept_loss.is_on(config)
 
 
+@cache
 def needs_teacher(row: str, size: Size) -> bool:
     """For labels, or along with the training."""
     config = ROWS[row].build(size, ROWS[row].default)
