@@ -47,9 +47,11 @@ def fill(size: str, table: str, loss: Callable[[Cell], float]) -> None:
     assert not jobs.run_table(lambda: tables.TABLES[table](size), start, num_workers=1)
 
 
-def best_at(rate: float, setting: str = "") -> Callable[[Cell], float]:
+def best_at(rate: float, setting: str | None = None) -> Callable[[Cell], float]:
     """Losses that are lowest at a rate, and with a setting."""
-    return lambda cell: 4 + abs(math.log(cell.rate / rate)) + 0.01 * (setting not in cell.setting)
+    return lambda cell: (
+        4 + abs(math.log(cell.rate / rate)) + 0.01 * (setting not in (None, cell.setting) and cell.setting != "")
+    )
 
 
 def test_names_and_files_lead_back_to_the_cell() -> None:
