@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence import choice, jobs, page, rows, sizes, tables
+from benchmarks.evidence import choice, jobs, page, rows, run, sizes, tables
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.cells import Cell, cell_of, parse_cell, stored_cells
 from benchmarks.evidence.corpora import Places, prepare_config
@@ -231,11 +231,12 @@ def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.slow
 def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From text to the pages: rates, weights, seeds, shorter runs; and a cell again comes out equal."""
-    toy = replace(REGIMES["toy"], corpora=("prose",), rates=(0.004, 0.008, 0.016))
+    toy = replace(REGIMES["toy"], corpora=("prose",), rates=(0.004, 0.008))
     monkeypatch.setitem(sizes.REGIMES, "toy", toy)
     for name in ("kd", "recommended"):
         monkeypatch.setitem(rows.ROWS, name, replace(rows.ROWS[name], settings=("1-cosine", "0.3-cosine")))
     monkeypatch.setattr(choice, "MAX_EXTENSIONS", 0)
+    monkeypatch.setattr(run, "NUM_EVALUATIONS", 2)
     places = Places(tmp_path / "work", (write_corpus(tmp_path / "prose.jsonl"),))
     for table in ("rates", "weights", "main"):
         assert not jobs.run_table(lambda name=table: tables.TABLES[name]("toy"), lambda cell: run_cell(cell, places), 1)
@@ -245,7 +246,7 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     result = strong.result()
     assert result is not None
     assert {"teacher_loss", "teacher_train_flops", "dictionary_flops", "dictionary_fvu"} <= result.keys()
-    assert result["train_tokens"] == 4096
+    assert result["train_tokens"] == 2048
     # What the list says a run costs is what it cost.
     plain = next(cell for cell in cells if (cell.row, cell.percent) == ("ntp", 100))
     assert (plain.result() or {})["train_flops"] == pytest.approx(tables.planned_flops(plain))

@@ -44,11 +44,13 @@ def curves(size: str, corpus: str, teacher: str) -> Drawing | None:
         return None
     figure, axes = panel(6.4, 3.4, left=0.5, right=2.1, bottom=0.5, top=0.2)
     ends: list[End] = []
+    seconds = []
     for color, row in zip(SERIES, DRAWN, strict=True):
         if row in found:
             points = zip(*(result["curve"]["rows"] for result in found[row].values()), strict=True)
             means = [(some[0][0], statistics.fmean(loss for _, loss in some)) for some in points]
             axes.plot(*zip(*means, strict=True), color=color, linewidth=1.6)
+            seconds.append(means[1][1])
             ends.append((*means[-1], ROWS[row].what.partition(",")[0], color))
     losses = [
         result["teacher_loss"] for results in found.values() for result in results.values() if "teacher_loss" in result
@@ -58,7 +60,7 @@ def curves(size: str, corpus: str, teacher: str) -> Drawing | None:
         ends.append((ends[0][0], losses[0], "the teacher's end", MUTED))
     whole = REGIMES[size].size.num_tokens
     axes.set_xlim(0.05 * whole, whole)
-    axes.set_ylim(top=max(line.get_ydata()[1] for line in axes.lines if len(line.get_ydata()) > 2))
+    axes.set_ylim(top=max(seconds))  # the first points are high, and alike
     name_ends(axes, ends)
     _label(axes, "validation loss along each run, nats a token")
     alt = f"Validation loss along each run, {CORPORA[corpus]}, {teacher} teacher"

@@ -78,7 +78,7 @@ def size(name: str, student: StudentConfig, teacher: Teacher, **changes: object)
 
 def toy() -> Regime:
     """Seconds: for the tests."""
-    teachers = {"weak": Teacher(shape(16, 2, 8), 0, 2048), "strong": Teacher(shape(32, 2, 16), 0, 4096)}
+    teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048)}
     return Regime(
         size(
             "toy",
@@ -86,7 +86,7 @@ def toy() -> Regime:
             teachers["weak"],
             vocab_size=300,
             context_length=32,
-            num_tokens=4096,
+            num_tokens=2048,
             num_concepts=64,
         ),
         teachers,
@@ -95,7 +95,7 @@ def toy() -> Regime:
         seeds=(0, 1),
         shares={"strong": (50,)},
         sweep="toy",
-        dictionary_tokens=4096,
+        dictionary_tokens=2048,
         max_bytes=400_000,
     )
 
