@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,15 @@ def prepare_config(corpus: str, regime: Regime, places: Places) -> PrepareConfig
         CocomixError: the prose is needed, and was not given.
     """
     V, T = regime.size.vocab_size, regime.size.context_length
-    output = places.work / corpus / f"data-{V}-{T}-{regime.max_bytes}"
+    output = places.work / corpus / f"data-{V}-{T}"
+    num_workers = 1 if places.device == "cpu" else os.cpu_count() or 1  # with a GPU nothing else runs meanwhile
+    shared = {"output": output, "vocab_size": V, "context_length": T, "num_workers": num_workers}
     if corpus == "standard_library":
-        return PrepareConfig(output=output, vocab_size=V, context_length=T, max_bytes=regime.max_bytes)
+        return PrepareConfig(**shared, max_bytes=regime.max_bytes)
     if not places.prose:
         raise CocomixError(
             "the corpus `prose` needs --prose, files of text such as train.parquet and validation.parquet"
         )
     validation = tuple(path for path in places.prose if path.name.startswith("validation"))
     text = tuple(path for path in places.prose if path not in validation)
-    return PrepareConfig(output=output, vocab_size=V, context_length=T, text=text, validation_text=validation or None)
+    return PrepareConfig(**shared, text=text, validation_text=validation or None)

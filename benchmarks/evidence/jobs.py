@@ -42,15 +42,17 @@ def run_table(cells: Callable[[], Iterable[Cell]], start: Start, num_workers: in
         cells that failed.
     """
     failed: list[Cell] = []
-    with ThreadPoolExecutor(num_workers) as pool:
-        while True:
-            pending = [cell for cell in dict.fromkeys(cells()) if not cell.file.exists() and cell not in failed]
-            if not pending:
-                return failed
-            codes = pool.map(start, in_order(pending))
-            failed += [cell for cell, code in zip(in_order(pending), codes, strict=True) if code]
+    while True:
+        pending = [cell for cell in dict.fromkeys(cells()) if not cell.file.exists() and cell not in failed]
+        if not pending:
             for cell in failed:
                 say(f"failed: {cell.name}")
+            return failed
+        ordered, pool = in_order(pending), ThreadPoolExecutor(num_workers)
+        try:
+            failed += [cell for cell, code in zip(ordered, pool.map(start, ordered), strict=True) if code]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing new starts
 
 
 def in_order(cells: list[Cell]) -> list[Cell]:

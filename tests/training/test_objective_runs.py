@@ -213,7 +213,9 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: p
     assert calls["whole"] - calls["half"] == 3 * 10
     assert half.facts["teacher_flops"] == whole.facts["teacher_flops"] / 2
     # In the second half nothing is trained but the plain decoder; the mixer still predicts concepts, forward.
-    lasting = plain.facts["train_flops_per_token"] + student.mixer.changed(num_concepts=32).forward_flops(16, "algorithmic")
+    lasting = plain.facts["train_flops_per_token"] + student.mixer.changed(num_concepts=32).forward_flops(
+        16, "algorithmic"
+    )
     assert half.facts["train_flops_per_token"] == (whole.facts["train_flops_per_token"] + lasting) / 2
     lines = [line for line in read_metrics(tmp_path / "half") if "lm_loss" in line]
     ended = {"concept_loss", "distillation_loss", "hidden_loss", "concept_recall", "label_entropy"}
