@@ -234,7 +234,10 @@ def test_what_has_ended_costs_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_settings_that_can_not_be(tiny: Tiny, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(CocomixError, match=message):
+    def run() -> None:
         regression = HiddenRegressionConfig(weight=1.0, **settings)
         train(config(tiny, tmp_path / "x", teacher=tiny.teacher, hidden_regression=regression))
+
+    with pytest.raises(CocomixError, match=message):
+        run()
     assert not (tmp_path / "x").exists()
