@@ -117,7 +117,14 @@ def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
     }
     assert {cell.percent for cell in cells if cell.teacher == "strong"} == {50, 100}
     # Seed 1, strong teacher: 0.1 above NTP's loss at 50 % of the tokens and 0.1 below at 100 %, so half-way in the logarithm.
-    assert [line.count("3.950 (−0.050); 100%, 71%") for line in page.main_table("toy").splitlines()] == [0, 0, 0, 2, 2]
+    assert [line.count("3.950 (−0.050); 100%, 71%") for line in page.main_table("toy").splitlines()] == [
+        0,
+        0,
+        0,
+        2,
+        2,
+        0,
+    ]
 
 
 def test_base_asks_for_no_other_table() -> None:

@@ -15,7 +15,7 @@ from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.numbers import COSTS, differences, losses_of, share_to_match
 from benchmarks.evidence.rows import ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES
-from benchmarks.evidence.tables import chosen_cell, comparisons, results_of, rows_of
+from benchmarks.evidence.tables import chosen_cell, comparisons, cost_percent, results_of, rows_of
 from cocomix.base.drawing import Drawing
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_signed
@@ -70,6 +70,9 @@ def main_table(size: str) -> str:
         cells = [_summary(size, corpus, teacher, row) for corpus, teacher in comparisons(size)]
         if any(cells):
             body.append([ROWS[row].what, *cells])
+    longer = [_longer_ntp(size, corpus) if teacher == "weak" else "" for corpus, teacher in comparisons(size)]
+    if any(longer):
+        body.append(["NTP with all FLOPs of the recommended run, its teacher's too (seed 0)", *longer])
     head = ["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons(size))]
     return table(head, body) if body else NOTHING
 
@@ -84,6 +87,12 @@ def _summary(size: str, corpus: str, teacher: str, row: str) -> str:
         return text
     shares = shares_to_match(size, corpus, teacher, row, "tokens")
     return f"{text} ({format_signed(statistics.fmean(changes))}); {', '.join(dict.fromkeys(shares))}"
+
+
+def _longer_ntp(size: str, corpus: str) -> str:
+    percent = cost_percent(size, corpus)
+    result = None if percent is None else results_of(size, corpus, "none", "ntp", percent).get(0)
+    return "" if result is None else f"{result['validation_loss']:.3f}; {percent}% of the tokens"
 
 
 def shares_to_match(size: str, corpus: str, teacher: str, row: str, cost: str) -> list[str]:
