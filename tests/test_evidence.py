@@ -1,64 +1,82 @@
-"""The evidence: cells have names and files, numbers come from stored results, and the fit finds what it should."""
+"""The evidence: cells have names and files, choices follow their rules, and numbers come from stored results."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence import rows, scaling
-from benchmarks.evidence.cells import Cell, parse_cell
-from benchmarks.evidence.corpora import Places
-from benchmarks.evidence.run import forget, inputs_of, repeated, train_config
-from benchmarks.evidence.tables import SCALING_RATES, SCALING_SHAPES, SCALING_TOKENS, TABLES, rated, scaled
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence import choice, jobs, page, rows, run, sizes, tables
+from benchmarks.evidence.__main__ import main
+from benchmarks.evidence.cells import Cell, cell_of, parse_cell, stored_cells
+from benchmarks.evidence.corpora import Places, prepare_config
+from benchmarks.evidence.inputs import Inputs, parallel_of
+from benchmarks.evidence.numbers import NOT_REACHED, share_to_match, student_cost, whole_cost
+from benchmarks.evidence.run import forget, run_cell, train_config
+from benchmarks.evidence.sizes import REGIMES
 
 from cocomix import CocomixError
-from cocomix.base.numbers import parse_count
 from cocomix.objectives.config import ConceptLossConfig, DistillationConfig
+from tests.conftest import write_corpus
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cells_module, "RESULTS", tmp_path)
-    return tmp_path
+    monkeypatch.setattr(cells_module, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
 
 
-def store(variant: str, tokens: str, seed: int, **result: Any) -> None:
-    cell = Cell("standard_library", "weak", "small", variant, tokens, seed)
+def store(cell: Cell, loss: float, **more: float) -> None:
+    facts = {"train_tokens": cell.num_tokens, "train_flops": 1e6 * cell.num_tokens, "teacher_flops": 0.0}
+    curve = {"columns": [], "rows": [[1e5, loss + 1], [1e6, loss]]}
     cell.file.parent.mkdir(parents=True, exist_ok=True)
-    cell.file.write_text(json.dumps(result))
+    cell.file.write_text(json.dumps(facts | {"validation_loss": loss, "curve": curve} | more))
 
 
-@pytest.mark.usefixtures("results")
-def test_names_and_files_lead_back_to_the_cell() -> None:
-    for cell in {cell.key for table in TABLES.values() for cell in table()}:
-        assert parse_cell(cell.name) == cell
-        cell.file.parent.mkdir(parents=True, exist_ok=True)
-        cell.file.write_text("{}")
-    assert set(cells_module.stored_cells()) == {cell.key for table in TABLES.values() for cell in table()}
+def fill(size: str, table: str, loss: Callable[[Cell], float]) -> None:
+    """Store results until a table asks for nothing more."""
+
+    def start(cell: Cell) -> int:
+        store(cell, loss(cell))
+        return 0
+
+    assert not jobs.run_table(lambda: tables.TABLES[table](size), start, num_workers=1)
 
 
-def test_a_run_without_a_teacher_is_one_run_for_all_teachers() -> None:
-    weak, strong = (Cell("english", teacher, "small", "ntp", "2M", 0) for teacher in ("weak", "strong"))
-    assert weak.file == strong.file
-    assert (
-        Cell("english", "weak", "small", "add", "2M", 0).file != Cell("english", "strong", "small", "add", "2M", 0).file
+def best_at(rate: float, setting: str | None = None) -> Callable[[Cell], float]:
+    """Losses that are lowest at a rate, and with a setting."""
+    return lambda cell: (
+        4 + abs(math.log(cell.rate / rate)) + 0.01 * (setting not in (None, cell.setting) and cell.setting != "")
     )
+
+
+def test_names_and_files_lead_back_to_the_cell() -> None:
+    both = cell_of("nano", "prose", "strong", "both", 0.004, setting="0.3-cosine+10", percent=35, seed=2)
+    assert both.name == "nano/prose/strong/both_0.3-cosine+10/35/0.004/2"
+    assert both.num_tokens == 2_800_000
+    plain = cell_of("nano", "prose", "strong", "ntp", 0.0005)
+    assert plain == cell_of("nano", "prose", "weak", "ntp", 0.0005)  # one run in every comparison
+    for cell in (both, plain):
+        assert parse_cell(cell.name) == cell
+        store(cell, 4.0)
+    assert set(stored_cells("nano")) == {both, plain}
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("english/weak/small/add/2M", "expected CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED"),
-        ("latin/weak/small/add/2M/0", "'latin' is none of standard_library, english"),
-        ("english/weak/small/sub/2M/0", "'sub' is none of"),
-        ("english/weak/small/add/many/0", "'many'; expected a number"),
-        ("english/none/small/add/2M/0", "add learns from a teacher: weak or strong"),
-        ("english/weak/small/add/2M/x", "the seed 'x' is not a whole number"),
+        ("nano/prose/weak/kd_1/100/0.004", "expected SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED"),
+        ("pico/prose/weak/kd_1/100/0.004/0", "'pico' is none of toy, nano"),
+        ("nano/latin/weak/kd_1/100/0.004/0", "'latin' is none of standard_library, prose"),
+        ("nano/prose/weak/sub/100/0.004/0", "'sub' is none of"),
+        ("nano/prose/none/kd_1/100/0.004/0", "the teacher of kd must be weak or strong"),
+        ("nano/prose/weak/ntp/100/0.004/0", "the teacher of ntp must be none"),
+        ("nano/prose/weak/kd_heavy/100/0.004/0", "heavy"),
+        ("nano/prose/weak/kd_1/all/0.004/0", "'all'"),
     ],
 )
 def test_what_is_no_cell_is_refused(name: str, message: str) -> None:
@@ -66,121 +84,186 @@ def test_what_is_no_cell_is_refused(name: str, message: str) -> None:
         parse_cell(name)
 
 
-@pytest.mark.usefixtures("results")
-def test_a_rerun_is_compared_in_all_but_its_times() -> None:
-    def result(seconds: float, loss: float) -> dict[str, Any]:
-        rows = [[1e5, 6e11, seconds, loss]]
-        return {
-            "validation_loss": 4.0,
-            "train_seconds": seconds,
-            "versions": {},
-            "curve": {"columns": [], "rows": rows},
-        }
-
-    assert repeated(result(10.0, 5.0)) == repeated(result(12.0, 5.0))
-    assert repeated(result(10.0, 5.0)) != repeated(result(10.0, 5.1))
+def test_the_grid_of_rates_grows_until_the_best_is_inside() -> None:
+    with pytest.raises(CocomixError, match=r"toy/prose/none/ntp/100/0.004/0 has no result.*--table rates --size toy"):
+        choice.chosen_rate("toy", "prose", "ntp")
+    fill("toy", "rates", best_at(0.032))
+    assert choice.chosen_rate("toy", "prose", "ntp") == 0.032
+    assert [cell.rate for cell in choice.rate_cells("toy", "prose", "kd")] == [0.004, 0.008, 0.016, 0.032, 0.064]
 
 
-@pytest.mark.usefixtures("results")
-def test_differences_pair_seeds_and_tokens_to_match_lie_between_whole_runs() -> None:
-    for seed, loss in enumerate((4.0, 3.9, 3.8)):
-        store("ntp", "1M", seed, validation_loss=loss, train_tokens=1e6)
-        store("add", "500K", seed, validation_loss=loss + 0.1, train_tokens=5e5)
-        store("add", "1M", seed, validation_loss=loss - 0.1 - seed / 10, train_tokens=1e6)
-    add, ntp = (rows.results_of("standard_library", "weak", name) for name in ("add", "ntp"))
-    assert rows.differences(add, ntp) == pytest.approx([-0.1, -0.2, -0.3])
-    shares = rows.shares_to_match("standard_library", "weak", "add", "train_tokens")
-    # 0.1 above at 500K, 0.1 below at 1M: half-way in the logarithm.
-    assert shares[0] == f"{math.sqrt(0.5):.0%}"
-    assert shares == sorted(shares, reverse=True)
+def test_the_grid_does_not_grow_for_ever() -> None:
+    fill("toy", "rates", best_at(1e-9))
+    assert choice.chosen_rate("toy", "prose", "ntp") == 0.0005
+
+
+def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
+    loss = best_at(0.008, "3-cosine")
+    fill("toy", "rates", loss)
+    with pytest.raises(CocomixError, match="--table weights --size toy"):
+        list(tables.main("toy"))
+    fill("toy", "weights", loss)
+    fill(
+        "toy",
+        "main",
+        lambda cell: loss(cell) - 0.1 * (cell.seed > 0 and cell.row != "ntp") + (100 - cell.percent) / 250,
+    )
+    assert sorted(tables.results_of("toy", "prose", "strong", "kd")) == [0, 1]
+    cells = list(dict.fromkeys(tables.main("toy")))
+    assert {(cell.row, cell.setting, cell.rate) for cell in cells} == {
+        ("ntp", "", 0.008),
+        ("kd", "3-cosine", 0.008),
+        ("recommended", "3-cosine", 0.008),
+    }
+    assert {cell.percent for cell in cells if cell.teacher == "strong"} == {50, 100}
+    # Seed 1, strong teacher: 0.1 above NTP's loss at 50 % of the tokens and 0.1 below at 100 %, so half-way in the logarithm.
+    assert [line.count("3.950 (−0.050); 100%, 71%") for line in page.main_table("toy").splitlines()] == [
+        0,
+        0,
+        0,
+        2,
+        2,
+        0,
+    ]
+
+
+def test_base_asks_for_no_other_table() -> None:
+    cells = list(dict.fromkeys(tables.main("base")))
+    assert [cell.name for cell in cells] == [
+        "base/prose/none/ntp/100/0.002/0",
+        "base/prose/weak/recommended_1-cosine/100/0.002/0",
+        "base/prose/weak/both_1-cosine+1-cosine/100/0.002/0",
+    ]
+    assert not list(tables.rates("base"))
+    assert not list(tables.weights("base"))
+    assert parallel_of("cuda").compile
+    assert parallel_of("cuda").precision == "bfloat16"
+
+
+def test_a_failed_cell_stops_no_other_and_teachers_are_made_first() -> None:
+    named = [(teacher, row) for teacher in ("weak", "strong") for row in ("ntp", "kd", "alignment")]
+    cells = [cell_of("nano", "prose", teacher, row, 0.004) for teacher, row in named]
+    ordered = jobs.in_order(list(dict.fromkeys(cells)))
+    assert [cell.name.split("/")[2:4] for cell in ordered] == [
+        ["weak", "kd_1-cosine"],
+        ["none", "ntp"],
+        ["strong", "kd_1-cosine"],
+        ["weak", "alignment_0.1"],
+        ["strong", "alignment_0.1"],
+    ]
+
+    def start(cell: Cell) -> int:
+        if cell.row == "kd":
+            return 1
+        store(cell, 4.0)
+        return 0
+
+    failed = jobs.run_table(lambda: cells, start, num_workers=2)
+    assert {cell.row for cell in failed} == {"kd"}
+    assert {cell.row for cell in stored_cells("nano")} == {"ntp", "alignment"}
 
 
 @pytest.mark.parametrize(
     ("runs", "expected"),
     [
-        ({"700K": 3.9}, "under 70%"),  # the shortest run is there already
-        ({"500K": 4.4, "1M": 4.1}, rows.NOT_REACHED),
-        ({"1M": 4.0}, "100%"),
-        ({"500K": 4.1, "1.6M": 3.8}, rows.NOT_REACHED),  # longer than NTP's run: it says nothing of fewer tokens
+        ({50: 4.1, 100: 3.9}, f"{math.sqrt(0.5):.0%}"),  # half-way in the logarithm
+        ({70: 3.9}, "under 70%"),  # the shortest run is there already
+        ({50: 4.4, 100: 4.1}, NOT_REACHED),
+        ({100: 4.0}, "100%"),
+        ({}, ""),
     ],
 )
-@pytest.mark.usefixtures("results")
-def test_what_reaching_the_loss_takes_at_the_edges(runs: dict[str, float], expected: str) -> None:
-    store("ntp", "1M", 0, validation_loss=4.0, train_tokens=1e6)
-    for tokens, loss in runs.items():
-        store("add", tokens, 0, validation_loss=loss, train_tokens=parse_count(tokens, "tokens"))
-    assert rows.shares_to_match("standard_library", "weak", "add", "train_tokens") == [expected]
+def test_what_reaching_the_loss_takes(runs: dict[int, float], expected: str) -> None:
+    made = [{"train_flops": float(percent), "validation_loss": loss} for percent, loss in runs.items()]
+    assert share_to_match(made, {"train_flops": 100.0, "validation_loss": 4.0}, student_cost) == expected
 
 
-@pytest.mark.usefixtures("results")
-def test_the_teacher_is_paid_for_by_those_who_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "dictionary_flops", lambda *_: 1e12)
-    flops = {"train_flops": 5e12, "teacher_flops": 0.5e12, "teacher_train_flops": 2e12}
-    for name, facts in (("ntp", {"train_flops": 6e12}), ("kd-1", flops), ("recommended", flops)):
-        store(name, "1M", 0, validation_loss=4.0, **facts)
-    paid = {name: rows.results_of("standard_library", "weak", name)[0] for name in ("ntp", "kd-1", "recommended")}
-    assert [run[rows.WITH_TEACHER] for run in paid.values()] == [6e12, 7.5e12, 8.5e12]
+def test_a_teacher_is_paid_for_alone_shared_or_not() -> None:
+    result = {"train_flops": 5.0, "teacher_flops": 0.5, "teacher_train_flops": 2.0, "dictionary_flops": 1.0}
+    assert whole_cost(result) == 8.5
+    assert whole_cost(result, 10) == pytest.approx(5.8)
+    assert whole_cost({"train_flops": 5.0, "teacher_flops": 0.0}) == 5.0
 
 
-@pytest.mark.usefixtures("results")
-def test_the_scaling_fit_finds_the_curve_that_the_runs_lie_on() -> None:
-    true = (2.0, 0.4, 0.5, 1.2, 0.6)
-    scaling.fits.cache_clear()
-    for shape, parameters in zip(SCALING_SHAPES, (2e5, 5e5, 1e6), strict=True):
-        for tokens in SCALING_TOKENS:
-            amount = float(tokens.replace("K", "e3").replace("M", "e6"))
-            for name, change in (("ntp", 0.0), ("recommended", -0.1)):
-                curve = (*true[:3], true[3] + change, true[4])
-                loss = float(scaling.predicted(curve, parameters, amount))
-                for rate, worse in zip(SCALING_RATES, (0.0, 0.3), strict=True):
-                    facts = {"validation_loss": loss + worse, "train_tokens": amount, "num_parameters": parameters}
-                    assert scaling.fits() is None
-                    scaling.fits.cache_clear()
-                    store(rated(scaled(name, shape), rate), tokens, 0, **facts)
-    fits = scaling.fits()
-    assert fits is not None
-    assert fits["ntp"].residual < 1e-3
-    assert fits["ntp"].loss(2e6, 2e6) == pytest.approx(scaling.predicted(true, 2e6, 2e6), abs=0.01)
-    assert fits["recommended"].loss(1e6, 1e6) - fits["ntp"].loss(1e6, 1e6) == pytest.approx(-0.1, abs=0.01)
-    scaling.fits.cache_clear()
+def test_rows_are_what_their_names_say() -> None:
+    size = REGIMES["nano"].size
+    made = {name: row.build(size, row.default) for name, row in rows.ROWS.items()}
+    assert all(config.student.family == "qwen3" and config.num_tokens == 8_000_000 for config in made.values())
+    assert made["kd"].student == made["ntp"].student == made["alignment"].student
+    assert made["ntp"].student.hidden_size == made["recommended"].student.hidden_size == 96
+    assert 96 < made["ntp-equal-parameters"].student.hidden_size < 128
+    assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
+    assert made["published"].attribution.criterion == "attribution"
+    assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
+    assert made["predicted"].student.mixer.mixing == "none"
+    both = rows.ROWS["both"].build(size, "0.3-cosine+10")
+    assert both.concept_loss == ConceptLossConfig(weight=0.3, schedule="cosine")
+    assert both.distillation == DistillationConfig(weight=10.0)
+    assert both.student == made["recommended"].student
+    assert (made["alignment"].hidden_regression.loss, made["alignment"].hidden_regression.end) == ("cosine", 0.5)
+    assert made["multi-token"].multi_token.schedule == "linear"
+    assert [
+        rows.needs_teacher(name, size) for name in ("ntp", "pause", "multi-token", "kd", "alignment", "published")
+    ] == [
+        *(False, False, False),
+        *(True, True, True),
+    ]
 
 
-@pytest.mark.usefixtures("results")
+def test_prose_is_given_by_files(tmp_path: Path) -> None:
+    with pytest.raises(CocomixError, match="--prose"):
+        prepare_config("prose", REGIMES["nano"], Places(tmp_path))
+    train, more, held_out = (tmp_path / name for name in ("train.parquet", "more.parquet", "validation.parquet"))
+    config = prepare_config("prose", REGIMES["nano"], Places(tmp_path, (train, held_out, more)))
+    assert (config.text, config.validation_text) == ((train, more), (held_out,))
+
+
 def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
     places = Places(tmp_path / "work")
-    cell = Cell("standard_library", "weak", "small", "add", "1M", 0)
-    folder = inputs_of(cell, places).folder
-    mine, others = ("add-1M-0", "add-1M-0-evaluation"), ("add-1M-1", "teacher", "add-lambda-1-1M-0")
-    for name in (*mine, *others):
+    cell = cell_of("toy", "standard_library", "weak", "kd", 0.004)
+    folder = Inputs(places, cell.regime, cell.corpus, cell.teacher).folder
+    for name in (cell.stem, f"{cell.stem}-evaluation", "teacher", f"{cell.stem[:-1]}1"):
         (folder / name).mkdir(parents=True)
     forget(cell, places)
-    assert {path.name for path in folder.iterdir()} == set(others)
+    assert {path.name for path in folder.iterdir()} == {"teacher", f"{cell.stem[:-1]}1"}
 
 
-def test_variants_are_what_their_names_say() -> None:
-    names = ("recommended", "published", "kd-10", "recommended-kd-10", "add-insert-3-lambda-1", "ntp-64x2-rate-0.002")
-    recommended, published, kd, both, inserted, small = (VARIANTS[name].config("small") for name in names)
-    assert published.student.mixer.mixing == "interleave"
-    assert published.concept_loss == ConceptLossConfig(weight=0.1, schedule="constant")
-    assert published.attribution.criterion == "attribution"
-    assert recommended.student.mixer.mixing == "add"
-    assert recommended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
-    assert recommended.attribution.criterion == "activation_value"
-    assert kd.student.hidden_size == recommended.student.hidden_size
-    assert kd.distillation == both.distillation == DistillationConfig(weight=10.0)
-    assert both.student == recommended.student
-    assert inserted.student.mixer.insertion == 3
-    assert (small.student.hidden_size, small.student.num_layers, small.optimizer.learning_rate) == (64, 2, 0.002)
+def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--table", "main", "--size", "base", "--list"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith("3 cells")
+    assert "base/prose/none/ntp/100/0.002/0" in lines[-4]
 
 
-def test_every_stored_run_belongs_to_a_table_and_every_table_is_run() -> None:
-    assert set(cells_module.stored_cells()) == {cell.key for table in TABLES.values() for cell in table()}
-
-
-def test_every_variant_without_labels_is_a_whole_configuration(tmp_path: Path) -> None:
-    cells = {cell.key for table in TABLES.values() for cell in table() if cell.seed == 0}
-    for cell in {cell for cell in cells if cell.teacher == "none"}:
-        inputs = inputs_of(cell, Places(tmp_path))
-        inputs.__dict__["data"] = tmp_path
-        config = train_config(cell, inputs)
-        assert (config.num_tokens, config.seed) == (cell.num_tokens, cell.seed)
+@pytest.mark.slow
+def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From text to the pages: rates, weights, seeds, shorter runs; and a cell again comes out equal."""
+    toy = replace(REGIMES["toy"], corpora=("prose",), rates=(0.004, 0.008))
+    monkeypatch.setitem(sizes.REGIMES, "toy", toy)
+    for name in ("kd", "recommended"):
+        monkeypatch.setitem(rows.ROWS, name, replace(rows.ROWS[name], settings=("1-cosine", "0.3-cosine")))
+    monkeypatch.setattr(choice, "MAX_EXTENSIONS", 0)
+    monkeypatch.setattr(run, "NUM_EVALUATIONS", 2)
+    places = Places(tmp_path / "work", (write_corpus(tmp_path / "prose.jsonl"),))
+    for table in ("rates", "weights", "main"):
+        assert not jobs.run_table(lambda name=table: tables.TABLES[name]("toy"), lambda cell: run_cell(cell, places), 1)
+    cells = list(stored_cells("toy"))
+    assert {cell.percent for cell in cells} > {50, 100}
+    strong = next(cell for cell in cells if (cell.teacher, cell.row, cell.percent) == ("strong", "recommended", 100))
+    result = strong.result()
+    assert result is not None
+    assert {"teacher_loss", "teacher_train_flops", "dictionary_flops", "dictionary_fvu"} <= result.keys()
+    assert result["train_tokens"] == 2048
+    # What the list says a run costs is what it cost.
+    plain = next(cell for cell in cells if (cell.row, cell.percent) == ("ntp", 100))
+    assert (plain.result() or {})["train_flops"] == pytest.approx(tables.planned_flops(plain))
+    expected = result["train_flops"] + result["teacher_flops"]
+    assert expected == pytest.approx(tables.planned_flops(strong), rel=1e-6)
+    assert run_cell(strong, places, again=True) == 0
+    config = train_config(strong, Inputs(places, toy, "prose", "strong"))
+    assert config.parallel.device == "cpu"
+    monkeypatch.setattr(page, "SIZE", "toy")
+    monkeypatch.setattr(page, "CORPORA", {"prose": "English prose"})
+    found = page.blocks()
+    names = ("main", "losses", "costs", "rates", "weights", "stability", "figure")
+    assert [name for name in names if found[name] == page.NOTHING] == []

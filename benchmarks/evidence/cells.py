@@ -3,95 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.corpora import CORPORA
-from benchmarks.evidence.inputs import TEACHERS
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.rows import ROWS, needs_labels, needs_teacher
+from benchmarks.evidence.sizes import REGIMES, Regime
 from cocomix.base.artifacts import read_json
 from cocomix.base.errors import CocomixError
-from cocomix.base.numbers import parse_count
-from cocomix.training.sizes import SIZES
+from cocomix.training.config import TrainConfig
 
-#: What a command needs to find a corpus and what it is tested on.
-PLACES = {"standard_library": "", "english": " --english DIR --task-data DIR"}
 RESULTS = Path(__file__).parent.parent / "results" / "evidence"
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """A student. `teacher` names the comparison, even for a student that learns without one."""
+    """A student. Build it with `cell_of`, so that a run without a teacher is the same in every comparison."""
 
+    size: str
     corpus: str
     teacher: str
-    size: str
-    variant: str
-    tokens: str
+    row: str
+    setting: str
+    percent: int
+    rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        return "/".join(map(str, astuple(self)))
-
-    @property
-    def num_tokens(self) -> int:
-        return parse_count(self.tokens, "tokens")
-
-    @property
-    def key(self) -> Cell:
-        """The cell whose run this is: without a teacher it is the same run in every comparison."""
-        return self if VARIANTS[self.variant].needs_teacher(self.size) else replace(self, teacher="none")
+        row = f"{self.row}_{self.setting}" if self.setting else self.row
+        return "/".join(
+            map(str, (self.size, self.corpus, self.teacher, row, self.percent, f"{self.rate:g}", self.seed))
+        )
 
     @property
     def stem(self) -> str:
         """Name of its file and of its run's folder."""
-        return f"{self.variant}-{self.tokens}-{self.seed}"
+        return "-".join(self.name.split("/")[3:])
 
     @property
     def file(self) -> Path:
-        key = self.key
-        return RESULTS / key.corpus / f"{key.teacher}-{key.size}" / f"{key.stem}.json"
+        return RESULTS / self.size / self.corpus / self.teacher / f"{self.stem}.json"
+
+    @property
+    def regime(self) -> Regime:
+        return REGIMES[self.size]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.regime.size.num_tokens * self.percent // 100
 
     @property
     def command(self) -> str:
-        return f"python -m benchmarks.evidence --cell {self.key.name}{PLACES[self.corpus]}"
+        prose = " --prose FILE..." if self.corpus == "prose" else ""
+        return f"python -m benchmarks.evidence --cell {self.name}{prose}"
+
+    @property
+    def config(self) -> TrainConfig:
+        """Its run, with data, output, labels and teacher open."""
+        config = ROWS[self.row].build(self.regime.size, self.setting)
+        return replace(config, optimizer=replace(config.optimizer, learning_rate=self.rate), seed=self.seed)
+
+    @property
+    def has_labels(self) -> bool:
+        return needs_labels(self.config)
 
     def result(self) -> dict[str, Any] | None:
         """What was measured; None: not run yet."""
         return read_json(self.file) if self.file.exists() else None
 
 
+def cell_of(
+    size: str,
+    corpus: str,
+    teacher: str,
+    row: str,
+    rate: float,
+    *,
+    setting: str | None = None,
+    percent: int = 100,
+    seed: int = 0,
+) -> Cell:
+    """A cell of a comparison; `setting` is the row's default unless it is given."""
+    chosen = ROWS[row].default if setting is None else setting
+    teacher = teacher if needs_teacher(row, REGIMES[size].size) else "none"
+    return Cell(size, corpus, teacher, row, chosen, percent, rate, seed)
+
+
 def parse_cell(name: str) -> Cell:
-    """A cell from its name, such as `standard_library/weak/small/add/2M/0`.
+    """A cell from its name, such as `nano/prose/weak/recommended_1-cosine/100/0.004/0`.
 
     Raises:
         CocomixError: a part is missing or unknown.
     """
     parts = name.split("/")
-    if len(parts) != 6:
-        raise CocomixError(f"--cell {name!r}: expected CORPUS/TEACHER/SIZE/VARIANT/TOKENS/SEED")
-    corpus, teacher, size, variant, tokens, seed = parts
-    for word, known in (
-        (corpus, CORPORA),
-        (teacher, (*TEACHERS, "none")),
-        (size, tuple(SIZES)),
-        (variant, tuple(VARIANTS)),
-    ):
+    if len(parts) != 7:
+        raise CocomixError(f"--cell {name!r}: expected SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED")
+    size, corpus, teacher, named, percent, rate, seed = parts
+    row, _, setting = named.partition("_")
+    for word, known in ((size, REGIMES), (corpus, CORPORA), (row, ROWS)):
         if word not in known:
             raise CocomixError(f"--cell {name!r}: {word!r} is none of {', '.join(known)}")
-    if not seed.isdigit():
-        raise CocomixError(f"--cell {name!r}: the seed {seed!r} is not a whole number")
-    parse_count(tokens, "--cell")
-    if teacher == "none" and VARIANTS[variant].needs_teacher(size):
-        raise CocomixError(f"--cell {name!r}: {variant} learns from a teacher: {' or '.join(TEACHERS)}")
-    return Cell(corpus, teacher, size, variant, tokens, int(seed))
+    teachers = tuple(REGIMES[size].teachers) if needs_teacher(row, REGIMES[size].size) else ("none",)
+    if teacher not in teachers:
+        raise CocomixError(f"--cell {name!r}: the teacher of {row} must be {' or '.join(teachers)}")
+    try:
+        cell = Cell(size, corpus, teacher, row, setting, int(percent), float(rate), int(seed))
+        _ = cell.config
+    except ValueError as error:
+        raise CocomixError(f"--cell {name!r}: {error}") from None
+    return cell
 
 
-def stored_cells() -> Iterator[Cell]:
-    """All that have a file."""
-    for path in sorted(RESULTS.glob("*/*/*.json")):
-        teacher, _, size = path.parent.name.partition("-")
-        variant, tokens, seed = path.stem.rsplit("-", 2)
-        yield Cell(path.parent.parent.name, teacher, size, variant, tokens, int(seed))
+def stored_cells(size: str) -> Iterator[Cell]:
+    """All of a size that have a file."""
+    for path in sorted((RESULTS / size).glob("*/*/*.json")):
+        named, percent, rate, seed = _split(path.stem)
+        yield parse_cell(f"{size}/{path.parent.parent.name}/{path.parent.name}/{named}/{percent}/{rate}/{seed}")
+
+
+def _split(stem: str) -> tuple[str, ...]:
+    return tuple(stem.rsplit("-", 3))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.evidence.sizes import Regime
 from cocomix import PrepareConfig
 from cocomix.base.errors import CocomixError
-from cocomix.training.sizes import Size
 
-MAX_STANDARD_LIBRARY_BYTES = 24_000_000
+#: As the pages name them.
+CORPORA = {"standard_library": "standard library", "prose": "English prose"}
 
 
 @dataclass(frozen=True)
@@ -18,34 +20,31 @@ class Places:
 
     Args:
         work: folder for datasets, teachers, labels and runs.
-        english: folder with `train.parquet` and `validation.parquet`, one document a row.
-        task_data: folder with the published files of LAMBADA and BLiMP.
+        prose: files of text; those whose names begin with `validation` are the validation split.
+        device: `cpu` or `cuda`.
     """
 
     work: Path
-    english: Path | None = None
-    task_data: Path | None = None
+    prose: tuple[Path, ...] = ()
+    device: str = "cpu"
 
 
-def prepare_config(corpus: str, size: Size, places: Places) -> PrepareConfig:
+def prepare_config(corpus: str, regime: Regime, places: Places) -> PrepareConfig:
     """How a corpus becomes a dataset, in the shape that a size is for.
 
     Raises:
-        CocomixError: the English text is needed, and was not given.
+        CocomixError: the prose is needed, and was not given.
     """
-    output = places.work / corpus / f"data-{size.vocab_size}-{size.context_length}"
-    common = {"output": output, "vocab_size": size.vocab_size, "context_length": size.context_length}
+    V, T = regime.size.vocab_size, regime.size.context_length
+    output = places.work / corpus / f"data-{V}-{T}"
+    num_workers = 1 if places.device == "cpu" else os.cpu_count() or 1  # with a GPU nothing else runs meanwhile
+    shared = {"output": output, "vocab_size": V, "context_length": T, "num_workers": num_workers}
     if corpus == "standard_library":
-        return PrepareConfig(**common, max_bytes=MAX_STANDARD_LIBRARY_BYTES)
-    if places.english is None:
-        raise CocomixError("the corpus `english` needs --english, a folder with train.parquet and validation.parquet")
-    return PrepareConfig(
-        **common, text=(places.english / "train.parquet",), validation_text=(places.english / "validation.parquet",)
-    )
-
-
-#: As the pages name them.
-CORPUS_NAMES = {"standard_library": "standard library", "english": "English prose"}
-CORPORA = tuple(CORPUS_NAMES)
-#: Benchmarks that suit a corpus.
-TASKS = {"standard_library": (), "english": ("lambada", "blimp")}
+        return PrepareConfig(**shared, max_bytes=regime.max_bytes)
+    if not places.prose:
+        raise CocomixError(
+            "the corpus `prose` needs --prose, files of text such as train.parquet and validation.parquet"
+        )
+    validation = tuple(path for path in places.prose if path.name.startswith("validation"))
+    text = tuple(path for path in places.prose if path not in validation)
+    return PrepareConfig(**shared, text=text, validation_text=validation or None)

@@ -1,33 +1,25 @@
-"""Figures of the pages."""
+"""Figures of the pages, from stored results."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
 
-from benchmarks.evidence.corpora import CORPUS_NAMES
-from benchmarks.evidence.rows import results_of
-from benchmarks.evidence.scaling import FITTED, fits, points
-from benchmarks.evidence.tables import COMPARISONS, DISTILLED, PUBLISHED, RECOMMENDED, REGIMES, SCALING_SHAPES
+from benchmarks.evidence.cells import stored_cells
+from benchmarks.evidence.corpora import CORPORA
+from benchmarks.evidence.rows import ROWS
+from benchmarks.evidence.sizes import REGIMES
+from benchmarks.evidence.tables import results_of
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_count
 
-#: Of the scaling figure's shapes, smallest first.
-MARKERS = ("^", "s", "o")
-DASHES: tuple[tuple[float, ...], ...] = ((1, 1.5), (4, 2), ())
+DRAWN = ("ntp", "kd", "alignment", "recommended", "both")
 #: x and y of a line's end, its name and its colour.
 End = tuple[float, float, str, str]
 #: Height of a line of text, as a share of the axis.
 LINE = 0.058
-
-
-def figures() -> list[Drawing]:
-    found = [*(curves(*comparison) for comparison in COMPARISONS), scaling_curves()]
-    return [drawing for drawing in found if drawing is not None]
 
 
 def name_ends(axes: Axes, ends: Sequence[End]) -> None:
@@ -44,54 +36,57 @@ def name_ends(axes: Axes, ends: Sequence[End]) -> None:
         axes.annotate(name, (x, y), xytext=(6, points_up), color=color, **how)
 
 
-def curves(corpus: str, teacher: str) -> Drawing | None:
-    """Validation loss against tokens, mean over the seeds that all drawn rows have; None before there are two rows."""
-    drawn = {"NTP": "NTP", DISTILLED: "distillation", PUBLISHED: "published", RECOMMENDED: "recommended"}
-    found = {name: results_of(corpus, teacher, REGIMES[teacher].parts[part]) for part, name in drawn.items()}
-    found = {name: results for name, results in found.items() if results}
-    seeds = sorted(set.intersection(*(set(results) for results in found.values()))) if found else []
-    if len(found) < 2 or not seeds:
+def curves(size: str, corpus: str, teacher: str) -> Drawing | None:
+    """Validation loss against tokens, mean over seeds; None before there are two rows."""
+    found = {row: results_of(size, corpus, teacher, row) for row in DRAWN}
+    found = {row: results for row, results in found.items() if results}
+    if len(found) < 2:
         return None
-    figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    colors = dict(zip(drawn.values(), SERIES, strict=False))
+    figure, axes = panel(6.4, 3.4, left=0.5, right=2.1, bottom=0.5, top=0.2)
     ends: list[End] = []
-    for name, results in found.items():
-        rows = [results[seed]["curve"]["rows"] for seed in seeds]
-        tokens = [row[0] for row in rows[0]]
-        losses = [statistics.fmean(row[index][3] for row in rows) for index in range(len(tokens))]
-        axes.plot(tokens, losses, color=colors[name], linewidth=1.6)
-        ends.append((tokens[-1], losses[-1], name, colors[name]))
-    loss = next(run["teacher_loss"] for results in found.values() for run in results.values() if "teacher_loss" in run)
-    axes.hlines(loss, tokens[0], tokens[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    name_ends(axes, [*ends, (tokens[-1], loss, "the teacher's end", MUTED)])
+    seconds = []
+    for color, row in zip(SERIES, DRAWN, strict=True):
+        if row in found:
+            points = zip(*(result["curve"]["rows"] for result in found[row].values()), strict=True)
+            means = [(some[0][0], statistics.fmean(loss for _, loss in some)) for some in points]
+            axes.plot(*zip(*means, strict=True), color=color, linewidth=1.6)
+            seconds.append(means[1][1])
+            ends.append((*means[-1], ROWS[row].what.partition(",")[0], color))
+    losses = [
+        result["teacher_loss"] for results in found.values() for result in results.values() if "teacher_loss" in result
+    ]
+    if losses:
+        axes.axhline(losses[0], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        ends.append((ends[0][0], losses[0], "the teacher's end", MUTED))
+    whole = REGIMES[size].size.num_tokens
+    axes.set_xlim(0.05 * whole, whole)
+    axes.set_ylim(top=max(seconds))  # the first points are high, and alike
+    name_ends(axes, ends)
+    _label(axes, "validation loss along each run, nats a token")
+    alt = f"Validation loss along each run, {CORPORA[corpus]}, {teacher} teacher"
+    return save(figure, f"evidence-{size}-{corpus.replace('_', '-')}-{teacher}", alt)
+
+
+def stability(size: str, corpus: str) -> Drawing | None:
+    """Every stored run's curve: those of whole length and, muted, those that were only tried."""
+    found = [(cell, cell.result()) for cell in stored_cells(size) if cell.corpus == corpus and cell.percent == 100]
+    if not found:
+        return None
+    figure, axes = panel(6.4, 3.4, left=0.5, right=0.2, bottom=0.5, top=0.2)
+    tops = []
+    for cell, result in sorted(found, key=lambda pair: pair[0].seed > 0):  # several seeds are drawn above
+        assert result is not None
+        tokens, losses = zip(*result["curve"]["rows"], strict=True)
+        tops.append(losses[0])
+        axes.plot(tokens, losses, color=SERIES[0] if cell.seed else MUTED, linewidth=0.8, alpha=0.7)
+    axes.set_ylim(top=statistics.median(tops))
+    _label(axes, f"every run: seed 0, with all rates and weights (grey), and the other seeds (blue); {len(found)} runs")
+    return save(
+        figure, f"evidence-{size}-{corpus.replace('_', '-')}-stability", f"Curves of all runs, {CORPORA[corpus]}"
+    )
+
+
+def _label(axes: Axes, title: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
-    axes.set_title("validation loss along each run, nats a token", loc="left", fontsize=8.5, color=MUTED)
-    alt = f"Validation loss along each run, {CORPUS_NAMES[corpus]}, {teacher} teacher"
-    return save(figure, f"evidence-{corpus.replace('_', '-')}-{teacher}", alt)
-
-
-def scaling_curves() -> Drawing | None:
-    """Loss against tokens of each shape, NTP's in one colour and the recommended variant's in another, over their fits."""
-    found = fits()
-    if found is None:
-        return None
-    figure, axes = panel(6.4, 3.4, left=0.5, right=1.2, bottom=0.5, top=0.2)
-    ends: list[End] = []
-    for color, name in zip((SERIES[0], SERIES[3]), FITTED, strict=True):
-        runs, curve = points(name), found[name]
-        for shape, marker, dashes in zip(SCALING_SHAPES, MARKERS, DASHES, strict=True):
-            some = [run for run in runs if run.shape == shape]
-            tokens = np.geomspace(some[0].tokens, some[-1].tokens, 50)
-            fitted = curve.loss(some[0].parameters, tokens)
-            axes.plot(tokens, fitted, color=color, linewidth=1.2, linestyle=(0, dashes))
-            axes.plot([r.tokens for r in some], [r.loss for r in some], marker, color=color, markersize=4)
-            ends.append((some[-1].tokens, some[-1].loss, f"{'NTP' if name == 'ntp' else name} {shape}", color))
-    name_ends(axes, ends)
-    axes.set_xscale("log")
-    axes.set_xticks(sorted({run.tokens for run in points("ntp")}))
-    axes.xaxis.set_major_formatter(lambda value, _: format_count(float(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("training tokens, each run with its own whole schedule")
-    axes.set_title("validation loss, nats a token, and the fitted curves", loc="left", fontsize=8.5, color=MUTED)
-    return save(figure, "evidence-scaling", "Validation loss of three shapes and three numbers of tokens, with fits")
+    axes.set_title(title, loc="left", fontsize=8.5, color=MUTED)

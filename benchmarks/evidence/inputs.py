@@ -2,154 +2,127 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
-import cocomix
 from benchmarks.evidence.corpora import Places, prepare_config
-from cocomix import AttributionConfig, ExtractConfig, StudentConfig, TrainSaeConfig, extract, prepare, train, train_sae
+from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime
+from cocomix import (
+    AttributionConfig,
+    ExtractConfig,
+    ParallelConfig,
+    TokenDataset,
+    TrainSaeConfig,
+    extract,
+    prepare,
+    train,
+    train_sae,
+)
 from cocomix.base.artifacts import fingerprint_of_json
-from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.modeling.flops import span_flops_per_token
+from cocomix.training import recipes
 from cocomix.training.config import TrainConfig
-from cocomix.training.sizes import SIZES, Size
+from cocomix.training.sizes import Size
 from cocomix.training.widths import meta_model
 
-#: Of the dictionaries, as in the demo.
-NUM_ACTIVE_LATENTS = 16
+
+def parallel_of(device: str) -> ParallelConfig:
+    """Precision and compilation that suit a device."""
+    if device == "cpu":
+        return ParallelConfig(device="cpu")
+    return ParallelConfig(device="cuda", precision="bfloat16", compile=True, logits_megabytes=1024)
 
 
-@dataclass(frozen=True)
-class TeacherSpec:
-    """A teacher as a share of its students.
-
-    Args:
-        what: for people.
-        shape: of the decoder; None: the size's own teacher, which has its students' shape.
-        layer: 0-based block after which its dictionary reads; None: the size's.
-        tokens: it is trained on.
-        dictionary_tokens: its dictionary is trained on.
-    """
-
-    what: str
-    shape: StudentConfig | None
-    layer: int | None
-    tokens: int
-    dictionary_tokens: int = 1_000_000
-
-    def shape_at(self, size: Size) -> StudentConfig:
-        return self.shape or size.teacher
-
-    def dictionary_tokens_at(self, size: Size) -> int:
-        return min(self.dictionary_tokens, size.num_tokens)
-
-    def layer_at(self, size: Size) -> int:
-        return size.teacher_layer if self.layer is None else self.layer
+def dictionary_flops(teacher: str, regime: Regime) -> float:
+    """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense."""
+    spec, size = regime.teachers[teacher], regime.size
+    model = meta_model(TrainConfig(student=spec.shape), size)
+    teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer + 1, size.context_length)
+    return regime.dictionary_tokens * (teacher_flops + 3 * (2 + 2) * size.num_concepts * spec.shape.hidden_size)
 
 
-TEACHERS = {
-    "weak": TeacherSpec(
-        "three quarters of its students' width and blocks",
-        StudentConfig(family="gpt2", hidden_size=96, num_layers=3, num_heads=3),
-        1,
-        750_000,
-    ),
-    "strong": TeacherSpec("the shape of its students", None, None, 2_000_000),
-}
-
-
-@cache
-def dictionary_flops(teacher: str, size: Size, num_latents: int | None = None) -> float:
-    """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense.
-
-    Args:
-        teacher: name.
-        size: of the students.
-        num_latents: C; None: the size's.
-    """
-    spec = TEACHERS[teacher]
-    shape = spec.shape_at(size)
-    model = meta_model(TrainConfig(student=shape), size)
-    C, D = num_latents or size.num_concepts, shape.hidden_size
-    teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer_at(size) + 1, size.context_length)
-    return spec.dictionary_tokens_at(size) * (teacher_flops + 3 * (2 + 2) * C * D)
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Context in which one process makes a folder, while others that ask for it wait."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.with_name(f".{output.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Inputs:
-    """Folders of one corpus, teacher and size.
+    """Folders of one size, corpus and teacher.
 
     Args:
         places: on this machine.
+        regime: of the students.
         corpus: name.
-        teacher: None for students that learn without one.
-        size: name.
-        folder: for teacher, dictionary, labels and runs.
+        teacher: name; `none` for students that learn without one.
     """
 
-    def __init__(self, places: Places, corpus: str, teacher: TeacherSpec | None, size: str, folder: Path) -> None:
-        self.places, self.corpus, self.spec = places, corpus, teacher
-        self.size, self.folder = SIZES[size], folder
+    def __init__(self, places: Places, regime: Regime, corpus: str, teacher: str) -> None:
+        self.places, self.regime, self.corpus, self.name = places, regime, corpus, teacher
+        self.folder = places.work / regime.size.name / corpus / teacher
+
+    @property
+    def size(self) -> Size:
+        return self.regime.size
 
     @cached_property
     def data(self) -> Path:
-        config = prepare_config(self.corpus, self.size, self.places)
-        prepare(config)
+        config = prepare_config(self.corpus, self.regime, self.places)
+        with alone(config.output):
+            prepare(config)
         return config.output
+
+    def num_windows(self, num_tokens: int) -> int:
+        """Training windows of a run: those it needs, or all, which it then sees more than once."""
+        needed = -(-num_tokens // self.size.context_length)
+        return min(needed, TokenDataset(self.data, "train").num_windows)
 
     @cached_property
     def teacher(self) -> Path:
-        spec, size = self.spec, self.size
-        assert spec is not None
-        output = self.folder / "teacher"
-        config = cocomix.recipe(
-            f"gpt2-{size.name}-ntp",
-            data=self.data,
+        data, output, spec = self.data, self.folder / "teacher", self.regime.teachers[self.name]
+        config = replace(
+            recipes.ntp(self.size),
+            data=data,
             output=output,
-            student=spec.shape_at(size),
+            student=spec.shape,
             num_tokens=spec.tokens,
+            num_windows=self.num_windows(spec.tokens),
+            parallel=parallel_of(self.places.device),
         )
-        train(config)
+        with alone(output):
+            train(config)
         return output
 
-    def sae(self, num_latents: int | None = None) -> Path:
-        """A dictionary of the teacher.
-
-        Args:
-            num_latents: C; None: the size's.
-        """
-        assert self.spec is not None
-        C = num_latents or self.size.num_concepts
-        output = self.folder / f"sae-{C}"
-        train_sae(
-            TrainSaeConfig(
-                teacher=self.teacher,
-                data=self.data,
-                output=output,
-                layer=self.spec.layer_at(self.size),
-                num_latents=C,
-                k=NUM_ACTIVE_LATENTS,
-                num_tokens=self.spec.dictionary_tokens_at(self.size),
-                num_counted_tokens=0,
+    @cached_property
+    def sae(self) -> Path:
+        teacher, output = self.teacher, self.folder / "sae"
+        with alone(output):
+            train_sae(
+                TrainSaeConfig(
+                    teacher=teacher,
+                    data=self.data,
+                    output=output,
+                    layer=self.regime.teachers[self.name].layer,
+                    num_latents=self.size.num_concepts,
+                    k=min(NUM_ACTIVE_LATENTS, self.size.num_concepts),
+                    num_tokens=self.regime.dictionary_tokens,
+                    num_counted_tokens=0,
+                )
             )
-        )
         return output
 
-    def labels(self, attribution: AttributionConfig, num_windows: int, num_latents: int | None = None) -> Path:
-        """A concept dataset of the first windows, as many as the longest run needs."""
-        sae = self.sae(num_latents)
-        named = fingerprint_of_json({"attribution": vars(attribution), "windows": num_windows})[:12]
-        output = self.folder / f"labels-{sae.name}-{named}"
-        if attribution.control in DERIVED_CONTROLS:
-            source = {"labels": self.labels(replace(attribution, control="none", seed=0), num_windows, num_latents)}
-        else:
-            source = {"teacher": self.teacher, "sae": sae}
-        extract(
-            ExtractConfig(data=self.data, output=output, attribution=attribution, num_windows=num_windows, **source)
-        )
+    def labels(self, attribution: AttributionConfig) -> Path:
+        """A concept dataset of the windows that a run of whole length needs."""
+        source = {"teacher": self.teacher, "sae": self.sae, "data": self.data}
+        output = self.folder / f"labels-{fingerprint_of_json(vars(attribution))[:12]}"
+        num_windows = self.num_windows(self.size.num_tokens)
+        with alone(output):
+            extract(ExtractConfig(output=output, attribution=attribution, num_windows=num_windows, **source))
         return output
-
-
-def windows_of(num_tokens: int, size: Size) -> int:
-    """Training windows of a run; its last step may take some of the first ones again."""
-    return -(-num_tokens // size.context_length)

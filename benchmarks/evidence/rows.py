@@ -1,90 +1,125 @@
-"""From stored results to numbers: losses by seed, paired differences, what reaching NTP's loss takes."""
+"""What is trained: each row of the tables is a recipe and what it changes."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, cast
 
-from benchmarks.evidence.cells import Cell, stored_cells
-from benchmarks.evidence.inputs import dictionary_flops
-from benchmarks.evidence.tables import REGIMES, SEEDS, SIZE, ntp_of
-from benchmarks.evidence.variants import VARIANTS
-from cocomix.training.sizes import SIZES
+from cocomix.objectives.config import (
+    ConceptLossConfig,
+    DistillationConfig,
+    HiddenRegressionConfig,
+    MultiTokenConfig,
+    Schedule,
+)
+from cocomix.training import recipes
+from cocomix.training.config import TrainConfig
+from cocomix.training.sizes import Size
+from cocomix.training.widths import equal_flops_width, equal_parameters_width
 
-#: Added to a result: the student's FLOPs, those of labels or targets, and of training the teacher and its dictionary.
-WITH_TEACHER = "flops_with_teacher"
-NOT_REACHED = "not reached"
-
-#: By seed.
-Results = Mapping[int, Mapping[str, Any]]
-
-
-def results_of(corpus: str, teacher: str, variant: str, tokens: str | None = None) -> Results:
-    """Stored results; of the regime's own length unless another is named."""
-    found = {}
-    for seed in SEEDS:
-        cell = Cell(corpus, teacher, SIZE, variant, tokens or REGIMES[teacher].tokens, seed)
-        result = cell.result()
-        if result is not None:
-            found[seed] = result | {WITH_TEACHER: _flops_with_teacher(cell, result)}
-    return found
+#: Share of the steps after which layer alignment and multi-token prediction have ended.
+ALIGNMENT_END, MULTI_TOKEN_END = 0.5, 2 / 3
 
 
-def _flops_with_teacher(cell: Cell, result: Mapping[str, Any]) -> float:
-    variant = VARIANTS[cell.variant]
-    flops = float(sum(result.get(name, 0.0) for name in ("train_flops", "teacher_flops", "teacher_train_flops")))
-    if variant.needs_labels(cell.size):
-        flops += dictionary_flops(cell.teacher, SIZES[cell.size], variant.num_latents)
-    return flops
-
-
-def values_of(results: Results, name: str = "validation_loss") -> list[float]:
-    """One number of every seed."""
-    return [result[name] for result in results.values()]
-
-
-def differences(one: Results, other: Results) -> list[float]:
-    """Losses of one less those of the other, nats a token, on the seeds that both have."""
-    return [run["validation_loss"] - other[seed]["validation_loss"] for seed, run in one.items() if seed in other]
-
-
-def ratios(one: Results, other: Results, name: str, other_name: str) -> list[float]:
-    """A number of one over a number of the other, on the seeds that both have."""
-    return [result[name] / other[seed][other_name] for seed, result in one.items() if seed in other]
-
-
-def shares_to_match(corpus: str, teacher: str, variant: str, axis: str) -> list[str]:
-    """What reaching NTP's final loss takes on each seed, as a share of what NTP's run took.
-
-    Runs of several lengths, each with its whole schedule, are points of loss against amount; between two of them the loss
-    is taken to be linear in the amount's logarithm. *Under* a share: the shortest run has reached that loss already.
+@dataclass(frozen=True)
+class Row:
+    """One row.
 
     Args:
-        corpus: of the comparison.
-        teacher: of the comparison.
-        variant: what is compared.
-        axis: `train_tokens`, `train_flops` or `WITH_TEACHER`.
+        what: as the pages name it.
+        build: function from a size and a setting to a run, with data, output, labels and teacher open.
+        settings: weights, each with a schedule if it is not the row's own, such as `1-cosine`; the first is the default.
+        follows: rows whose settings this one has, joined by `+`.
     """
-    lengths = {c.tokens for c in stored_cells() if (c.corpus, c.size, c.variant) == (corpus, SIZE, variant)}
-    by_length = [results_of(corpus, teacher, variant, tokens) for tokens in lengths]
-    shares = []
-    for seed, ntp in results_of(corpus, teacher, ntp_of(variant, teacher)).items():
-        runs = [runs[seed] for runs in by_length if seed in runs and runs[seed]["train_tokens"] <= ntp["train_tokens"]]
-        points = sorted((run[axis], run["validation_loss"]) for run in runs)
-        if points and points[0][1] < ntp["validation_loss"]:
-            shares.append(f"under {points[0][0] / ntp[axis]:.0%}")
-        elif points:
-            needed = _amount_at(points, ntp["validation_loss"])
-            shares.append(NOT_REACHED if needed is None else f"{needed / ntp[axis]:.0%}")
-    return shares
+
+    what: str
+    build: Callable[[Size, str], TrainConfig]
+    settings: tuple[str, ...] = ("",)
+    follows: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> str:
+        return "+".join(ROWS[name].default for name in self.follows) if self.follows else self.settings[0]
 
 
-def _amount_at(points: Sequence[tuple[float, float]], loss: float) -> float | None:
-    """Where a falling line through the points first is at a loss."""
-    for (less, higher), (more, lower) in itertools.pairwise(points):
-        if lower <= loss <= higher:
-            share = (higher - loss) / (higher - lower)
-            return math.exp(math.log(less) + share * (math.log(more) - math.log(less)))
-    return points[0][0] if len(points) == 1 and points[0][1] == loss else None
+def _weight(setting: str) -> dict[str, Any]:
+    """Weight and schedule from their short form."""
+    weight, _, schedule = setting.partition("-")
+    return {"weight": float(weight), "schedule": cast(Schedule, schedule or "constant")}
+
+
+def _student(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return replace(config, student=replace(config.student, **changes))
+
+
+def _equal_parameters(size: Size, _: str) -> TrainConfig:
+    width = equal_parameters_width(recipes.recommended(size), size).hidden_size
+    return _student(recipes.ntp(size), hidden_size=width)
+
+
+def _equal_flops(size: Size, _: str) -> TrainConfig:
+    width = equal_flops_width(recipes.recommended(size), size).hidden_size
+    return _student(recipes.ntp(size), hidden_size=width)
+
+
+def _pause(size: Size, _: str) -> TrainConfig:
+    config = recipes.pause(size)
+    return _student(config, mixer=config.student.mixer.changed(mixing="interleave_residual"))
+
+
+def _multi_token(size: Size, setting: str) -> TrainConfig:
+    objective = MultiTokenConfig(weight=float(setting), schedule="linear", end=MULTI_TOKEN_END)
+    return replace(recipes.ntp(size), multi_token=objective)
+
+
+def _distilled(size: Size, setting: str) -> TrainConfig:
+    return replace(recipes.ntp(size), distillation=DistillationConfig(**_weight(setting)))
+
+
+def _aligned(size: Size, setting: str) -> TrainConfig:
+    objective = HiddenRegressionConfig(
+        weight=float(setting), schedule="linear", end=ALIGNMENT_END, loss="cosine", layer=size.layer
+    )
+    return replace(recipes.ntp(size), hidden_regression=objective)
+
+
+def _recommended(size: Size, setting: str) -> TrainConfig:
+    return replace(recipes.recommended(size), concept_loss=ConceptLossConfig(**_weight(setting)))
+
+
+def _predicted(size: Size, setting: str) -> TrainConfig:
+    config = _recommended(size, setting)
+    return _student(config, mixer=config.student.mixer.changed(mixing="none"))
+
+
+def _both(size: Size, setting: str) -> TrainConfig:
+    concepts, distillation = setting.split("+")
+    return replace(_recommended(size, concepts), distillation=DistillationConfig(**_weight(distillation)))
+
+
+ROWS: dict[str, Row] = {
+    "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
+    "ntp-equal-parameters": Row("NTP with equal active parameters", _equal_parameters),
+    "ntp-equal-flops": Row("NTP with equal FLOPs", _equal_flops),
+    "pause": Row("pause vectors with a residual start", _pause),
+    "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
+    "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "10-cosine", "1", "3", "10")),
+    "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
+    "published": Row("CoCoMix as published", lambda size, _: recipes.cocomix(size)),
+    "recommended": Row("recommended", _recommended, ("1-cosine", "0.3-cosine", "3-cosine")),
+    "predicted": Row("recommended without mixing", _predicted, follows=("recommended",)),
+    "both": Row("recommended with distillation", _both, follows=("recommended", "kd")),
+}
+
+
+def needs_labels(config: TrainConfig) -> bool:
+    return config.concept_loss.is_on(config)
+
+
+@cache
+def needs_teacher(row: str, size: Size) -> bool:
+    """For labels, or along with the training."""
+    config = ROWS[row].build(size, ROWS[row].default)
+    return needs_labels(config) or any(objective.uses_teacher(config) for objective in config.objectives)

@@ -1,226 +1,115 @@
-"""What is compared, and which cells each table needs."""
+"""Which cells each table needs. Some depend on results: a table is asked again when its cells have run."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
-from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.corpora import CORPORA
-from benchmarks.evidence.variants import OTHER_RATES, STEADY_RATE
-from cocomix.training.sizes import SIZES
-
-SEEDS = (0, 1, 2)
-SIZE = "small"
-OWN_RATE = SIZES[SIZE].learning_rate
-
-
-def rated(variant: str, rate: float = STEADY_RATE) -> str:
-    """Name of a variant at a learning rate; the size's own has no suffix."""
-    return variant if rate == OWN_RATE else f"{variant}-rate-{rate:g}"
-
-
-@dataclass(frozen=True)
-class Regime:
-    """How the students of one teacher are compared.
-
-    Args:
-        tokens: of a whole run.
-        parts: the variant that plays each part: its learning rate and weights are those that suit this teacher.
-        others: more variants of the main table.
-    """
-
-    tokens: str
-    parts: Mapping[str, str]
-    others: tuple[str, ...] = ()
-
-    @property
-    def ntp(self) -> str:
-        return self.parts["NTP"]
-
-    @property
-    def variants(self) -> tuple[str, ...]:
-        return (*self.parts.values(), *self.others)
+from benchmarks.evidence.cells import Cell, cell_of
+from benchmarks.evidence.choice import chosen_rate, chosen_setting, rate_cells, weight_cells
+from benchmarks.evidence.numbers import whole_cost
+from benchmarks.evidence.rows import ROWS, needs_teacher
+from benchmarks.evidence.sizes import REGIMES
+from cocomix.base.errors import CocomixError
+from cocomix.base.formats import format_flops
+from cocomix.modeling.flops import training_flops_per_token
+from cocomix.objectives.base import Cost
+from cocomix.tools.plan.costs import objectives_cost
+from cocomix.tools.plan.teachers import teacher_of_size
+from cocomix.training.widths import meta_model
 
 
-#: Parts, as the pages name them.
-EQUAL_PARAMETERS, EQUAL_FLOPS = "NTP with equal active parameters", "NTP with the FLOPs of published CoCoMix"
-PAUSE, PAUSE_RESIDUAL = "pause vectors", "pause vectors with a residual start"
-DISTILLED, BOTH = "distillation", "recommended with distillation"
-PUBLISHED, RECOMMENDED, PREDICTED_ONLY = "CoCoMix as published", "recommended", "recommended without mixing"
-_CONCEPTS = {
-    PUBLISHED: rated("published"),
-    RECOMMENDED: "recommended",
-    PREDICTED_ONLY: "recommended-loss-only",
-}
-
-#: By teacher. What has no use for a teacher stands in the weak one's alone.
-REGIMES = {
-    "weak": Regime(
-        "1M",
-        {
-            "NTP": "ntp",
-            EQUAL_PARAMETERS: rated("ntp-equal-parameters"),
-            EQUAL_FLOPS: rated("ntp-equal-flops"),
-            PAUSE: "pause",
-            PAUSE_RESIDUAL: "pause-residual",
-            DISTILLED: "kd-1-cosine",
-            **_CONCEPTS,
-            BOTH: "recommended-kd",
-        },
-    ),
-    "strong": Regime(
-        "500K",
-        {"NTP": rated("ntp"), DISTILLED: "kd-10", **_CONCEPTS, BOTH: "recommended-kd-10"},
-        others=("kd-1-cosine", "recommended-kd"),
-    ),
-}
-COMPARISONS = tuple((corpus, teacher) for corpus in CORPORA for teacher in REGIMES)
-
-#: NTP with more tokens, one seed: fewer FLOPs than the recommended variant's with labels, dictionary and weak teacher.
-LONGER = "1.6M"
-#: Whole runs with fewer tokens, with the weak teacher, to see how many reach NTP's final loss.
-SHORTER: dict[str, dict[str, Sequence[str]]] = {
-    "standard_library": {"kd-1-cosine": ("700K",), "recommended": ("700K",), "recommended-kd": ("700K",)},
-    "english": {"kd-1-cosine": ("700K",), "recommended": ("500K", "700K"), "recommended-kd": ("700K",)},
-}
-
-#: Where everything but the main table was measured, unless it says otherwise.
-BASE = ("standard_library", "weak")
-ABLATION_TOKENS = "500K"
-#: What each row changes of `add-lambda-1`; all have the steady rate.
-ABLATIONS: dict[str, Sequence[str]] = {
-    "components": ("mix-only", "loss-only-lambda-1"),
-    "mixing": ("interleave-lambda-1", "interleave-residual-lambda-1"),
-    "weight of the concept loss": ("add", "add-lambda-0.3", "add-lambda-3", "recommended"),
-    "which labels": (
-        "add-attribution-lambda-1",
-        "add-attribution-lowers-lambda-1",
-        "add-attribution-magnitude-lambda-1",
-        "add-attribution-next-lambda-1",
-        "add-random-lambda-1",
-        "add-shuffled-lambda-1",
-        "add-frequency-lambda-1",
-    ),
-    "labels a token": ("add-1-label-lambda-1", "add-16-labels-lambda-1"),
-    "concepts in the mixture": ("add-mix-8-lambda-1", "add-mix-128-lambda-1"),
-    "insertion": ("add-insert-2-lambda-1", "add-insert-3-lambda-1"),
-    "latents of the dictionary": ("add-256-latents-lambda-1", "add-4096-latents-lambda-1"),
-    "distillation": ("kd-0.3", "kd-1", "kd-3", "add-kd-1-lambda-1"),
-}
-ABLATION_BASE = "add-lambda-1"
-#: Rows that ask whether both parts and the dictionary are needed, with every seed; the others have one.
-ON_ALL_SEEDS = ("ntp", "mix-only", "loss-only-lambda-1", ABLATION_BASE, "add-random-lambda-1")
-#: Those that were run at the size's own rate too, with one seed.
-AT_OWN_RATE = (
-    "add",
-    "add-lambda-1",
-    "add-lambda-3",
-    "add-16-labels-lambda-1",
-    "add-insert-2-lambda-1",
-    "loss-only-lambda-1",
-    "kd-1",
-    "add-kd-1-lambda-1",
-    "recommended",
-)
-
-#: Learning rates beside the size's own, one seed.
-RATES: dict[str, Sequence[float]] = {
-    "ntp": OTHER_RATES,
-    "ntp-equal-parameters": (STEADY_RATE,),
-    "ntp-equal-flops": (STEADY_RATE,),
-    "pause": (STEADY_RATE,),
-    "published": (STEADY_RATE,),
-    "recommended": (STEADY_RATE, 0.006),
-}
-#: Weights of the two losses that a teacher gives, constant or falling to 0, at the main table's length; one seed.
-SCHEDULES = ("add-lambda-1", "recommended", "kd-1", "kd-1-cosine", "kd-3-cosine")
-#: The same with the strong teacher, on the standard library and on prose.
-STRONG = {
-    "standard_library": (
-        *("kd-1-cosine", "kd-1", rated("kd-1"), "kd-3", "kd-10", "kd-30", "recommended", "add-lambda-1"),
-        *("add-lambda-3", "recommended-kd", "recommended-kd-3", "recommended-kd-10"),
-    ),
-    "english": ("kd-1-cosine", "kd-1", "kd-3", "kd-10", "recommended", "recommended-kd", "recommended-kd-10"),
-}
-#: A trained dictionary and one of random directions, with the strong teacher.
-CONTROLS = ("recommended-random", "recommended")
-CONTROL_COMPARISON = ("standard_library", "strong")
-
-#: Smallest first; the last is the size's own.
-SCALING_SHAPES = ("64x2", "96x3", "128x4")
-SCALING_TOKENS = ("250K", "500K", "1M")
-#: A point is the better of its runs.
-SCALING_RATES = (OWN_RATE, STEADY_RATE)
-#: The largest shape that is run, of whole length, one seed.
-LARGEST = tuple(rated(f"{name}-256x6") for name in ("ntp", "recommended"))
+def comparisons(size: str) -> list[tuple[str, str]]:
+    """Corpora and teachers."""
+    return [(corpus, teacher) for corpus in REGIMES[size].corpora for teacher in REGIMES[size].teachers]
 
 
-def scaled(variant: str, shape: str) -> str:
-    """Name of a variant at a shape, WIDTHxBLOCKS; the size's own has no suffix."""
-    return variant if shape == SCALING_SHAPES[-1] else f"{variant}-{shape}"
+def rows_of(size: str) -> tuple[str, ...]:
+    return REGIMES[size].rows or tuple(ROWS)
 
 
-def ntp_of(variant: str, teacher: str) -> str:
-    """The NTP that a variant is compared with: of its shape and rate, if its name has a shape."""
-    shape = re.search(r"-\d+x\d+(-rate-[\d.]+)?$", variant)
-    return f"ntp{shape[0]}" if shape else REGIMES[teacher].ntp
+def chosen_cell(size: str, corpus: str, teacher: str, row: str, seed: int = 0, percent: int = 100) -> Cell:
+    """A row with its best rate and weight."""
+    setting = chosen_setting(size, corpus, teacher, row)
+    rate = chosen_rate(size, corpus, row)
+    return cell_of(size, corpus, teacher, row, rate, setting=setting, percent=percent, seed=seed)
 
 
-def cells_of(
-    corpus: str, teacher: str, variants: Iterable[str], seeds: Iterable[int] = SEEDS, tokens: str | None = None
-) -> list[Cell]:
-    """Of whole length unless another is named, seed by seed, so that a table left half-way has all its rows first."""
-    variants, tokens = list(variants), tokens or REGIMES[teacher].tokens
-    return [Cell(corpus, teacher, SIZE, variant, tokens, seed) for seed in seeds for variant in variants]
+def shorter_rows(size: str, teacher: str) -> list[str]:
+    """Rows that run on shares of the tokens too: with the weak teacher, which saves less, those that may reach NTP's loss."""
+    left_out = ("published", "alignment", "predicted") if teacher == "weak" else ("published",)
+    return [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size) and row not in left_out]
 
 
-def main() -> list[Cell]:
-    cells = [cell for corpus, teacher in COMPARISONS for cell in cells_of(corpus, teacher, REGIMES[teacher].variants)]
-    for corpus, lengths in SHORTER.items():
-        for variant, some in lengths.items():
-            cells += [cell for tokens in some for cell in cells_of(corpus, "weak", [variant], tokens=tokens)]
-    return cells + cells_of(*BASE, ["ntp"], SEEDS[:1], LONGER)
+def rates(size: str) -> Iterator[Cell]:
+    for corpus in REGIMES[size].corpora:
+        for row in rows_of(size):
+            yield from rate_cells(size, corpus, row)
 
 
-def ablations() -> list[Cell]:
-    names = ("ntp", ABLATION_BASE, *(name for rows in ABLATIONS.values() for name in rows))
-    return [
-        cell
-        for name in names
-        for cell in cells_of(*BASE, [rated(name)], SEEDS if name in ON_ALL_SEEDS else SEEDS[:1], ABLATION_TOKENS)
-    ]
+def weights(size: str) -> Iterator[Cell]:
+    if REGIMES[size].sweep != size:
+        return
+    for corpus, teacher in comparisons(size):
+        for row in rows_of(size):
+            yield from weight_cells(size, corpus, teacher, row)
 
 
-def rates() -> list[Cell]:
-    names = [rated(variant, rate) for variant, rates in RATES.items() for rate in rates]
-    return [
-        *cells_of(*BASE, [*names, *RATES], SEEDS[:1]),
-        *cells_of(*BASE, ["ntp-equal-parameters"]),
-        *cells_of(*BASE, AT_OWN_RATE, SEEDS[:1], ABLATION_TOKENS),
-        *cells_of(*BASE, ["ntp"], tokens=ABLATION_TOKENS),
-    ]
+def main(size: str) -> Iterator[Cell]:
+    """Seed by seed, so that a table left half-way has all its rows; then the shorter runs, and NTP on more tokens."""
+    regime = REGIMES[size]
+    for seed in regime.seeds:
+        for corpus, teacher in comparisons(size):
+            yield from (chosen_cell(size, corpus, teacher, row, seed) for row in rows_of(size))
+    for seed in regime.seeds:
+        for corpus, teacher in comparisons(size):
+            for percent in regime.shares.get(teacher, ()):
+                yield from (
+                    chosen_cell(size, corpus, teacher, row, seed, percent) for row in shorter_rows(size, teacher)
+                )
+    for corpus in regime.corpora:
+        percent = cost_percent(size, corpus)
+        if percent is not None:
+            yield from (chosen_cell(size, corpus, "none", "ntp", seed, percent) for seed in regime.seeds[:1])
 
 
-def scaling() -> list[Cell]:
-    """Three shapes, three numbers of tokens, two learning rates, one seed."""
-    return [
-        Cell(*BASE, SIZE, rated(scaled(variant, shape), rate), tokens, SEEDS[0])
-        for rate in SCALING_RATES
-        for tokens in SCALING_TOKENS
-        for shape in SCALING_SHAPES
-        for variant in ("ntp", "recommended")
-    ]
+def cost_percent(size: str, corpus: str) -> int | None:
+    """Tokens, in percent, for which NTP takes the FLOPs of the recommended run with the whole of its weak teacher."""
+    recommended, ntp = (results_of(size, corpus, "weak", row).get(0) for row in ("recommended", "ntp"))
+    if recommended is None or ntp is None:
+        return None
+    return round(100 * whole_cost(recommended) / ntp["train_flops"])
 
 
-TABLES: dict[str, Callable[[], list[Cell]]] = {
-    "main": main,
-    "ablations": ablations,
-    "controls": lambda: cells_of(*CONTROL_COMPARISON, CONTROLS),
-    "schedules": lambda: cells_of(*BASE, SCHEDULES, SEEDS[:1]),
-    "strong": lambda: [cell for corpus, names in STRONG.items() for cell in cells_of(corpus, "strong", names, (0,))],
-    "rates": rates,
-    "scaling": scaling,
-    "largest": lambda: cells_of(*BASE, LARGEST, SEEDS[:1]),
-}
+TABLES: dict[str, Callable[[str], Iterator[Cell]]] = {"rates": rates, "weights": weights, "main": main}
+
+
+def listing(cells: Iterable[Cell]) -> str:
+    """The cells without a result, each with the FLOPs of its student and teacher, without those of making a teacher."""
+    pending = [cell for cell in dict.fromkeys(cells) if not cell.file.exists()]
+    costs = [planned_flops(cell) for cell in pending]
+    lines = [f"{format_flops(cost):>12}  {cell.name}" for cell, cost in zip(pending, costs, strict=True)]
+    return "\n".join([*lines, f"{format_flops(sum(costs)):>12}  {len(pending)} cells"])
+
+
+def planned_flops(cell: Cell) -> float:
+    """FLOPs of a run, its labels included, as `cocomix plan` counts them."""
+    size, config = cell.regime.size, cell.config
+    cost = Cost()
+    if cell.teacher != "none":
+        spec = cell.regime.teachers[cell.teacher]
+        teacher = teacher_of_size(replace(size, teacher=spec.shape, teacher_layer=spec.layer))
+        cost = objectives_cost(config, teacher, size.num_concepts, size.context_length)
+    share = config.concept_loss.end
+    student = training_flops_per_token(meta_model(config, size), size.context_length, concept_loss_share=share)
+    return cell.num_tokens * (student + cost.student + cost.teacher)
+
+
+def results_of(size: str, corpus: str, teacher: str, row: str, percent: int = 100) -> dict[int, dict[str, Any]]:
+    """Stored results of a row with its best rate and weight, by seed; none while these are not known."""
+    try:
+        cells = [chosen_cell(size, corpus, teacher, row, seed, percent) for seed in REGIMES[size].seeds]
+    except CocomixError:
+        return {}
+    return {cell.seed: result for cell in cells if (result := cell.result()) is not None}

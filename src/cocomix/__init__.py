@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cocomix.objectives.base import Objective as Objective
     from cocomix.objectives.config import DistillationConfig as DistillationConfig
     from cocomix.objectives.config import HiddenRegressionConfig as HiddenRegressionConfig
+    from cocomix.objectives.config import MultiTokenConfig as MultiTokenConfig
     from cocomix.objectives.config import register_objective as register_objective
     from cocomix.sae.config import SparseAutoencoderConfig as SparseAutoencoderConfig
     from cocomix.sae.config import TrainSaeConfig as TrainSaeConfig
@@ -93,6 +94,7 @@ _OWNERS = {
     "DistillTargetsConfig": "labels.config",
     "DistillationConfig": "objectives.config",
     "HiddenRegressionConfig": "objectives.config",
+    "MultiTokenConfig": "objectives.config",
     "ParallelConfig": "training.config",
     "OptimizerConfig": "training.config",
     "PlanConfig": "tools.plan.config",

@@ -33,6 +33,26 @@ def hidden_regression(hidden: Tensor, target: Tensor, weight: Tensor, bias: Tens
     return total
 
 
+def layer_alignment(hidden: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Sum over positions of 1 - cos; the student's side normalised a token, the teacher's as it is."""
+    total = hidden.new_zeros(())
+    for h, y in zip(hidden.flatten(0, 1), target.flatten(0, 1), strict=True):
+        z = weight @ ((h - h.mean()) / (h.std() + 1e-5)) + bias
+        total = total + 1 - z @ y / (z.norm() * y.norm())
+    return total
+
+
+def multi_token(logits: Tensor, ids: Tensor, num_more_tokens: int) -> Tensor:
+    """Sum over positions of -log p of the tokens after the next one, each with half of the former's weight."""
+    total = logits.new_zeros(())
+    for z, row in zip(logits, ids, strict=True):
+        for t in range(len(row)):
+            for j in range(1, num_more_tokens + 1):
+                if t + 1 + j < len(row):
+                    total = total - 2.0 ** (1 - j) * z[t].log_softmax(-1)[row[t + 1 + j]]
+    return total
+
+
 def concept_recall(labels: Tensor, active: Tensor) -> float:
     """Share of the labels that are among their position's active concepts."""
     hits = []

@@ -20,7 +20,7 @@ from torch import distributed
 from torch import multiprocessing as processes
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from cocomix import DistillationConfig, HiddenRegressionConfig, TrainConfig
+from cocomix import DistillationConfig, HiddenRegressionConfig, MultiTokenConfig, TrainConfig
 from cocomix.base.kinds import read_metrics
 from cocomix.cli.main import main
 from cocomix.mixers.config import PauseConfig
@@ -48,6 +48,12 @@ def config(tiny: Tiny, output: Path, kind: str = "cocomix", **settings: object) 
             "student": STUDENT,
             "teacher": tiny.teacher,
             "hidden_regression": HiddenRegressionConfig(weight=0.5),
+        },
+        "ending": {
+            "student": STUDENT,
+            "teacher": tiny.teacher,
+            "hidden_regression": HiddenRegressionConfig(weight=0.5, loss="cosine", end=0.5),
+            "multi_token": MultiTokenConfig(weight=0.5, schedule="linear", end=0.8),
         },
         "pause": {"student": dataclasses.replace(STUDENT, mixer=PauseConfig())},
     }

@@ -100,8 +100,8 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it(tiny: Tiny, tmp_path:
     """Seen some steps later, at the next line of the metrics, but the weights are those before it."""
     forward, steps = Engine.forward, iter(range(100))
 
-    def poisoned(self: Engine, batch: Batch) -> dict[str, torch.Tensor]:
-        sums = forward(self, batch)
+    def poisoned(self: Engine, batch: Batch, *place: int) -> dict[str, torch.Tensor]:
+        sums = forward(self, batch, *place)
         return sums | {"lm_loss": sums["lm_loss"] * (math.nan if next(steps) >= 14 else 1.0)}
 
     train(config(tiny, tmp_path / "whole", checkpoint_every_steps=100))

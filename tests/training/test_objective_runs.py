@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from cocomix import (
     CocomixError,
     DistillationConfig,
     DistillTargetsConfig,
     HiddenRegressionConfig,
+    MultiTokenConfig,
     TokenDataset,
     TrainConfig,
     distill_targets,
@@ -23,6 +26,7 @@ from cocomix.base import artifacts
 from cocomix.base.kinds import read_metrics
 from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
+from cocomix.modeling.teacher import Teacher
 from cocomix.objectives.base import Batch
 from cocomix.objectives.config import ConceptLossConfig, Schedule
 from cocomix.training.batches import Batches
@@ -48,14 +52,15 @@ def config(tiny: Tiny, output: Path, **settings: object) -> TrainConfig:
 
 
 def everything(tiny: Tiny, targets: Path) -> dict[str, object]:
-    """Concepts, sampled distillation and regression together, each weight with its schedule."""
+    """Every objective, each weight with its schedule; one ends half-way and one before, at the tenth and fourth step."""
     return {
         "student": CONCEPT,
         "labels": tiny.concepts,
         "concept_loss": ConceptLossConfig(schedule="linear"),
         "teacher": tiny.teacher,
         "distillation": DistillationConfig(weight=0.5, schedule="cosine", targets=targets),
-        "hidden_regression": HiddenRegressionConfig(weight=0.3, teacher_layer=1),
+        "hidden_regression": HiddenRegressionConfig(weight=0.3, loss="cosine", end=0.5),
+        "multi_token": MultiTokenConfig(weight=0.5, schedule="linear", end=0.2),
         "micro_batch_size": 4,
     }
 
@@ -79,21 +84,21 @@ def test_a_run_with_everything_resumes_bit_for_bit(
     whole = train(config(tiny, tmp_path / "whole", **settings))
     forward, calls = TrainableModule.forward, 0
 
-    def until(self: TrainableModule, batch: Batch) -> dict[str, torch.Tensor]:
+    def until(self: TrainableModule, batch: Batch, *place: int) -> dict[str, torch.Tensor]:
         nonlocal calls
         calls += 1
         if calls in (9, 25):
             raise KilledError
-        return forward(self, batch)
+        return forward(self, batch, *place)
 
     monkeypatch.setattr(TrainableModule, "forward", until)
     for _ in range(2):
         with pytest.raises(KilledError):
             train(config(tiny, tmp_path / "parts", **settings))
     parts = train(config(tiny, tmp_path / "parts", **settings))
-    first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    wanted, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
     # Recall, entropy and dead concepts too: what is counted between two lines is part of a checkpoint.
     lines, again = (
         [{name: value for name, value in line.items() if name not in TIMED} for line in read_metrics(run.path)]
@@ -102,10 +107,12 @@ def test_a_run_with_everything_resumes_bit_for_bit(
     assert lines == again
     expected = {"lm_loss", "concept_loss", "distillation_loss", "hidden_loss", "concept_recall", "label_entropy"}
     expected |= {"dead_concepts", "gradient_norm", "gradient_norm_backbone", "gradient_norm_mixer"}
-    assert expected <= lines[0].keys()
+    first, last = (line for line in lines if "lm_loss" in line)
+    assert expected <= first.keys()
+    assert last.keys() == first.keys() - {"hidden_loss"}
     assert whole.settings["inputs"]["distillation_targets"] == artifacts.read(targets, "target-dataset").fingerprint
     # Heads are left behind: the folder holds the student alone.
-    assert not any("heads" in name for name in first)
+    assert not any("heads" in name for name in found)
 
 
 def test_sampled_distillation_teaches_what_the_teacher_itself_would(tiny: Tiny, tmp_path: Path) -> None:
@@ -173,15 +180,64 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
     assert sampled.facts["teacher_flops"] == pytest.approx(30 * 16 * whole)
 
 
+def test_what_has_ended_costs_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concepts labelled on the fly, distillation and regression end after half of 20 steps; then no teacher runs."""
+    student = dataclasses.replace(CONCEPT, mixer=CONCEPT.mixer.changed(mixing="none"))
+    inputs = {"student": student, "teacher": tiny.teacher, "sae": tiny.sae, "checkpoint_every_steps": 100}
+
+    def objectives(end: float) -> dict[str, object]:
+        return {
+            "concept_loss": ConceptLossConfig(weight=1.0, end=end),
+            "distillation": DistillationConfig(weight=1.0, end=end),
+            "hidden_regression": HiddenRegressionConfig(weight=1.0, end=end),
+        }
+
+    calls = {"whole": 0, "half": 0}
+    run = "whole"
+
+    def count(kind: type, name: str) -> None:
+        original = getattr(kind, name)
+
+        def counted(self: object, *arguments: object, **named: object) -> object:
+            calls[run] += 1
+            return original(self, *arguments, **named)
+
+        monkeypatch.setattr(kind, name, counted)
+
+    count(LlamaForCausalLM, "forward")  # of the distillation
+    count(Teacher, "residuals")  # of labels and regression
+    whole = train(config(tiny, tmp_path / "whole", **inputs, **objectives(1.0)))
+    run = "half"
+    half = train(config(tiny, tmp_path / "half", **inputs, **objectives(0.5)))
+    plain = train(config(tiny, tmp_path / "plain", num_tokens=128))
+    assert calls["whole"] - calls["half"] == 3 * 10
+    assert half.facts["teacher_flops"] == whole.facts["teacher_flops"] / 2
+    # In the second half nothing is trained but the plain decoder; the mixer still predicts concepts, forward.
+    lasting = plain.facts["train_flops_per_token"] + student.mixer.changed(num_concepts=32).forward_flops(
+        16, "algorithmic"
+    )
+    assert half.facts["train_flops_per_token"] == (whole.facts["train_flops_per_token"] + lasting) / 2
+    lines = [line for line in read_metrics(tmp_path / "half") if "lm_loss" in line]
+    ended = {"concept_loss", "distillation_loss", "hidden_loss", "concept_recall", "label_entropy"}
+    assert [ended & line.keys() for line in lines] == [ended, set()]
+    assert half.settings["concept_loss_end"] == half.settings["distillation"]["end"] == 0.5
+    assert "end" not in str(whole.settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"end": 0.0}, r"hidden_regression\.end is 0\.0; it must be above 0 and at most 1"),
+        ({"end": 1.5}, r"hidden_regression\.end is 1\.5"),
         ({"layer": 2}, r"hidden_regression\.layer.*2.*0.*1"),
         ({"teacher_layer": 2}, r"layer.*2.*teacher.*0.*1"),
     ],
 )
-def test_layers_that_are_not_there(tiny: Tiny, tmp_path: Path, settings: dict[str, int], message: str) -> None:
-    regression = HiddenRegressionConfig(weight=1.0, **settings)
-    with pytest.raises(CocomixError, match=message):
+def test_settings_that_can_not_be(tiny: Tiny, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    def run() -> None:
+        regression = HiddenRegressionConfig(weight=1.0, **settings)
         train(config(tiny, tmp_path / "x", teacher=tiny.teacher, hidden_regression=regression))
+
+    with pytest.raises(CocomixError, match=message):
+        run()
     assert not (tmp_path / "x").exists()

@@ -23,11 +23,13 @@ from cocomix.objectives.config import (
     ConceptLossConfig,
     DistillationConfig,
     HiddenRegressionConfig,
+    MultiTokenConfig,
     NextTokenConfig,
     ObjectiveConfig,
 )
 from cocomix.objectives.distillation import TARGETS, Distillation, SampledDistillation
 from cocomix.objectives.hidden_regression import HiddenRegression
+from cocomix.objectives.multi_token import MultiToken
 from cocomix.objectives.next_token import NextToken
 from cocomix.training.config import OptimizerConfig
 from cocomix.training.optimizer import adamw, clip_in_step
@@ -180,12 +182,45 @@ def test_hidden_regression_equals_its_reference(mixing: str, layer: int) -> None
     assert int(objective.count(Batch(Windows(ids)))) == 18
 
 
+@pytest.mark.parametrize("layer", [None, 0])
+def test_layer_alignment_equals_its_reference(layer: int | None) -> None:
+    model, ids = student(mixing="add"), tokens()
+    teacher = teacher_model(hidden_size=24)
+    config = HiddenRegressionConfig(0.1, loss="cosine", layer=0, teacher_layer=layer)
+    objective = made(HiddenRegression, config, teacher, model.config.mixer)
+    output = model(input_ids=ids, labels=ids, output_hidden_states=True)
+    # transformers returns the last block's output after the final norm.
+    target = teacher(ids, output_hidden_states=True).hidden_states[-1 if layer is None else layer + 1]
+    learned = [objective.head.weight, objective.head.bias, next(model.parameters())]
+    expected = reference.layer_alignment(output.hidden_states[1], target, *learned[:2])
+    total = objective.total(Batch(Windows(ids)), output)
+    torch.testing.assert_close(total, expected)
+    for gradient, wanted in zip(
+        torch.autograd.grad(total, learned, retain_graph=True), torch.autograd.grad(expected, learned), strict=True
+    ):
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)  # float32 sums in another order
+
+
+@pytest.mark.parametrize(("num_more_tokens", "T"), [(1, 9), (3, 9), (3, 3), (2, 2)])
+def test_multi_token_prediction_equals_its_reference(num_more_tokens: int, T: int) -> None:
+    ids, logits = tokens(T=T), torch.randn(2, T, VOCAB_SIZE, requires_grad=True)
+    objective = made(MultiToken, MultiTokenConfig(0.5, num_more_tokens=num_more_tokens))
+    total = objective.total(Batch(Windows(ids)), CoCoMixOutput(logits=logits))
+    expected = reference.multi_token(logits, ids, num_more_tokens)
+    torch.testing.assert_close(total, expected)
+    assert int(objective.count(Batch(Windows(ids)))) == 2 * (T - 2)
+    if T > 2:
+        gradient, wanted = (torch.autograd.grad(value, logits)[0] for value in (total, expected))
+        torch.testing.assert_close(gradient, wanted)
+
+
 def all_objectives() -> list[Objective]:
     teacher = teacher_model()
     return [
         next_token(),
         made(ConceptLoss, ConceptLossConfig(0.3, "linear")),
         made(Distillation, DistillationConfig(0.5, "cosine", temperature=2.0), teacher),
+        made(MultiToken, MultiTokenConfig(0.5, "linear")),
         made(HiddenRegression, HiddenRegressionConfig(0.7, layer=0, teacher_layer=1), teacher, seed=3),
     ]
 

@@ -27,8 +27,8 @@ from tests.training.helpers import config, equal_weights, full_disk, in_step, on
 
 STRATEGIES = ("ddp", "fsdp")
 RUNS = (("ddp", "cocomix"), ("fsdp", "cocomix"), ("fsdp", "kd"))
-#: Loss only leaves parameters without a gradient; the regression has a head of its own.
-SLOW_RUNS = (("ddp", "loss only"), ("fsdp", "hidden"))
+#: Loss only leaves parameters without a gradient; the regression has a head of its own, which an end leaves without one.
+SLOW_RUNS = (("ddp", "loss only"), ("fsdp", "hidden"), ("ddp", "ending"), ("fsdp", "ending"))
 #: What is sharded is the harder case.
 FSDP_FIRST = ("fsdp", pytest.param("ddp", marks=pytest.mark.slow))
 NUM_STEPS = 8

@@ -78,7 +78,7 @@ class ConceptMetrics(MixerMetrics):
 
         Returns:
             `concept_recall`, the share of labels that were among their position's active concepts; `label_entropy` of the
-            histogram of labels, in nats (both 0 if no position had labels); and `dead_concepts`, as a share of C.
+            histogram of labels, in nats (neither if no position had labels); and `dead_concepts`, as a share of C.
         """
         recalled, num_labels = self._merged[:2]
         label_counts, active_counts = self._merged[2:].view(2, self.num_concepts)
@@ -87,9 +87,9 @@ class ConceptMetrics(MixerMetrics):
         self._num_tokens.fill_(num_tokens)
         dead = self._tokens_since_active >= min(self.dead_after_tokens, num_tokens)
         values = {"dead_concepts": dead.float().mean()}
-        if self.has_labels:
-            values["concept_recall"] = recalled / num_labels.clamp(min=1)
-            values["label_entropy"] = torch.special.entr(label_counts / num_labels.clamp(min=1)).sum()
+        if self.has_labels and num_labels > 0:
+            values["concept_recall"] = recalled / num_labels
+            values["label_entropy"] = torch.special.entr(label_counts / num_labels).sum()
         self._merged.zero_()
         return values
 

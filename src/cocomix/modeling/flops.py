@@ -41,12 +41,23 @@ def forward_flops_per_token(model: CoCoMixForCausalLM, context_length: int, coun
     return flops + mixer.forward_flops(model.config.hidden_size, count) + head_flops(adapter)
 
 
-def training_flops_per_token(model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic") -> float:
-    """FLOPs of one training step per token of text, without those of a teacher."""
+def training_flops_per_token(
+    model: CoCoMixForCausalLM, context_length: int, count: Count = "algorithmic", concept_loss_share: float = 1.0
+) -> float:
+    """FLOPs of training per token of text, without those of a teacher.
+
+    Args:
+        model: student.
+        context_length: T.
+        count: way of counting.
+        concept_loss_share: share of the tokens with a concept loss, if the model's weight of it is not 0.
+    """
     forward = forward_flops_per_token(model, context_length, count)
     mixer, D = model.mixer.config, model.config.hidden_size
     own = mixer.forward_flops(D, count)
-    backward = mixer.backward_flops(D, count, has_concept_loss=bool(model.config.concept_loss_weight))
+    share = concept_loss_share if model.config.concept_loss_weight else 0.0
+    with_loss, without = (mixer.backward_flops(D, count, has_concept_loss=has) for has in (True, False))
+    backward = share * with_loss + (1 - share) * without
     everything = (1 + BACKWARD_OVER_FORWARD) * (forward - own) + own + backward
     return everything - _frozen_flops(model, context_length, count)
 

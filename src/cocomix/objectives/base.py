@@ -49,6 +49,8 @@ class WindowData:
     """Function that refuses what was read so far if it was computed from values that are not finite; waits for the device."""
     source: Any = None
     """The object that the data comes from, such as a `ConceptDataset`."""
+    end: float = 1.0
+    """Share of the run's steps in which the data is read: until its objective ends."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ class Cost:
     def teacher(self) -> float:
         """All teacher FLOPs."""
         return self.labels + self.targets + self.stored_targets
+
+    def __mul__(self, share: float) -> Cost:
+        return Cost(self.labels * share, self.targets * share, self.stored_targets * share, self.student * share)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -173,12 +178,13 @@ class Objective(abc.ABC):
         return 0.0
 
     def student_flops_per_token(self) -> float:
-        """FLOPs per token of training `head`."""
+        """FLOPs per token that training the student takes for this objective beside those of next-token prediction."""
         return 0.0
 
     @classmethod
     def cost(cls, config: Any, inputs: CostInputs) -> Cost:
-        """FLOPs that the objective adds to a run, counted before anything is loaded."""
+        """FLOPs that the objective adds to each token until it ends, counted before anything is loaded; without those of
+        the student's own modules."""
         return Cost()
 
     @classmethod

@@ -21,7 +21,7 @@ from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import AttributionConfig, require_labels
 from cocomix.labels.live import TeacherLabels, extraction_flops_per_token
 from cocomix.modeling.output import CoCoMixOutput
-from cocomix.objectives.base import CONCEPT_LABELS, Batch, Cost, CostInputs, Objective, WindowData
+from cocomix.objectives.base import CONCEPT_LABELS, Batch, Cost, CostInputs, Objective, Surroundings, WindowData
 from cocomix.objectives.config import ConceptLossConfig, ObjectiveConfig, RunSettings
 from cocomix.sae.config import SparseAutoencoderConfig
 from cocomix.sae.model import SparseAutoencoder
@@ -33,6 +33,10 @@ class ConceptLoss(Objective):
     Config: ClassVar[type[ObjectiveConfig]] = ConceptLossConfig
     name = "concept_loss"
 
+    def __init__(self, config: ConceptLossConfig, surroundings: Surroundings) -> None:
+        super().__init__(config, surroundings)
+        self.mixer, self.hidden_size = surroundings.mixer, surroundings.hidden_size
+
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
         assert batch.concept_labels is not None
         return (batch.concept_labels != IGNORED_LABEL).any(-1).sum()
@@ -41,6 +45,12 @@ class ConceptLoss(Objective):
         # The mixer sums the loss chunk by chunk while it chooses the strongest concepts, so logits are never kept.
         assert output.concept_loss_sum is not None
         return output.concept_loss_sum
+
+    def student_flops_per_token(self) -> float:
+        with_loss, without = (
+            self.mixer.backward_flops(self.hidden_size, "algorithmic", has_concept_loss=has) for has in (True, False)
+        )
+        return with_loss - without
 
     @classmethod
     def cost(cls, config: Any, inputs: CostInputs) -> Cost:

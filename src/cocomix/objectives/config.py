@@ -1,7 +1,7 @@
 """Settings of each objective, and what follows from them before anything is loaded: checks, inputs, fingerprint.
 
 This file does not import torch, so that command lines are checked at once. The objectives themselves are in
-`next_token.py`, `concept_loss.py`, `distillation.py` and `hidden_regression.py`.
+`next_token.py`, `concept_loss.py`, `distillation.py`, `hidden_regression.py` and `multi_token.py`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class RunSettings(Protocol):
     def seed(self) -> int: ...
 
 
+def steps_until(end: float, num_steps: int) -> int:
+    """Number of first steps, at least one, that a share `end` of a run's steps makes."""
+    return max(1, round(end * num_steps))
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Settings of an objective. To write your own, subclass this and override what differs."""
@@ -65,7 +70,10 @@ class ObjectiveConfig:
     weight: float = 0.0
     """Factor in the loss; 0: off."""
     schedule: Schedule = "constant"
-    """Course of the weight over the run: constant, or falling to zero linearly or along a cosine."""
+    """Course of the weight up to `end`: constant, or falling to zero linearly or along a cosine."""
+    end: float = 1.0
+    """Share of the run's steps after which the objective has ended: its weight is 0, its loss is not computed, and no
+    teacher runs for it."""
 
     name: ClassVar[str]
     """Name of these settings in a run's configuration."""
@@ -74,6 +82,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight")
+        if not 0 < self.end <= 1:
+            raise CocomixError(f"{self.name}.end is {self.end}; it must be above 0 and at most 1")
 
     def check(self, run: RunSettings) -> None:
         """Refuse settings that contradict the rest of the run."""
@@ -92,8 +102,18 @@ class ObjectiveConfig:
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
         """The settings that enter the run's fingerprint, without paths: `open` returns fingerprints of their content."""
-        values = {name: value for name, value in dataclasses.asdict(self).items() if not isinstance(value, Path)}
-        return {self.name: values} if self.weight else {}
+        return {self.name: self._values()} if self.weight else {}
+
+    def _values(self, *later: str) -> dict[str, Any]:
+        """All settings but paths. `end` and those named `later`, which came after version 0.1, only where they are not at
+        their default, so that former runs keep their fingerprints."""
+        values = dataclasses.asdict(self)
+        defaults = {each.name: each.default for each in dataclasses.fields(self) if each.name in ("end", *later)}
+        return {
+            name: value
+            for name, value in values.items()
+            if not isinstance(value, Path) and (name not in defaults or value != defaults[name])
+        }
 
     def implementation(self) -> type[Objective]:
         """The objective's class, registered with these settings."""
@@ -107,13 +127,16 @@ class ObjectiveConfig:
         )
 
     def weight_at(self, step: int, num_steps: int) -> float:
-        """The weight at a 0-based step; unless it is constant, it is zero at the last step.
+        """The weight at a 0-based step; unless it is constant, it is zero at the last of the objective's steps.
 
-        linear: 1 - x;  cosine: (1 + cos(pi x)) / 2;  x = step / (num_steps - 1)
+        linear: 1 - x;  cosine: (1 + cos(pi x)) / 2;  x = step / (steps up to the end - 1)
         """
+        last = steps_until(self.end, num_steps) - 1
+        if step > last:
+            return 0.0
         if self.schedule == "constant":
             return self.weight
-        x = step / max(1, num_steps - 1)
+        x = step / max(1, last)
         return self.weight * (1 - x if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * x)))
 
 
@@ -164,7 +187,8 @@ class ConceptLossConfig(ObjectiveConfig):
         return open_labels(run, data)
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        return {"concept_loss_weight": self.weight, "concept_loss_schedule": self.schedule}
+        course = {"concept_loss_weight": self.weight, "concept_loss_schedule": self.schedule}
+        return course if self.end == 1 else course | {"concept_loss_end": self.end}
 
     def _built_in(self) -> type[Objective]:
         from cocomix.objectives.concept_loss import ConceptLoss
@@ -207,7 +231,8 @@ class DistillationConfig(ObjectiveConfig):
         return None if self.targets is None else open_targets(self, run, data)
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        values = {"weight": self.weight, "schedule": self.schedule, "temperature": self.temperature}
+        values = self._values()
+        values.pop("targets", None)  # absent; a folder is among the inputs
         return {"distillation": values}
 
     def _built_in(self) -> type[Objective]:
@@ -220,10 +245,13 @@ class DistillationConfig(ObjectiveConfig):
 class HiddenRegressionConfig(ObjectiveConfig):
     """Settings of regression from the student's hidden states onto the teacher's."""
 
+    loss: Literal["squared_error", "cosine"] = "squared_error"
+    """Squared error of states that are normalised per token, or cosine distance (layer alignment as in LET)."""
     layer: int | None = None
     """0-based block of the student whose output is projected; by default the mixer's `layer`."""
     teacher_layer: int | None = None
-    """0-based block of the teacher whose output is the target; by default the middle one."""
+    """0-based block of the teacher whose output is the target; by default the middle one, with `cosine` the last one. With
+    `cosine` the last block's output is taken after the final norm, as the teacher's head reads it."""
 
     name: ClassVar[str] = "hidden_regression"
 
@@ -251,7 +279,7 @@ class HiddenRegressionConfig(ObjectiveConfig):
         return max(0, min(student.mixer.insertion, student.num_layers) - 1)
 
     def settings(self, run: RunSettings) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
+        values = self._values("loss")
         if self.weight:
             values["layer"] = self.student_layer(run.student)
         return {"hidden_regression": values}
@@ -262,8 +290,28 @@ class HiddenRegressionConfig(ObjectiveConfig):
         return HiddenRegression
 
 
+@dataclass(frozen=True)
+class MultiTokenConfig(ObjectiveConfig):
+    """Settings of the prediction of tokens after the next one, without a teacher and without parameters."""
+
+    num_more_tokens: int = 2
+    """Tokens after the next one that each position predicts; each counts half of the one before it."""
+
+    name: ClassVar[str] = "multi_token"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(1, self, "num_more_tokens")
+
+    def _built_in(self) -> type[Objective]:
+        from cocomix.objectives.multi_token import MultiToken
+
+        return MultiToken
+
+
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
-    config.name: config for config in (NextTokenConfig, ConceptLossConfig, DistillationConfig, HiddenRegressionConfig)
+    config.name: config
+    for config in (NextTokenConfig, ConceptLossConfig, DistillationConfig, HiddenRegressionConfig, MultiTokenConfig)
 }
 #: Objectives that have their own field in a run's configuration; others come after them.
 BUILT_IN = tuple(OBJECTIVES)

@@ -1,4 +1,4 @@
-"""Regression of the student's hidden states onto the teacher's: a baseline without an autoencoder."""
+"""Regression of the student's hidden states onto the teacher's: baselines without an autoencoder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ HEAD_STD = 0.02
 
 
 class HiddenRegression(Objective):
-    """Mean squared error per dimension between a linear map of the student's residual stream and the teacher's.
+    """Distance between a linear map of the student's residual stream and the teacher's.
 
-    Both are normalised per token as in the mixer, x = (h - mean) / (std + 1e-5), so that neither's scale matters. Above an
-    interleaving mixer, a token is read where its next token is predicted, at its concept position.
+    The student's is normalised per token as in the mixer, x = (h - mean) / (std + 1e-5), so that its scale does not matter.
+    Above an interleaving mixer, a token is read where its next token is predicted, at its concept position.
+
+    squared_error: the teacher's is normalised likewise; mean over its dimensions of (W x + b - y)^2.
+    cosine: 1 - cos(W x + b, y), as layer alignment does (LET, arXiv 2602.05393); of the last block, y is what the
+        teacher's head reads, because the residual stream before the final norm has a few huge dimensions.
     """
 
     Config: ClassVar[type[ObjectiveConfig]] = HiddenRegressionConfig
@@ -40,6 +44,7 @@ class HiddenRegression(Objective):
         super().__init__(config, surroundings)
         model = surroundings.teacher()
         self.teacher = Teacher(model, _teacher_layer(config, adapter_for(model).num_blocks))
+        self.is_cosine = config.loss == "cosine"
         self.layer, self.layout = config.student_layer(surroundings), surroundings.mixer.layout
         self.frozen = (model,)
         self.head = nn.utils.skip_init(nn.Linear, surroundings.hidden_size, int(model.config.hidden_size))
@@ -55,12 +60,22 @@ class HiddenRegression(Objective):
 
     def total(self, batch: Batch, output: CoCoMixOutput) -> Float[Tensor, ""]:
         assert output.hidden_states is not None
-        target = normalized(self.teacher.residual(**batch.windows.inputs()).float())
+        target = self._target(self.teacher.residual(**batch.windows.inputs()))
         hidden = output.hidden_states[self.layer + 1]
         if hidden.shape[1] != target.shape[1]:
             hidden = hidden[:, self.layout.span(0, target.shape[1], hidden.device).read]
-        predicted = self.head(normalized(hidden.float()))
-        return F.mse_loss(predicted.float(), target, reduction="sum") / target.shape[-1]
+        predicted = self.head(normalized(hidden.float())).float()
+        if self.is_cosine:
+            return (1 - F.cosine_similarity(predicted, target, dim=-1)).sum()
+        return F.mse_loss(predicted, target, reduction="sum") / target.shape[-1]
+
+    @torch.no_grad()
+    def _target(self, residual: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if not self.is_cosine:
+            return normalized(residual.float())
+        adapter = self.teacher.adapter
+        is_last = self.teacher.layer == adapter.num_blocks - 1
+        return (adapter.final_norm(residual) if is_last else residual).float()
 
     def culprit(self, batch: Batch) -> str | None:
         if bool(self.teacher.residual(**batch.windows.inputs()).isfinite().all()):
@@ -93,4 +108,6 @@ def _head_flops(num_weights: int) -> float:
 
 
 def _teacher_layer(config: HiddenRegressionConfig, num_blocks: int) -> int:
-    return (num_blocks - 1) // 2 if config.teacher_layer is None else config.teacher_layer
+    if config.teacher_layer is not None:
+        return config.teacher_layer
+    return num_blocks - 1 if config.loss == "cosine" else (num_blocks - 1) // 2

@@ -9,6 +9,7 @@ import numpy as np
 
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.objectives.base import Batch, WindowData
+from cocomix.objectives.config import steps_until
 
 
 class Batches:
@@ -28,6 +29,7 @@ class Batches:
         for part in more:
             self.inputs |= part.inputs
 
-    def at(self, windows: Sequence[int] | np.ndarray) -> Batch:
-        """The batch of the given windows."""
-        return Batch(self.data.windows(windows), {name: part.read(windows) for name, part in self.more.items()})
+    def at(self, windows: Sequence[int] | np.ndarray, step: int = 0, num_steps: int = 1) -> Batch:
+        """The batch of the given windows, with the data that a 0-based step of a run still reads."""
+        parts = [part for part in self.more.values() if step < steps_until(part.end, num_steps)]
+        return Batch(self.data.windows(windows), {part.name: part.read(windows) for part in parts})

@@ -48,8 +48,8 @@ def train(config: TrainConfig) -> artifacts.Manifest:
             require_known_place("teacher", config.teacher)
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
         data = TokenDataset(config.data, "train")
-        opened = [objective.open(config, data) for objective in config.objectives]
-        batches = Batches(data, [part for part in opened if part is not None])
+        opened = [(objective.open(config, data), objective.end) for objective in config.objectives]
+        batches = Batches(data, [dataclasses.replace(part, end=end) for part, end in opened if part is not None])
         settings = _fingerprinted_settings(config, batches)
         begun = artifacts.begin(config.output, TRAINING_RUN, settings, overwrite=config.overwrite, config=options)
         finished = ranks.on_first_rank(lambda: stack.enter_context(begun))

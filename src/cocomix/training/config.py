@@ -23,6 +23,7 @@ from cocomix.objectives.config import (
     ConceptLossConfig,
     DistillationConfig,
     HiddenRegressionConfig,
+    MultiTokenConfig,
     NextTokenConfig,
     ObjectiveConfig,
 )
@@ -235,6 +236,8 @@ class TrainConfig(CommandConfig):
     """Distillation from the teacher's next-token distributions."""
     hidden_regression: HiddenRegressionConfig = field(default_factory=HiddenRegressionConfig)
     """Regression onto the teacher's hidden states."""
+    multi_token: MultiTokenConfig = field(default_factory=MultiTokenConfig)
+    """Prediction of tokens after the next one."""
     more_objectives: Annotated[MoreObjectives, tyro.conf.arg(name="")] = field(
         default_factory=more_objectives, metadata=FLAT
     )
@@ -274,7 +277,8 @@ class TrainConfig(CommandConfig):
     @property
     def objectives(self) -> tuple[ObjectiveConfig, ...]:
         """Settings of every objective, on or off; next-token prediction comes first."""
-        return (NextTokenConfig(), self.concept_loss, self.distillation, self.hidden_regression, *self.more_objectives)
+        own = (self.concept_loss, self.distillation, self.hidden_regression, self.multi_token)
+        return (NextTokenConfig(), *own, *self.more_objectives)
 
     def require_whole(self) -> None:
         """Refuse a configuration without `data` or `output`."""

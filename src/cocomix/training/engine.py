@@ -52,6 +52,7 @@ class Engine:
             student.to(device)
         if ranks.size > 1 and not self.is_sharded:
             has_unused = student.model.config.mixer.inserts and not student.model.config.mixer.mixes
+            has_unused |= any(o.head is not None and o.config.end < 1 for o in student.objectives)
             with warnings.catch_warnings():
                 # torch 2.13 renamed the argument; earlier versions don't know the new name.
                 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -61,12 +62,12 @@ class Engine:
                     find_unused_parameters=has_unused,
                 )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, step: int, num_steps: int) -> dict[str, Tensor]:
         """What `TrainableModule.forward` returns for this rank's part of the batch."""
         with self._autocast(), warnings.catch_warnings():
             # Concept positions are a view of the mixer's output. torch warns about in-place changes, but there are none.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-            sums: dict[str, Tensor] = self._forward(batch)
+            sums: dict[str, Tensor] = self._forward(batch, step, num_steps)
         return sums
 
     def backward(self, loss: Tensor) -> None:

@@ -44,10 +44,8 @@ class StepWatch:
         """Values of the steps since the last call, in one transfer from the device."""
         if not self._steps:
             return []
-        rows = torch.stack([stacked for _, _, stacked in self._steps]).tolist()
-        steps = [
-            StepValues(step, dict(zip(names, row, strict=True)))
-            for (step, names, _), row in zip(self._steps, rows, strict=True)
-        ]
+        # One list, because steps after an objective's end have fewer values.
+        values = iter(torch.cat([stacked for _, _, stacked in self._steps]).tolist())
+        steps = [StepValues(step, {name: next(values) for name in names}) for step, names, _ in self._steps]
         self._steps.clear()
         return steps

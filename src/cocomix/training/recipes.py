@@ -36,7 +36,7 @@ def ntp(size: Size) -> TrainConfig:
     """Next-token prediction, at CoCoMix's active parameters."""
     return TrainConfig(
         student=StudentConfig(
-            family="gpt2",
+            family=size.family,
             hidden_size=size.baseline_width,
             num_layers=size.num_layers,
             num_heads=size.num_heads,

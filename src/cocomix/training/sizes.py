@@ -43,6 +43,8 @@ class Size:
     """Shape of the teacher, used to count the cost of labels and distillation before there is a teacher."""
     teacher_layer: int
     """0-based block of the teacher after which its autoencoder of C latents reads."""
+    family: str = "gpt2"
+    """Architecture of the students."""
     num_active_concepts: int = 32
     """K_mix."""
     eos_token_id: int = 0

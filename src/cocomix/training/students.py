@@ -211,6 +211,6 @@ def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
         check_data(model, config.teacher, batches.data)
         return model
 
-    student = config.student
-    surroundings = Surroundings(student.hidden_size, student.num_layers, student.mixer, teacher, config.seed)
+    student, mixer = config.student, trained_mixer(config, batches)
+    surroundings = Surroundings(student.hidden_size, student.num_layers, mixer, teacher, config.seed)
     return [each.implementation()(each, surroundings) for each in config.objectives if each.is_on(config)]

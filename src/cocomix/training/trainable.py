@@ -14,6 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Batch, Objective
+from cocomix.objectives.config import steps_until
 
 
 class TrainableModule(nn.Module):
@@ -32,22 +33,27 @@ class TrainableModule(nn.Module):
         self.heads = nn.ModuleDict({o.name: o.head for o in objectives if o.head is not None})
         self.objectives = tuple(objectives)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Run the student once.
+    def forward(self, batch: Batch, step: int = 0, num_steps: int = 1) -> dict[str, Tensor]:
+        """Run the student once, in a 0-based step of a run.
 
         Returns:
-            each objective's sum over the batch's targets, float32, by the objective's name; and the counters for
-            `MixerMetrics.add`, int64 and without a graph.
+            the sum over the batch's targets, float32, of each objective that has not ended, by its name; and the counters
+            for `MixerMetrics.add`, int64 and without a graph.
         """
+        objectives = self.active_objectives(step, num_steps)
         output = self.model(
             **batch.windows.inputs(),
             labels=batch.windows.input_ids,
             concept_labels=batch.concept_labels,
-            return_logits=any(o.needs_logits for o in self.objectives),
-            output_hidden_states=any(o.needs_hidden_states for o in self.objectives),
+            return_logits=any(o.needs_logits for o in objectives),
+            output_hidden_states=any(o.needs_hidden_states for o in objectives),
         )
-        sums = {o.name: o.total(batch, output) for o in self.objectives}
+        sums = {o.name: o.total(batch, output) for o in objectives}
         return sums | self.model.mixer.counts(output, batch.concept_labels)
+
+    def active_objectives(self, step: int, num_steps: int) -> list[Objective]:
+        """The objectives that a 0-based step of a run minimises."""
+        return [o for o in self.objectives if step < steps_until(o.config.end, num_steps)]
 
 
 def gradient_norms(student: TrainableModule) -> dict[str, Tensor]:

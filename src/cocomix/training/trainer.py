@@ -34,6 +34,7 @@ from cocomix.modeling.loading import check_data
 from cocomix.modeling.losses import combined_loss
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import CONCEPT_LABELS, Batch
+from cocomix.objectives.config import steps_until
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig
 from cocomix.training.engine import Engine
@@ -85,8 +86,8 @@ class Trainer:
         self.objectives = build_objectives(config, batches)
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
-        self.flops_per_token = training_flops_per_token(model, data.context_length)
-        self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
+        # Without those of the concept loss, which end with it.
+        self.lasting_flops_per_token = training_flops_per_token(model, data.context_length, concept_loss_share=0.0)
         self.student = TrainableModule(model, self.objectives).train()
         self.engine = Engine(self.student, config.parallel, ranks, device)
         pretrained = None if config.student.pretrained is None else model.backbone
@@ -143,19 +144,20 @@ class Trainer:
         config = self.config
         batches = [self._batch(windows) for windows in self._micro_batches()]
         # Targets are counted before the first backward, so that each term is divided once, by the whole step's count.
-        targets = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in self.objectives]
+        objectives = self.student.active_objectives(self.step, self.num_steps)
+        targets = [torch.as_tensor(sum(o.count(b) for b in batches), device=self.device) for o in objectives]
         counts = self.ranks.sum(torch.stack(targets)).clamp(min=1)
-        means = torch.zeros(len(self.objectives), device=self.device)
+        means = torch.zeros(len(objectives), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.engine.micro_batch(is_last=number == len(batches)):
-                sums = self.engine.forward(batch)
+                sums = self.engine.forward(batch, self.step, self.num_steps)
                 self.mixer_metrics.add(sums)
-                weights = [o.config.weight_at(self.step, self.num_steps) for o in self.objectives]
-                totals = [sums[o.name] for o in self.objectives]
+                weights = [o.config.weight_at(self.step, self.num_steps) for o in objectives]
+                totals = [sums[o.name] for o in objectives]
                 loss, parts = combined_loss(zip(weights, totals, counts, strict=True))
                 means += torch.stack(parts).detach()
                 self.engine.backward(loss)
-        values = {o.name: mean for o, mean in zip(self.objectives, self.ranks.sum(means), strict=True)}
+        values = {o.name: mean for o, mean in zip(objectives, self.ranks.sum(means), strict=True)}
         values |= gradient_norms(self.student)
         self.watch.add(self.step, values)
         clip_in_step(self.optimizer, values["gradient_norm"], config.optimizer.max_gradient_norm)
@@ -175,7 +177,7 @@ class Trainer:
         return np.split(part, len(part) // (self.config.micro_batch_size or len(part)))
 
     def _batch(self, windows: np.ndarray) -> Batch:
-        return self.batches.at(windows).to(self.device)
+        return self.batches.at(windows, self.step, self.num_steps).to(self.device)
 
     def _log(self, progress: ProgressLine) -> None:
         if self.step % LOG_EVERY_STEPS and self.step < self.num_steps:
@@ -195,7 +197,7 @@ class Trainer:
         step, seconds = self.logged_at
         self.logged_at = self.step, self.seconds
         rate = (self.step - step) * self.tokens_per_step / (self.seconds - seconds)
-        flops_per_second = rate * self.flops_per_token
+        flops_per_second = rate * self._flops_per_token()
         written, spec = {"tokens_per_second": round(rate, 1)}, device_spec(self.device)
         if spec is None:
             return written, {"speed": f"{flops_per_second / 1e9:,.1f} GFLOP/s"}
@@ -249,9 +251,18 @@ class Trainer:
         return {
             "step": self.step,
             "train_tokens": tokens,
-            "train_flops": tokens * self.flops_per_token,
+            "train_flops": tokens * self._flops_per_token(),
             "train_seconds": round(self.seconds, 3),
         }
+
+    def _share(self, end: float) -> float:
+        """Share of the steps so far in which an objective with this end was minimised; before the first step, 1."""
+        return min(self.step, steps_until(end, self.num_steps)) / self.step if self.step else 1.0
+
+    def _flops_per_token(self) -> float:
+        """FLOPs of the student per token, as a mean over the steps so far."""
+        own = sum(self._share(o.config.end) * o.student_flops_per_token() for o in self.objectives)
+        return self.lasting_flops_per_token + own
 
     def _tick(self) -> None:
         """Count the time since the last tick as training."""
@@ -319,7 +330,7 @@ class Trainer:
         self.data.tokenizer().save_pretrained(output)
         facts = {
             **self._position(),
-            "train_flops_per_token": self.flops_per_token,
+            "train_flops_per_token": self._flops_per_token(),
             "teacher_flops": self._teacher_flops(),
             "num_parameters": sum(p.numel() for p in model.parameters()),
             "num_learning_parameters": num_learning_parameters(model.parameters()),
@@ -333,6 +344,9 @@ class Trainer:
 
     def _teacher_flops(self) -> float:
         """FLOPs of teachers: running during training, and computing labels and targets."""
-        tokens = self.step * self.tokens_per_step
-        flops = tokens * sum(o.teacher_flops_per_token(self.data.context_length) for o in self.objectives)
-        return flops + sum(part.training_flops(tokens, self.num_windows) for part in self.batches.more.values())
+        tokens, T = self.step * self.tokens_per_step, self.data.context_length
+        flops = tokens * sum(self._share(o.config.end) * o.teacher_flops_per_token(T) for o in self.objectives)
+        return flops + sum(
+            part.training_flops(round(tokens * self._share(part.end)), self.num_windows)
+            for part in self.batches.more.values()
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import cocomix
-from cocomix import CocomixError, ParallelConfig, PlanConfig
+from cocomix import CocomixError, HiddenRegressionConfig, ParallelConfig, PlanConfig
 from cocomix.base.accelerators import known_devices
 from cocomix.base.numbers import parse_count
 from cocomix.cli.main import main
@@ -158,13 +158,15 @@ def test_stored_targets_are_drawn_before_training() -> None:
     assert "runs along" not in text
 
 
-def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: Path) -> None:
-    inputs = {"data": tiny.data, "teacher": tiny.teacher}
-    plan = cocomix.plan("gpt2-tiny-hidden-regression", num_tokens=128, **inputs, **SMALL)
-    run = cocomix.recipe("gpt2-tiny-hidden-regression", output=tmp_path / "r", num_tokens=128, **inputs)
+@pytest.mark.parametrize("end", [1.0, 0.5])
+def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: Path, end: float) -> None:
+    regression = HiddenRegressionConfig(weight=0.1, layer=0, end=end)
+    inputs = {"data": tiny.data, "teacher": tiny.teacher, "hidden_regression": regression, "num_tokens": 256}
+    plan = cocomix.plan("gpt2-tiny-hidden-regression", **inputs, **SMALL)
+    run = cocomix.recipe("gpt2-tiny-hidden-regression", output=tmp_path / "r", **inputs)
     facts = cocomix.train(dataclasses.replace(run, num_evaluations=1)).facts
     assert facts["train_flops_per_token"] == plan.flops["algorithmic"].training
-    assert facts["teacher_flops"] == 128 * plan.cost.teacher
+    assert facts["teacher_flops"] == 256 * plan.cost.teacher
     row = recipe_row(find_recipe("gpt2-tiny-hidden-regression"))
     alone = cocomix.plan("gpt2-tiny-hidden-regression", **SMALL)
     assert (row.train_flops_per_token, row.teacher_flops_per_token) == (

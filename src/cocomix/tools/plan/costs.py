@@ -16,7 +16,7 @@ def objectives_cost(
     labels_flops: float | None = None,
     draws_flops: float | None = None,
 ) -> Cost:
-    """The cost that a run's objectives add to it.
+    """The cost that a run's objectives add to it, as a mean over all its tokens.
 
     Args:
         run: settings of the run.
@@ -27,5 +27,5 @@ def objectives_cost(
         draws_flops: FLOPs per token recorded in finished distillation targets; None: count them.
     """
     inputs = CostInputs(run, teacher.model, teacher.layer, num_concepts, context_length, labels_flops, draws_flops)
-    costs = (each.implementation().cost(each, inputs) for each in run.objectives if each.is_on(run))
+    costs = (each.implementation().cost(each, inputs) * each.end for each in run.objectives if each.is_on(run))
     return sum(costs, Cost())

@@ -217,7 +217,8 @@ def make_plan(config: PlanConfig) -> Plan:
         labels_flops=inputs.labels_flops,
         draws_flops=inputs.draws_flops,
     )
-    flops = {count: _flops(model, text, count, cost.student) for count in ("algorithmic", "counter")}
+    share = run.concept_loss.end
+    flops = {count: _flops(model, text, count, share, cost.student) for count in ("algorithmic", "counter")}
     is_online = bool(cost.targets) or bool(cost.labels and run.sae)
     is_counted = is_online or bool(cost.labels and inputs.labels_flops is None)
     is_counted = is_counted or bool(cost.stored_targets and inputs.draws_flops is None)
@@ -269,9 +270,9 @@ def peak_flops(device: DeviceSpec, precision: str) -> float:
     return device.bfloat16_flops if precision == "bfloat16" else device.float32_flops
 
 
-def _flops(model: CoCoMixForCausalLM, text: PlannedText, count: Any, head: float) -> Flops:
+def _flops(model: CoCoMixForCausalLM, text: PlannedText, count: Any, share: float, head: float) -> Flops:
     return Flops(
-        training_flops_per_token(model, text.context_length, count) + head,
+        training_flops_per_token(model, text.context_length, count, share) + head,
         forward_flops_per_token(model, text.context_length, count),
     )
 

@@ -1,0 +1,81 @@
+"""Which learning rate and which weight a row has, by rules that were written down before the runs.
+
+Rate: every row runs at each rate of its size's grid, with its default weight, seed 0, and the weak teacher if it needs one.
+The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
+double of it until it is not. All teachers, weights and seeds of the row then have that rate.
+
+Weight: at that rate, seed 0, every weight of the row runs with each teacher; the one with the lowest loss is taken.
+"""
+
+from __future__ import annotations
+
+from benchmarks.evidence.cells import Cell, cell_of
+from benchmarks.evidence.rows import ROWS
+from benchmarks.evidence.sizes import REGIMES
+from cocomix.base.errors import CocomixError
+
+#: Rates beyond the grid on either side, at most.
+MAX_EXTENSIONS = 3
+
+
+def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
+    """A row at every rate of the grid, and beyond it as far as the stored results ask for."""
+    regime = REGIMES[size]
+    if len(regime.rates) == 1:
+        return []
+    rates = sorted(regime.rates)
+    while True:
+        cells = [cell_of(size, corpus, "weak", row, rate) for rate in rates]
+        losses = _losses(cells)
+        if len(losses) < len(cells) or len(rates) >= len(regime.rates) + MAX_EXTENSIONS:
+            return cells
+        best = min(losses, key=lambda cell: losses[cell]).rate
+        if best == rates[0]:
+            rates.insert(0, best / 2)
+        elif best == rates[-1]:
+            rates.append(best * 2)
+        else:
+            return cells
+
+
+def chosen_rate(size: str, corpus: str, row: str) -> float:
+    """The best rate of a row.
+
+    Raises:
+        CocomixError: not all of its rates have run.
+    """
+    cells = rate_cells(size, corpus, row)
+    return REGIMES[size].rates[0] if not cells else _best(cells, f"--table rates --size {size}").rate
+
+
+def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
+    """A row at its best rate with every weight."""
+    rate = chosen_rate(size, corpus, row)
+    return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in ROWS[row].settings]
+
+
+def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
+    """The best weight of a row, at the size whose table chooses it.
+
+    Raises:
+        CocomixError: not all of its weights have run.
+    """
+    sweep = REGIMES[size].sweep
+    if ROWS[row].follows:
+        return "+".join(chosen_setting(size, corpus, teacher, name) for name in ROWS[row].follows)
+    if sweep is None or len(ROWS[row].settings) == 1:
+        return ROWS[row].default
+    return _best(weight_cells(sweep, corpus, teacher, row), f"--table weights --size {sweep}").setting
+
+
+def _best(cells: list[Cell], command: str) -> Cell:
+    losses = _losses(cells)
+    missing = [cell.name for cell in cells if cell not in losses]
+    if missing:
+        raise CocomixError(f"{missing[0]} has no result; run `python -m benchmarks.evidence {command}` first")
+    return min(losses, key=lambda cell: losses[cell])
+
+
+def _losses(cells: list[Cell]) -> dict[Cell, float]:
+    results = {cell: cell.result() for cell in cells}
+    return {cell: result["validation_loss"] for cell, result in results.items() if result is not None}

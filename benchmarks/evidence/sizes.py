@@ -1,0 +1,144 @@
+"""The sizes: shapes, tokens, teachers, and which part of the comparison each runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from cocomix.training.config import StudentConfig
+from cocomix.training.sizes import SIZES as RECIPE_SIZES
+from cocomix.training.sizes import Size
+
+#: Queries and keys are normalised, which bears higher learning rates.
+FAMILY = "qwen3"
+#: Active latents of the dictionaries, as in the demo.
+NUM_ACTIVE_LATENTS = 16
+#: Rows of the smaller comparisons.
+MAIN_ROWS = ("ntp", "kd", "alignment", "recommended", "both")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher; `layer` is the 0-based block after which its dictionary reads, `tokens` what it is trained on."""
+
+    shape: StudentConfig
+    layer: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A size and what is compared at it.
+
+    Args:
+        size: shape, tokens, batch and vocabulary of the students.
+        teachers: by name.
+        rates: grid of learning rates; a single one needs no search.
+        corpora: names.
+        rows: names of the rows; None: all.
+        seeds: of the main table.
+        shares: by teacher, whole schedules on shares of the tokens, in percent, to see where NTP's loss is reached.
+        sweep: size whose table `weights` chooses the settings; None: each row's first setting.
+        dictionary_tokens: each dictionary is trained on.
+        max_bytes: of the standard library.
+    """
+
+    size: Size
+    teachers: Mapping[str, Teacher]
+    rates: tuple[float, ...]
+    corpora: tuple[str, ...] = ("standard_library", "prose")
+    rows: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sweep: str | None = "nano"
+    dictionary_tokens: int = 2_000_000
+    max_bytes: int = 24_000_000
+
+
+def shape(width: int, blocks: int, head_width: int = 32) -> StudentConfig:
+    return StudentConfig(family=FAMILY, hidden_size=width, num_layers=blocks, num_heads=width // head_width)
+
+
+def size(name: str, student: StudentConfig, teacher: Teacher, **changes: object) -> Size:
+    """A size whose decoder is `student`; `teacher` is the one with which costs are planned."""
+    return replace(
+        RECIPE_SIZES["small"],
+        name=name,
+        family=FAMILY,
+        hidden_size=student.hidden_size,
+        baseline_width=student.hidden_size,
+        num_layers=student.num_layers,
+        num_heads=student.num_heads,
+        teacher=teacher.shape,
+        teacher_layer=teacher.layer,
+        checkpoint_every_steps=200,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def toy() -> Regime:
+    """Seconds: for the tests."""
+    teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048)}
+    return Regime(
+        size(
+            "toy",
+            shape(16, 2, 8),
+            teachers["weak"],
+            vocab_size=300,
+            context_length=32,
+            num_tokens=2048,
+            num_concepts=64,
+        ),
+        teachers,
+        (0.004, 0.008, 0.016),
+        rows=("ntp", "kd", "recommended"),
+        seeds=(0, 1),
+        shares={"strong": (50,)},
+        sweep="toy",
+        dictionary_tokens=2048,
+        max_bytes=400_000,
+    )
+
+
+def nano() -> Regime:
+    """0.5M parameters on 8M tokens, fifteen a parameter; about ten minutes a run on one core. Carries every table."""
+    teachers = {"weak": Teacher(shape(64, 3), 1, 6_000_000), "strong": Teacher(shape(128, 4), 2, 16_000_000)}
+    return Regime(
+        size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
+        teachers,
+        (0.002, 0.004, 0.008),
+        shares={"weak": (85, 70), "strong": (50, 35, 25)},
+    )
+
+
+def small() -> Regime:
+    """1.1M parameters on 16M tokens of prose. Confirms the main rows."""
+    teachers = {"weak": Teacher(shape(96, 3), 1, 12_000_000), "strong": Teacher(shape(160, 5), 2, 32_000_000)}
+    return Regime(
+        size("small", shape(128, 4), teachers["weak"], context_length=256, num_tokens=16_000_000),
+        teachers,
+        (0.002, 0.004, 0.008),
+        corpora=("prose",),
+        rows=MAIN_ROWS,
+        shares={"weak": (70,), "strong": (35,)},
+    )
+
+
+def base() -> Regime:
+    """23M parameters on 200M tokens of prose, for a GPU: one seed, at a rate that was not searched."""
+    teachers = {"weak": Teacher(shape(384, 5, 64), 2, 100_000_000)}
+    changes = {"vocab_size": 8192, "context_length": 512, "num_tokens": 200_000_000, "batch_size": 128}
+    changes |= {"learning_rate": 0.002}
+    return Regime(
+        size("base", shape(512, 6, 64), teachers["weak"], num_concepts=4096, **changes),
+        teachers,
+        (0.002,),
+        corpora=("prose",),
+        rows=("ntp", "recommended", "both"),
+        seeds=(0,),
+        sweep=None,
+        dictionary_tokens=8_000_000,
+    )
+
+
+REGIMES = {regime.size.name: regime for regime in (toy(), nano(), small(), base())}
