@@ -64,6 +64,8 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
         raise CocomixError(
             f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {divisor}"
         )
+    if config.parallel.strategy == "hsdp" and len(set(ranks.gather(ranks.num_on_node))) > 1:
+        raise CocomixError("parallel.strategy hsdp needs as many processes on every node; use fsdp")
 
 
 #: Options on which the result does not depend, and paths that `inputs` replaces by fingerprints.

@@ -108,8 +108,9 @@ def _more_objectives_of(names: tuple[str, ...]) -> type[MoreObjectives]:
 class ParallelConfig:
     """How a run uses its devices. Apart from the precision, none of this changes the result beyond rounding."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Under `torchrun`: every rank holds the whole model (`ddp`), or its share of every tensor (`fsdp`)."""
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Under `torchrun`: every rank holds the whole model (`ddp`), its share of every tensor (`fsdp`), or its share among the
+    ranks of its node, each node holding all (`hsdp`)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the matrix products; weights, gradient sums and moments stay in float32."""
     activation_checkpointing: bool = False
@@ -118,11 +119,17 @@ class ParallelConfig:
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int = 64
     """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding."""
+    async_checkpoints: bool = False
+    """Write checkpoints from a copy in host memory, while training goes on."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; `auto` is CUDA if there is any."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
+
+    def num_shares(self, num_ranks: int, ranks_per_node: int) -> int:
+        """Number of ranks that hold one model between them."""
+        return {"ddp": 1, "fsdp": num_ranks, "hsdp": min(ranks_per_node, num_ranks)}[self.strategy]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,15 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, clear_checkpoints, restore_state, training_state, write_state
+from cocomix.base.checkpoints import (
+    MAX_FILE_BYTES,
+    Checkpoints,
+    clear_checkpoints,
+    restore_state,
+    training_state,
+    whole_tensors,
+    write_state,
+)
 from cocomix.base.devices import device_spec, memory_bytes
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
@@ -32,10 +40,10 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.losses import combined_loss
-from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import CONCEPT_LABELS, Batch
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig
+from cocomix.training.deferred import DeferredWeights
 from cocomix.training.engine import Engine
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.model_card import write_card
@@ -69,9 +77,12 @@ class Trainer:
         self.ranks, self.device = ranks, device
         self.validation = TokenDataset(config.data, "validation")
         data = batches.data
-        num_shares = ranks.size if config.parallel.strategy == "fsdp" else 1
-        require_memory(config, data, trained_mixer(config, batches), num_shares, memory_bytes(device))
-        model = self._build()
+        mixer = trained_mixer(config, batches)
+        num_shares = config.parallel.num_shares(ranks.size, ranks.num_on_node)
+        require_memory(config, data, mixer, num_shares, memory_bytes(device))
+        weights = DeferredWeights()
+        with weights if num_shares > 1 else contextlib.nullcontext():
+            model = build_student(config, data, mixer)
         for part in batches.more.values():
             part.to(device)
         self.objectives = build_objectives(config, batches)
@@ -80,13 +91,14 @@ class Trainer:
         self.flops_per_token = training_flops_per_token(model, data.context_length)
         self.flops_per_token += sum(o.student_flops_per_token() for o in self.objectives)
         self.student = TrainableModule(model, self.objectives).train()
-        self.engine = Engine(self.student, config.parallel, ranks, device)
+        self.engine = Engine(self.student, weights, config.parallel, ranks, device)
         self.optimizer = adamw(self.student, config.optimizer)
         self.watch = StepWatch(device)
         self.mixer_metrics = model.mixer.metrics(
             config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
         )
-        self.checkpoints = Checkpoints(config.output, settings, config.keep, ranks)
+        in_background = config.parallel.async_checkpoints
+        self.checkpoints = Checkpoints(config.output, settings, config.keep, ranks, in_background=in_background)
         self.step, self.seconds = 0, 0.0
         self.metrics: MetricsFile | None = None
         self.trackers: Trackers | None = None
@@ -110,7 +122,8 @@ class Trainer:
             completed=self.step * self.tokens_per_step,
             shown=self.ranks.is_first,
         )
-        with progress, self._closing_trackers(), StopRequest(insists=self.ranks.size == 1) as request:
+        stopping = StopRequest(insists=self.ranks.size == 1)
+        with progress, self._closing_trackers(), self.checkpoints.written(), stopping as request:
             self.timed_from = time.perf_counter()
             while self.step < self.num_steps:
                 self._train_step()
@@ -122,6 +135,7 @@ class Trainer:
                 if is_due and self.step < self.num_steps:
                     self._checkpoint()
                     if signal_number:
+                        self.checkpoints.wait()
                         raise Stopped(
                             signal_number,
                             f"{config.output} stopped after step {self.step:,} of {self.num_steps:,}, and saved; the same "
@@ -291,19 +305,21 @@ class Trainer:
         """The metrics' counters, by their names in a checkpoint."""
         return {f"metrics/{name}": tensor for name, tensor in self.mixer_metrics.state().items()}
 
-    def _build(self) -> CoCoMixForCausalLM:
-        return build_student(self.config, self.data, trained_mixer(self.config, self.batches))
-
     def _write(self) -> artifacts.Manifest:
         """Save model and tokenizer, then the manifest; then remove the checkpoints."""
-        model = self.engine.whole_model(self._build)
-        return self.ranks.on_first_rank(lambda: self._write_folder(model))
+        if not self.engine.is_sharded:
+            return self.ranks.on_first_rank(lambda: self._write_folder(None))
+        shards = self.checkpoints.folder / "model"
+        state = self.student.model.saved_form.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in reversed(state.items())}  # tied weights once
+        write_state(shards, {name: state[name].detach() for name in names.values()}, {}, self.ranks)
+        return self.ranks.on_first_rank(lambda: self._write_folder(whole_tensors(shards)))
 
-    def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
+    def _write_folder(self, weights: dict[str, Tensor] | None) -> artifacts.Manifest:
         assert self.metrics is not None
-        output = self.config.output
+        output, model = self.config.output, self.student.model
         self.metrics.sync()
-        model.saved_form.save_pretrained(output)
+        model.saved_form.save_pretrained(output, state_dict=weights, max_shard_size=MAX_FILE_BYTES)
         self.data.tokenizer().save_pretrained(output)
         facts = {
             **self._position(),
