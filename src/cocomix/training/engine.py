@@ -139,9 +139,8 @@ def _shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, mesh_shape, mesh_dim_names=("copies", "shares"))
-    if mesh_shape[0] == 1:
-        mesh = mesh["shares"]  # nothing to exchange between copies
+    first = 1 if mesh_shape[0] == 1 else 0  # one copy has nothing to exchange
+    mesh = init_device_mesh(device.type, mesh_shape[first:], mesh_dim_names=("copies", "shares")[first:])
     policy = MixedPrecisionPolicy(param_dtype=product_dtype, reduce_dtype=torch.float32)
     for part in (*student.model.adapter.blocks, student.model.mixer, *student.heads.values(), student):
         weights.fill(part)
