@@ -1,12 +1,13 @@
 # Two commands that do all the set-up: `make demo` and `make test`. Both also work without make; the README says how.
 # `make test-all` adds the tests marked slow: every family with every mixer, every stage of the demo interrupted.
+# `make gpu` is for a machine with an H100 or H200 and installs nothing: at most eight minutes, one JSON file.
 PYTHON ?= python3
 VENV ?= .venv
 SIZE ?= default
 OUTPUT ?= runs/demo$(if $(filter default,$(SIZE)),,-$(SIZE))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all install clean
+.PHONY: demo test test-all gpu install clean
 
 demo: install
 	@$(BIN)/cocomix demo --output $(OUTPUT) --size $(SIZE)
@@ -16,6 +17,9 @@ test:
 
 test-all:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh -m "" --cov --cov-report=term
+
+gpu:
+	@PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -m benchmarks.gpu
 
 install: $(VENV)/.installed
 

@@ -15,16 +15,20 @@ import functools
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
 from cocomix.base.artifacts import fingerprint_of_settings, is_sealed, read_json, sealed, sha256_of_file, write_json
 from cocomix.base.errors import CocomixError, reason_of
@@ -69,23 +73,60 @@ class Checkpoints:
         settings: settings that determine the run's result.
         keep: number of newest checkpoints to keep.
         ranks: ranks that save and load together.
+        in_background: whether `save` returns once the tensors are copied, and a thread writes them.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any], keep: int = 2, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        output: Path,
+        settings: Mapping[str, Any],
+        keep: int = 2,
+        ranks: Ranks | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
         self.folder = output / CHECKPOINTS_FOLDER
         self.made_with = fingerprint_of_settings(settings)
         self.keep = keep
         self.ranks = ranks or Ranks()
         self._damaged: set[Path] = set()
+        self._thread = ThreadPoolExecutor(1) if in_background else None
+        # Each thread exchanges over a group of its own, or one's messages would answer the other's.
+        self._writers = self.ranks.beside() if in_background else self.ranks
+        self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps; called on all ranks.
+        """Write the state after `step` steps, or begin to, once the one before is written; called on all ranks.
 
         Raises:
-            CocomixError: the checkpoint can't be written; earlier ones are intact.
+            CocomixError: a checkpoint, in the background the one before, can't be written; earlier ones are intact.
         """
+        self.wait()
+        if self._thread is None:
+            self._write(step, tensors, meta)
+        else:
+            copied = BlockingAsyncStager().stage(dict(tensors))
+            self._pending = self._thread.submit(self._write, step, copied, meta)
+
+    def wait(self) -> None:
+        """Wait until the checkpoint that a thread writes is whole, and raise what it met."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """Context at whose end no thread writes any more; what one met is raised unless something else is."""
+        try:
+            yield
+            self.wait()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+    def _write(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         saved = self.folder / f"step-{step:09d}"
-        write_state(saved, tensors, {**meta, "step": step, "made_with": self.made_with}, self.ranks)
+        write_state(saved, tensors, {**meta, "step": step, "made_with": self.made_with}, self._writers)
         if self.ranks.is_first:
             damaged = self._damaged - {saved}
             whole = [folder for folder in self._steps() if folder not in damaged]
@@ -141,7 +182,9 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     try:
         ranks.on_first_rank(lambda: _make_empty(partial))
         with without_process_group(ranks):
-            state_dict_saver.save(dict(tensors), storage_writer=writer, no_dist=ranks.size == 1)
+            state_dict_saver.save(
+                dict(tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1
+            )
         own_checksums = {path.name: sha256_of_file(path) for path in partial.glob(f"shard-{ranks.rank + 1:05d}-*")}
         checksums = {name: value for part in ranks.gather(own_checksums) for name, value in part.items()}
         ranks.on_first_rank(lambda: _complete(partial, folder, {**meta, "sha256": checksums}))
@@ -152,6 +195,17 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
             f"{folder} can't be written ({_cause_of(error)}); earlier checkpoints are intact: fix this and run the same "
             "command again"
         ) from error
+
+
+def whole_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors that ranks wrote with `write_state`, put together in a file below `folder` and mapped from it, not loaded."""
+    whole = folder / "whole"
+    whole.mkdir()
+    names = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    consolidate_safetensors_files(str(folder), str(whole), dict.fromkeys(names, 1))
+    (file,) = whole.glob("*.safetensors")
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

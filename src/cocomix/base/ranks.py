@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -35,15 +35,26 @@ class Ranks:
     """0-based index of this process."""
     size: int = 1
     """Number of processes."""
+    group: distributed.ProcessGroup | None = None
+    """Group that they exchange over; None: torch's default one."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def num_on_node(self) -> int:
+        """Number of processes on this machine, as `torchrun` says; without it all are."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+
+    def beside(self) -> Ranks:
+        """The same processes over a group of their own between CPUs, for a thread beside the main one."""
+        return self if self.size == 1 else replace(self, group=distributed.new_group(backend="gloo"))
+
     def wait(self) -> None:
         """Wait until every rank has arrived here."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(self.group)
 
     def on_first_rank(self, work: Callable[[], Value]) -> Value:
         """Call `work` on the first rank only, and broadcast its result, or its error, to every rank.
@@ -59,7 +70,7 @@ class Ranks:
                 outcome[0] = work()
             except (CocomixError, OSError) as error:
                 outcome[1] = error
-        distributed.broadcast_object_list(outcome)
+        distributed.broadcast_object_list(outcome, group=self.group)
         if outcome[1] is not None:
             raise outcome[1]
         value: Value = outcome[0]
@@ -70,7 +81,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=self.group)
         return values
 
     def all(self, value: bool) -> bool:
@@ -82,13 +93,13 @@ class Ranks:
         if self.size == 1:
             return value
         maximum = torch.tensor(value)
-        distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+        distributed.all_reduce(maximum, distributed.ReduceOp.MAX, group=self.group)
         return int(maximum)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, in place and on the tensor's device."""
         if self.size > 1:
-            distributed.all_reduce(tensor)
+            distributed.all_reduce(tensor, group=self.group)
         return tensor
 
 

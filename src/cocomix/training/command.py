@@ -83,6 +83,8 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
         raise CocomixError(
             f"batch_size {config.batch_size} can't be shared equally by {sizes}; make it a multiple of {divisor}"
         )
+    if config.parallel.strategy == "hsdp" and len(set(ranks.gather(ranks.num_on_node))) > 1:
+        raise CocomixError("parallel.strategy hsdp needs as many processes on every node; use fsdp")
 
 
 def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, Any]:

@@ -188,8 +188,9 @@ class ParallelConfig(ComputeConfig):
     On the command line `--precision` and `--device` stand for `--parallel.precision` and `--parallel.device`.
     """
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Under `torchrun`: every rank holds the whole model (`ddp`), or its share of every tensor (`fsdp`)."""
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """Under `torchrun`: every rank holds the whole model (`ddp`), its share of every tensor (`fsdp`), or its share among the
+    ranks of its node, each node holding all (`hsdp`)."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
@@ -197,9 +198,15 @@ class ParallelConfig(ComputeConfig):
     logits_megabytes: int | None = None
     """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; 64 on a
     CPU, or 128 in bfloat16."""
+    async_checkpoints: bool = False
+    """Write checkpoints from a copy in host memory, while training goes on."""
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
+
+    def num_shares(self, num_ranks: int, ranks_per_node: int) -> int:
+        """Number of ranks that hold one model between them."""
+        return {"ddp": 1, "fsdp": num_ranks, "hsdp": min(ranks_per_node, num_ranks)}[self.strategy]
 
 
 @dataclass(frozen=True)

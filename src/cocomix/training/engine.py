@@ -1,4 +1,4 @@
-"""How a student is spread over devices: one process, DDP or FSDP2.
+"""How a student is spread over devices: one process, DDP, or FSDP2 over all ranks or within each node.
 
 Gradients are summed over the ranks, never averaged: the loss is already divided by the count of the whole step.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.base.ranks import Ranks
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Batch
 from cocomix.training.config import ParallelConfig
+from cocomix.training.deferred import DeferredWeights
 from cocomix.training.trainable import TrainableModule
 
 
@@ -26,6 +26,7 @@ class Engine:
 
     Args:
         student: newly built student, the same on every rank; changed in place.
+        weights: what fills those of the student's tensors that have no memory; needed where the student is sharded.
         config: settings of devices, precision and memory.
         ranks: ranks that train together.
         device: this rank's device.
@@ -33,9 +34,17 @@ class Engine:
     Read the student's parameters only after this: sharding replaces them.
     """
 
-    def __init__(self, student: TrainableModule, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+    def __init__(
+        self,
+        student: TrainableModule,
+        weights: DeferredWeights,
+        config: ParallelConfig,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> None:
         self.student, self.ranks, self.device = student, ranks, device
-        self.is_sharded = config.strategy == "fsdp" and ranks.size > 1
+        num_shares = config.num_shares(ranks.size, ranks.num_on_node)
+        self.is_sharded = num_shares > 1
         self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         for objective in student.objectives:
             for module in objective.frozen:
@@ -47,7 +56,7 @@ class Engine:
             student.model.compile_blocks()
         self._forward: nn.Module = student
         if self.is_sharded:
-            _shard(student, ranks, device, self.product_dtype)
+            _shard(student, weights, (ranks.size // num_shares, num_shares), device, self.product_dtype)
         else:
             student.to(device)
         if ranks.size > 1 and not self.is_sharded:
@@ -98,21 +107,6 @@ class Engine:
             if self.is_sharded:
                 self.student.reshard()  # type: ignore[operator]
 
-    def whole_model(self, build: Callable[[], CoCoMixForCausalLM]) -> CoCoMixForCausalLM:
-        """The student with all weights gathered on the first rank, into a copy made by `build` if it is sharded.
-
-        Called on all ranks; the others get their own student, sharded or not.
-        """
-        if not self.is_sharded:
-            return self.student.model
-        model = build() if self.ranks.is_first else None
-        with torch.no_grad():
-            for name, parameter in self.student.model.named_parameters():
-                whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-                if model is not None:
-                    model.get_parameter(name).copy_(whole)
-        return self.student.model if model is None else model
-
     def synchronize(self) -> None:
         """Wait for the device, so that times can be measured."""
         if self.device.type != "cpu":
@@ -131,14 +125,26 @@ def _checkpoint_activations(model: CoCoMixForCausalLM) -> None:
     enable({"use_reentrant": False})
 
 
-def _shard(student: TrainableModule, ranks: Ranks, device: torch.device, product_dtype: torch.dtype | None) -> None:
-    """Shard with FSDP2: each block is a group, so are the mixer and each objective's head, and the rest forms the last."""
+def _shard(
+    student: TrainableModule,
+    weights: DeferredWeights,
+    mesh_shape: tuple[int, int],
+    device: torch.device,
+    product_dtype: torch.dtype | None,
+) -> None:
+    """Shard with FSDP2: each block is a group, so are the mixer and each objective's head, and the rest forms the last.
+
+    A group gets its initial weights right before it is sharded, so no more than one is ever whole. `mesh_shape` is the number
+    of copies of the model, and of ranks that share one.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (ranks.size,))
+    first = 1 if mesh_shape[0] == 1 else 0  # one copy has nothing to exchange
+    mesh = init_device_mesh(device.type, mesh_shape[first:], mesh_dim_names=("copies", "shares")[first:])
     policy = MixedPrecisionPolicy(param_dtype=product_dtype, reduce_dtype=torch.float32)
     for part in (*student.model.adapter.blocks, student.model.mixer, *student.heads.values(), student):
+        weights.fill(part)
         if any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh, mp_policy=policy)
     for module in student.modules():

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 
 from cocomix.base import artifacts
-from cocomix.base.checkpoints import Checkpoints, clear_checkpoints, restore_state, training_state, write_state
+from cocomix.base.checkpoints import (
+    MAX_FILE_BYTES,
+    Checkpoints,
+    clear_checkpoints,
+    restore_state,
+    training_state,
+    whole_tensors,
+    write_state,
+)
 from cocomix.base.devices import device_spec, memory_bytes
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import ProgressLine, say
@@ -32,11 +40,11 @@ from cocomix.evaluation.loss import validation_loss
 from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.losses import combined_loss
-from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import CONCEPT_LABELS, Batch
 from cocomix.objectives.config import steps_until
 from cocomix.training.batches import Batches
 from cocomix.training.config import TrainConfig
+from cocomix.training.deferred import DeferredWeights
 from cocomix.training.engine import Engine
 from cocomix.training.metrics import MetricsFile
 from cocomix.training.model_card import write_card
@@ -76,9 +84,13 @@ class Trainer:
         self.ranks, self.device = ranks, device
         self.validation = TokenDataset(config.data, "validation")
         data = batches.data
-        num_shares = ranks.size if config.parallel.strategy == "fsdp" else 1
-        require_memory(config, data, trained_mixer(config, batches), num_shares, memory_bytes(device))
-        model = self._build()
+        mixer = trained_mixer(config, batches)
+        num_shares = config.parallel.num_shares(ranks.size, ranks.num_on_node)
+        require_memory(config, data, mixer, num_shares, memory_bytes(device))
+        weights = DeferredWeights()
+        is_deferred = num_shares > 1 and config.student.pretrained is None
+        with weights if is_deferred else contextlib.nullcontext():
+            model = build_student(config, data, mixer)
         if config.student.pretrained is not None:
             check_data(model.backbone, config.student.pretrained, data)
         for part in batches.more.values():
@@ -89,14 +101,15 @@ class Trainer:
         # Without those of the concept loss, which end with it.
         self.lasting_flops_per_token = training_flops_per_token(model, data.context_length, concept_loss_share=0.0)
         self.student = TrainableModule(model, self.objectives).train()
-        self.engine = Engine(self.student, config.parallel, ranks, device)
+        self.engine = Engine(self.student, weights, config.parallel, ranks, device)
         pretrained = None if config.student.pretrained is None else model.backbone
         self.optimizer = adamw(self.student, config.optimizer, pretrained)
         self.watch = StepWatch(device)
         self.mixer_metrics = model.mixer.metrics(
             config.num_tokens, has_labels=CONCEPT_LABELS in batches.more, device=device
         )
-        self.checkpoints = Checkpoints(config.output, settings, config.keep, ranks)
+        in_background = config.parallel.async_checkpoints
+        self.checkpoints = Checkpoints(config.output, settings, config.keep, ranks, in_background=in_background)
         self.step, self.seconds = 0, 0.0
         self.metrics: MetricsFile | None = None
         self.trackers: Trackers | None = None
@@ -120,7 +133,8 @@ class Trainer:
             completed=self.step * self.tokens_per_step,
             shown=self.ranks.is_first,
         )
-        with progress, self._closing_trackers(), StopRequest(insists=self.ranks.size == 1) as request:
+        stopping = StopRequest(insists=self.ranks.size == 1)
+        with progress, self._closing_trackers(), self.checkpoints.written(), stopping as request:
             self.timed_from = time.perf_counter()
             while self.step < self.num_steps:
                 self._train_step()
@@ -132,6 +146,7 @@ class Trainer:
                 if is_due and self.step < self.num_steps:
                     self._checkpoint()
                     if signal_number:
+                        self.checkpoints.wait()
                         raise Stopped(
                             signal_number,
                             f"{config.output} stopped after step {self.step:,} of {self.num_steps:,}, and saved; the same "
@@ -314,19 +329,21 @@ class Trainer:
         """The metrics' counters, by their names in a checkpoint."""
         return {f"metrics/{name}": tensor for name, tensor in self.mixer_metrics.state().items()}
 
-    def _build(self) -> CoCoMixForCausalLM:
-        return build_student(self.config, self.data, trained_mixer(self.config, self.batches))
-
     def _write(self) -> artifacts.Manifest:
         """Save model and tokenizer, then the manifest; then remove the checkpoints."""
-        model = self.engine.whole_model(self._build)
-        return self.ranks.on_first_rank(lambda: self._write_folder(model))
+        if not self.engine.is_sharded:
+            return self.ranks.on_first_rank(lambda: self._write_folder(None))
+        shards = self.checkpoints.folder / "model"
+        state = self.student.model.saved_form.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in reversed(state.items())}  # tied weights once
+        write_state(shards, {name: state[name].detach() for name in names.values()}, {}, self.ranks)
+        return self.ranks.on_first_rank(lambda: self._write_folder(whole_tensors(shards)))
 
-    def _write_folder(self, model: CoCoMixForCausalLM) -> artifacts.Manifest:
+    def _write_folder(self, weights: dict[str, Tensor] | None) -> artifacts.Manifest:
         assert self.metrics is not None
-        output = self.config.output
+        output, model = self.config.output, self.student.model
         self.metrics.sync()
-        model.saved_form.save_pretrained(output)
+        model.saved_form.save_pretrained(output, state_dict=weights, max_shard_size=MAX_FILE_BYTES)
         self.data.tokenizer().save_pretrained(output)
         facts = {
             **self._position(),

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast, get_args, runtime_checkable
 import torch
 
 from cocomix.base.artifacts import recorded_versions, write_json
+from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 from cocomix.tools.bench import startup
@@ -50,13 +51,16 @@ def bench(config: BenchConfig) -> str:
             raise CocomixError(f"{config.json} is a folder; --json takes the name of a file")
         config.json.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(config.threads)
-    names = config.case or get_args(CaseName)
+    device = this_device(config.device)
+    names = [name for name in config.case or get_args(CaseName) if _is_measured(load_case(name), config)]
+    for name in set(config.case).difference(names):
+        raise CocomixError(f"the case {name!r} has no size {config.size!r} on {config.device}; leave it out")
     result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "command": _command(config),
         "date": datetime.now(UTC).date().isoformat(),
         "size": config.size,
-        "machine": machine(),
+        "machine": machine(device),
         "versions": recorded_versions(),
         "cases": {},
     }
@@ -64,10 +68,12 @@ def bench(config: BenchConfig) -> str:
         say(f"measuring {name}")
         case = load_case(name)
         shape = case.SIZES[config.size]
+        if hasattr(shape, "device"):
+            shape = replace(shape, device=str(device))
         if config.repetitions is not None:
             shape = replace(shape, repetitions=config.repetitions)
         result["cases"][name] = case.measure(shape)
-    if not config.case:
+    if not config.case and config.device == "cpu":
         say("measuring start-up")
         result["startup"] = startup.measure()
     if config.json is not None:
@@ -89,9 +95,10 @@ def sections(result: dict[str, Any]) -> list[Section]:
 def heading(result: dict[str, Any]) -> str:
     """A paragraph on where, and with which libraries, a result was measured."""
     machine, versions = result["machine"], result["versions"]
+    beside = f"{machine['accelerator']} beside " if "accelerator" in machine else ""
     libraries = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
     return (
-        f"Measured on {result['date']} on {machine['cores']} cores of {machine['processor']}, "
+        f"Measured on {result['date']} on {beside}{machine['cores']} cores of {machine['processor']}, "
         f"{threads_of(machine)} of torch: {libraries}. "
         "Contestants take turns in one process; times are medians with quartiles in brackets, and ratios are medians of the "
         "ratios within each round."
@@ -103,9 +110,16 @@ def threads_of(machine: Mapping[str, Any]) -> str:
     return "one thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
-def machine() -> dict[str, Any]:
+def _is_measured(case: Case, config: BenchConfig) -> bool:
+    return config.size in case.SIZES and (config.device == "cpu" or hasattr(case.SIZES[config.size], "device"))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
     """The properties of the machine on which times depend."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    found = {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
 
 
 def _processor() -> str:
@@ -120,7 +134,7 @@ def _processor() -> str:
 def _command(config: BenchConfig) -> str:
     """The command that reproduces this result."""
     parts = ["cocomix bench"]
-    for name in ("case", "size", "threads", "repetitions", "json"):
+    for name in ("case", "size", "device", "threads", "repetitions", "json"):
         value = getattr(config, name)
         if value != getattr(BenchConfig, name):
             parts.append(f"--{name} {' '.join(value) if isinstance(value, tuple) else value}")

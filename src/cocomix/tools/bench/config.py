@@ -10,7 +10,7 @@ from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError, require_at_least
 
 CaseName = Literal["train", "head", "extract", "generate", "sae"]
-SizeName = Literal["default", "smoke"]
+SizeName = Literal["default", "smoke", "69m", "386m"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,10 @@ class BenchConfig(CommandConfig):
     case: tuple[CaseName, ...] = ()
     """Cases to measure; by default all of them and the start-up time."""
     size: SizeName = "default"
-    """`default`: sizes of the paper's smallest model, minutes per case. `smoke`: tiny sizes, to check that it runs."""
+    """`default`: sizes of the paper's smallest model, minutes per case. `smoke`: tiny sizes, to check that it runs. `69m`,
+    `386m`: the paper's models and windows in bfloat16, for an accelerator; of train, extract and generate."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to measure on."""
     threads: int = 1
     """Threads of torch; more than one only helps with as many idle cores."""
     repetitions: int | None = None

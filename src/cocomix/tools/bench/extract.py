@@ -48,6 +48,7 @@ class ExtractShape:
     num_active: int = 32
     batch: int = 2
     context: int = 256
+    device: str = "cpu"
     repetitions: int = 11
 
 
@@ -64,6 +65,7 @@ SIZES = {
         context=16,
         repetitions=2,
     ),
+    "69m": ExtractShape(batch=8, context=1024),  # the teacher is the same for both students
 }
 #: Windows that the processes share, by whether the shape is `smoke`: seconds of work, or almost none.
 _RANKS = {False: RanksShape(), True: RanksShape(num_windows=8, windows_per_shard=2, repetitions=1)}
@@ -84,6 +86,7 @@ def measure(shape: ExtractShape) -> dict[str, Any]:
             f"the fast path disagrees with its reference: labels differ at {other:.2%} of the positions; nothing is reported"
         )
     times = interleaved(contestants, shape.repetitions)
+    has_ranks = shape.device == "cpu" and num_usable_cores() > 1
     names = ("fast", "dense")
     num_tokens = shape.batch * shape.context
     return {
@@ -94,7 +97,7 @@ def measure(shape: ExtractShape) -> dict[str, Any]:
         "tokens_per_second": {name: num_tokens / spread_of(values).median for name, values in times.items()},
         "dense_over_fast": asdict(paired_ratio(times, "dense", "fast")),
         "peak_bytes": dict(zip(names, peak_bytes("extract", [(name, shape) for name in names]), strict=True)),
-        "ranks": _ranks(_RANKS[shape == SIZES["smoke"]]) if num_usable_cores() > 1 else None,
+        "ranks": _ranks(_RANKS[shape == SIZES["smoke"]]) if has_ranks else None,
     }
 
 
@@ -135,9 +138,9 @@ def _contestants(shape: ExtractShape) -> dict[str, Callable[[], Tensor]]:
         mixer=NoMixerConfig(),
     )
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(config.backbone_config).eval()
-    sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.num_active))
-    ids = torch.randint(shape.vocab_size, (shape.batch, shape.context))
+    model = GPT2LMHeadModel(config.backbone_config).eval().to(shape.device)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.num_active)).to(shape.device)
+    ids = torch.randint(shape.vocab_size, (shape.batch, shape.context)).to(shape.device)
 
     def fast() -> Tensor:
         model.requires_grad_(False)
@@ -191,7 +194,7 @@ def describe(result: dict[str, Any]) -> Section:
         ]
         for name, label in names.items()
     ]
-    shared = "Two processes were not measured: there is one core."
+    shared = "Two processes were not measured."
     if ranks is not None:
         shared = (
             f"Two processes extract {ranks['shape']['num_windows']:,} windows of a small dataset "

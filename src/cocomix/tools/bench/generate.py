@@ -14,7 +14,7 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.tools.bench.report import Section, ratio, seconds
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
-from cocomix.tools.bench.train import TrainShape, student
+from cocomix.tools.bench.train import TrainShape, draw, student
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class GenerateShape:
     uncached_length: int = 512
     """One of `lengths`, at which generation without a cache is timed too."""
     model: TrainShape = field(default_factory=TrainShape)
+    device: str = "cpu"
     repetitions: int = 15
 
 
@@ -37,6 +38,8 @@ SIZES = {
         model=TrainShape(width=16, num_blocks=3, num_heads=2, layer=0, vocab_size=50, num_concepts=64, num_active=4),
         repetitions=3,
     ),
+    "69m": GenerateShape(),
+    "386m": GenerateShape(model=TrainShape(width=1024, num_blocks=24, num_heads=16, layer=4)),
 }
 
 
@@ -70,11 +73,11 @@ def measure(shape: GenerateShape) -> dict[str, Any]:
         CocomixError: tokens with and without a cache differ.
     """
     num_positions = max(shape.lengths) + shape.repetitions + 1
-    sized = replace(shape.model, context=num_positions)
+    sized = replace(shape.model, context=num_positions, device=shape.device)
     cocomix, ntp = student(sized).eval(), student(sized, has_concepts=False).eval()
     for model in (cocomix, ntp):  # as `cocomix generate` does
         order_for_single_tokens(model)
-    prompt = torch.randint(shape.model.vocab_size, (1, max(shape.lengths)), generator=torch.Generator().manual_seed(0))
+    prompt = draw(replace(sized, batch=1, context=max(shape.lengths)), 0).ids
     with torch.inference_mode():
         sequences = {
             f"{name}_{length}": Sequence(model, prompt[:, :length], use_cache=True)

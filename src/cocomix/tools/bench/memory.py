@@ -5,11 +5,14 @@
 One process imports what it needs and does each kind of work once at a tiny size, which triggers lazy loading in libraries. It
 then forks a process for each piece of work, which measures how far its resident memory rises. glibc is told to map every
 large block separately, so that freed blocks leave the process at once and the peak counts only memory alive at one time.
+
+On an accelerator it is the peak of what torch has given out there, in this process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -18,6 +21,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cocomix.base.errors import CocomixError
 
@@ -39,6 +44,9 @@ def peak_bytes(case: str, works: Sequence[tuple[str, Any]]) -> list[int]:
     Raises:
         CocomixError: the system is not Linux, or a process failed.
     """
+    if torch.cuda.is_initialized():
+        module = importlib.import_module(f"cocomix.tools.bench.{case}")
+        return [_allocated(module.work(variant, shape)) for variant, shape in works]
     if not _RESET.exists():
         raise CocomixError("peak memory is read from /proc, which this system lacks: `cocomix bench` needs Linux")
     works_json = json.dumps([(variant, dataclasses.asdict(shape)) for variant, shape in works])
@@ -78,6 +86,15 @@ def _measured(work: Work) -> int:
     _RESET.write_text("5", encoding="ascii")  # resets the peak to the current value
     exempt = work()
     return max(0, _status("VmHWM") - before - exempt)
+
+
+def _allocated(work: Work) -> int:
+    """Bytes by which the accelerator's memory rises, less what the work exempts."""
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    exempt = work()
+    return max(0, torch.cuda.max_memory_allocated() - before - exempt)
 
 
 def _status(name: str) -> int:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -37,11 +39,18 @@ def interleaved(contestants: Mapping[str, Callable[[], object]], repetitions: in
     for repetition in range(repetitions + 1):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started = _now()
             contestants[name]()
             if repetition:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(_now() - started)
     return seconds
+
+
+def _now() -> float:
+    """Seconds, once the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def paired_ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> Spread:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.flop_counter import FlopCounterMode
 
+from cocomix.base.devices import device_spec
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_flops
 from cocomix.mixers.config import ConceptConfig, NoMixerConfig
+from cocomix.modeling.flops import training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.bench.agreement import require_agreement
 from cocomix.tools.bench.dense import DenseStudent
@@ -23,6 +25,8 @@ from cocomix.tools.bench.students import student_config
 from cocomix.tools.bench.timing import interleaved, paired_ratio, spread_of
 from cocomix.training.config import OptimizerConfig
 from cocomix.training.optimizer import adamw, clip_in_step
+
+Precision = Literal["float32", "bfloat16"]
 
 #: Tolerance for float32 sums in another order through all blocks and back, relative to each gradient's largest element.
 TOLERANCE = 1e-4
@@ -46,6 +50,9 @@ class TrainShape:
     """T."""
     batch: int = 4
     """B."""
+    precision: Precision = "float32"
+    """Of the products that are timed; results are compared in float32."""
+    device: str = "cpu"
     repetitions: int = 7
 
 
@@ -62,6 +69,10 @@ SIZES = {
         context=9,
         batch=2,
         repetitions=2,
+    ),
+    "69m": TrainShape(context=1024, batch=8, precision="bfloat16"),
+    "386m": TrainShape(
+        width=1024, num_blocks=24, num_heads=16, layer=4, context=1024, batch=8, precision="bfloat16", repetitions=3
     ),
 }
 
@@ -88,8 +99,10 @@ def measure(shape: TrainShape) -> dict[str, Any]:
     }
     batch, difference = _agreeing_batch(shape, modules)
     flops = {name: _flops(name, shape) for name in modules}
-    times = interleaved({name: step_of(module, batch) for name, module in modules.items()}, shape.repetitions)
-    time_over_ntp = paired_ratio(times, "fast", "ntp")
+    steps = {name: step_of(module, batch, shape.precision) for name, module in modules.items()}
+    times = interleaved(steps, shape.repetitions)
+    time_over_ntp, peak = paired_ratio(times, "fast", "ntp"), _peak_flops(shape)
+    algorithmic = {name: training_flops_per_token(modules[name], shape.context) for name in ("fast", "ntp")}  # type: ignore[arg-type]
     flop_ratio = flops["dense"] / flops["ntp"]
     num_tokens = shape.batch * shape.context
     return {
@@ -99,6 +112,11 @@ def measure(shape: TrainShape) -> dict[str, Any]:
         "largest_difference": difference,
         "seconds": {name: asdict(spread_of(values)) for name, values in times.items()},
         "tokens_per_second": {name: num_tokens / spread_of(values).median for name, values in times.items()},
+        # None where the device's peak is unknown.
+        "model_flops_utilization": {
+            name: peak and num_tokens / spread_of(times[name]).median * count / peak
+            for name, count in algorithmic.items()
+        },
         "dense_over_fast": asdict(paired_ratio(times, "dense", "fast")),
         "fast_over_ntp": asdict(time_over_ntp),
         "flops_per_token": {name: count / num_tokens for name, count in flops.items()},
@@ -120,9 +138,8 @@ def student(shape: TrainShape, *, has_concepts: bool = True) -> CoCoMixForCausal
         mixer=concepts if has_concepts else NoMixerConfig(),
     )
     torch.manual_seed(0)
-    model = CoCoMixForCausalLM(config)
-    model.train()
-    return model
+    model = CoCoMixForCausalLM(config).train()
+    return model.to(shape.device)
 
 
 def draw(shape: TrainShape, seed: int) -> Batch:
@@ -131,7 +148,7 @@ def draw(shape: TrainShape, seed: int) -> Batch:
     ids = torch.randint(shape.vocab_size, (shape.batch, shape.context), generator=generator)
     labels = torch.randint(shape.num_concepts, (*ids.shape, shape.num_labels), generator=generator)
     labels[:, -1] = -100
-    return Batch(ids, labels)
+    return Batch(ids.to(shape.device), labels.to(shape.device))
 
 
 def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -144,13 +161,14 @@ def loss_of(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
     return out.loss, getattr(out, "concept_indices", None)
 
 
-def step_of(module: nn.Module, batch: Batch) -> Callable[[], None]:
+def step_of(module: nn.Module, batch: Batch, precision: Precision = "float32") -> Callable[[], None]:
     """A function that runs one training step, as `cocomix train` does."""
     config = OptimizerConfig(learning_rate=6e-4)
     optimizer = adamw(module, config)
 
     def step() -> None:
-        loss, _ = loss_of(module, batch)
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss, _ = loss_of(module, batch)
         loss.backward()
         norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         clip_in_step(optimizer, norm, config.max_gradient_norm)
@@ -167,7 +185,7 @@ def work(variant: str, shape: TrainShape) -> Work:
         module: nn.Module = student(shape, has_concepts=variant != "ntp")
         if variant == "dense":
             module = DenseStudent(module)  # type: ignore[arg-type]
-        step = step_of(module, draw(shape, 0))
+        step = step_of(module, draw(shape, 0), shape.precision)
         step()
         step()
         return 0
@@ -199,10 +217,18 @@ def _agreeing_batch(shape: TrainShape, modules: dict[str, nn.Module]) -> tuple[B
     )
 
 
+def _peak_flops(shape: TrainShape) -> float | None:
+    """The device's peak in FLOP/s, if it is known."""
+    spec = device_spec(torch.device(shape.device))
+    if spec is None:
+        return None
+    return spec.bfloat16_flops if shape.precision == "bfloat16" else spec.float32_flops
+
+
 def _flops(name: str, shape: TrainShape) -> int:
     """FLOPs of forward and backward by torch's counter, on the meta device, where it also counts attention's products."""
     with torch.device("meta"):
-        module: nn.Module = student(shape, has_concepts=name != "ntp")
+        module: nn.Module = student(replace(shape, device="meta"), has_concepts=name != "ntp")
         if name == "dense":
             module = DenseStudent(module)  # type: ignore[arg-type]
         batch = Batch(
@@ -233,7 +259,7 @@ def describe(result: dict[str, Any]) -> Section:
         f"GPT-2 of {shape['num_blocks']} blocks, width {shape['width']}, {shape['num_heads']} heads and "
         f"{shape['vocab_size']:,} tokens; concepts inserted after block {_layer(shape)}, {shape['num_concepts']:,} "
         f"of them, {shape['num_active']} active, {shape['num_labels']} labels a token; {shape['batch']} windows of "
-        f"{shape['context']} tokens, float32. Forward, backward, clipping and AdamW. CoCoMix is "
+        f"{shape['context']} tokens, {shape.get('precision', 'float32')}. Forward, backward, clipping and AdamW. CoCoMix is "
         f"**{ratio(result['dense_over_fast'])}** times as fast as its dense reference. It takes "
         f"{ratio(result['fast_over_ntp'])} times NTP's time, where the dense formulation's FLOPs (torch's count) are "
         f"{result['flop_ratio']:.2f} times NTP's: **{result['time_ratio_over_flop_ratio']:.2f}** of that ratio. Memory is "

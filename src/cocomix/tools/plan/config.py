@@ -26,10 +26,12 @@ class PlanConfig(CommandConfig):
     """Tokens to train on, such as 64M, 200B or 1.5T; by default num_tokens."""
     devices: int = 1
     """Number of devices."""
+    devices_per_node: int = 8
+    """Devices of one machine, which strategy hsdp shards within."""
     device: str = "h100"
     """Type of the devices: h100, a100, l40s, mi300x, rtx-4090 and others; or any name, such as cpu, with --peak-tflops and
     --memory-gb."""
-    strategy: Literal["ddp", "fsdp"] | None = None
+    strategy: Literal["ddp", "fsdp", "hsdp"] | None = None
     """How the model is spread over the devices; by default parallel.strategy."""
     utilisation: float = 0.4
     """Share of the devices' peak that the algorithmic FLOPs are expected to reach."""
@@ -45,7 +47,7 @@ class PlanConfig(CommandConfig):
     """Print JSON instead of a table."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "devices", "vocab_size", maximum=MAX_SIZE)
+        require_at_least(1, self, "devices", "devices_per_node", "vocab_size", maximum=MAX_SIZE)
         require_at_least(2, self, "context_length", maximum=MAX_SIZE)
         if not 0 < self.utilisation <= 1:
             raise CocomixError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")

@@ -210,7 +210,13 @@ class Memory:
 
 
 def device_memory(
-    config: TrainConfig, text: TextShape, num_concepts: int | None, num_devices: int, num_windows: int, teacher: float
+    config: TrainConfig,
+    text: TextShape,
+    num_concepts: int | None,
+    num_devices: int,
+    num_shares: int,
+    num_windows: int,
+    teacher: float,
 ) -> Memory:
     """Count a run's memory on each of its devices.
 
@@ -219,6 +225,7 @@ def device_memory(
         text: vocabulary and context.
         num_concepts: C.
         num_devices: number of devices that share a step.
+        num_shares: number of devices that hold one model between them.
         num_windows: windows per forward pass.
         teacher: bytes of the weights of a teacher that runs during training.
     """
@@ -234,12 +241,10 @@ def device_memory(
         temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
         groups, learning_groups = _group_sizes(model), _group_sizes(model, only_learning=True)
     num_parameters, num_learning = sum(groups), sum(learning_groups)
-    is_sharded = config.parallel.strategy == "fsdp" and num_devices > 1
-    num_shares = num_devices if is_sharded else 1
     product_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
     accumulates = num_windows * num_devices < config.batch_size
     exchange = gathered = 0.0
-    if is_sharded:
+    if num_shares > 1:
         *others, root = groups
         gathered = product_bytes * (root + 2 * max(others))
         exchange = product_bytes * max(learning_groups)

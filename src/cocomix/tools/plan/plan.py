@@ -245,7 +245,13 @@ def make_plan(config: PlanConfig) -> Plan:
         device=device,
         windows_per_pass=windows_per_pass,
         memory=device_memory(
-            run, text, num_concepts, config.devices, windows_per_pass, FLOAT32_BYTES * held if is_online else 0
+            run,
+            text,
+            num_concepts,
+            config.devices,
+            run.parallel.num_shares(config.devices, config.devices_per_node),
+            windows_per_pass,
+            FLOAT32_BYTES * held if is_online else 0,
         ),
         kv_cache_bytes_per_token=kv_cache_bytes(model, run.parallel.precision),
         label_bytes_per_token=_label_bytes(inputs) if cost.labels and run.sae is None else 0,

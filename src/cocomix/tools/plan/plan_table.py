@@ -61,7 +61,7 @@ def _memory(plan: Plan) -> str:
     table = _table(f"memory of one of {config.devices} {plan.device.name}, {config.run.parallel.strategy}")
     windows = f"{plan.windows_per_pass} windows of {plan.context_length:,} a pass"
     gathered = (
-        "FSDP’s groups in use, whole" if config.run.parallel.strategy == "fsdp" else "copies in the products’ precision"
+        "copies in the products’ precision" if config.run.parallel.strategy == "ddp" else "FSDP’s groups in use, whole"
     )
     rows = (
         ("weights", memory.weights, "float32"),

@@ -1,0 +1,183 @@
+"""A step of a large run as one of its ranks sees it, on a machine that has none of them: memory, messages, windows.
+
+    python -m benchmarks.rehearsal
+
+Torch's fake process group answers for the other ranks, and tensors have shapes and no numbers. The code is the run's own:
+`Trainer._train_step` on a student from the meta device under FSDP2. Every storage is followed from its allocation to its end;
+nothing of the plan that the result is held against is used to count it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed import device_mesh
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cocomix.base.ranks import Ranks
+from cocomix.data.token_dataset import Windows
+from cocomix.objectives.base import CONCEPT_LABELS, Batch, Surroundings
+from cocomix.tools.plan.memory import device_memory
+from cocomix.training.config import TrainConfig
+from cocomix.training.deferred import DeferredWeights
+from cocomix.training.engine import Engine
+from cocomix.training.nonfinite import StepWatch
+from cocomix.training.optimizer import adamw
+from cocomix.training.recipes import find_recipe
+from cocomix.training.students import build_student
+from cocomix.training.trainable import TrainableModule
+from cocomix.training.trainer import Trainer
+
+RECIPE, TOKENS, DEVICES, PER_NODE = "gpt2-1b-cocomix", 200_000_000_000, 64, 8
+#: How a run of this size is rehearsed: as the recipe says, with blocks recomputed, and with a copy on each node.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fsdp": {},
+    "fsdp, checkpointed": {"activation_checkpointing": True},
+    "hsdp, checkpointed": {"strategy": "hsdp", "activation_checkpointing": True},
+}
+#: Passes of the rehearsed step: those between the first and the last are alike.
+PASSES = 2
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of all storages that are alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            # The meta device's storages have no bytes; a fake tensor says that it is on a real one.
+            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor) and tensor.device.type != "meta":
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        address = storage._cdata
+        if address not in self._sizes:
+            self._sizes[address] = 0
+            weakref.finalize(storage, self._forget, address)
+        self._set(address, storage.nbytes())
+
+    def _set(self, address: int, size: int) -> None:
+        self.alive += size - self._sizes[address]
+        self._sizes[address] = size
+        self.peak = max(self.peak, self.alive)
+
+    def _forget(self, address: int) -> None:
+        self.alive -= self._sizes.pop(address)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Context in which storages that are resized are followed too, as FSDP gives memory back and takes it."""
+        resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            if storage._cdata in self._sizes:
+                self._set(storage._cdata, size)
+            return result
+
+        with mock.patch.object(torch.UntypedStorage, "resize_", resized), self:
+            yield
+
+
+class Messages(TorchDispatchMode):
+    """Every collective: its name, the bytes of its larger side, and how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in str(func):
+            name = func.overloadpacket.__name__.strip("_").removesuffix("_base").replace("_", "")
+            sizes = [tensor.nbytes for tensor in tree_leaves((args, result)) if isinstance(tensor, Tensor)]
+            self.counts[name, max(sizes)] += 1
+        return result
+
+
+@contextmanager
+def imagined_ranks(size: int) -> Iterator[Ranks]:
+    """The first of many ranks; all others are imagined."""
+
+    def with_numbers(*arguments: Any, **options: Any) -> Any:
+        with unset_fake_temporarily():
+            return make(*arguments, **options)
+
+    make = device_mesh.init_device_mesh
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
+    try:
+        with mock.patch.object(device_mesh, "init_device_mesh", with_numbers):
+            yield Ranks(0, size)
+    finally:
+        distributed.destroy_process_group()
+
+
+def batch(run: TrainConfig, windows: np.ndarray) -> Batch:
+    """Windows and labels of the run's shape."""
+    ids = torch.zeros(len(windows), find_recipe(RECIPE).size.context_length, dtype=torch.long)
+    labels = torch.zeros(*ids.shape, run.attribution.num_labels, dtype=torch.long)
+    return Batch(Windows(ids), {CONCEPT_LABELS: labels})
+
+
+def trainer(run: TrainConfig, ranks: Ranks) -> Trainer:
+    """A trainer without folders, and the moments of a first step."""
+    size, device = find_recipe(RECIPE).size, torch.device("cpu")
+    weights = DeferredWeights()
+    with weights:
+        model = build_student(run, size, run.student.mixer)
+    near = Surroundings(run.student.hidden_size, run.student.num_layers, run.student.mixer, lambda: model.backbone)
+    objectives = [o.implementation()(o, near) for o in run.objectives if o.is_on(run)]
+    student = TrainableModule(model, objectives).train()
+    made = Trainer.__new__(Trainer)
+    made.config, made.ranks, made.device, made.objectives, made.student = run, ranks, device, objectives, student
+    made.engine = Engine(student, weights, run.parallel, ranks, device)
+    made.optimizer, made.watch = adamw(student, run.optimizer), StepWatch(device)
+    made.mixer_metrics = model.mixer.metrics(run.num_tokens, has_labels=True, device=device)
+    made.step, made.num_steps = 0, run.num_tokens // (run.batch_size * size.context_length)
+    made._batch = lambda windows: batch(run, windows)  # type: ignore[method-assign]
+    made._micro_batches = lambda: [np.arange(run.micro_batch_size)] * PASSES  # type: ignore[method-assign]
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.optimizer.step()
+    made.optimizer.zero_grad(set_to_none=True)
+    return made
+
+
+def rehearse(run: TrainConfig) -> dict[str, Any]:
+    """Memory and messages of a rank in one step, beside the plan's."""
+    size, memory, messages = find_recipe(RECIPE).size, Memory(), Messages()
+    with imagined_ranks(DEVICES) as ranks, FakeTensorMode(allow_non_fake_inputs=True), memory.following():
+        made = trainer(run, ranks)
+        between = memory.peak = memory.alive
+        with messages:
+            made._train_step()
+    num_shares, num_windows = run.parallel.num_shares(DEVICES, PER_NODE), run.micro_batch_size
+    planned = device_memory(run, size, size.num_concepts, DEVICES, num_shares, num_windows, teacher=0)
+    return {
+        "planned_bytes": asdict(planned) | {"total": planned.total},
+        "bytes_between_steps": between,
+        "peak_bytes": memory.peak,
+        "peak_over_planned": memory.peak / planned.total,
+        "messages": [
+            {"name": kind, "bytes": size, "count": count} for (kind, size), count in sorted(messages.counts.items())
+        ],
+    }
