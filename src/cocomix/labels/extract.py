@@ -1,4 +1,4 @@
-"""`cocomix extract`: token dataset to concept dataset, labels computed once, shard by shard (`shard_work.py`).
+"""`cocomix extract`: token dataset to concept dataset, labels computed once, shard by shard (`data/shard_work.py`).
 
 `--verify` checks that a finished concept dataset is what it says: every byte, the inputs, and the labels of some windows,
 which are computed again.
@@ -25,7 +25,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
-from cocomix.labels.shard_work import ShardWork, finish_work
+from cocomix.data.shard_work import ShardWork, finish_work
 
 LabelSource = TeacherLabels | DerivedLabels
 #: With a smaller share, something is likely wrong: only the last position of a window and few others have no label.

@@ -1,9 +1,9 @@
 """Train sparse autoencoders of one or several layers on activations streamed from the teacher.
 
-Each step reads some windows, runs the teacher once up to the highest layer, and for each layer takes some optimizer steps
-(`update.py`) on that layer's tokens in random order; only one step's activations are ever held. The order is a pure function
-of (seed, step), and layers share nothing but the teacher's pass: each has a folder and checkpoints of its own, equal to those
-of a run for that layer alone. An interrupted run resumes each layer where it was.
+Each step reads some windows, runs the teacher once up to the highest layer (or reads what a cache kept of that), and for each
+layer takes some optimizer steps (`update.py`) on that layer's tokens in random order; only one step's activations are ever
+held. The order is a pure function of (seed, step), and layers share nothing but the teacher's pass: each has a folder and
+checkpoints of its own, equal to those of a run for that layer alone. An interrupted run resumes each layer where it was.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
@@ -32,8 +33,10 @@ from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import Teacher, load_teacher
-from cocomix.sae.config import TrainSaeConfig
+from cocomix.sae.cache import ActivationCache
+from cocomix.sae.config import ExcludedPositions, TrainSaeConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.sae.outliers import describe_norms, excluded_positions
 from cocomix.sae.quality import SaeQuality, measure_sae, require_variance, windows_per_batch
 from cocomix.sae.update import SaeUpdater, UpdateStats
 
@@ -46,6 +49,8 @@ LEARNING_RATE_AT_2_14 = 1e-3
 #: chance; a short run has no time for that many tokens.
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 MAX_AUXILIARY_LATENTS = 512
+#: Values of later options with which a training is what it was before there were such options, and its settings too.
+_AS_BEFORE = {"activation": "topk", "exclude": [], "warmup_fraction": 0.0, "decay_fraction": 0.2}
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,12 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     """Everything that determines an autoencoder, except its layer."""
     settings = dataclasses.asdict(config)
-    for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps"):
+    for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps", "cache", "cache_gigabytes"):
         del settings[name]
+    settings["exclude"] = sorted({*config.exclude})
+    for name, value in _AS_BEFORE.items():
+        if settings[name] == value:
+            del settings[name]
     settings["num_windows"] = min(config.num_windows or data.num_windows, data.num_windows)
     settings["inputs"] = {"data": data.fingerprint, "teacher": artifacts.fingerprint_of_path(config.teacher)}
     return settings
@@ -126,13 +135,18 @@ class _Layer:
         self.index, self.teacher = teacher.layer, teacher
         self.output = config.layer_output(teacher.layer)
         self.checkpoints = Checkpoints(self.output, settings | {"layer": teacher.layer})
-        D = int(teacher.model.config.hidden_size)
+        D, is_bounded = int(teacher.model.config.hidden_size), config.activation != "jumprelu"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            sae = SparseAutoencoder(SparseAutoencoderConfig(D, config.num_latents, config.k))
+            sae = SparseAutoencoder(
+                SparseAutoencoderConfig(
+                    D, config.num_latents, config.k if is_bounded else None, activation=config.activation
+                )
+            )
         num_auxiliary, dead_after = config.num_auxiliary_latents, config.dead_after_tokens
         self.updater = SaeUpdater(
             sae,
+            config.k,
             dead_after_tokens=min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS) if dead_after is None else dead_after,
             num_auxiliary_latents=min(D // 2, MAX_AUXILIARY_LATENTS) if num_auxiliary is None else num_auxiliary,
         )
@@ -142,9 +156,15 @@ class _Layer:
         if latest is not None:
             self.updater.restore(latest)
             self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
+            self.leave_out(ExcludedPositions(**latest.meta["excluded"]))
+
+    def leave_out(self, excluded: ExcludedPositions) -> None:
+        """Make it part of the autoencoder that it leaves some positions out."""
+        self.updater.sae.config = dataclasses.replace(self.updater.sae.config, excluded=excluded)
 
     def save(self) -> None:
-        self.checkpoints.save(self.step, self.updater.state(), {"seconds": self.seconds})
+        excluded = dataclasses.asdict(self.updater.sae.config.excluded)
+        self.checkpoints.save(self.step, self.updater.state(), {"seconds": self.seconds, "excluded": excluded})
 
 
 class _Run:
@@ -167,13 +187,43 @@ class _Run:
         model = load_teacher(config.teacher)
         check_data(model, config.teacher, data)
         self.layers = [_Layer(config, Teacher(model, layer), settings) for layer in layers]
-        new = [layer for layer in self.layers if layer.is_new]
-        for layer, h in self._activations(0, new):
-            require_variance(h, f"{config.teacher} after block {layer.index}")
-            layer.updater.start_bias(h)
         self.step = min(layer.step for layer in self.layers)
+        self.cache = self._open_cache(model, settings) if config.cache and self.step < self.num_steps else None
+        self._start([layer for layer in self.layers if layer.is_new])
         if self.step:
             say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
+
+    def _open_cache(self, model: PreTrainedModel, settings: dict[str, Any]) -> ActivationCache:
+        config, T = self.config, self.data.context_length
+        assert config.cache is not None
+        teacher, num_windows = Teacher(model, config.layers[-1]), self.num_steps * config.batch_size
+        num_numbers = len(config.layers) * num_windows * T * int(model.config.hidden_size)
+        return ActivationCache(
+            config.cache,
+            {
+                "inputs": settings["inputs"],
+                "layers": list(config.layers),
+                "seed": config.seed,
+                "batch_size": config.batch_size,
+                "first_windows": self.num_windows,
+                "num_windows": num_windows,
+            },
+            batch_size=config.batch_size,
+            context_length=T,
+            num_bytes=num_numbers * model.dtype.itemsize,
+            max_bytes=config.cache_gigabytes * 1e9,
+            residuals=lambda step: teacher.residuals(**self._windows(step).inputs(), layers=config.layers),
+        )
+
+    def _start(self, layers: Sequence[_Layer]) -> None:
+        """Decide on the first step's activations what new autoencoders leave out, and start their biases."""
+        windows = self._windows(0)
+        for layer, h in zip(layers, self._residuals(0, windows, layers), strict=True):
+            require_variance(h, f"{self.config.teacher} after block {layer.index}")
+            layer.leave_out(excluded_positions(self.config.exclude, h, self.data))
+            rows = self._rows(0, windows, layer, h)
+            say(f"block {layer.index}: {describe_norms(h, len(rows))}")
+            layer.updater.start(rows, self.config.tokens_per_update)
 
     def finish(self) -> dict[int, artifacts.Manifest]:
         """Train what is left to train, and measure each autoencoder."""
@@ -201,11 +251,12 @@ class _Run:
     def _train_step(self, layers: Sequence[_Layer]) -> list[UpdateStats]:
         """Each layer's optimizer steps on one step's tokens."""
         started = time.perf_counter()
-        # Constant, then linear to zero over the last fifth, as usual for dictionaries.
-        rate = self.max_learning_rate * min(1.0, (self.num_steps - self.step) / (0.2 * self.num_steps))
-        stats = []
-        for layer, h in self._activations(self.step, layers):
-            stats.append(layer.updater.update(h, self.config.tokens_per_update, rate))
+        rate = self.max_learning_rate * _part_of_rate(self.config, self.step, self.num_steps)
+        stats, windows = [], self._windows(self.step)
+        for layer, h in zip(layers, self._residuals(self.step, windows, layers), strict=True):
+            rows = self._rows(self.step, windows, layer, h)
+            progress = self.step / self.num_steps
+            stats.append(layer.updater.update(rows, self.config.tokens_per_update, rate, progress))
             layer.step += 1
             if not math.isfinite(stats[-1].fvu):
                 raise CocomixError(
@@ -215,17 +266,30 @@ class _Run:
             layer.seconds += time.perf_counter() - started
         return stats
 
-    def _activations(self, step: int, layers: Sequence[_Layer]) -> Iterator[tuple[_Layer, Float[Tensor, "N D"]]]:
-        """Residual streams of one step's windows at each layer, all in the same random order of tokens."""
+    def _windows(self, step: int) -> Windows:
+        return self.data.windows(windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows))
+
+    def _residuals(self, step: int, windows: Windows, layers: Sequence[_Layer]) -> list[Float[Tensor, "B T D"]]:
+        """Residual streams of a step's windows at each layer."""
+        indices = [layer.index for layer in layers]
         if not layers:
-            return
-        windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
-        inputs = self.data.windows(windows).inputs()
-        residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
+            return []
+        if self.cache is not None:
+            return self.cache.residuals(step, indices)
+        return layers[-1].teacher.residuals(**windows.inputs(), layers=indices)
+
+    def _rows(self, step: int, windows: Windows, layer: _Layer, h: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
+        """The tokens that a layer keeps, in a random order that is the same for all layers."""
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % NUM_SEEDS)
         order = torch.randperm(self.tokens_per_step, generator=generator)
-        for layer, h in zip(layers, residuals, strict=True):
-            yield layer, h.flatten(0, 1)[order]
+        kept = layer.updater.sae.kept(h, **windows.inputs()).flatten()
+        rows = h.flatten(0, 1)[order[kept[order]]]
+        if len(rows) < 2:
+            raise CocomixError(
+                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of the {len(order)} tokens of step {step + 1}; "
+                "leave out fewer kinds of positions, or raise --batch-size"
+            )
+        return rows
 
     def _finish(self, layer: _Layer) -> artifacts.Manifest:
         """Measure and write one layer's autoencoder."""
@@ -269,6 +333,13 @@ class _Run:
                 windows = chosen[start : start + batch_size]
                 yield self.data.windows(windows)
                 progress.advance(len(windows) * T)
+
+
+def _part_of_rate(config: TrainSaeConfig, step: int, num_steps: int) -> float:
+    """Of the learning rate: linear from zero over the first steps, then all of it, linear to zero over the last steps."""
+    risen = (step + 1) / max(1.0, config.warmup_fraction * num_steps)
+    left = (num_steps - step) / max(1.0, config.decay_fraction * num_steps)
+    return min(1.0, risen, left)
 
 
 def _shown(layers: Sequence[_Layer], stats: Sequence[UpdateStats]) -> dict[str, str]:
