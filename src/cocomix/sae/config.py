@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
@@ -39,6 +40,11 @@ class ExcludedPositions:
             raise CocomixError(f"tokens is {reprlib.repr(self.tokens)}; excluded tokens are ids, from 0")
         if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise CocomixError(f"max_norm is {self.max_norm}; it must be a number above 0")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ExcludedPositions:
+        """From what JSON makes of the fields."""
+        return cls(values["first"], tuple(values["tokens"]), values["max_norm"])
 
 
 @dataclass(frozen=True)

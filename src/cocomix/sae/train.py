@@ -156,7 +156,7 @@ class _Layer:
         if latest is not None:
             self.updater.restore(latest)
             self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
-            self.leave_out(ExcludedPositions(**latest.meta["excluded"]))
+            self.leave_out(ExcludedPositions.from_json(latest.meta["excluded"]))
 
     def leave_out(self, excluded: ExcludedPositions) -> None:
         """Make it part of the autoencoder that it leaves some positions out."""

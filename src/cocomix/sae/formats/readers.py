@@ -37,7 +37,7 @@ def read_own(folder: Path) -> SaeWeights:
     }
     values = settings.take(required, optional, ignored="format_version")
     rule = Settings(settings.path, values["excluded"]).take({}, {"first": False, "tokens": [], "max_norm": float})
-    values["excluded"] = ExcludedPositions(rule["first"], tuple(rule["tokens"]), rule["max_norm"])
+    values["excluded"] = ExcludedPositions.from_json(rule)
     tensors = read_safetensors(folder / "sae.safetensors")
     return tensors.take_weights(
         SparseAutoencoderConfig(**values), "encoder_weight encoder_bias decoder_weight decoder_bias"

@@ -72,7 +72,7 @@ def strongest_occurrences(latents: Sequence[int], trained: TrainedAutoencoder) -
     window_ids = torch.from_numpy(np.arange(count) * dataset.num_windows // count)
     start = 0
     for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
-        active = sae.encode(trained.teacher.residual(**windows.inputs()))
+        active = sae.read(trained.teacher.residual(**windows.inputs()), **windows.inputs())
         present = (active.values > 0) & torch.isin(active.indices, torch.tensor(latents, dtype=torch.long))
         strongest.add(window_ids[start : start + len(windows)], active.indices, active.values, present)
         start += len(windows)
