@@ -36,14 +36,14 @@ class ExcludedPositions:
     """Positions whose residual stream has a larger Euclidean norm."""
 
     def __post_init__(self) -> None:
-        if any(type(token) is not int or token < 0 for token in self.tokens):
-            raise CocomixError(f"tokens is {reprlib.repr(self.tokens)}; excluded tokens are ids, from 0")
         if self.max_norm is not None and not 0 < self.max_norm < math.inf:
             raise CocomixError(f"max_norm is {self.max_norm}; it must be a number above 0")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ExcludedPositions:
         """From what JSON makes of the fields."""
+        if any(type(token) is not int for token in values["tokens"]):
+            raise CocomixError(f"tokens is {reprlib.repr(values['tokens'])}; excluded tokens are whole numbers")
         return cls(values["first"], tuple(values["tokens"]), values["max_norm"])
 
 

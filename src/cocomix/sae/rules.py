@@ -99,9 +99,9 @@ class JumpReLU(BatchTopK):
     """
 
     #: epsilon. Inputs have unit variance, and so have pre-activations at the start.
-    BANDWIDTH = 0.5
-    #: Weight of the penalty, and the part of the training over which it rises to it.
-    PENALTY, WARMUP = 1.0, 0.1
+    BANDWIDTH = 1.0
+    #: Part of the training over which the penalty's weight rises to 1.
+    WARMUP = 0.1
 
     def activate(self, encoded: Encoded, progress: float) -> Activations:
         # Those just below their threshold are 0, and have a derivative by it.
@@ -110,7 +110,7 @@ class JumpReLU(BatchTopK):
         z, thresholds = encoded.values(choice), self.threshold[choice.indices]
         values, is_active = _Jump.apply(z, thresholds, self.BANDWIDTH)  # type: ignore[no-untyped-call]
         excess = is_active.sum() / (self.k * len(near)) - 1
-        return Activations(choice, values, self.PENALTY * min(1.0, progress / self.WARMUP) * excess.square())
+        return Activations(choice, values, min(1.0, progress / self.WARMUP) * excess.square())
 
     def project(self) -> None:
         self.threshold.detach().clamp_(min=0)
