@@ -81,9 +81,7 @@ class ShardWork(abc.ABC):
         for index in range(self.num_shards):
             receipt = self._receipt(index)
             if receipt is None:
-                raise CocomixError(
-                    f"{self.path(index)} was not written whole; run the same command again"
-                )
+                raise CocomixError(f"{self.path(index)} was not written whole; run the same command again")
             receipts.append(receipt)
         seconds = sum(receipt["seconds"] for receipt in receipts)
         facts = {"num_shards": self.num_shards, "seconds": round(seconds, 3)}

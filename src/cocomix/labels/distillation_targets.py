@@ -24,10 +24,10 @@ from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
+from cocomix.data.shard_work import ShardWork, finish_work
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
-from cocomix.data.shard_work import ShardWork, finish_work
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data

@@ -21,11 +21,11 @@ from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset, write_labels
+from cocomix.data.shard_work import ShardWork, finish_work
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
-from cocomix.data.shard_work import ShardWork, finish_work
 
 LabelSource = TeacherLabels | DerivedLabels
 #: With a smaller share, something is likely wrong: only the last position of a window and few others have no label.

@@ -102,9 +102,7 @@ class _Steps(ShardWork):
 
     def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
         for _ in batches:  # a single one: a step is a pass of the teacher
-            tensors = {
-                str(layer): h.contiguous() for layer, h in zip(self.layers, self.residuals(index), strict=True)
-            }
+            tensors = {str(layer): h.contiguous() for layer, h in zip(self.layers, self.residuals(index), strict=True)}
             with artifacts.atomic(self.path(index)) as partial:
                 save_file(tensors, partial)
         return {}
@@ -139,4 +137,6 @@ def _require_room(folder: Path, num_bytes: int, max_bytes: float) -> None:
             "or train on fewer tokens or layers"
         )
     if num_bytes > free:
-        raise CocomixError(f"the activations of this run take {needed:.3g} GB, but {above} has {free / 1e9:.3g} GB free")
+        raise CocomixError(
+            f"the activations of this run take {needed:.3g} GB, but {above} has {free / 1e9:.3g} GB free"
+        )

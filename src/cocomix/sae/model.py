@@ -177,7 +177,7 @@ class SparseAutoencoder(nn.Module):
         input_ids: Int64[Tensor, "B T"],
         position_ids: Int64[Tensor, "#B T"] | None = None,
     ) -> Latents:
-        """The latents of whole windows, all of value 0 at positions that the dictionary leaves out; arguments as of `kept`."""
+        """The latents of whole windows, of value 0 at positions that the dictionary leaves out; arguments as of `kept`."""
         latents, kept = self.encode(h), self.kept(h, input_ids, position_ids)
         return replace(latents, values=latents.values.masked_fill(~kept.unsqueeze(-1), 0))
 

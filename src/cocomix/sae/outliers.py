@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cocomix.data.token_dataset import TokenDataset
@@ -40,17 +40,17 @@ def excluded_positions(kinds: Collection[str], h: Float[Tensor, "B T D"], data: 
     )
 
 
-def describe_norms(h: Float[Tensor, "B T D"], num_kept: int) -> str:
+def describe_norms(h: Float[Tensor, "B T D"], kept: Bool[Tensor, "B T"]) -> str:
     """One line about how far norms are apart, and how many of the positions are kept."""
     ratios = _norms(h) / _norms(h).median()
-    largest, first = float(ratios.max()), float(ratios[:, 0].median())
-    share, outliers = 1 - num_kept / ratios.numel(), float((ratios > OUTLIER_RATIO).float().mean())
+    largest, first, share = float(ratios.max()), float(ratios[:, 0].median()), 1 - float(kept.float().mean())
     text = (
-        f"norms of residual streams are up to {largest:.3g} times the median ({first:.3g} at first positions); "
-        f"{share:.2%} of the positions are left out"
+        f"norms of residual streams are up to {largest:.3g} times the median ({first:.3g} at first positions); {share:.2%} of "
+        "the positions are left out"
     )
-    if outliers > share:
-        text += f", and {outliers:.2%} are above {OUTLIER_RATIO:g} times: --exclude outliers leaves those out"
+    num_outliers = int((kept & (ratios > OUTLIER_RATIO)).sum())
+    if num_outliers:
+        text += f", and not {num_outliers:,} above {OUTLIER_RATIO:g} times: --exclude outliers leaves those out"
     return text
 
 

@@ -61,7 +61,7 @@ class SaeQuality:
     loss_recovered: float
     """1 - (spliced - loss) / (mean ablated - loss)."""
     num_excluded: int = 0
-    """Tokens beside those measured on that the dictionary leaves out. They keep their own residual stream in all three losses."""
+    """Tokens beside them that the dictionary leaves out; they keep their own residual stream in all three losses."""
 
 
 @torch.no_grad()
@@ -168,7 +168,9 @@ def _means(
         total_x = total_x + _normalize(rows).double().sum(0)
         num_tokens += len(rows)
     if not num_tokens:
-        raise CocomixError(f"the dictionary leaves out every position of {dataset.path}; train it with fewer kinds of --exclude")
+        raise CocomixError(
+            f"the dictionary leaves out every position of {dataset.path}; train it with fewer kinds of --exclude"
+        )
     return (total / num_tokens).float(), (total_x / num_tokens).float(), num_tokens
 
 

@@ -1,8 +1,8 @@
 """How a dictionary's latents are chosen while it trains: one rule for each activation, which owns all that is its own.
 
-    topk        the k largest pre-activations of each token (Gao et al., arXiv 2406.04093)
-    batchtopk   the k N largest of N tokens; one threshold for use afterwards (Bussmann et al., arXiv 2412.06410)
-    jumprelu    all above a threshold each, which is learned (Rajamanoharan et al., arXiv 2407.14435)
+topk        the k largest pre-activations of each token (Gao et al., arXiv 2406.04093)
+batchtopk   the k N largest of N tokens; one threshold for use afterwards (Bussmann et al., arXiv 2412.06410)
+jumprelu    all above a threshold each, which is learned (Rajamanoharan et al., arXiv 2407.14435)
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ class JumpReLU(BatchTopK):
         dc/dtheta = -theta / epsilon [|z - theta| < epsilon / 2]        dc/dz = [z > theta]
         dL0/dtheta = -1 / epsilon [|z - theta| < epsilon / 2]
 
-    The penalty (L0 / k - 1)^2, with the mean L0 of an update, makes k the mean number of active latents, where the paper's own
-    has a coefficient to look for; its weight rises over the first part of the training. Thresholds start at BatchTopK's.
+    The penalty (L0 / k - 1)^2, with the mean L0 of an update, makes k the mean number of active latents; the paper's own, a
+    multiple of L0, has a coefficient to look for. Its weight rises over the first part of the training. Thresholds start at
+    BatchTopK's.
     """
 
     #: epsilon. Inputs have unit variance, and so have pre-activations at the start.

@@ -107,7 +107,16 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     """Everything that determines an autoencoder, except its layer."""
     settings = dataclasses.asdict(config)
-    for name in ("teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps", "cache", "cache_gigabytes"):
+    for name in (
+        "teacher",
+        "data",
+        "output",
+        "layer",
+        "overwrite",
+        "checkpoint_every_steps",
+        "cache",
+        "cache_gigabytes",
+    ):
         del settings[name]
     settings["exclude"] = sorted({*config.exclude})
     for name, value in _AS_BEFORE.items():
@@ -221,9 +230,8 @@ class _Run:
         for layer, h in zip(layers, self._residuals(0, windows, layers), strict=True):
             require_variance(h, f"{self.config.teacher} after block {layer.index}")
             layer.leave_out(excluded_positions(self.config.exclude, h, self.data))
-            rows = self._rows(0, windows, layer, h)
-            say(f"block {layer.index}: {describe_norms(h, len(rows))}")
-            layer.updater.start(rows, self.config.tokens_per_update)
+            layer.updater.start(self._rows(0, windows, layer, h), self.config.tokens_per_update)
+            say(f"block {layer.index}: {describe_norms(h, layer.updater.sae.kept(h, **windows.inputs()))}")
 
     def finish(self) -> dict[int, artifacts.Manifest]:
         """Train what is left to train, and measure each autoencoder."""
@@ -286,8 +294,8 @@ class _Run:
         rows = h.flatten(0, 1)[order[kept[order]]]
         if len(rows) < 2:
             raise CocomixError(
-                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of the {len(order)} tokens of step {step + 1}; "
-                "leave out fewer kinds of positions, or raise --batch-size"
+                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of {len(order)} tokens in step {step + 1}; leave "
+                "out fewer kinds of positions, or raise --batch-size"
             )
         return rows
 

@@ -48,7 +48,9 @@ def write_own(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "sae.safetensors")
     values = asdict(config)
-    if config.excluded == ExcludedPositions():  # as before there was such a rule, so that equal dictionaries have equal files
+    if (
+        config.excluded == ExcludedPositions()
+    ):  # as before there was such a rule, so that equal dictionaries have equal files
         del values["excluded"]
     write_json(folder / "sae.json", {"format_version": FORMAT_VERSION, **values})
 
