@@ -36,7 +36,7 @@ class ScoredLabels:
     """Labels of some windows, best first, and the scores that ranked them."""
 
     labels: Int64[Tensor, "B T A"]
-    """-100 at the last position (it has no next token), where the dictionary leaves a position out, and last where fewer than A
+    """-100 at the last position (it has no next token), at those that the dictionary leaves out, and last where fewer than A
     latents have a positive score."""
     scores: Float[Tensor, "B T A"]
     """+a, -a or |a| in nats by the sign, or c; zero where there is no label."""

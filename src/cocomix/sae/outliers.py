@@ -45,8 +45,8 @@ def describe_norms(h: Float[Tensor, "B T D"], kept: Bool[Tensor, "B T"]) -> str:
     ratios = _norms(h) / _norms(h).median()
     largest, first, share = float(ratios.max()), float(ratios[:, 0].median()), 1 - float(kept.float().mean())
     text = (
-        f"norms of residual streams are up to {largest:.3g} times the median ({first:.3g} at first positions); {share:.2%} of "
-        "the positions are left out"
+        f"norms of residual streams are up to {largest:.3g} times the median ({first:.3g} at first positions); {share:.2%} "
+        "of the positions are left out"
     )
     num_outliers = int((kept & (ratios > OUTLIER_RATIO)).sum())
     if num_outliers:
@@ -55,4 +55,5 @@ def describe_norms(h: Float[Tensor, "B T D"], kept: Bool[Tensor, "B T"]) -> str:
 
 
 def _norms(h: Tensor) -> Tensor:
-    return h.float().norm(dim=-1)
+    norms: Tensor = h.float().norm(dim=-1)
+    return norms

@@ -107,7 +107,8 @@ class JumpReLU(BatchTopK):
     def activate(self, encoded: Encoded, progress: float) -> Activations:
         # Those just below their threshold are 0, and have a derivative by it.
         near = encoded.z > self.threshold.detach() - self.BANDWIDTH / 2
-        choice = Choice.of(*near.nonzero(as_tuple=True), len(near))
+        tokens, indices = near.nonzero(as_tuple=True)
+        choice = Choice.of(tokens, indices, len(near))
         z, thresholds = encoded.values(choice), self.threshold[choice.indices]
         values, is_active = _Jump.apply(z, thresholds, self.BANDWIDTH)  # type: ignore[no-untyped-call]
         excess = is_active.sum() / (self.k * len(near)) - 1

@@ -294,8 +294,8 @@ class _Run:
         rows = h.flatten(0, 1)[order[kept[order]]]
         if len(rows) < 2:
             raise CocomixError(
-                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of {len(order)} tokens in step {step + 1}; leave "
-                "out fewer kinds of positions, or raise --batch-size"
+                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of {len(order)} tokens in step {step + 1}; "
+                "leave out fewer kinds of positions, or raise --batch-size"
             )
         return rows
 
