@@ -58,7 +58,10 @@ class ActivationCache:
         residuals: Callable[[int], Sequence[Tensor]],
     ) -> None:
         self.folder = folder
-        artifacts.check_output(folder, ACTIVATION_CACHE)
+        try:
+            artifacts.check_output(folder, ACTIVATION_CACHE)
+        except CocomixError as error:  # which is usually of an output
+            raise CocomixError(str(error).replace("--output", "--cache")) from None
         is_begun = (folder / artifacts.SETTINGS_NAME).exists()
         is_finished = (folder / artifacts.MANIFEST_NAME).exists()
         if is_begun:

@@ -8,7 +8,7 @@ jumprelu    all above a threshold each, which is learned (Rajamanoharan et al., 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,9 @@ class TopK:
         sae: the dictionary in training.
         k: latents active for a token, or on average.
     """
+
+    keeps_k: ClassVar[bool] = True
+    """Whether the finished dictionary's configuration has k as its `num_active_latents`."""
 
     def __init__(self, sae: SparseAutoencoder, k: int) -> None:
         self.sae, self.k = sae, k
@@ -99,6 +102,7 @@ class JumpReLU(BatchTopK):
     BatchTopK's.
     """
 
+    keeps_k = False
     #: epsilon. Inputs have unit variance, and so have pre-activations at the start.
     BANDWIDTH = 1.0
     #: Part of the training over which the penalty's weight rises to 1.

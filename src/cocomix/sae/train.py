@@ -38,6 +38,7 @@ from cocomix.sae.config import ExcludedPositions, TrainSaeConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
 from cocomix.sae.outliers import describe_norms, excluded_positions
 from cocomix.sae.quality import SaeQuality, measure_sae, require_variance, windows_per_batch
+from cocomix.sae.rules import RULES
 from cocomix.sae.update import SaeUpdater, UpdateStats
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
@@ -107,16 +108,7 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     """Everything that determines an autoencoder, except its layer."""
     settings = dataclasses.asdict(config)
-    for name in (
-        "teacher",
-        "data",
-        "output",
-        "layer",
-        "overwrite",
-        "checkpoint_every_steps",
-        "cache",
-        "cache_gigabytes",
-    ):
+    for name in "teacher data output layer overwrite checkpoint_every_steps cache cache_gigabytes".split():
         del settings[name]
     settings["exclude"] = sorted({*config.exclude})
     for name, value in _AS_BEFORE.items():
@@ -144,14 +136,11 @@ class _Layer:
         self.index, self.teacher = teacher.layer, teacher
         self.output = config.layer_output(teacher.layer)
         self.checkpoints = Checkpoints(self.output, settings | {"layer": teacher.layer})
-        D, is_bounded = int(teacher.model.config.hidden_size), config.activation != "jumprelu"
+        D, C, activation = int(teacher.model.config.hidden_size), config.num_latents, config.activation
+        k = config.k if RULES[activation].keeps_k else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            sae = SparseAutoencoder(
-                SparseAutoencoderConfig(
-                    D, config.num_latents, config.k if is_bounded else None, activation=config.activation
-                )
-            )
+            sae = SparseAutoencoder(SparseAutoencoderConfig(D, C, k, activation=activation))
         num_auxiliary, dead_after = config.num_auxiliary_latents, config.dead_after_tokens
         self.updater = SaeUpdater(
             sae,
@@ -165,7 +154,8 @@ class _Layer:
         if latest is not None:
             self.updater.restore(latest)
             self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
-            self.leave_out(ExcludedPositions.from_json(latest.meta["excluded"]))
+            if "excluded" in latest.meta:  # earlier versions left nothing out
+                self.leave_out(ExcludedPositions.from_json(latest.meta["excluded"]))
 
     def leave_out(self, excluded: ExcludedPositions) -> None:
         """Make it part of the autoencoder that it leaves some positions out."""

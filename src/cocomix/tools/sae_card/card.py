@@ -44,7 +44,7 @@ def write_card(trained: TrainedAutoencoder) -> None:
     card = {
         "layer": trained.teacher.layer,
         "num_latents": sae.config.num_latents,
-        "k": None if K == sae.config.num_latents else K,  # where thresholds decide, there is no such number
+        "k": None if sae.config.num_latents == K else K,  # where thresholds decide, there is no such number
         "train_tokens": trained.train_tokens,
         "quality": dataclasses.asdict(quality),
         "density": density_histogram(counts, quality.num_counted_tokens),
