@@ -30,6 +30,8 @@ FOLDERS = {
     "comparison": "comparison",
     "demo": "demo",
 }
+#: Kinds that version 0.1 did not have.
+NEWER = {"activation-cache"}
 #: In place of an outer field; inner ones are changed a little, removed, or null.
 REPLACEMENTS: tuple[Any, ...] = ([], {}, "x", -1)
 #: Whole files that no parser likes.
@@ -95,7 +97,7 @@ def is_noticed(folder: Path) -> bool:
 
 
 def test_every_kind_is_walked() -> None:
-    assert FOLDERS.keys() == KINDS.keys()
+    assert FOLDERS.keys() == KINDS.keys() - NEWER
 
 
 @pytest.mark.parametrize("name", ["settings.json", "manifest.json"])

@@ -25,9 +25,9 @@ from cocomix import (
 )
 from cocomix.base.ranks import Ranks
 from cocomix.cli.main import main
+from cocomix.data.shard_work import ShardWork
 from cocomix.labels import distillation_targets
 from cocomix.labels.distillation_targets import draw, stratified
-from cocomix.labels.shard_work import ShardWork
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.teacher import load_teacher
 from tests.conftest import STUDENT, Tiny

@@ -31,3 +31,34 @@ def written_out_losses(
     target = error.detach()
     auxiliary = ((target - torch.stack(rebuilt)) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
     return fvu, auxiliary
+
+
+def written_out_batch_top_k(z: Tensor, k: int) -> Tensor:
+    """Activations [N, C] of a batch: the k N largest of all, after a ReLU (Bussmann et al., arXiv 2412.06410, section 3)."""
+    places = sorted(((float(value), n, i) for n, row in enumerate(z) for i, value in enumerate(row)), reverse=True)
+    c = torch.zeros_like(z)
+    for _, n, i in places[: k * len(z)]:
+        c[n, i] = max(z[n, i], z.new_zeros(()))
+    return c
+
+
+def written_out_jump_gradients(
+    z: Tensor, thresholds: Tensor, by_activation: Tensor, by_number: Tensor, bandwidth: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of JumpReLU's pre-activations and thresholds (Rajamanoharan et al., arXiv 2407.14435, section 4).
+
+    Args:
+        z: pre-activations [N, C].
+        thresholds: [C].
+        by_activation: derivative of the loss by each activation, [N, C].
+        by_number: derivative of the loss by the number of active latents of all tokens.
+        bandwidth: epsilon.
+    """
+    by_z, by_threshold = torch.zeros_like(z), torch.zeros_like(thresholds)
+    for n, row in enumerate(z):
+        for i, value in enumerate(row):
+            if value > thresholds[i]:
+                by_z[n, i] = by_activation[n, i]
+            if abs(value - thresholds[i]) / bandwidth < 0.5:
+                by_threshold[i] -= (thresholds[i] / bandwidth) * by_activation[n, i] + by_number / bandwidth
+    return by_z, by_threshold

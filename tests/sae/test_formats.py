@@ -382,6 +382,9 @@ def test_own_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"activation": "tanh"}, "activation is 'tanh'"),
         ({"normalize_input": True}, "normalize_input = True"),
         ({"num_active_latents": 3}, "num_active_latents is 3"),
+        ({"excluded": {"last": True}}, "does not know (last)"),
+        ({"excluded": {"tokens": ["a"]}}, "tokens is ['a']; excluded tokens"),
+        ({"excluded": {"max_norm": -1}}, "max_norm is -1"),
     ):
         (own / "sae.json").write_text(json.dumps(settings | changed))
         refused(own, named)

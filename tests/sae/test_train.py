@@ -82,10 +82,10 @@ def test_losses_and_their_gradients_equal_the_written_out_ones(with_dead: bool) 
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    updater = SaeUpdater(sae, dead_after_tokens=100, num_auxiliary_latents=4)
+    updater = SaeUpdater(sae, 3, dead_after_tokens=100, num_auxiliary_latents=4)
     if with_dead:
         updater.tokens_since_active[::2] = 1000
-    fvu, auxiliary, l0 = updater._losses(h)
+    fvu, auxiliary, _, l0 = updater._losses(h, 1.0)
     dead = updater.tokens_since_active > 100
     gradients = torch.autograd.grad(fvu + 0.5 * auxiliary, list(sae.parameters()))
     expected_fvu, expected = written_out_losses(sae, h, dead, 4)
@@ -100,14 +100,14 @@ def test_losses_and_their_gradients_equal_the_written_out_ones(with_dead: bool) 
 
 def test_dead_are_those_silent_for_too_long() -> None:
     sae = SparseAutoencoder(SparseAutoencoderConfig(6, 19, 3))
-    updater = SaeUpdater(sae, dead_after_tokens=10, num_auxiliary_latents=0)
+    updater = SaeUpdater(sae, 3, dead_after_tokens=10, num_auxiliary_latents=0)
     h = torch.randn(5, 6)
     active = sae.encode(h)
-    updater._losses(h)
+    updater._losses(h, 1.0)
     assert int((updater.tokens_since_active == 0).sum()) == len(active.indices[active.values > 0].unique())
-    updater._losses(h)
+    updater._losses(h, 1.0)
     assert updater.num_dead == 0  # for exactly 10 tokens
-    updater._losses(h)
+    updater._losses(h, 1.0)
     assert updater.num_dead == int((updater.tokens_since_active == 15).sum()) > 0
 
 

@@ -13,6 +13,7 @@ from cocomix.base.parsing import parse_json
 TOKEN_DATASET = "token-dataset"
 CONCEPT_DATASET = "concept-dataset"
 DISTILLATION_TARGETS = "target-dataset"
+ACTIVATION_CACHE = "activation-cache"
 SPARSE_AUTOENCODER = "sparse-autoencoder"
 TRAINING_RUN = "training-run"
 EVALUATION = "evaluation"
@@ -43,6 +44,7 @@ KINDS = {
     TOKEN_DATASET: Kind(("tokenizer/tokenizer.json", "train/00000.parquet", "validation/00000.parquet")),
     CONCEPT_DATASET: Kind(("00000.parquet",)),
     DISTILLATION_TARGETS: Kind(("00000.parquet",)),
+    ACTIVATION_CACHE: Kind(("00000.safetensors",)),
     SPARSE_AUTOENCODER: Kind(("sae.json", "sae.safetensors"), aside=("quality.json", "quality.html")),
     TRAINING_RUN: Kind(("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME), aside=(METRICS_NAME,)),
     EVALUATION: Kind(("evaluation.json",)),

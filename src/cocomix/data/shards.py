@@ -24,8 +24,8 @@ from cocomix.base.errors import CocomixError
 CACHE_NAME = ".arrow"
 
 
-def shard_name(index: int) -> str:
-    return f"{index:05d}.parquet"
+def shard_name(index: int, extension: str = "parquet") -> str:
+    return f"{index:05d}.{extension}"
 
 
 def write_shard(folder: Path, index: int, columns: Mapping[str, np.ndarray]) -> None:

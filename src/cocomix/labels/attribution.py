@@ -37,7 +37,8 @@ class ScoredLabels:
     """Labels of some windows, best first, and the scores that ranked them."""
 
     labels: Int64[Tensor, "B T A"]
-    """-100 at the last position (it has no next token), and last where fewer than A latents have a positive score."""
+    """-100 at the last position (it has no next token), at those that the dictionary leaves out, and last where fewer than A
+    latents have a positive score."""
     scores: Float[Tensor, "B T A"]
     """+a, -a or |a| in nats by the sign, or c; zero where there is no label."""
 
@@ -101,6 +102,7 @@ class ConceptExtractor:
         scores, indices = (torch.cat([part[i] for part in parts]).view(shape) for i in (0, 1))
         is_missing = ~(scores > 0)
         is_missing[:, -1] = True
+        is_missing |= ~self.sae.kept(h, input_ids, position_ids).unsqueeze(-1)
         return ScoredLabels(indices.masked_fill(is_missing, IGNORED_LABEL), scores.masked_fill(is_missing, 0.0))
 
     def require_finite(self, teacher: object) -> None:
@@ -195,6 +197,7 @@ def random_dictionary(sae: SparseAutoencoder, seed: int) -> SparseAutoencoder:
                 num_latents=given.num_latents,
                 num_active_latents=given.num_active_latents,
                 normalize_input=given.normalize_input,
+                excluded=given.excluded,
             )
         ).to(sae.decoder_bias)
     with torch.no_grad():

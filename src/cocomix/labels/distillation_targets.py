@@ -1,4 +1,4 @@
-"""`cocomix distill-targets`: tokens drawn from a teacher's predictions, once, shard by shard (`shard_work.py`).
+"""`cocomix distill-targets`: tokens drawn from a teacher's predictions, once, shard by shard (`data/shard_work.py`).
 
 A student that fits the draws' histogram instead of the whole distribution p has the right gradient in the mean (Anshumann et
 al., arXiv 2503.16870); with the largest probabilities alone the gradient would be biased. The K draws of a position are
@@ -25,11 +25,11 @@ from cocomix.base.devices import Machine
 from cocomix.base.errors import CocomixError
 from cocomix.base.hub import local_model
 from cocomix.base.kinds import DISTILLATION_TARGETS
+from cocomix.data.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
-from cocomix.labels.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data, product_size

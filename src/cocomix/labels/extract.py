@@ -1,4 +1,4 @@
-"""`cocomix extract`: token dataset to concept dataset, labels computed once, shard by shard (`shard_work.py`).
+"""`cocomix extract`: token dataset to concept dataset, labels computed once, shard by shard (`data/shard_work.py`).
 
 `--verify` checks that a finished concept dataset is what it says: every byte, the inputs, and the labels of some windows,
 which are computed again.
@@ -23,11 +23,11 @@ from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset, write_labels
+from cocomix.data.shard_work import ShardWork, finish_work
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
-from cocomix.labels.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.modeling.loading import product_size
 
 LabelSource = TeacherLabels | DerivedLabels

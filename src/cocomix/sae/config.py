@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
@@ -19,10 +20,38 @@ from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 ACTIVATIONS = ("topk", "abstopk", "groupmax", "batchtopk", "relu", "jumprelu")
 INPUT_NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
+#: Activations that `train-sae` trains; each has a rule in `sae/rules.py`.
+TrainedActivation = Literal["topk", "batchtopk", "jumprelu"]
+#: Kinds of positions that a dictionary can leave out.
+ExcludedKind = Literal["first", "special", "outliers"]
+
+
+@dataclass(frozen=True)
+class ExcludedPositions:
+    """Positions at which a dictionary was not trained and has no latents; by default there are none."""
+
+    first: bool = False
+    """The first position of a window, or of each isolated document."""
+    tokens: tuple[int, ...] = ()
+    """Positions of these tokens."""
+    max_norm: float | None = None
+    """Positions whose residual stream has a larger Euclidean norm."""
+
+    def __post_init__(self) -> None:
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise CocomixError(f"max_norm is {self.max_norm}; it must be a number above 0")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ExcludedPositions:
+        """From what JSON makes of the fields."""
+        if any(type(token) is not int for token in values["tokens"]):
+            raise CocomixError(f"tokens is {reprlib.repr(values['tokens'])}; excluded tokens are whole numbers")
+        return cls(values["first"], tuple(values["tokens"]), values["max_norm"])
+
 
 @dataclass(frozen=True)
 class SparseAutoencoderConfig:
-    """Shape, input normalisation and activation of a dictionary."""
+    """Shape, input normalisation and activation of a dictionary, and where it does not apply."""
 
     hidden_size: int
     """D, width of the teacher's residual stream."""
@@ -44,6 +73,8 @@ class SparseAutoencoderConfig:
     """Add a linear map of the input to the reconstruction."""
     transcode: bool = False
     """The decoder predicts the output of the module whose input the encoder reads, not that input."""
+    excluded: ExcludedPositions = ExcludedPositions()
+    """Positions that the dictionary leaves out."""
 
     def __post_init__(self) -> None:
         for name, choices in (("activation", ACTIVATIONS), ("normalize_input", INPUT_NORMALIZATIONS)):
@@ -73,6 +104,10 @@ class SparseAutoencoderConfig:
         return self.num_latents
 
 
+#: Values of later options with which a training is what it was before there were such options, and its settings too.
+_AS_BEFORE = {"activation": "topk", "exclude": [], "warmup_fraction": 0.0, "decay_fraction": 0.2}
+
+
 @dataclass(frozen=True)
 class TrainSaeConfig(CommandConfig):
     """Dictionaries of one or several layers of one teacher."""
@@ -88,9 +123,15 @@ class TrainSaeConfig(CommandConfig):
     num_latents: int = 1024
     """C, size of a dictionary."""
     k: int = 16
-    """K, latents active for a token."""
+    """K, latents active for a token; on average with the activations `batchtopk` and `jumprelu`."""
+    activation: TrainedActivation = "topk"
+    """The K largest of each token (`topk`), the K times N largest of N tokens (`batchtopk`), or all above a learned threshold
+    each, with a penalty on another mean number than K (`jumprelu`)."""
+    exclude: tuple[ExcludedKind, ...] = ("outliers",)
+    """Positions to leave out: the first one of a window (`first`), those of special tokens (`special`), those whose residual
+    stream is more than 10 times the median norm (`outliers`), or none at all."""
     num_tokens: int = 1_000_000
-    """Tokens to train on, rounded up to whole steps."""
+    """Tokens to read, rounded up to whole steps."""
     batch_size: int = 64
     """Windows that the teacher reads in a step."""
     tokens_per_update: int = 1024
@@ -99,6 +140,10 @@ class TrainSaeConfig(CommandConfig):
     """Train on the first N windows; by default all."""
     learning_rate: float | None = None
     """Adam's; by default 1e-3 / sqrt(num_latents / 2^14)."""
+    warmup_fraction: float = 0.0
+    """Part of the steps over which the learning rate rises from zero."""
+    decay_fraction: float = 0.2
+    """Part of the steps, at the end, over which it falls to zero."""
     dead_after_tokens: int | None = None
     """A latent that was active at none of this many tokens is dead, and the auxiliary loss trains it; by default a tenth of
     num_tokens, at most 10 million."""
@@ -113,6 +158,11 @@ class TrainSaeConfig(CommandConfig):
     """Seed of the initial weights and the order of tokens."""
     checkpoint_every_steps: int = 25
     """Steps between checkpoints."""
+    cache: Path | None = None
+    """Folder that keeps the activations of all steps, for other dictionaries of the same layers, text, order and batch size;
+    the teacher then runs once for all of them."""
+    cache_gigabytes: float = 20.0
+    """The most that the cache may take; a run that needs more is refused."""
     compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
@@ -123,6 +173,17 @@ class TrainSaeConfig(CommandConfig):
         require_at_least(2, self, "tokens_per_update", maximum=MAX_SIZE)  # one token has no variance to explain
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise CocomixError(f"learning_rate is {self.learning_rate}; it must be a number above 0")
+        for name, choices, given in (
+            ("activation", get_args(TrainedActivation), {self.activation}),
+            ("exclude", get_args(ExcludedKind), {*self.exclude}),
+        ):
+            if unknown := given - {*choices}:
+                raise CocomixError(f"{name} is {min(unknown)!r}; choose from {', '.join(choices)}")
+        for name in ("warmup_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CocomixError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1")
+        if not 0 < self.cache_gigabytes < math.inf:
+            raise CocomixError(f"cache_gigabytes is {self.cache_gigabytes}; it must be a number above 0")
         if any(layer < 0 for layer in self.layers):
             raise CocomixError(f"layer is {self.layer}; blocks are counted from 0")
         require_at_least(1, self, "dead_after_tokens", "max_validation_windows", "checkpoint_every_steps")
@@ -135,8 +196,10 @@ class TrainSaeConfig(CommandConfig):
     def settings(self) -> dict[str, Any]:
         """Those of all layers."""
         inputs = ("teacher", "data", "layer", "num_windows")
-        others = ("output", "overwrite", "checkpoint_every_steps", "compute")
-        return {name: value for name, value in asdict(self).items() if name not in inputs + others}
+        others = ("output", "overwrite", "checkpoint_every_steps", "compute", "cache", "cache_gigabytes")
+        settings = {name: value for name, value in asdict(self).items() if name not in inputs + others}
+        settings["exclude"] = sorted({*self.exclude})
+        return {name: value for name, value in settings.items() if _AS_BEFORE.get(name, ...) != value}
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ of size [N, C] is kept. `cocomix.sae.formats` reads and writes the files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,8 +69,10 @@ class SparseAutoencoder(nn.Module):
         self.decoder_weight = nn.Parameter(torch.empty(C, D))
         self.decoder_bias = nn.Parameter(torch.zeros(D))
         self.skip_weight = nn.Parameter(torch.zeros(D, D)) if config.skip_connection else None
-        thresholds = {"jumprelu": torch.zeros(C), "batchtopk": torch.zeros(())}
-        self.register_buffer("threshold", thresholds.get(config.activation))
+        if config.activation == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(C))
+        else:
+            self.register_buffer("threshold", torch.zeros(()) if config.activation == "batchtopk" else None)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -130,9 +132,17 @@ class SparseAutoencoder(nn.Module):
         x = self.sum_rows(latents.indices.reshape(-1, K), latents.values.reshape(-1, K))
         return (x.view(*latents.indices.shape[:-1], -1) + self.decoder_bias) * latents.std + latents.mean
 
-    def sum_rows(self, indices: Int64[Tensor, "N K"], values: Float[Tensor, "N K"]) -> Float[Tensor, "N D"]:
-        """W_dec^T c: the decoder's rows of the active latents, weighted and added."""
-        return F.embedding_bag(indices, self.decoder_weight, per_sample_weights=values, mode="sum")
+    def sum_rows(
+        self, indices: Int64[Tensor, "*M"], values: Float[Tensor, "*M"], offsets: Int64[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """W_dec^T c: the decoder's rows of the active latents, weighted and added.
+
+        Args:
+            indices: [N, K]; or those of all tokens one after another.
+            values: of the same shape.
+            offsets: where each token's latents begin in those of all tokens.
+        """
+        return F.embedding_bag(indices, self.decoder_weight, offsets, per_sample_weights=values, mode="sum")
 
     def forward(self, h: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return self.decode(self.encode(h))
@@ -145,6 +155,42 @@ class SparseAutoencoder(nn.Module):
         preselects = self.config.activation in ("topk", "abstopk") and not torch.is_grad_enabled()
         dtype = rounded_dtype(self.encoder_weight.device) if preselects else None
         return self.encoder_weight if dtype is None else self.encoder_weight.to(dtype)
+
+    @torch.no_grad()
+    def kept(
+        self,
+        h: Float[Tensor, "B T D"],
+        input_ids: Int64[Tensor, "B T"],
+        position_ids: Int64[Tensor, "#B T"] | None = None,
+    ) -> Bool[Tensor, "B T"]:
+        """Where the dictionary applies: False at positions that it leaves out.
+
+        Args:
+            h: residual streams of whole windows.
+            input_ids: their tokens.
+            position_ids: positions that restart at 0 in each isolated document; None: a window is one text.
+        """
+        rule = self.config.excluded
+        kept = torch.ones_like(input_ids, dtype=torch.bool)
+        if rule.first and position_ids is None:
+            kept[:, 0] = False
+        elif rule.first and position_ids is not None:
+            kept &= position_ids != 0
+        if rule.tokens:
+            kept &= ~torch.isin(input_ids, torch.tensor(rule.tokens, device=input_ids.device))
+        if rule.max_norm is not None:
+            kept &= ~(h.float().norm(dim=-1) > rule.max_norm)  # what is no number is not hidden
+        return kept
+
+    def read(
+        self,
+        h: Float[Tensor, "B T D"],
+        input_ids: Int64[Tensor, "B T"],
+        position_ids: Int64[Tensor, "#B T"] | None = None,
+    ) -> Latents:
+        """The latents of whole windows, of value 0 at positions that the dictionary leaves out; arguments as of `kept`."""
+        latents, kept = self.encode(h), self.kept(h, input_ids, position_ids)
+        return replace(latents, values=latents.values.masked_fill(~kept.unsqueeze(-1), 0))
 
     def _active_latents(self, x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"]) -> tuple[Tensor, Tensor, int]:
         """Indices and values of a chunk's active latents, and the largest number of them at one token, at least 1.

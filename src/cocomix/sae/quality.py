@@ -55,11 +55,13 @@ class SaeQuality:
     mean_ablated_loss: float
     """The same with the mean residual stream at every token."""
     num_tokens: int
-    """Tokens measured on."""
+    """Tokens measured on, without those that the dictionary leaves out."""
     num_counted_tokens: int
     """Tokens at which active latents were counted: those measured on, and further ones."""
     loss_recovered: float
     """1 - (spliced - loss) / (mean ablated - loss)."""
+    num_excluded: int = 0
+    """Tokens beside them that the dictionary leaves out; they keep their own residual stream in all three losses."""
 
 
 @torch.no_grad()
@@ -87,35 +89,42 @@ def measure_sae(
         CocomixError: a number is not finite, such as the teacher's loss.
     """
     batch_size = windows_per_batch(dataset)
-    mean, mean_x, num_windows = _means(teacher, dataset, batch_size, max_windows)
+    mean, mean_x, num_tokens = _means(teacher, sae, dataset, batch_size, max_windows)
     sums = torch.zeros(8, dtype=torch.float64)
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
+    num_excluded = num_predictions = 0
     for windows in dataset.batches(batch_size, max_windows, description="measuring the autoencoder"):
         windows = windows.to(teacher.model.device)
         h = teacher.residual(**windows.inputs())
-        latents = sae.encode(h)
-        h_hat = sae.decode(latents)
+        kept = sae.kept(h, **windows.inputs())
+        num_excluded += int((~kept).sum())
+        num_predictions += kept.numel() - len(windows)
+        own = h[kept]
+        latents = sae.encode(own)
+        rebuilt = sae.decode(latents)
         active = latents.values != 0
         counts += torch.bincount(latents.indices[active], minlength=len(counts)).cpu()
         sums += torch.stack(
             [
-                (h - h_hat).double().pow(2).sum(),
-                (h - mean).double().pow(2).sum(),
-                ((h - h_hat) / h.std(-1, keepdim=True)).double().pow(2).sum(),
-                (_normalize(h) - mean_x).double().pow(2).sum(),
+                (own - rebuilt).double().pow(2).sum(),
+                (own - mean).double().pow(2).sum(),
+                ((own - rebuilt) / own.std(-1, keepdim=True)).double().pow(2).sum(),
+                (_normalize(own) - mean_x).double().pow(2).sum(),
                 active.double().sum(),
                 _loss_sum(teacher, h, windows),
-                _loss_sum(teacher, h_hat, windows),
-                _loss_sum(teacher, mean.expand_as(h), windows),
+                _loss_sum(teacher, h.masked_scatter(kept.unsqueeze(-1), rebuilt), windows),
+                _loss_sum(teacher, h.masked_scatter(kept.unsqueeze(-1), mean.expand_as(own)), windows),
             ]
         ).cpu()
-    num_tokens = num_windows * dataset.context_length
     num_counted = num_tokens
     for windows in further:
-        latents = sae.encode(teacher.residual(**windows.to(teacher.model.device).inputs()))
+        windows = windows.to(teacher.model.device)
+        h = teacher.residual(**windows.inputs())
+        rows = h[sae.kept(h, **windows.inputs())]
+        latents = sae.encode(rows)
         counts += torch.bincount(latents.indices[latents.values != 0], minlength=len(counts)).cpu()
-        num_counted += windows.input_ids.numel()
-    loss, spliced, ablated = (float(value) / (num_tokens - num_windows) for value in sums[5:])
+        num_counted += len(rows)
+    loss, spliced, ablated = (float(value) / num_predictions for value in sums[5:])
     quality = SaeQuality(
         fvu=float(sums[0] / sums[1]),
         fvu_normalized=float(sums[2] / sums[3]),
@@ -127,6 +136,7 @@ def measure_sae(
         num_tokens=num_tokens,
         num_counted_tokens=num_counted,
         loss_recovered=1 - (spliced - loss) / (ablated - loss) if ablated != loss else math.nan,
+        num_excluded=num_excluded,
     )
     wrong = {name: value for name, value in dataclasses.asdict(quality).items() if not math.isfinite(value)}
     if wrong:
@@ -143,24 +153,29 @@ def windows_per_batch(dataset: TokenDataset) -> int:
     return max(1, TOKENS_PER_BATCH // dataset.context_length)
 
 
-def _normalize(h: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+def _normalize(h: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """Each token's residual stream without its mean and scale."""
     return (h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True)
 
 
 def _means(
-    teacher: Teacher, dataset: TokenDataset, batch_size: int, max_windows: int | None
+    teacher: Teacher, sae: SparseAutoencoder, dataset: TokenDataset, batch_size: int, max_windows: int | None
 ) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"], int]:
-    """The mean residual stream over all tokens, that of the normalised one, and the number of windows."""
+    """The mean residual stream of all tokens that the dictionary keeps, that of the normalised one, and their number."""
     total = total_x = torch.zeros((), dtype=torch.float64, device=teacher.model.device)
-    num_windows = 0
+    num_tokens = 0
     for windows in dataset.batches(batch_size, max_windows):
-        h = teacher.residual(**windows.to(teacher.model.device).inputs())
-        total = total + h.double().sum((0, 1))
-        total_x = total_x + _normalize(h).double().sum((0, 1))
-        num_windows += len(windows)
-    num_tokens = num_windows * dataset.context_length
-    return (total / num_tokens).float(), (total_x / num_tokens).float(), num_windows
+        windows = windows.to(teacher.model.device)
+        h = teacher.residual(**windows.inputs())
+        rows = h[sae.kept(h, **windows.inputs())]
+        total = total + rows.double().sum(0)
+        total_x = total_x + _normalize(rows).double().sum(0)
+        num_tokens += len(rows)
+    if not num_tokens:
+        raise CocomixError(
+            f"the dictionary leaves out every position of {dataset.path}; train it with fewer kinds of --exclude"
+        )
+    return (total / num_tokens).float(), (total_x / num_tokens).float(), num_tokens
 
 
 def _loss_sum(teacher: Teacher, residual: Tensor, windows: Windows) -> Tensor:
@@ -195,12 +210,15 @@ def require_variance(residual: Float[Tensor, "*N D"], place: str) -> None:
 
 @torch.no_grad()
 def reconstruction_fvu(sae: SparseAutoencoder, residual: Float[Tensor, "B T D"]) -> float:
-    """Fraction of variance that the reconstruction leaves unexplained, without each window's first position.
+    """Fraction of variance that the reconstruction leaves unexplained, without each window's first position and the outliers
+    that the dictionary leaves out.
 
     The first position of many models has a hundred times the norm of the others and would be all of the variance; some
     dictionaries (Gemma Scope) were not trained on it.
     """
     h = residual[:, 1:].flatten(0, 1)
+    if sae.config.excluded.max_norm is not None:
+        h = h[~(h.float().norm(dim=-1) > sae.config.excluded.max_norm)]
     return float((h - sae(h)).double().pow(2).sum() / (h - h.mean(0)).double().pow(2).sum())
 
 

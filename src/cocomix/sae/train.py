@@ -1,9 +1,9 @@
 """Train sparse autoencoders of one or several layers on activations streamed from the teacher.
 
-Each step reads some windows, runs the teacher once up to the highest layer, and for each layer takes some optimizer steps
-(`update.py`) on that layer's tokens in random order; only one step's activations are ever held. The order is a pure function
-of (seed, step), and layers share nothing but the teacher's pass: each has a folder and checkpoints of its own, equal to those
-of a run for that layer alone. An interrupted run resumes each layer where it was.
+Each step reads some windows, runs the teacher once up to the highest layer (or reads what a cache kept of that), and for each
+layer takes some optimizer steps (`update.py`) on that layer's tokens in random order; only one step's activations are ever
+held. The order is a pure function of (seed, step), and layers share nothing but the teacher's pass: each has a folder and
+checkpoints of its own, equal to those of a run for that layer alone. An interrupted run resumes each layer where it was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocomix.base import artifacts
 from cocomix.base.checkpoints import Checkpoints, clear_checkpoints
@@ -34,9 +35,12 @@ from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.loading import check_data, product_size
 from cocomix.modeling.teacher import Teacher, load_teacher
-from cocomix.sae.config import TrainSaeConfig
+from cocomix.sae.cache import ActivationCache
+from cocomix.sae.config import ExcludedPositions, TrainSaeConfig
 from cocomix.sae.model import SparseAutoencoder, SparseAutoencoderConfig
+from cocomix.sae.outliers import describe_norms, excluded_positions
 from cocomix.sae.quality import SaeQuality, measure_sae, require_variance, windows_per_batch
+from cocomix.sae.rules import RULES
 from cocomix.sae.update import SaeUpdater, UpdateStats
 
 # Shapes: N tokens, D width of the teacher, C latents, K active latents.
@@ -128,13 +132,15 @@ class _Layer:
         self.index, self.teacher = teacher.layer, teacher
         self.output = config.layer_output(teacher.layer)
         self.checkpoints = Checkpoints(self.output, settings | {"layer": teacher.layer})
-        D = int(teacher.model.config.hidden_size)
+        D, C, activation = int(teacher.model.config.hidden_size), config.num_latents, config.activation
+        k = config.k if RULES[activation].keeps_k else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            sae = SparseAutoencoder(SparseAutoencoderConfig(D, config.num_latents, config.k))
+            sae = SparseAutoencoder(SparseAutoencoderConfig(D, C, k, activation=activation))
         num_auxiliary, dead_after = config.num_auxiliary_latents, config.dead_after_tokens
         self.updater = SaeUpdater(
             sae.to(machine.device),
+            config.k,
             dead_after_tokens=min(config.num_tokens // 10, MAX_DEAD_AFTER_TOKENS) if dead_after is None else dead_after,
             num_auxiliary_latents=min(D // 2, MAX_AUXILIARY_LATENTS) if num_auxiliary is None else num_auxiliary,
             machine=machine,
@@ -145,9 +151,16 @@ class _Layer:
         if latest is not None:
             self.updater.restore(latest)
             self.step, self.seconds = latest.meta["step"], latest.meta["seconds"]
+            if "excluded" in latest.meta:  # earlier versions left nothing out
+                self.leave_out(ExcludedPositions.from_json(latest.meta["excluded"]))
+
+    def leave_out(self, excluded: ExcludedPositions) -> None:
+        """Make it part of the autoencoder that it leaves some positions out."""
+        self.updater.sae.config = dataclasses.replace(self.updater.sae.config, excluded=excluded)
 
     def save(self) -> None:
-        self.checkpoints.save(self.step, self.updater.state(), {"seconds": self.seconds})
+        excluded = dataclasses.asdict(self.updater.sae.config.excluded)
+        self.checkpoints.save(self.step, self.updater.state(), {"seconds": self.seconds, "excluded": excluded})
 
 
 class _Run:
@@ -172,13 +185,48 @@ class _Run:
         with machine.products():
             check_data(model, config.teacher, data)
         self.layers = [_Layer(config, Teacher(model, layer), settings, machine) for layer in layers]
-        new = [layer for layer in self.layers if layer.is_new]
-        for layer, h in self._activations(0, new):
-            require_variance(h, f"{config.teacher} after block {layer.index}")
-            layer.updater.start_bias(h)
         self.step = min(layer.step for layer in self.layers)
+        self.cache = self._open_cache(model, settings) if config.cache and self.step < self.num_steps else None
+        self._start([layer for layer in self.layers if layer.is_new])
         if self.step:
             say(f"continuing {config.output} at step {self.step:,} of {self.num_steps:,}")
+
+    def _open_cache(self, model: PreTrainedModel, settings: dict[str, Any]) -> ActivationCache:
+        config, T = self.config, self.data.context_length
+        assert config.cache is not None
+        teacher, num_windows = Teacher(model, config.layers[-1]), self.num_steps * config.batch_size
+
+        def residuals(step: int) -> list[Tensor]:
+            with self.machine.products():
+                return [h.cpu() for h in teacher.residuals(**self._windows(step).inputs(), layers=config.layers)]
+
+        num_numbers = len(config.layers) * num_windows * T * int(model.config.hidden_size)
+        return ActivationCache(
+            config.cache,
+            {
+                "inputs": settings["inputs"],
+                "layers": list(config.layers),
+                "seed": config.seed,
+                "batch_size": config.batch_size,
+                "first_windows": self.num_windows,
+                "num_windows": num_windows,
+                **self.machine.settings,
+            },
+            batch_size=config.batch_size,
+            context_length=T,
+            num_bytes=num_numbers * model.dtype.itemsize,
+            max_bytes=config.cache_gigabytes * 1e9,
+            residuals=residuals,
+        )
+
+    def _start(self, layers: Sequence[_Layer]) -> None:
+        """Decide on the first step's activations what new autoencoders leave out, and start their biases."""
+        windows = self._windows(0)
+        for layer, h in zip(layers, self._residuals(0, windows, layers), strict=True):
+            require_variance(h, f"{self.config.teacher} after block {layer.index}")
+            layer.leave_out(excluded_positions(self.config.exclude, h, self.data))
+            layer.updater.start(self._rows(0, windows, layer, h), self.config.tokens_per_update)
+            say(f"block {layer.index}: {describe_norms(h, layer.updater.sae.kept(h, **windows.inputs()))}")
 
     def finish(self) -> dict[int, artifacts.Manifest]:
         """Train what is left to train, and measure each autoencoder."""
@@ -206,11 +254,12 @@ class _Run:
     def _train_step(self, layers: Sequence[_Layer]) -> list[UpdateStats]:
         """Each layer's optimizer steps on one step's tokens."""
         started = time.perf_counter()
-        # Constant, then linear to zero over the last fifth, as usual for dictionaries.
-        rate = self.max_learning_rate * min(1.0, (self.num_steps - self.step) / (0.2 * self.num_steps))
-        stats = []
-        for layer, h in self._activations(self.step, layers):
-            stats.append(layer.updater.update(h, self.config.tokens_per_update, rate))
+        rate = self.max_learning_rate * _part_of_rate(self.config, self.step, self.num_steps)
+        stats, windows = [], self._windows(self.step)
+        for layer, h in zip(layers, self._residuals(self.step, windows, layers), strict=True):
+            rows = self._rows(self.step, windows, layer, h)
+            progress = self.step / self.num_steps
+            stats.append(layer.updater.update(rows, self.config.tokens_per_update, rate, progress))
             layer.step += 1
             if not math.isfinite(stats[-1].fvu):
                 require_variance(h, f"{self.config.teacher} after block {layer.index}")
@@ -221,18 +270,32 @@ class _Run:
             layer.seconds += time.perf_counter() - started
         return stats
 
-    def _activations(self, step: int, layers: Sequence[_Layer]) -> Iterator[tuple[_Layer, Float[Tensor, "N D"]]]:
-        """Residual streams of one step's windows at each layer, all in the same random order of tokens."""
+    def _windows(self, step: int) -> Windows:
+        indices = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
+        return self.data.windows(indices).to(self.machine.device)
+
+    def _residuals(self, step: int, windows: Windows, layers: Sequence[_Layer]) -> list[Float[Tensor, "B T D"]]:
+        """Residual streams of a step's windows at each layer."""
+        indices = [layer.index for layer in layers]
         if not layers:
-            return
-        windows = windows_of_step(self.config.seed, step, self.config.batch_size, self.num_windows)
-        inputs = self.data.windows(windows).to(self.machine.device).inputs()
+            return []
+        if self.cache is not None:
+            return [h.to(self.machine.device) for h in self.cache.residuals(step, indices)]
         with self.machine.products():
-            residuals = layers[-1].teacher.residuals(**inputs, layers=[layer.index for layer in layers])
+            return layers[-1].teacher.residuals(**windows.inputs(), layers=indices)
+
+    def _rows(self, step: int, windows: Windows, layer: _Layer, h: Float[Tensor, "B T D"]) -> Float[Tensor, "N D"]:
+        """The tokens that a layer keeps, in a random order that is the same for all layers."""
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) % NUM_SEEDS)
         order = torch.randperm(self.tokens_per_step, generator=generator).to(self.machine.device)
-        for layer, h in zip(layers, residuals, strict=True):
-            yield layer, h.flatten(0, 1)[order]
+        kept = layer.updater.sae.kept(h, **windows.inputs()).flatten()
+        rows = h.flatten(0, 1)[order[kept[order]]]
+        if len(rows) < 2:
+            raise CocomixError(
+                f"--exclude {' '.join(self.config.exclude)} leaves {len(rows)} of {len(order)} tokens in step {step + 1}; "
+                "leave out fewer kinds of positions, or raise --batch-size"
+            )
+        return rows
 
     def _finish(self, layer: _Layer) -> artifacts.Manifest:
         with self.machine.products():
@@ -280,6 +343,13 @@ class _Run:
                 windows = chosen[start : start + batch_size]
                 yield self.data.windows(windows)
                 progress.advance(len(windows) * T)
+
+
+def _part_of_rate(config: TrainSaeConfig, step: int, num_steps: int) -> float:
+    """Of the learning rate: linear from zero over the first steps, then all of it, linear to zero over the last steps."""
+    risen = (step + 1) / max(1.0, config.warmup_fraction * num_steps)
+    left = (num_steps - step) / max(1.0, config.decay_fraction * num_steps)
+    return min(1.0, risen, left)
 
 
 def _shown(layers: Sequence[_Layer], stats: Sequence[UpdateStats]) -> dict[str, str]:

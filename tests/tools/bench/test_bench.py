@@ -17,7 +17,7 @@ from torch import Tensor
 from cocomix import CocomixError, ConceptExtractor
 from cocomix.cli.main import main
 from cocomix.mixers import concept as mixers
-from cocomix.sae import update as sae_update
+from cocomix.sae import chosen
 from cocomix.tools.bench import command, dense, extract, extract_ranks, generate, head, sae, train
 from cocomix.tools.bench.command import bench, sections
 from cocomix.tools.bench.config import BenchConfig, CaseName
@@ -80,14 +80,14 @@ def _break(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         label = ConceptExtractor.__call__
         monkeypatch.setattr(ConceptExtractor, "__call__", lambda *words: label(*words).roll(1, 1))
     elif case == "sae":
-        backward = sae_update._Chosen.backward
+        backward = chosen._Chosen.backward
 
         def wrong(*words: Any) -> tuple[Tensor | None, ...]:
             *others, weight, bias = backward(*words)
             assert weight is not None
             return (*others, weight * 1.001, bias)
 
-        monkeypatch.setattr(sae_update._Chosen, "backward", staticmethod(wrong))
+        monkeypatch.setattr(chosen._Chosen, "backward", staticmethod(wrong))
     else:
         grow = generate.Sequence.grow
 

@@ -74,7 +74,7 @@ def make_card(text: str) -> dict[str, object]:
         "spliced_loss": 3.1,
         "mean_ablated_loss": 9.0,
     }
-    quality |= {"num_tokens": 800, "num_counted_tokens": 1000, "loss_recovered": 0.98}
+    quality |= {"num_tokens": 800, "num_counted_tokens": 1000, "loss_recovered": 0.98, "num_excluded": 7}
     return {
         "layer": 3,
         "num_latents": 6,
@@ -99,6 +99,7 @@ def test_page_is_self_contained_and_text_is_escaped() -> None:
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:href="#|url\(#)([^")]*)', page)) <= set(ids)
     assert "active at none of 1.00k held-out tokens" in page
+    assert "It leaves out 7 further tokens" in page
     assert "Active at no token of the validation text." in page
     assert "prefers-color-scheme: dark" in page
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cocomix.base.artifacts import write_json
 from cocomix.base.errors import CocomixError
-from cocomix.sae.config import SparseAutoencoderConfig
+from cocomix.sae.config import ExcludedPositions, SparseAutoencoderConfig
 from cocomix.sae.formats.files import SaeWeights, Settings, Tensors, read_npz, read_pickle, read_safetensors, short
 
 FORMAT_VERSION = 2
@@ -29,9 +29,15 @@ def read_own(folder: Path) -> SaeWeights:
             f"{settings.path} has format version {short(version)}, not {FORMAT_VERSION}; make the dictionary again"
         )
     kinds: dict[str, type] = {"hidden_size": int, "num_latents": int, "normalize_input": str, "activation": str}
-    names = [field.name for field in fields(SparseAutoencoderConfig) if field.name != "num_active_latents"]
-    required = {name: kinds.get(name, bool) for name in names}
-    values = settings.take(required, optional={"num_active_latents": int}, ignored="format_version")
+    optional = {"num_active_latents": int, "excluded": {}}
+    required = {
+        field.name: kinds.get(field.name, bool)
+        for field in fields(SparseAutoencoderConfig)
+        if field.name not in optional
+    }
+    values = settings.take(required, optional, ignored="format_version")
+    rule = Settings(settings.path, values["excluded"]).take({}, {"first": False, "tokens": [], "max_norm": float})
+    values["excluded"] = ExcludedPositions.from_json(rule)
     tensors = read_safetensors(folder / "sae.safetensors")
     return tensors.take_weights(
         SparseAutoencoderConfig(**values), "encoder_weight encoder_bias decoder_weight decoder_bias"
@@ -41,7 +47,12 @@ def read_own(folder: Path) -> SaeWeights:
 def write_own(folder: Path, config: SparseAutoencoderConfig, tensors: dict[str, Tensor]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "sae.safetensors")
-    write_json(folder / "sae.json", {"format_version": FORMAT_VERSION, **asdict(config)})
+    values = asdict(config)
+    if (
+        config.excluded == ExcludedPositions()
+    ):  # as before there was such a rule, so that equal dictionaries have equal files
+        del values["excluded"]
+    write_json(folder / "sae.json", {"format_version": FORMAT_VERSION, **values})
 
 
 def read_openai(path: Path) -> SaeWeights:

@@ -89,7 +89,7 @@ def _updater(shape: SaeShape) -> SaeUpdater:
     torch.manual_seed(0)
     sae = SparseAutoencoder(SparseAutoencoderConfig(shape.width, shape.num_latents, shape.k))
     # As with sparsify's default, no latent dies in a run this short.
-    return SaeUpdater(sae, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
+    return SaeUpdater(sae, shape.k, dead_after_tokens=10_000_000, num_auxiliary_latents=shape.width // 2)
 
 
 def _moments(updater: SaeUpdater) -> dict[str, Tensor]:

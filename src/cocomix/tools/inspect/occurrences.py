@@ -131,11 +131,14 @@ def find_occurrences(
         num_windows += len(ids)
         token_counts += torch.bincount(windows.input_ids.flatten(), minlength=len(token_counts))
         window_ids, windows = torch.from_numpy(ids), windows.to(model.device)
-        if extractor is not None:
-            latents = extractor.sae.encode(extractor.teacher.residual(**windows.inputs()))
-            strongest["sae"].add(window_ids, latents.indices, latents.values, latents.values > 0)
         hidden, indices, values = _predict(model, windows, recorder)
-        strongest["prediction"].add(window_ids, indices, values, torch.ones_like(indices, dtype=torch.bool))
+        present = torch.ones_like(indices, dtype=torch.bool)
+        if extractor is not None:
+            h = extractor.teacher.residual(**windows.inputs())
+            latents = extractor.sae.read(h, **windows.inputs())
+            strongest["sae"].add(window_ids, latents.indices, latents.values, latents.values > 0)
+            present &= extractor.sae.kept(h, **windows.inputs()).unsqueeze(-1)  # elsewhere no label was learned
+        strongest["prediction"].add(window_ids, indices, values, present)
         if quality is not None:
             scored = _labels(ids, windows, extractor, labels)
             strongest["label"].add(window_ids, scored.labels, scored.scores, scored.labels != IGNORED_LABEL)

@@ -26,7 +26,7 @@ from cocomix.sae.train import TrainedAutoencoder
 from cocomix.tools.inspect.card_making import excerpts
 from cocomix.tools.inspect.occurrences import StrongestOccurrences
 
-# Shapes: C latents.
+# Shapes: C latents, K active at one token at most.
 
 CARD_NAME = "quality.json"
 PAGE_NAME = "quality.html"
@@ -38,12 +38,13 @@ BINS_PER_DECADE = 4
 def write_card(trained: TrainedAutoencoder) -> None:
     """Write `quality.json` and `quality.html`; equal dictionaries and data give equal bytes."""
     sae, quality, counts = trained.sae, trained.quality, trained.counts
+    K = sae.config.max_active_latents
     sample = sample_latents(counts)
     contexts = excerpts(trained.validation, strongest_occurrences(sample, trained), "sae")
     card = {
         "layer": trained.teacher.layer,
         "num_latents": sae.config.num_latents,
-        "k": sae.config.num_active_latents,
+        "k": None if sae.config.num_latents == K else K,  # where thresholds decide, there is no such number
         "train_tokens": trained.train_tokens,
         "quality": dataclasses.asdict(quality),
         "density": density_histogram(counts, quality.num_counted_tokens),
@@ -73,7 +74,8 @@ def strongest_occurrences(latents: Sequence[int], trained: TrainedAutoencoder) -
     wanted = torch.tensor(latents, dtype=torch.long, device=trained.teacher.model.device)
     start = 0
     for windows in dataset.batches(windows_per_batch(dataset), max_windows, description="finding contexts"):
-        active = sae.encode(trained.teacher.residual(**windows.to(wanted.device).inputs()))
+        windows = windows.to(wanted.device)
+        active = sae.read(trained.teacher.residual(**windows.inputs()), **windows.inputs())
         present = (active.values > 0) & torch.isin(active.indices, wanted)
         strongest.add(window_ids[start : start + len(windows)], active.indices, active.values, present)
         start += len(windows)

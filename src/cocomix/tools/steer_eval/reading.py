@@ -58,8 +58,9 @@ class TextReader:
         ids = ids.to(self.slots.device)
         hidden = self.teacher.residual(ids)
         latents = self.sae.encode(hidden[:, num_prompt_tokens:])
+        kept = self.sae.kept(hidden, ids)[:, num_prompt_tokens:]
         dense = hidden.new_zeros(*latents.values.shape[:2], self.num_latents + 1)
-        dense.scatter_add_(-1, self.slots[latents.indices], latents.values)
+        dense.scatter_add_(-1, self.slots[latents.indices], latents.values * kept.unsqueeze(-1))
         losses = next_token_losses(self.teacher.logits(hidden), ids)[:, num_prompt_tokens - 1 :]
         repetition = torch.tensor([_repetition(row) for row in ids[:, num_prompt_tokens:].tolist()])
         return dense[..., :-1].mean(1), losses.mean(1), repetition
@@ -85,7 +86,8 @@ def most_used_latents(
     """
     counts = torch.zeros(sae.config.num_latents, dtype=torch.long)
     for windows in dataset.batches(BATCH_SIZE, max_windows):
-        latents = sae.encode(teacher.residual(**windows.to(teacher.model.device).inputs()))
+        windows = windows.to(teacher.model.device)
+        latents = sae.read(teacher.residual(**windows.inputs()), **windows.inputs())
         best = latents.values.topk(min(num_strongest, latents.values.shape[-1]), dim=-1)
         chosen = latents.indices.gather(-1, best.indices)[best.values > 0]
         counts += torch.bincount(chosen, minlength=len(counts)).cpu()

@@ -37,6 +37,7 @@ class ShardWork(abc.ABC):
     """
 
     description: str
+    extension = "parquet"
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], windows_per_shard: int, batch_size: int, context_length: int
@@ -54,6 +55,10 @@ class ShardWork(abc.ABC):
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         """Further facts of the manifest, from the receipts of all shards."""
 
+    def path(self, index: int) -> Path:
+        """File of a shard."""
+        return self.folder / shard_name(index, self.extension)
+
     def write_missing(self, ranks: Ranks) -> None:
         """Write this rank's part of the missing shards: every `size`-th shard is its own."""
         mine = range(ranks.rank, self.num_shards, ranks.size)
@@ -68,7 +73,7 @@ class ShardWork(abc.ABC):
                 receipt = self.write(index, self._batches(index, progress))
                 receipt |= {
                     "made_with": self.made_with,
-                    "sha256": artifacts.sha256_of_file(self.folder / shard_name(index)),
+                    "sha256": artifacts.sha256_of_file(self.path(index)),
                     "seconds": time.perf_counter() - started,
                 }
                 artifacts.write_json(self._receipt_path(index), artifacts.sealed(receipt))
@@ -79,9 +84,7 @@ class ShardWork(abc.ABC):
         for index in range(self.num_shards):
             receipt = self._receipt(index)
             if receipt is None:
-                raise CocomixError(
-                    f"{self.folder / shard_name(index)} was not written whole; run the same command again"
-                )
+                raise CocomixError(f"{self.path(index)} was not written whole; run the same command again")
             receipts.append(receipt)
         seconds = sum(receipt["seconds"] for receipt in receipts)
         facts = {"num_shards": self.num_shards, "seconds": round(seconds, 3)}
@@ -100,7 +103,7 @@ class ShardWork(abc.ABC):
 
     def _receipt(self, index: int) -> dict[str, Any] | None:
         """The receipt of a shard if it is valid: the shard is whole, and made with these settings."""
-        shard, path = self.folder / shard_name(index), self._receipt_path(index)
+        shard, path = self.path(index), self._receipt_path(index)
         try:
             receipt: dict[str, Any] = artifacts.read_json(path)
             is_valid = artifacts.is_sealed(receipt) and receipt["made_with"] == self.made_with
@@ -109,7 +112,8 @@ class ShardWork(abc.ABC):
             return None
 
     def _receipt_path(self, index: int) -> Path:
-        return self.folder / f".{shard_name(index)}.json"
+        path = self.path(index)
+        return path.with_name(f".{path.name}.json")
 
 
 @contextlib.contextmanager
