@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.foreign import require_content
 from cocomix.base.parsing import parse_json
 
 Document = str | CocomixError | None
@@ -111,6 +112,7 @@ def read_file(path: Path, text_field: str) -> Iterator[Document]:
         texts, None for a row without one, and errors that name the file and the line.
     """
     try:
+        require_content(path)
         yield from FORMATS.get(format_of(path), _read_text)(path, text_field)
     except CocomixError as error:
         yield error
