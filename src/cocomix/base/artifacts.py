@@ -323,6 +323,13 @@ def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> 
         else:
             continue
         raise _damaged(path, f"{file} {problem}")
+    added = set(_content_files(path)) - manifest["files"].keys()
+    for pattern in KINDS.get(manifest["kind"], Kind()).by_name:
+        for name in fnmatch.filter(added, pattern):
+            if name.count("/") == pattern.count("/"):
+                raise CocomixError(
+                    f"{path / name} was added to a finished folder, where it would be read; move it elsewhere"
+                )
     return _as_manifest(path, manifest)
 
 
