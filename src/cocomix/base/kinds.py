@@ -43,15 +43,15 @@ class Kind:
 
 
 #: What `transformers` reads in a model's folder.
-_OF_MODELS = (
+_OF_MODELS = [
     "adapter_*",
     "model*.safetensors*",
-    "generation_config.json",
+    "generation_*.json",
     "*token*.json",
     "vocab.*",
     "merges.txt",
     "*.model",
-)
+]
 
 KINDS = {
     TOKEN_DATASET: Kind(
@@ -61,7 +61,9 @@ KINDS = {
     DISTILLATION_TARGETS: Kind(("00000.parquet",)),
     SPARSE_AUTOENCODER: Kind(("sae.json", "sae.safetensors"), aside=("quality.json", "quality.html")),
     TRAINING_RUN: Kind(
-        ("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME), aside=(METRICS_NAME,), by_name=_OF_MODELS
+        ("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME),
+        aside=(METRICS_NAME,),
+        by_name=tuple(_OF_MODELS),
     ),
     EVALUATION: Kind(("evaluation.json",)),
     INSPECTION: Kind(("concepts.parquet", "summary.json", "index.html"), aside=("index.html",)),
