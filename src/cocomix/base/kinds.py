@@ -43,16 +43,15 @@ class Kind:
 
 
 #: What `transformers` reads in a model's folder.
-_OF_MODELS = [
-    "adapter_*",
+_OF_MODELS = (
     "model*.safetensors*",
+    "adapter_*",
     "generation_*.json",
     "*token*.json",
     "vocab.*",
     "merges.txt",
     "*.model",
-]
-
+)
 KINDS = {
     TOKEN_DATASET: Kind(
         ("tokenizer/tokenizer.json", "train/00000.parquet", "validation/00000.parquet"), by_name=("tokenizer/*",)
