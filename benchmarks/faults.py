@@ -5,8 +5,8 @@
 A tiny pipeline makes a folder of each kind. Each of its files is flipped in a bit, cut in half, emptied, deleted and replaced
 by a folder, and each of these damaged folders is given to each command that reads the kind. JSON files are overwritten, and
 their fields changed, given another type and removed; these go to the commands in turn. A command runs in its own process.
-It may refuse the folder in one sentence and leave nothing behind, or end with the result of the undamaged folder. Anything
-else counts against it:
+It may refuse the folder in one sentence and leave nothing behind, end with the result of the undamaged folder, or with
+another that says that a run is unfinished ("said"). Anything else counts against it:
 
     silent       it ended well, with another result
     traceback    it ended with something else than one sentence, or not at all
@@ -48,6 +48,8 @@ from cocomix.cli.main import main as cocomix
 from cocomix.steering.concept_names import NAMES_NAME
 
 SECONDS_A_COMMAND = 60
+#: What a table says of a run without a manifest.
+SAYS_SO = "unfinished"
 MAX_FIELDS = 4  # of one JSON file; a tokenizer has hundreds
 TIMES = frozenset({"train_seconds", "tokens_per_second", "seconds"})
 WORDS = ["def", "return", "import", "self", "for", "in", "range", "class", "print", "value", "name", "None", "True"]
@@ -138,7 +140,7 @@ def main() -> None:
         for kind, cases in zip(arguments.kinds, pool.map(outcomes, arguments.kinds), strict=True):
             counts[kind] = collections.Counter(case["outcome"] for case in cases)
             print(f"{kind}: {dict(counts[kind])}", flush=True)
-            found += [case for case in cases if case["outcome"] not in ("refused", "same result")]
+            found += [case for case in cases if case["outcome"] not in ("refused", "same result", "said")]
     for case in found:
         print(json.dumps(case), flush=True)
     store(
@@ -215,7 +217,7 @@ def _outcomes(kind: str, folders: Mapping[str, Path], work: Path, max_fields: in
                 outcome, said = _run(_words(command, folders, output), output)
                 whole = (outcome, said) == expected[command]
             if outcome == "ended":
-                outcome = "same result" if whole else "silent"
+                outcome = "same result" if whole else "said" if SAYS_SO in said else "silent"
             case = {"kind": kind, "file": fault.file, "fault": fault.name, "command": command.split()[0]}
             cases.append({**case, "outcome": outcome, "said": said[-300:]})
     return cases

@@ -164,7 +164,7 @@ def prepare() -> str:
 
 
 def faults() -> str:
-    outcomes = ("refused", "same result", "silent", "traceback", "left behind")
+    outcomes = ("refused", "same result", "said", "silent", "traceback", "left behind")
     rows = [
         [kind, *(str(counts.get(outcome, 0)) for outcome in outcomes)]
         for kind, counts in stored("faults")["kinds"].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -233,3 +234,23 @@ def test_times_measurements_and_what_people_write_are_no_part_of_the_fingerprint
     (tmp_path / "1" / "quality.json").write_text("2")
     with pytest.raises(CocomixError, match=r"quality\.json"):
         artifacts.read(tmp_path / "1", "sparse-autoencoder")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "is_read"),
+    [
+        ("training-run", "adapter_config.json", True),
+        ("training-run", "added_tokens.json", True),
+        ("training-run", "model.fp16.safetensors", True),
+        ("training-run", "notes/model.safetensors", False),
+        ("training-run", "NOTES.md", False),
+        ("token-dataset", "tokenizer/added_tokens.json", True),
+        ("token-dataset", "train/00001.parquet", False),  # shards are counted, not looked for
+    ],
+)
+def test_a_file_that_a_library_would_pick_up_is_refused(kind: str, name: str, is_read: bool, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURES / FOLDERS[kind], tmp_path / kind))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(CocomixError, match=f"{name} was added") if is_read else contextlib.nullcontext():
+        artifacts.read(folder, kind)

@@ -122,7 +122,13 @@ def caused(*errors: Exception) -> Exception:
             1,
         ),
         (caused(RuntimeError("a"), cocomix.CocomixError("a thing is wrong")), "error: a thing is wrong", 1),
-        (MemoryError("Unable to allocate 7.3 TiB"), "not enough memory (Unable to allocate 7.3 TiB)", 1),
+        (
+            caused(cocomix.CocomixError("x can't be saved"), OSError(28, "No space left on device", "/full/file")),
+            "error: the disk is full ([Errno 28] No space left on device: '/full/file')",
+            1,
+        ),
+        (MemoryError("Unable to allocate 7.3 TiB"), "not enough memory (7.3 TiB were asked for)", 1),
+        (caused(cocomix.CocomixError("x can't be read"), MemoryError()), "error: x can't be read", 1),
         (
             RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes"),
             "not enough memory (4.0\u202fTB were asked for)",

@@ -187,6 +187,8 @@ class TestInterruption:
             with pytest.raises(KeyboardInterrupt):
                 prepare(config(tiny, tmp_path))
         monkeypatch.delattr(prepare_module, "encode_in_order")
+        (tokenizer,) = tmp_path.glob(".work/*/tokenizer/tokenizer.json")
+        tokenizer.write_text(tokenizer.read_text(encoding="utf-8").replace('"a"', '"A"', 1), encoding="utf-8")
         assert prepare(config(tiny, tmp_path)).fingerprint == TokenDataset(tiny.data).fingerprint
 
     @pytest.mark.parametrize("damage", ["flipped", "deleted"])

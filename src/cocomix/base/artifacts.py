@@ -26,7 +26,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from typing import Any
 import yaml
 
 from cocomix.base.errors import CocomixError, shortened
+from cocomix.base.foreign import POINTER_SENTENCE, is_lfs_pointer
 from cocomix.base.kinds import KINDS, METRICS_NAME, Kind
 from cocomix.base.parsing import parse_json
 
@@ -123,6 +124,11 @@ def read_checksums(folder: Path) -> dict[str, str]:
     except (OSError, CocomixError):
         return {}
     return recorded if isinstance(recorded, dict) else {}
+
+
+def checksums_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of some files of a folder, by name; a missing one is left out."""
+    return {name: sha256_of_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
 
 
 def sealed(body: Mapping[str, Any], name: str = "checksum") -> dict[str, Any]:
@@ -308,6 +314,8 @@ def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> 
             problem = f"is not in {MANIFEST_NAME}"
         elif not file.exists():
             problem = "is missing"
+        elif file.is_file() and is_lfs_pointer(file):
+            raise CocomixError(f"{file} {POINTER_SENTENCE}")
         elif file.stat().st_size != entry["num_bytes"]:
             problem = f"has {file.stat().st_size} bytes instead of {entry['num_bytes']}"
         elif sha256_of_file(file) != entry["sha256"]:
@@ -315,6 +323,13 @@ def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> 
         else:
             continue
         raise _damaged(path, f"{file} {problem}")
+    added = set(_content_files(path)) - manifest["files"].keys()
+    for pattern in KINDS.get(manifest["kind"], Kind()).by_name:
+        for name in fnmatch.filter(added, pattern):
+            if name.count("/") == pattern.count("/"):
+                raise CocomixError(
+                    f"{path / name} was added to a finished folder, where it would be read; move it elsewhere"
+                )
     return _as_manifest(path, manifest)
 
 

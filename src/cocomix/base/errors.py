@@ -39,8 +39,11 @@ def require_at_least(minimum: int, config: object, *names: str, maximum: int = M
 def reason_of(error: BaseException) -> str:
     """What a library's exception says, to end an error message with: its first line, or its type if it has no message.
 
-    A first line that ends in a colon takes the second along. The libraries' texts for too little memory are one here.
+    A first line that ends in a colon takes the second along. The libraries' texts for too little memory are one here, and
+    Python's advice about integers is left out.
     """
+    if "set_int_max_str_digits" in str(error):
+        return "an integer has thousands of digits"
     if OUT_OF_MEMORY.search(str(error)):
         return "there is not enough memory"
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]

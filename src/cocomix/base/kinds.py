@@ -38,15 +38,34 @@ class Kind:
     aside: tuple[str, ...] = ()
     """Files with times and measurements, on which no later result depends: checked like all others, but not part of the
     fingerprint."""
+    by_name: tuple[str, ...] = ()
+    """Files, as patterns of `fnmatch`, that a library reads if it finds them: those that the manifest does not list are
+    refused. Anything else may be put into a finished folder, and is not read."""
 
 
+#: What `transformers` reads in a model's folder.
+_OF_MODELS = (
+    "model*.safetensors*",
+    "adapter_*",
+    "generation_*.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+)
 KINDS = {
-    TOKEN_DATASET: Kind(("tokenizer/tokenizer.json", "train/00000.parquet", "validation/00000.parquet")),
+    TOKEN_DATASET: Kind(
+        ("tokenizer/tokenizer.json", "train/00000.parquet", "validation/00000.parquet"), by_name=("tokenizer/*",)
+    ),
     CONCEPT_DATASET: Kind(("00000.parquet",)),
     DISTILLATION_TARGETS: Kind(("00000.parquet",)),
     ACTIVATION_CACHE: Kind(("00000.safetensors",)),
     SPARSE_AUTOENCODER: Kind(("sae.json", "sae.safetensors"), aside=("quality.json", "quality.html")),
-    TRAINING_RUN: Kind(("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME), aside=(METRICS_NAME,)),
+    TRAINING_RUN: Kind(
+        ("config.json", "model*.safetensors", "tokenizer.json", METRICS_NAME),
+        aside=(METRICS_NAME,),
+        by_name=tuple(_OF_MODELS),
+    ),
     EVALUATION: Kind(("evaluation.json",)),
     INSPECTION: Kind(("concepts.parquet", "summary.json", "index.html"), aside=("index.html",)),
     STEERING_SCORE: Kind(("steering.json",)),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.foreign import LFS_POINTER, POINTER_SENTENCE
 
 
 def parse_json(text: str | bytes, place: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -18,8 +19,11 @@ def parse_json(text: str | bytes, place: str, pairs: Callable[[list[tuple[str, A
         pairs: makes a value from the members of an object, in order and with repetitions; a dictionary by default.
 
     Raises:
-        CocomixError: the text is no JSON, is nested too deeply, holds an integer of thousands of digits, or is not UTF-8.
+        CocomixError: the text is no JSON, is nested too deeply, holds an integer of thousands of digits, is not UTF-8, or is
+            a pointer of Git LFS.
     """
+    if text.startswith(LFS_POINTER if isinstance(text, bytes) else LFS_POINTER.decode()):  # type: ignore[arg-type]
+        raise CocomixError(f"{place} {POINTER_SENTENCE}")
     try:
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=pairs)
     except RecursionError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cocomix.base.errors import reason_of
+from cocomix.base.foreign import require_content
 
 OPTION = "--trust-remote-code"
 
@@ -26,7 +27,12 @@ def is_trusted() -> bool:
 
 
 def loading_reason(error: Exception, source: Path | str) -> str:
-    """Why a library could not load something from a folder, or under a Hub name; to end an error message with."""
+    """Why a library could not load something from a folder or file, or under a Hub name; to end an error message with.
+
+    Raises:
+        CocomixError: a file is a pointer of Git LFS, which says all.
+    """
+    require_content(Path(source))
     if "trust_remote_code" in str(error):
         return f"it needs Python code that comes with it, which runs only with `cocomix {OPTION} COMMAND`"
     files = [Path(source) / name for name in ("config.json", "tokenizer_config.json")]

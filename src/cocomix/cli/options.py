@@ -176,7 +176,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise CocomixError(f"{file} can't be read: {reason_of(error)}") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError of an explicit tag, such as !!timestamp
-        raise CocomixError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else reason_of(error)
+        raise CocomixError(f"{file} is not valid YAML: {reason}") from error
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -13,6 +13,7 @@ from typing import Any
 from cocomix.base import artifacts
 from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError
+from cocomix.base.foreign import require_content
 from cocomix.base.hub import local_model, may_be_on_hub, require_known_place
 from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, SPARSE_AUTOENCODER, TOKEN_DATASET
 from cocomix.sae.find import local_path, recognise
@@ -68,6 +69,7 @@ def _check_path(name: str, path: Path, *, is_planned: bool) -> None:
         folder = local_model(path)
         if folder.suffix != ".gguf" and not (folder / "config.json").exists():
             raise CocomixError(f"{path} has no config.json; expected a model folder or a GGUF file")
+        require_content(folder)
     elif name in _SAES and (path / artifacts.SETTINGS_NAME).exists():
         artifacts.read(path, SPARSE_AUTOENCODER, files=())
     elif name in _SAES:

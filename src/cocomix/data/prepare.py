@@ -8,6 +8,7 @@ into windows of `context_length`, and the last, incomplete window is dropped. Co
 windows, so that teacher and student see the same context.
 
 DIR/.work/SETTINGS/tokenizer/         the tokenizer, given or trained
+DIR/.work/SETTINGS/checksums.json     SHA-256 of its files
 DIR/.work/SETTINGS/text/              `DocumentPile` of the text
 DIR/.work/SETTINGS/validation_text/   `DocumentPile` of the validation text, if given
 DIR/.work/SETTINGS/copy/              copy of the text, if it is not streamed
@@ -224,6 +225,8 @@ def _saved_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer, saved and reloaded: the given one, or one trained on the first training documents."""
     folder, partial = work / TOKENIZER_FOLDER, work / f"{TOKENIZER_FOLDER}.partial"
+    if folder.exists() and _checksums(folder) != artifacts.read_checksums(work):
+        shutil.rmtree(folder)  # damaged while it lay there
     if not folder.exists():
         if tokenizer is None:
             say(f"training a tokenizer of {config.vocab_size:,} tokens")
@@ -231,8 +234,13 @@ def _saved_tokenizer(
             training = (text for text in texts if _in_training(config, np.array([text_digest(text)], np.uint64))[0])
             tokenizer = train_tokenizer(first_bytes(training, MAX_TOKENIZER_BYTES), config.vocab_size)
         tokenizer.save_pretrained(partial)
+        artifacts.write_json(work / artifacts.CHECKSUMS_NAME, _checksums(partial))
         partial.rename(folder)
     return load_tokenizer(folder)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    return artifacts.checksums_of(folder, (file.name for file in folder.iterdir()))
 
 
 def _read(

@@ -86,6 +86,4 @@ def _mapped(folder: Path, files: Sequence[str]) -> datasets.Dataset:
 
 
 def _checksums(cache: Path) -> dict[str, str]:
-    return {
-        file.relative_to(cache).as_posix(): artifacts.sha256_of_file(file) for file in sorted(cache.rglob("*.arrow"))
-    }
+    return artifacts.checksums_of(cache, (file.relative_to(cache).as_posix() for file in cache.rglob("*.arrow")))

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.foreign import require_content
 from cocomix.base.parsing import parse_json
 
 Document = str | CocomixError | None
@@ -111,11 +112,10 @@ def read_file(path: Path, text_field: str) -> Iterator[Document]:
         texts, None for a row without one, and errors that name the file and the line.
     """
     try:
+        require_content(path)
         yield from FORMATS.get(format_of(path), _read_text)(path, text_field)
     except CocomixError as error:
         yield error
-    except UnicodeDecodeError as error:
-        yield CocomixError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out")
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
         yield CocomixError(f"{path} can't be read: {getattr(error, 'strerror', None) or reason_of(error)}")
 
@@ -177,12 +177,24 @@ def _lines_of(path: Path) -> Iterator[bytes]:
             yield line if number else line.removeprefix(codecs.BOM_UTF8)
 
 
-def _read_text(path: Path, _: str) -> Iterator[Document]:
-    with _open(path) as file:
-        text = file.read().decode("utf-8-sig")
+def read_text(path: Path) -> str:
+    """The text of a file, decompressed, without a byte order mark and with its own line ends.
+
+    Raises:
+        CocomixError: it is not text in UTF-8.
+    """
+    try:
+        with _open(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CocomixError(f"{path} is not UTF-8 text (byte {error.start}); convert it or leave it out") from error
     if "\0" in text:
         raise CocomixError(f"{path} is not text (it holds NUL characters); leave it out")
-    yield text
+    return text
+
+
+def _read_text(path: Path, _: str) -> Iterator[Document]:
+    yield read_text(path)
 
 
 def _read_json_lines(path: Path, text_field: str) -> Iterator[Document]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError
-from cocomix.data.text_files import json_rows
+from cocomix.data.text_files import json_rows, read_text
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -58,7 +58,7 @@ def lambada(paths: Sequence[Path], fields: Mapping[str, Any]) -> Rows:
 def wikitext(paths: Sequence[Path], _: Mapping[str, Any]) -> Rows:
     """Articles, each with its title line ` = Title = `; sections have two marks or more on each side."""
     articles: list[list[str]] = [[]]
-    for line in _text_of(paths[0]).split("\n"):
+    for line in read_text(paths[0]).split("\n"):
         marked = line.replace("= = =", "===").replace("= =", "==").strip()
         if marked.startswith("= ") and marked.endswith(" ="):
             articles.append([])
@@ -120,7 +120,7 @@ def _add_labels(found: Sequence[tuple[str, Row]], paths: Sequence[Path], fields:
     name, allowed = next((name, kind["one_of"]) for name, kind in fields.items() if isinstance(kind, dict))
     if all(name in row for _, row in found):
         return
-    labels = _text_of(paths[1]).split()
+    labels = read_text(paths[1]).split()
     if len(labels) != len(found):
         raise CocomixError(f"{paths[1]} has {len(labels)} labels, {paths[0]} has {len(found)} items")
     for i, ((_, row), label) in enumerate(zip(found, labels, strict=True), 1):
@@ -129,7 +129,7 @@ def _add_labels(found: Sequence[tuple[str, Row]], paths: Sequence[Path], fields:
 
 def _objects(path: Path) -> Rows:
     """Objects of a JSON-lines file; a line of a `.txt` file is the field `text`."""
-    lines = _text_of(path).split("\n")
+    lines = read_text(path).split("\n")
     if path.suffix == ".txt":
         yield from ((f"{path}, line {i}", {"text": line}) for i, line in enumerate(lines, 1) if line.strip())
         return
@@ -137,11 +137,3 @@ def _objects(path: Path) -> Rows:
         if not isinstance(row, dict):
             raise CocomixError(f"{where}: expected a JSON object")
         yield where, row
-
-
-def _text_of(path: Path) -> str:
-    try:
-        # Not `read_text`, which would take other line ends for "\n".
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CocomixError(f"{path} is not UTF-8 text (byte {error.start})") from error

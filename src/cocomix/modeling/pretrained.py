@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from cocomix.base.artifacts import CARD_NAME, CONCEPT_METADATA_NAMES, read_json
 from cocomix.base.errors import CocomixError
+from cocomix.base.foreign import require_uncompiled
 from cocomix.base.hub import download
 from cocomix.base.remote_code import loading_reason
 from cocomix.mixers.base import Mixer
@@ -96,6 +97,7 @@ class CoCoMixPreTrainedModel(PreTrainedModel):
 
 def check_loading_report(report: Mapping[str, Any], source: str) -> None:
     """Refuse weights that do not fit their configuration: some parameters would be random, or some weights lost."""
+    require_uncompiled(report["unexpected_keys"], source)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             names = ", ".join(sorted(key if isinstance(key, str) else key[0] for key in report[problem])[:3])

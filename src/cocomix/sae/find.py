@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.foreign import require_content
 from cocomix.base.hub import HUB_PLACE, download
 
 #: Files that make a folder one of a format. Together they tell the formats apart.
@@ -57,6 +58,7 @@ def recognise(path: Path) -> str:
             return "gemma_scope"
     if path.suffix in (".safetensors", ".json") or path.name == "ae.pt":
         raise CocomixError(f"{path} is one file of a dictionary; name its folder")
+    require_content(path)
     with path.open("rb") as file:
         is_of_torch = file.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or a pickle as torch wrote it before 1.6
     if is_of_torch:

@@ -27,7 +27,7 @@ from cocomix.base.kinds import INSPECTION
 from cocomix.cli.main import main
 from cocomix.steering.concept_metadata import DIRECTIONS_NAME, read_metadata
 from cocomix.tools.inspect import command as module
-from cocomix.tools.inspect.cards import read_card, read_cards, read_summary
+from cocomix.tools.inspect.cards import CARDS_NAME, read_card, read_cards, read_columns, read_summary
 from tests.conftest import CONCEPT, Tiny
 from tests.tools.inspect.conftest import config
 
@@ -140,8 +140,17 @@ def test_interrupted_after_the_computation_it_is_not_computed_again(
         patch.setattr(module, "write_site", interrupt)
         with pytest.raises(KeyboardInterrupt):
             inspect(given)
+    whole = read_columns(given.output, "made_name")
+    # A table that is damaged while it lies there is made again, and then not again.
+    (given.output / CARDS_NAME).write_bytes((given.output / CARDS_NAME).read_bytes()[:-1] + b"?")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_site", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            inspect(given)
+    assert read_columns(given.output, "made_name") == whole
     monkeypatch.setattr(module, "_compute", None)
     inspect(given)
+    assert not (given.output / module.WORK_FOLDER).exists()
     assert artifacts.read(given.output, INSPECTION).files.keys() == artifacts.read(inspection, INSPECTION).files.keys()
     with pytest.raises(CocomixError, match="num_contexts"):
         inspect(dataclasses.replace(given, num_contexts=2))

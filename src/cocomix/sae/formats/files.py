@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError, reason_of
+from cocomix.base.foreign import require_content, require_uncompiled
 from cocomix.base.parsing import parse_json
 from cocomix.sae.config import SparseAutoencoderConfig
 
@@ -57,6 +58,7 @@ class Tensors:
     def __init__(self, path: Path, entries: Mapping[str, Any]) -> None:
         self.path = path
         self._left = dict(entries)
+        require_uncompiled(entries, path)
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -230,3 +232,4 @@ def read_pickle(path: Path) -> Tensors:
 def _require(path: Path) -> None:
     if not path.is_file():
         raise CocomixError(f"{path} is not a file; see docs/dictionaries.md for the files of each format")
+    require_content(path)

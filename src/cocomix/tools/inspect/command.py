@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +47,9 @@ from cocomix.tools.inspect.summary import summarize
 
 # Shapes: C concepts.
 
+#: Files of the first stage, and the hidden folder that has their checksums while the second is not done.
+COMPUTED = (CARDS_NAME, SUMMARY_NAME)
+WORK_FOLDER = ".work"
 WINDOWS_PER_READ = 512
 #: Directions need a backward pass; this many windows are enough for the concepts that are used.
 MAX_DIRECTION_WINDOWS = 512
@@ -65,16 +70,31 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
     inputs = _Inputs(config)
     with artifacts.begin(config.output, INSPECTION, inputs.settings, overwrite=config.overwrite) as finished:
-        if not (config.output / CARDS_NAME).exists():
+        if finished is None and not _is_computed(config.output):
             with inputs.machine.products():
                 _compute(config, inputs)
         names = _current_names(config)
         if finished is None or names != read_columns(config.output, "name")["name"]:
+            _record(config.output)
             (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
             rename(config.output, names)
+            _record(config.output)
             write_site(config.output, config.model.name)
             artifacts.finish(config.output)
+            shutil.rmtree(config.output / WORK_FOLDER)
         return read_summary(config.output)
+
+
+def _is_computed(output: Path) -> bool:
+    """Whether the first stage was done, and its files are as it left them."""
+    recorded = artifacts.read_checksums(output / WORK_FOLDER)
+    return bool(recorded) and recorded == artifacts.checksums_of(output, COMPUTED)
+
+
+def _record(output: Path) -> None:
+    """Record the files of the first stage, which an interrupted command goes on from."""
+    (output / WORK_FOLDER).mkdir(exist_ok=True)
+    artifacts.write_json(output / WORK_FOLDER / artifacts.CHECKSUMS_NAME, artifacts.checksums_of(output, COMPUTED))
 
 
 class _Inputs:
@@ -155,6 +175,7 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     write_statistics(config.output, statistics)
     say("writing the cards")
     write_cards(config.output, make_cards(results, inputs.dataset, config.num_contexts))
+    _record(config.output)
 
 
 def _measure(

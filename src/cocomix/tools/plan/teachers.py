@@ -11,8 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from cocomix.base import artifacts
-from cocomix.base.errors import CocomixError
-from cocomix.base.hub import may_be_on_hub
 from cocomix.base.remote_code import is_trusted
 from cocomix.modeling.loading import load_config
 from cocomix.training.config import TrainConfig
@@ -81,10 +79,5 @@ def _model_of_size(size: Size, vocab_size: int, context_length: int) -> PreTrain
 def _shape(name: str) -> Any:
     if name in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[name]()
-    folder = Path(name)
-    if not folder.exists() and not may_be_on_hub(name):
-        raise CocomixError(f"--teacher {name} does not exist; give a model's folder, or its name on the Hub")
-    if folder.exists() and not (folder / "config.json").exists():
-        raise CocomixError(f"--teacher {name} has no config.json; give a model's folder, or its name on the Hub")
-    artifacts.check(folder, files=["config.json"])
+    artifacts.check(Path(name), files=["config.json"])
     return load_config(name)
