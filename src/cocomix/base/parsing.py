@@ -24,6 +24,8 @@ def parse_json(text: str | bytes, place: str, pairs: Callable[[list[tuple[str, A
         return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, object_pairs_hook=pairs)
     except RecursionError:
         raise CocomixError(f"{place} is nested too deeply to be read as JSON") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, int() of too many digits, with advice to programmers
+    except (
+        ValueError
+    ) as error:  # JSONDecodeError, UnicodeDecodeError, int() of too many digits, with advice to programmers
         reason = reason_of(error).partition("; use sys")[0]
         raise CocomixError(f"{place} is not valid JSON ({reason})") from error
