@@ -176,8 +176,8 @@ def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
     return values, chosen.gather(-1, places // _GROUP) * _GROUP + places % _GROUP
 
 
-def _default_megabytes(device: str, product_dtype: torch.dtype) -> int:
-    """Megabytes (2**20 bytes) of a chunk's logits.
+def default_megabytes(device: str, product_dtype: torch.dtype) -> int:
+    """Megabytes (2**20 bytes) of a chunk's logits on a type of device.
 
     Every chunk reads and writes the whole gradient of the weight: the faster the products, the larger the chunks. On a CPU
     in float32, with 50,257 classes, 16 MB lose time to smaller products and 128 MB gain none (docs/log.md).
@@ -316,7 +316,7 @@ def linear_head(
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         product_dtype = torch.get_autocast_dtype(device)
     if logits_megabytes is None:
-        logits_megabytes = _default_megabytes(device, product_dtype)
+        logits_megabytes = default_megabytes(device, product_dtype)
     row_weights = None if labels is None else (labels >= 0).any(-1).to(torch.promote_types(x.dtype, torch.float32))
     outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cocomix.base.compute import Precision
+from cocomix.mixers.linear_head import default_megabytes
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
 from cocomix.training.students import TextShape, build_student, with_num_concepts
@@ -235,7 +236,9 @@ def device_memory(
     with FakeTensorMode():
         mixer = with_num_concepts(config, num_concepts)
         model = build_student(config, text, mixer, only_shape=True).train()
-        model.limit_logits(config.parallel.logits_megabytes)
+        # The tensors are a CPU's, the run an accelerator's unless it says otherwise.
+        device, dtype = "cpu" if config.parallel.device == "cpu" else "cuda", getattr(torch, precision)
+        model.limit_logits(config.parallel.logits_megabytes or default_megabytes(device, dtype))
         # Saved bytes are linear in the windows; the constant part is copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
         temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
