@@ -311,3 +311,15 @@ def test_what_labels_are_made_from_must_be_given_and_nothing_else(tiny: Tiny, tm
         config(tiny, tmp_path, sae=None)
     with pytest.raises(CocomixError, match=r"--labels.*--attribution\.control"):
         config(tiny, tmp_path, labels=tiny.concepts)
+
+
+@pytest.mark.slow
+@pytest.mark.unchecked_shapes
+def test_compiled_blocks_give_the_same_labels_but_for_near_ties(tiny: Tiny, tmp_path: Path) -> None:
+    tokens = TokenDataset(tiny.data)
+    for name in ("plain", "compiled"):
+        extract(config(tiny, tmp_path / name, num_windows=32, compile=name == "compiled"))
+    plain, compiled = (ConceptDataset(tmp_path / name, tokens).labels(range(32)) for name in ("plain", "compiled"))
+    assert float((plain == compiled).float().mean()) > 0.99
+    with pytest.raises(CocomixError, match="compile"):
+        extract(config(tiny, tmp_path / "compiled", num_windows=32))

@@ -105,8 +105,8 @@ class ExtractConfig(CommandConfig):
     batch_size: int = 16
     """Windows in one pass of the teacher."""
     windows_per_shard: int = 512
-    """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and one file's
-    labels are held in memory until it is written."""
+    """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and the labels
+    of two files are held in memory: one is written while the next is made."""
     compile: bool = False
     """`torch.compile` the teacher's blocks."""
     compute: Compute = field(default_factory=ComputeConfig)
@@ -173,8 +173,8 @@ class DistillTargetsConfig(CommandConfig):
     batch_size: int = 16
     """Windows in one pass of the teacher."""
     windows_per_shard: int = 512
-    """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and one file's
-    draws are held in memory until it is written."""
+    """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and the draws
+    of two files are held in memory: one is written while the next is made."""
     compute: Compute = field(default_factory=ComputeConfig)
     """The teacher."""
     overwrite: bool = False

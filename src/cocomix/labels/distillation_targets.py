@@ -92,12 +92,14 @@ class _Shards(ShardWork):
             check_data(model, self.config.teacher, self.data)
         return Teacher(model, adapter_for(model).num_blocks - 1)
 
-    def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
+    def make(self, batches: Iterator[range]) -> SampledTargets:
         with self.machine.products():
             parts = [self._draw(batch).to("cpu") for batch in batches]
-        targets = SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
-        write_targets(self.folder, index, targets, self.data.vocab_size)
-        return {"entropy": float(targets.entropy.double().sum())}
+        return SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
+
+    def write(self, index: int, content: SampledTargets) -> dict[str, Any]:
+        write_targets(self.folder, index, content, self.data.vocab_size)
+        return {"entropy": float(content.entropy.double().sum())}
 
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
         num_positions = self.num_windows * (self.context_length - 1)

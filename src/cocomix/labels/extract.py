@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cocomix.base import artifacts
 from cocomix.base.devices import Machine, this_device
@@ -96,11 +97,14 @@ class _Shards(ShardWork):
         super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, context_length)
         self.config, self.source = config, source
 
-    def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
+    def make(self, batches: Iterator[range]) -> tuple[Tensor, Tensor | None]:
         parts = [self.source.scored(batch) for batch in batches]
         self.source.check()
         labels = torch.cat([part.labels for part in parts]).cpu()
-        scores = torch.cat([part.scores for part in parts]).cpu() if self.config.scores else None
+        return labels, torch.cat([part.scores for part in parts]).cpu() if self.config.scores else None
+
+    def write(self, index: int, content: tuple[Tensor, Tensor | None]) -> dict[str, Any]:
+        labels, scores = content
         write_labels(self.folder, index, labels, self.source.num_concepts, scores)
         return {"num_labelled": int((labels != IGNORED_LABEL).any(-1).sum())}
 

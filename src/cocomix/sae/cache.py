@@ -103,11 +103,14 @@ class _Steps(ShardWork):
         super().__init__(folder, settings, batch_size, batch_size, context_length)
         self.layers, self.residuals = settings["layers"], residuals
 
-    def write(self, index: int, batches: Iterator[range]) -> dict[str, Any]:
-        for _ in batches:  # a single one: a step is a pass of the teacher
-            tensors = {str(layer): h.contiguous() for layer, h in zip(self.layers, self.residuals(index), strict=True)}
-            with artifacts.atomic(self.path(index)) as partial:
-                save_file(tensors, partial)
+    def make(self, batches: Iterator[range]) -> dict[str, Tensor]:
+        (windows,) = batches  # a step is a pass of the teacher
+        residuals = self.residuals(windows.start // self.batch_size)
+        return {str(layer): h.contiguous() for layer, h in zip(self.layers, residuals, strict=True)}
+
+    def write(self, index: int, content: dict[str, Tensor]) -> dict[str, Any]:
+        with artifacts.atomic(self.path(index)) as partial:
+            save_file(content, partial)
         return {}
 
     def facts(self, receipts: list[dict[str, Any]]) -> dict[str, Any]:
