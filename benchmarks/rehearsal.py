@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from unittest import mock
 
@@ -31,6 +31,7 @@ from cocomix.base.ranks import Ranks
 from cocomix.data.token_dataset import Windows
 from cocomix.objectives.base import CONCEPT_LABELS, Batch, Surroundings
 from cocomix.tools.plan.memory import device_memory
+from cocomix.tools.plan.plan import plan
 from cocomix.training.config import TrainConfig
 from cocomix.training.deferred import DeferredWeights
 from cocomix.training.engine import Engine
@@ -53,19 +54,23 @@ PASSES = 2
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of all storages that are alive, and the most there were."""
+    """Bytes of all storages that are alive, the most there were, and those of the largest one of numbers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = 0
+        self.alive = self.peak = self.largest = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented  # so that it becomes operations on plain tensors, which are seen
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             # The meta device's storages have no bytes; a fake tensor says that it is on a real one.
-            if isinstance(tensor, Tensor) and not isinstance(tensor, DTensor) and tensor.device.type != "meta":
+            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
                 self._note(tensor.untyped_storage())
+                if tensor.is_floating_point():  # others may be messages
+                    self.largest = max(self.largest, tensor.untyped_storage().nbytes())
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -106,6 +111,8 @@ class Messages(TorchDispatchMode):
         self.counts: Counter[tuple[str, int]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if DTensor in types:
+            return NotImplemented
         result = func(*args, **(kwargs or {}))
         if func.namespace in ("c10d", "_c10d_functional") and "wait" not in str(func):
             name = func.overloadpacket.__name__.strip("_").removesuffix("_base").replace("_", "")
@@ -165,19 +172,88 @@ def trainer(run: TrainConfig, ranks: Ranks) -> Trainer:
 def rehearse(run: TrainConfig) -> dict[str, Any]:
     """Memory and messages of a rank in one step, beside the plan's."""
     size, memory, messages = find_recipe(RECIPE).size, Memory(), Messages()
+    assert run.micro_batch_size is not None
     with imagined_ranks(DEVICES) as ranks, FakeTensorMode(allow_non_fake_inputs=True), memory.following():
         made = trainer(run, ranks)
         between = memory.peak = memory.alive
         with messages:
             made._train_step()
-    num_shares, num_windows = run.parallel.num_shares(DEVICES, PER_NODE), run.micro_batch_size
-    planned = device_memory(run, size, size.num_concepts, DEVICES, num_shares, num_windows, teacher=0)
+    shares = run.parallel.num_shares(DEVICES, PER_NODE)
+    planned = device_memory(run, size, size.num_concepts, DEVICES, shares, run.micro_batch_size, teacher=0)
     return {
         "planned_bytes": asdict(planned) | {"total": planned.total},
         "bytes_between_steps": between,
         "peak_bytes": memory.peak,
         "peak_over_planned": memory.peak / planned.total,
         "messages": [
-            {"name": kind, "bytes": size, "count": count} for (kind, size), count in sorted(messages.counts.items())
+            {"name": name, "bytes": size, "count": count} for (name, size), count in sorted(messages.counts.items())
         ],
     }
+
+
+def windows(run: TrainConfig) -> dict[str, Any]:
+    """How the windows of two steps fall to the ranks, and what the order of an epoch costs each of them.
+
+    Raises:
+        AssertionError: a window is read twice, or by no rank.
+    """
+    num_windows = TOKENS // find_recipe(RECIPE).size.context_length
+    started = time.process_time()
+    windows_of_step(run.seed, 0, run.batch_size, num_windows)
+    seconds = time.process_time() - started
+    passes = 0
+    for step in (0, 1):
+        read: list[int] = []
+        for rank in range(DEVICES):
+            made = Trainer.__new__(Trainer)
+            made.config, made.ranks, made.num_windows, made.step = run, Ranks(rank, DEVICES), num_windows, step
+            parts = made._micro_batches()
+            passes = len(parts)
+            read += [int(window) for part in parts for window in part]
+        assert read == windows_of_step(run.seed, step, run.batch_size, num_windows).tolist()
+    return {
+        "num_windows": num_windows,
+        "windows_a_rank": run.batch_size // DEVICES,
+        "passes": passes,
+        "order_bytes": 8 * num_windows,
+        "order_seconds": round(seconds, 1),
+    }
+
+
+def rates() -> dict[str, float]:
+    """Of this machine, one core each: numbers drawn and bytes hashed in a second of processor time."""
+    numbers, block = torch.empty(20_000_000), bytes(200_000_000)
+    started = time.process_time()
+    numbers.normal_()
+    drawn = time.process_time()
+    hashlib.sha256(block).digest()
+    return {
+        "numbers_drawn": len(numbers) / (drawn - started),
+        "bytes_hashed": len(block) / (time.process_time() - drawn),
+    }
+
+
+def main() -> None:
+    given = options("rehearsal", __doc__).parse_args()
+    os.environ["LOCAL_WORLD_SIZE"] = str(PER_NODE)
+    torch.set_num_threads(1)
+    run = find_recipe(RECIPE).config()
+    settings = {name: replace(run, parallel=replace(run.parallel, **changes)) for name, changes in SETTINGS.items()}
+    store(
+        given.output,
+        "rehearsal",
+        recipe=RECIPE,
+        devices=DEVICES,
+        devices_per_node=PER_NODE,
+        passes_rehearsed=PASSES,
+        plan=plan(RECIPE, tokens=str(TOKENS), devices=DEVICES, device="h100").as_dict(),
+        num_steps=-(-TOKENS // (run.batch_size * find_recipe(RECIPE).size.context_length)),
+        checkpoint_every_steps=run.checkpoint_every_steps,
+        windows=windows(run),
+        rates=rates(),
+        settings={name: rehearse(each) for name, each in settings.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ from unittest import mock
 
 import pytest
 import torch
+from benchmarks.rehearsal import Memory
 from safetensors import safe_open
-from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from cocomix import CocomixError, ParallelConfig, train
@@ -47,35 +44,6 @@ def shared(tiny: Tiny, output: Path, kind: str = "cocomix", strategy: str = "ddp
 def two_nodes() -> None:
     """As torchrun says it to each of two processes on two machines."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
-
-
-class Ledger(TorchDispatchMode):
-    """Bytes of the tensors with memory that are alive, at most, and of the largest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = self.peak = self.alive = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            is_plain = isinstance(tensor, Tensor) and not isinstance(tensor, DTensor)
-            if is_plain and tensor.is_floating_point() and not tensor.is_meta:  # bytes are messages between ranks
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address not in self._seen:
-            self._seen.add(address)
-            self.alive += size
-            self.peak, self.largest = max(self.peak, self.alive), max(self.largest, size)
-            weakref.finalize(storage, self._freed, address, size)
-
-    def _freed(self, address: int, size: int) -> None:
-        self._seen.discard(address)
-        self.alive -= size
 
 
 def group_bytes(model: Any) -> list[int]:
@@ -114,14 +82,14 @@ def test_four_ranks_from_the_meta_device_start_as_one(tiny: Tiny, tmp_path: Path
         two_nodes()
         for strategy, num_shares in (("fsdp", 4), ("hsdp", 2)):
             deferred = DeferredWeights()
-            with joined_ranks() as ranks, Ledger() as ledger:
+            with joined_ranks() as ranks, Memory() as memory:
                 with deferred:
                     model = build_student(run, data, mixer)
                 student = TrainableModule(model, [])
                 Engine(student, deferred, ParallelConfig(strategy=strategy), ranks, torch.device("cpu"))  # type: ignore[arg-type]
             # Its share of everything and one group; rows that can't be split evenly take one more.
-            assert ledger.peak < 1.1 * (sum(groups) / num_shares + max(groups))
-            assert ledger.peak < 0.9 * sum(groups)
+            assert memory.peak < 1.1 * (sum(groups) / num_shares + max(groups))
+            assert memory.peak < 0.9 * sum(groups)
             parameters = dict(model.named_parameters())
             assert all(isinstance(p, DTensor) for p in parameters.values())
             for name, wanted in expected.named_parameters():
@@ -139,11 +107,11 @@ def test_fifty_steps_on_four_ranks_equal_one(tiny: Tiny, tmp_path: Path, strateg
     write = trainer.Trainer._write
 
     def noted(self: trainer.Trainer) -> Any:
-        with Ledger() as ledger:
+        with Memory() as memory:
             manifest = write(self)
         if strategy != "ddp":
             # Of the file that is written, one tensor at a time.
-            assert ledger.largest <= max(parameter.nbytes for parameter in self.student.parameters())
+            assert memory.largest <= max(parameter.nbytes for parameter in self.student.parameters())
         return manifest
 
     def work(_rank: int) -> None:

@@ -43,7 +43,7 @@ def test_tensors_without_numbers_keep_what_real_ones_keep(variant: str, precisio
 def test_the_peak_without_numbers_is_the_peak_of_a_real_step(variant: str) -> None:
     num_labels, B = 4 if variant == "cocomix" else 0, SIZE.batch_size
     real = peak_bytes(model(variant), B, T, "float32", num_labels)
-    memory = device_memory(run(variant), SIZE, SIZE.num_concepts, 1, B, teacher=0)
+    memory = device_memory(run(variant), SIZE, SIZE.num_concepts, 1, 1, B, teacher=0)
     ratio = real / (memory.activations + memory.temporaries)
     print(f"{variant}: real peak over planned {ratio:.4f}")
     # Operations that are one kernel in reality may be several without numbers, and the reverse.

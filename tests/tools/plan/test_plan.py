@@ -67,14 +67,14 @@ def test_shards_are_shares() -> None:
     size = SIZES["tiny"]
     run = find_recipe("gpt2-tiny-cocomix").config()
     sharded = replace(run, parallel=ParallelConfig(strategy="fsdp"))
-    ddp, fsdp = (device_memory(config, size, 512, 2, 4, teacher=0) for config in (run, sharded))
+    ddp, fsdp = (device_memory(c, size, 512, 2, n, 4, teacher=0) for c, n in ((run, 1), (sharded, 2)))
     assert fsdp.weights == ddp.weights / 2
     assert fsdp.moments == ddp.moments / 2
     assert fsdp.gradients == ddp.gradients / 2
     assert fsdp.activations == ddp.activations
     assert ddp.exchange == ddp.gradients
     # While a step has more passes to come, every rank holds its gradients whole.
-    accumulating = device_memory(sharded, size, 512, 2, 1, teacher=0)
+    accumulating = device_memory(sharded, size, 512, 2, 2, 1, teacher=0)
     assert accumulating.gradients == ddp.gradients
     assert accumulating.activations == pytest.approx(ddp.activations / 4, rel=1e-3)  # positions are shared by windows
 

@@ -49,8 +49,12 @@ class SavedBytes:
     @property
     def checkpointed(self) -> int:
         """Bytes with activation checkpointing: every block's input, and all of the largest block, while it is recomputed."""
-        largest = max(block - block_input for block, block_input in zip(self.blocks, self.inputs, strict=True))
-        return self.outside + sum(self.inputs) + max(0, largest)
+        return self.outside + sum(self.inputs) + self.recomputed
+
+    @property
+    def recomputed(self) -> int:
+        """Bytes of the largest block beyond its input."""
+        return max(0, *(block - block_input for block, block_input in zip(self.blocks, self.inputs, strict=True)))
 
 
 def saved_bytes(
@@ -177,11 +181,11 @@ class Memory:
     weights: float
     """Parameters in float32: all of them, or a device's share."""
     gathered: float
-    """Weights in use, in the precision of the products: FSDP's gathered groups, or bfloat16 copies without FSDP."""
+    """Weights in use, in the precision of the products: FSDP's last group and two blocks, or bfloat16 copies without FSDP."""
     gradients: float
     """Gradients in float32; with FSDP unsharded if a step has several passes."""
     exchange: float
-    """Buffers for exchanging gradients: DDP's buckets, as large as the gradients, or FSDP's gradients of one group."""
+    """Buffers for exchanging gradients: DDP's buckets, as large as the gradients, or FSDP's gradients of one block."""
     moments: float
     """AdamW's two moments in float32."""
     activations: float
@@ -189,7 +193,8 @@ class Memory:
     activations_with_checkpointing: float
     """Activations kept with activation checkpointing."""
     temporaries: float
-    """Peak that a backward pass adds, without gradients of weights, and tensors of distillation."""
+    """Peak that a backward pass adds, without gradients of weights, and tensors of distillation; with checkpointing, beyond
+    the block that is recomputed later."""
     teacher: float
     """Weights of a teacher that runs during training, and of its autoencoder."""
     is_checkpointed: bool
@@ -248,12 +253,16 @@ def device_memory(
     accumulates = num_windows * num_devices < config.batch_size
     exchange = gathered = 0.0
     if num_shares > 1:
-        *others, root = groups
-        gathered = product_bytes * (root + 2 * max(others))
-        exchange = product_bytes * max(learning_groups)
+        # The mixer, a group too, is gathered when the activations above it are gone.
+        num_blocks = model.adapter.num_blocks
+        gathered = product_bytes * (groups[-1] + 2 * max(groups[:num_blocks]))
+        exchange = FLOAT32_BYTES * max(learning_groups[:num_blocks])
     else:
         gathered = max(0, 2 * once.total - twice.total)
         exchange = FLOAT32_BYTES * num_learning if num_devices > 1 else 0.0
+    if config.parallel.activation_checkpointing:
+        # The most comes with the logits, before a block is recomputed.
+        temporaries -= twice.recomputed - once.recomputed
     for objective in config.objectives:
         if objective.is_on(config):
             temporaries += objective.implementation().memory_bytes(objective, T * num_windows, text.vocab_size)
@@ -277,5 +286,5 @@ def _group_sizes(model: CoCoMixForCausalLM, *, only_learning: bool = False) -> l
     def size(part: nn.Module) -> int:
         return sum(p.numel() for p in part.parameters() if p.requires_grad or not only_learning)
 
-    sizes = [number for part in (*model.adapter.blocks, model.mixer) if (number := size(part))]
+    sizes = [size(part) for part in (*model.adapter.blocks, model.mixer)]
     return [*sizes, size(model) - sum(sizes)]
