@@ -24,7 +24,7 @@ from cocomix.base.kinds import CONCEPT_DATASET
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset, write_labels
-from cocomix.data.shard_work import ShardWork, finish_work
+from cocomix.data.shard_work import ShardWork, finish_work, machine_of_ranks
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
