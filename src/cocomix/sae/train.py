@@ -108,7 +108,16 @@ def train_autoencoders(config: TrainSaeConfig, write_card: CardWriter | None = N
 def _settings(config: TrainSaeConfig, data: TokenDataset) -> dict[str, Any]:
     """Everything that determines an autoencoder, except its layer."""
     settings = dataclasses.asdict(config)
-    for name in ["teacher", "data", "output", "layer", "overwrite", "checkpoint_every_steps", "cache", "cache_gigabytes"]:
+    for name in [
+        "teacher",
+        "data",
+        "output",
+        "layer",
+        "overwrite",
+        "checkpoint_every_steps",
+        "cache",
+        "cache_gigabytes",
+    ]:
         del settings[name]
     settings["exclude"] = sorted({*config.exclude})
     for name, value in _AS_BEFORE.items():
