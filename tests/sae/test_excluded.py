@@ -113,10 +113,16 @@ def test_positions_of_every_kind() -> None:
     assert kept(max_norm=2.0) == [True] * 4 + [False, True]  # a norm of 2 is not above it
 
 
-def test_special_tokens_are_those_of_the_tokenizer(tiny: Tiny, tmp_path: Path) -> None:
-    train_autoencoders(config(tiny, tmp_path / "sae", num_tokens=512, exclude=("special", "first")))
-    found = SparseAutoencoder.from_pretrained(tmp_path / "sae").config.excluded
-    assert found == ExcludedPositions(first=True, tokens=(TokenDataset(tiny.data).eos_token_id,))
+def test_special_tokens_are_those_of_the_tokenizer(tiny: Tiny) -> None:
+    data = TokenDataset(tiny.data)
+    found = excluded_positions(["special", "first"], torch.ones(1, 4, 3), data)
+    assert found == ExcludedPositions(first=True, tokens=(data.eos_token_id,))
+
+
+def test_the_rule_is_stored_with_the_dictionary(tmp_path: Path) -> None:
+    rule = ExcludedPositions(True, (3, 5), 1 / 3)
+    SparseAutoencoder(SparseAutoencoderConfig(4, 8, 2, excluded=rule)).save_pretrained(tmp_path)
+    assert SparseAutoencoder.from_pretrained(tmp_path).config.excluded == rule
 
 
 def test_settings_and_files_are_as_before_where_nothing_is_left_out(tiny: Tiny, tmp_path: Path) -> None:

@@ -172,10 +172,9 @@ class SparseAutoencoder(nn.Module):
         """
         rule = self.config.excluded
         kept = torch.ones_like(input_ids, dtype=torch.bool)
-        if rule.first and position_ids is None:
-            kept[:, 0] = False
-        elif rule.first and position_ids is not None:
-            kept &= position_ids != 0
+        if rule.first:
+            positions = torch.arange(h.shape[1], device=h.device) if position_ids is None else position_ids
+            kept &= positions != 0
         if rule.tokens:
             kept &= ~torch.isin(input_ids, torch.tensor(rule.tokens, device=input_ids.device))
         if rule.max_norm is not None:
