@@ -74,7 +74,8 @@ def test_transformers_trainer_trains_the_same_model(tiny: Tiny, tmp_path: Path, 
         assert logged[step - 1]["grad_norm"] == pytest.approx(line["gradient_norm"], rel=1e-3)
     found, expected = weights(tmp_path / "trainer"), weights(tmp_path / "loop")
     for name, tensor in expected.items():
-        # The loop saves a student without a mixer as the plain decoder. On a CPU the bits come out equal.
+        # The loop saves a student without a mixer as the plain decoder. The loop clips
+        # inside of the optimizer's step, which rounds differently.
         again = found[name if name in found else f"backbone.{name}"]
         torch.testing.assert_close(again, tensor, rtol=1e-4, atol=1e-5)
 

@@ -93,11 +93,11 @@ class _Head:
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, *, adds: bool = False) -> None:
     """Write a @ b to `out`, or add it. On a CPU a product below float32 is rounded to its dtype once, elsewhere not."""
-    beta = 1.0 if adds else 0.0  # with 0, what `out` holds is ignored
     if a.dtype == out.dtype:
-        torch.addmm(out, a, b, beta=beta, out=out)  # torch's counter counts this form
+        torch.addmm(out, a, b, out=out) if adds else torch.mm(a, b, out=out)  # torch's counter counts these forms
     elif a.is_cuda:
-        torch.addmm(out, a, b, out_dtype=out.dtype, beta=beta, out=out)
+        dtype = out.dtype
+        torch.addmm(out, a, b, out_dtype=dtype, out=out) if adds else torch.mm(a, b, out_dtype=dtype, out=out)
     elif adds:
         out.add_(a @ b)
     else:
@@ -131,7 +131,9 @@ class _Gradients:
             _multiply(grad_z, weight, self.x[rows])
             self.x[rows].mul_(row_weights)
         if self.weight is not None:
-            _multiply(grad_z.t(), x[rows] * row_weights, self.weight, adds=rows.start > 0)
+            # Zeros are added to unless the product is a tensor of its own: in one dtype, adding is as fast.
+            adds = rows.start > 0 or x.dtype == self.weight.dtype
+            _multiply(grad_z.t(), x[rows] * row_weights, self.weight, adds=adds)
 
     def scale(self, factor: Tensor) -> None:
         for gradient in (self.x, self.weight, self.bias):
