@@ -125,7 +125,7 @@ def small() -> Regime:
 
 
 def base() -> Regime:
-    """23M parameters on 200M tokens of prose, for a GPU: one seed, at a rate that was not searched. About 110 PFLOP in all."""
+    """23M parameters on 200M tokens of prose, for a GPU: one seed, rates and weights not searched. About 110 PFLOP in all."""
     teachers = {"weak": Teacher(shape(384, 4, 64), 1, 100_000_000)}
     changes = {"vocab_size": 8192, "context_length": 512, "num_tokens": 200_000_000, "batch_size": 128}
     changes |= {"learning_rate": 0.002}
