@@ -21,6 +21,7 @@ from benchmarks.evidence.sizes import REGIMES
 
 from cocomix import CocomixError
 from cocomix.objectives.config import ConceptLossConfig, DistillationConfig
+from cocomix.training.widths import equal_flops_width
 from tests.conftest import write_corpus
 
 
@@ -191,7 +192,8 @@ def test_rows_are_what_their_names_say() -> None:
     assert all(config.student.family == "qwen3" and config.num_tokens == 8_000_000 for config in made.values())
     assert made["kd"].student == made["ntp"].student == made["alignment"].student
     assert made["ntp"].student.hidden_size == made["recommended"].student.hidden_size == 96
-    assert 96 < made["ntp-equal-parameters"].student.hidden_size < 128
+    assert made["ntp-wider"].student.hidden_size == 108
+    assert equal_flops_width(made["recommended"], size).hidden_size == 108
     assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
     assert made["published"].attribution.criterion == "attribution"
     assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")

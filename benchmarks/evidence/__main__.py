@@ -60,6 +60,9 @@ def main(words: list[str] | None = None) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from there")
+        return 130
     return 1 if failed else 0
 
 

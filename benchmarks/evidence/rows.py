@@ -17,7 +17,7 @@ from cocomix.objectives.config import (
 from cocomix.training import recipes
 from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import Size
-from cocomix.training.widths import equal_flops_width, equal_parameters_width
+from cocomix.training.widths import equal_parameters_width
 
 #: Share of the steps after which layer alignment and multi-token prediction have ended.
 ALIGNMENT_END, MULTI_TOKEN_END = 0.5, 2 / 3
@@ -54,13 +54,9 @@ def _student(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, student=replace(config.student, **changes))
 
 
-def _equal_parameters(size: Size, _: str) -> TrainConfig:
+def _wider(size: Size, _: str) -> TrainConfig:
+    """At every size here the width nearest to the recommended variant's active parameters is that nearest to its FLOPs."""
     width = equal_parameters_width(recipes.recommended(size), size).hidden_size
-    return _student(recipes.ntp(size), hidden_size=width)
-
-
-def _equal_flops(size: Size, _: str) -> TrainConfig:
-    width = equal_flops_width(recipes.recommended(size), size).hidden_size
     return _student(recipes.ntp(size), hidden_size=width)
 
 
@@ -101,8 +97,7 @@ def _both(size: Size, setting: str) -> TrainConfig:
 
 ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
-    "ntp-equal-parameters": Row("NTP with equal active parameters", _equal_parameters),
-    "ntp-equal-flops": Row("NTP with equal FLOPs", _equal_flops),
+    "ntp-wider": Row("NTP with equal active parameters and FLOPs", _wider),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "10-cosine", "1", "3", "10")),

@@ -101,7 +101,7 @@ def toy() -> Regime:
 
 
 def nano() -> Regime:
-    """0.5M parameters on 8M tokens, fifteen a parameter; about ten minutes a run on one core. Carries every table."""
+    """0.5M parameters on 8M tokens, fifteen a parameter; ten to twenty minutes a run on one core. Carries all tables."""
     teachers = {"weak": Teacher(shape(64, 3), 1, 6_000_000), "strong": Teacher(shape(128, 4), 2, 16_000_000)}
     return Regime(
         size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
@@ -125,8 +125,8 @@ def small() -> Regime:
 
 
 def base() -> Regime:
-    """23M parameters on 200M tokens of prose, for a GPU: one seed, at a rate that was not searched."""
-    teachers = {"weak": Teacher(shape(384, 5, 64), 2, 100_000_000)}
+    """23M parameters on 200M tokens of prose, for a GPU: one seed, rates and weights not searched. About 110 PFLOP in all."""
+    teachers = {"weak": Teacher(shape(384, 4, 64), 1, 100_000_000)}
     changes = {"vocab_size": 8192, "context_length": 512, "num_tokens": 200_000_000, "batch_size": 128}
     changes |= {"learning_rate": 0.002}
     return Regime(

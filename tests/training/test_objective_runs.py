@@ -129,7 +129,7 @@ def test_sampled_distillation_teaches_what_the_teacher_itself_would(tiny: Tiny, 
     assert first == pytest.approx(second, abs=0.15)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_a_weight_of_zero_at_the_end(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:

@@ -158,7 +158,7 @@ def test_stored_targets_are_drawn_before_training() -> None:
     assert "runs along" not in text
 
 
-@pytest.mark.parametrize("end", [1.0, 0.5])
+@pytest.mark.parametrize("end", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_plan_list_and_run_count_the_same_for_regression(tiny: Tiny, tmp_path: Path, end: float) -> None:
     regression = HiddenRegressionConfig(weight=0.1, layer=0, end=end)
     inputs = {"data": tiny.data, "teacher": tiny.teacher, "hidden_regression": regression, "num_tokens": 256}
