@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from cocomix import CocomixError
+from cocomix.base import artifacts
+from cocomix.base.kinds import TRAINING_RUN
 from cocomix.cli.main import COMMANDS, main
 from cocomix.studio.curves_panel import read_curves
 from cocomix.studio.model import StudioModel
 from cocomix.studio.runs import NamedFolder
+from tests.cli.test_mistakes import concept_model
 from tests.conftest import Tiny
 
 #: The file that is flipped in each folder.
@@ -20,6 +23,7 @@ FILES = {
     "teacher": "model.safetensors",
     "sae": "sae.safetensors",
     "concepts": "00000.parquet",
+    "model": "model.safetensors",
 }
 STUDENT = "--student.hidden-size 16 --student.num-layers 2 --student.num-heads 2 --num-tokens 256"
 #: What a command is called with, the folder that is damaged, and the file if it is another one.
@@ -43,14 +47,14 @@ CALLS = (
     (f"plan --data DATA --teacher TEACHER {STUDENT} --distillation.weight 0.5", "teacher", "config.json"),
     ("eval --model TEACHER --data DATA --output OUTPUT", "teacher"),
     ("eval --model TEACHER --data DATA --output OUTPUT", "data"),
-    ("inspect --model TEACHER --data DATA --output OUTPUT", "teacher"),
-    ("inspect --model TEACHER --data DATA --labels CONCEPTS --output OUTPUT", "concepts"),
-    ("inspect --model TEACHER --data DATA --teacher TEACHER --sae SAE --output OUTPUT", "sae"),
+    ("inspect --model MODEL --data DATA --output OUTPUT", "model"),
+    ("inspect --model MODEL --data DATA --labels CONCEPTS --output OUTPUT", "concepts"),
+    ("inspect --model MODEL --data DATA --teacher TEACHER --sae SAE --output OUTPUT", "sae"),
     ("compare TEACHER", "teacher", "metrics.jsonl"),
     ("generate --model TEACHER --prompt x", "teacher"),
     ("generate --model TEACHER --prompt x", "teacher", "tokenizer.json"),
-    ("steer-eval --model TEACHER --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "sae"),
-    ("steer-eval --model TEACHER --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "data"),
+    ("steer-eval --model MODEL --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "sae"),
+    ("steer-eval --model MODEL --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "data"),
 )
 #: Read no folder of ours; the studio is below.
 WITHOUT_INPUTS = {"demo", "recipes", "bench", "studio"}
@@ -60,6 +64,16 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def run_with_concepts(folder: Path) -> Path:
+    """As much of a training run as is read before its model is loaded."""
+    with artifacts.begin(folder, TRAINING_RUN, {"seed": 0}):
+        concept_model(folder)
+        for name in ("model.safetensors", "tokenizer.json", "metrics.jsonl"):
+            (folder / name).write_text("content")
+        artifacts.finish(folder)
+    return folder
 
 
 def test_every_command_is_called() -> None:
@@ -78,15 +92,18 @@ def test_a_damaged_folder_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words, name, *others = call
-    damaged = Path(shutil.copytree(getattr(tiny, name), tmp_path / name))
+    intact = {name: getattr(tiny, name) for name in ("data", "teacher", "sae", "concepts", "corpus")}
+    intact["model"] = run_with_concepts(tmp_path / "intact")
+    damaged = Path(shutil.copytree(intact[name], tmp_path / name))
     file = damaged / "manifest.json" if edits_the_manifest else damaged / (others[0] if others else FILES[name])
     if edits_the_manifest:
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace('"facts": {', '"facts": {"added": 1,'), encoding="utf-8")
     else:
         flip(file)
-    folders = {name.upper(): getattr(tiny, name) for name in ("data", "teacher", "sae", "concepts", "corpus")}
-    folders |= {name.upper(): damaged, "OUTPUT": tmp_path / "output"}
+    folders = {
+        name.upper(): folder for name, folder in (intact | {name: damaged, "output": tmp_path / "output"}).items()
+    }
     argv = []
     for word in words.split():
         first, slash, rest = word.partition("/")

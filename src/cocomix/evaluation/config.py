@@ -75,7 +75,7 @@ class EvalConfig(CommandConfig):
 
     def check_files(self) -> None:
         if self.probes:
-            require_concepts(self.model)
+            require_concepts(self.model, "leave out --probes")
         for name in self.tasks:
             assert self.task_data is not None
             find_task_files(name, self.task_data)

@@ -67,11 +67,12 @@ class ConceptNames:
         return f"the model has concepts 0 to {self.num_concepts - 1}"
 
 
-def require_concepts(model: Path) -> ConceptNames:
+def require_concepts(model: Path, advice: str = "give a model with a concept mixer") -> ConceptNames:
     """The names of a model's concepts, from its folder's `config.json`; what else is wrong there is left to its loader.
 
     Raises:
-        CocomixError: the model is one without concepts, or the file of their names is damaged.
+        CocomixError: the model is one without concepts, to which the message ends with `advice`; or the file of their names is
+            damaged.
     """
     folder = local_model(model)
     file = folder / "config.json"
@@ -79,7 +80,8 @@ def require_concepts(model: Path) -> ConceptNames:
     settings = config if isinstance(config, dict) and config.get("model_type") == "cocomix" else {}
     mixer = MIXERS.get(str(settings.get("mixer", "none")))
     if mixer is not None and not mixer.has_concepts:
-        raise CocomixError(f"{model} has no concepts; give a model with a concept mixer, or leave its concepts alone")
+        kind = f"a model with mixer {mixer.mixer!r}" if settings else "a plain decoder"
+        raise CocomixError(f"{model} is {kind}, which has no concepts; {advice}")
     num_concepts = settings.get("num_concepts")
     if type(num_concepts) is not int:
         raise CocomixError(f"{file} does not say how many concepts the model has; make or get the model again")

@@ -63,7 +63,7 @@ class GenerateConfig(CommandConfig):
 
     def check_files(self) -> None:
         if self.steer:
-            names = require_concepts(self.model)
+            names = require_concepts(self.model, "leave out --steer")
             for concept in parse_strengths(self.steer, self.mode):
                 names.resolve(concept)
 
