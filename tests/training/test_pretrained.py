@@ -20,6 +20,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.config import ConceptConfig, MixerConfig, NoMixerConfig
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.sae.model import SparseAutoencoder
+from cocomix.training import students
 from cocomix.training.config import OptimizerConfig, ParallelConfig, StudentConfig
 from cocomix.training.optimizer import adamw
 from cocomix.training.students import build_student, settled
@@ -121,6 +122,7 @@ def test_blocks_below_have_no_graph_and_checkpoints_hold_what_learns(tiny: Tiny,
     assert [state.requires_grad for state in states] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_equals_undisturbed(tiny: Tiny, tmp_path: Path) -> None:
     train(run(tiny, tmp_path / "whole", student_of(tiny, "above")))
     with in_step(2, terminate), pytest.raises(Stopped):
@@ -166,7 +168,11 @@ def test_on_the_command_line_the_start_is_close_to_the_decoders_own(tiny: Tiny, 
     assert found == pytest.approx(own, abs=0.05)
 
 
-def test_a_plan_counts_what_learns(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_a_plan_counts_what_learns(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(students, "local_model", None)  # a plan downloads no weights
     options = [
         "plan",
         "--data",

@@ -48,8 +48,12 @@ class TextShape(Protocol):
     def eos_token_id(self) -> int: ...
 
 
-def settled(config: TrainConfig) -> TrainConfig:
-    """The configuration with a pretrained student's folder in place of its Hub name, and its family and sizes.
+def settled(config: TrainConfig, *, downloads: bool = True) -> TrainConfig:
+    """The configuration with a pretrained student's family and sizes, and its folder in place of its Hub name.
+
+    Args:
+        config: as the user gave it.
+        downloads: whether weights on the Hub are fetched; shapes need only the configuration.
 
     Raises:
         CocomixError: the decoder's configuration can't be read, is no plain decoder's, or is not as the settings say.
@@ -58,7 +62,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     if student.pretrained is None:
         return config
     require_known_place("student.pretrained", student.pretrained)
-    path = local_model(student.pretrained)
+    path = local_model(student.pretrained) if downloads else student.pretrained
     own = load_config(path)
     if own.model_type == CoCoMixConfig.model_type:
         raise CocomixError(f"{path} has a mixer already; student.pretrained takes a plain decoder")

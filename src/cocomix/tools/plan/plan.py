@@ -198,7 +198,7 @@ def make_plan(config: PlanConfig) -> Plan:
         taken: Precision = "bfloat16" if spec.bfloat16_flops > spec.float32_flops else "float32"
         parallel = replace(config.run.parallel, precision=taken)
         config = replace(config, run=replace(config.run, parallel=parallel))
-    run = settled(config.run)
+    run = settled(config.run, downloads=False)
     config = replace(config, run=run)
     num_tokens = run.num_tokens if config.tokens is None else parse_count(config.tokens, "--tokens")
     device, windows_per_pass = config.device_spec, _windows_per_pass(config)
