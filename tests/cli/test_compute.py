@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix import ConceptDataset, EvalConfig, ExtractConfig, TokenDataset, TrainConfig, evaluate, extract, train
+from cocomix import (
+    AttributionConfig,
+    ComputeConfig,
+    ConceptDataset,
+    EvalConfig,
+    ExtractConfig,
+    ParallelConfig,
+    TokenDataset,
+    TrainConfig,
+    evaluate,
+    extract,
+    train,
+)
 from cocomix.base import devices
-from cocomix.base.compute import ComputeConfig
 from cocomix.base.devices import Machine, chosen_precision
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
@@ -104,8 +115,6 @@ def test_a_model_in_bfloat16_gives_the_numbers_of_autocast(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("criterion", ["activation_value", "attribution"])
 def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(criterion: Any, tiny: Tiny, tmp_path: Path) -> None:
-    from cocomix import AttributionConfig
-
     data, labels = TokenDataset(tiny.data), []
     for compute in (ComputeConfig(device="cpu"), BFLOAT16):
         output = tmp_path / compute.precision
@@ -129,9 +138,20 @@ def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(criterion: An
 
 
 @pytest.mark.slow
+def test_a_run_stores_what_auto_took(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bfloat16_speed", lambda *_: 2.0)
+    parallel = ParallelConfig(precision="auto", device="cpu")
+    manifest = train(
+        TrainConfig(data=tiny.data, output=tmp_path / "run", num_tokens=16, batch_size=1, parallel=parallel)
+    )
+    assert manifest.settings["precision"] == "bfloat16"
+    assert "precision: bfloat16" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.slow
 def test_evaluation_in_bfloat16_is_close_to_float32(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    parallel = TrainConfig().parallel.__class__(precision="bfloat16", device="cpu")
+    parallel = ParallelConfig(precision="bfloat16", device="cpu")
     train(
         TrainConfig(
             data=tiny.data, output=run, labels=tiny.concepts, student=CONCEPT, num_tokens=4096, parallel=parallel

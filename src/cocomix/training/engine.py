@@ -34,6 +34,7 @@ class Engine:
     """
 
     def __init__(self, student: TrainableModule, config: ParallelConfig, ranks: Ranks, device: torch.device) -> None:
+        assert config.precision != "auto", "a run chooses before it is built"
         self.student, self.ranks, self.device = student, ranks, device
         self.is_sharded = config.strategy == "fsdp" and ranks.size > 1
         self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
