@@ -177,3 +177,36 @@ def test_evaluation_in_bfloat16_is_close_to_float32(tiny: Tiny, tmp_path: Path) 
     assert math.isclose(plain["validation_loss"], rounded["validation_loss"], rel_tol=0.01)
     for name, probe in plain["probes"].items():
         assert math.isclose(probe["loss"], rounded["probes"][name]["loss"], rel_tol=0.02), name
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_bfloat16(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, options = tmp_path / "train", enough(tiny, tmp_path)
+    few: dict[str, list[str]] = {
+        "train": ["--labels", str(tiny.concepts), "--student.mixer", "concept", "--student.num-active-concepts", "4"],
+        "train-sae": ["--layer", "0", "--num-tokens", "512", "--batch-size", "16", "--num-counted-tokens", "0"],
+        "distill-targets": ["--num-windows", "4"],
+        "inspect": ["--max-windows", "4", "--num-measured", "2", "--num-probe-windows", "2"],
+        "steer-eval": [
+            "--num-concepts",
+            "2",
+            "--num-prompts",
+            "10",
+            "--num-prompt-tokens",
+            "4",
+            "--num-new-tokens",
+            "4",
+        ],
+        "generate": ["--steer", "3=2", "--max-new-tokens", "2"],
+    }
+    few["train"] += ["--num-tokens", "256", "--student.hidden-size", "16", "--student.num-layers", "2"]
+    few["train-sae"] += ["--max-validation-windows", "4", "--num-latents", "32", "--k", "4"]
+    few["inspect"] += ["--teacher", str(tiny.teacher), "--sae", str(tiny.sae)]
+    few["steer-eval"] += ["--num-windows", "8", "--strengths", "0.2"]
+    for command, further in few.items():
+        words = [command, *options[command], *further, "--precision", "bfloat16", "--device", "cpu"]
+        if "--output" in words:
+            words += ["--output", str(tmp_path / command)]
+        if "--model" in words:
+            words += ["--model", str(run)]
+        assert main(words) == 0, (command, capsys.readouterr().err)
