@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from cocomix import ConceptDataset, EvalConfig, ExtractConfig, TokenDataset, TrainConfig, evaluate, extract, train
+from cocomix import (
+    AttributionConfig,
+    ComputeConfig,
+    ConceptDataset,
+    EvalConfig,
+    ExtractConfig,
+    ParallelConfig,
+    TokenDataset,
+    TrainConfig,
+    evaluate,
+    extract,
+    train,
+)
 from cocomix.base import devices
-from cocomix.base.compute import ComputeConfig
 from cocomix.base.devices import Machine, chosen_precision
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
@@ -104,8 +115,6 @@ def test_a_model_in_bfloat16_gives_the_numbers_of_autocast(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("criterion", ["activation_value", "attribution"])
 def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(criterion: Any, tiny: Tiny, tmp_path: Path) -> None:
-    from cocomix import AttributionConfig
-
     data, labels = TokenDataset(tiny.data), []
     for compute in (ComputeConfig(device="cpu"), BFLOAT16):
         output = tmp_path / compute.precision
@@ -129,9 +138,20 @@ def test_labels_in_bfloat16_are_those_of_float32_but_for_near_ties(criterion: An
 
 
 @pytest.mark.slow
+def test_a_run_stores_what_auto_took(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "bfloat16_speed", lambda *_: 2.0)
+    parallel = ParallelConfig(precision="auto", device="cpu")
+    manifest = train(
+        TrainConfig(data=tiny.data, output=tmp_path / "run", num_tokens=16, batch_size=1, parallel=parallel)
+    )
+    assert manifest.settings["precision"] == "bfloat16"
+    assert "precision: bfloat16" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.slow
 def test_evaluation_in_bfloat16_is_close_to_float32(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    parallel = TrainConfig().parallel.__class__(precision="bfloat16", device="cpu")
+    parallel = ParallelConfig(precision="bfloat16", device="cpu")
     train(
         TrainConfig(
             data=tiny.data, output=run, labels=tiny.concepts, student=CONCEPT, num_tokens=4096, parallel=parallel
@@ -157,3 +177,36 @@ def test_evaluation_in_bfloat16_is_close_to_float32(tiny: Tiny, tmp_path: Path) 
     assert math.isclose(plain["validation_loss"], rounded["validation_loss"], rel_tol=0.01)
     for name, probe in plain["probes"].items():
         assert math.isclose(probe["loss"], rounded["probes"][name]["loss"], rel_tol=0.02), name
+
+
+@pytest.mark.slow
+def test_every_command_runs_in_bfloat16(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, options = tmp_path / "train", enough(tiny, tmp_path)
+    few: dict[str, list[str]] = {
+        "train": ["--labels", str(tiny.concepts), "--student.mixer", "concept", "--student.num-active-concepts", "4"],
+        "train-sae": ["--layer", "0", "--num-tokens", "512", "--batch-size", "16", "--num-counted-tokens", "0"],
+        "distill-targets": ["--num-windows", "4"],
+        "inspect": ["--max-windows", "4", "--num-measured", "2", "--num-probe-windows", "2"],
+        "steer-eval": [
+            "--num-concepts",
+            "2",
+            "--num-prompts",
+            "10",
+            "--num-prompt-tokens",
+            "4",
+            "--num-new-tokens",
+            "4",
+        ],
+        "generate": ["--steer", "3=2", "--max-new-tokens", "2"],
+    }
+    few["train"] += ["--num-tokens", "256", "--student.hidden-size", "16", "--student.num-layers", "2"]
+    few["train-sae"] += ["--max-validation-windows", "4", "--num-latents", "32", "--k", "4"]
+    few["inspect"] += ["--teacher", str(tiny.teacher), "--sae", str(tiny.sae)]
+    few["steer-eval"] += ["--num-windows", "8", "--strengths", "0.2"]
+    for command, further in few.items():
+        words = [command, *options[command], *further, "--precision", "bfloat16", "--device", "cpu"]
+        if "--output" in words:
+            words += ["--output", str(tmp_path / command)]
+        if "--model" in words:
+            words += ["--model", str(run)]
+        assert main(words) == 0, (command, capsys.readouterr().err)

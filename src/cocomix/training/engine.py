@@ -42,6 +42,7 @@ class Engine:
         ranks: Ranks,
         device: torch.device,
     ) -> None:
+        assert config.precision != "auto", "a run chooses before it is built"
         self.student, self.ranks, self.device = student, ranks, device
         num_shares = config.num_shares(ranks.size, ranks.num_on_node)
         self.is_sharded = num_shares > 1
