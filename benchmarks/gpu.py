@@ -1,4 +1,4 @@
-"""What one accelerator shows, in minutes: the tests marked `gpu`, the benchmark, and, if time is left, the evidence at size base.
+"""What one accelerator shows in minutes: the tests marked `gpu`, the benchmark and, if time is left, the evidence at `base`.
 
     make gpu                                                on a machine with an H100 or H200
     python -m benchmarks.gpu --device cpu --size smoke      the same, rehearsed without one
@@ -169,7 +169,7 @@ def how_to_carry(missing: Sequence[str]) -> str:
     return (
         "Without a network there, pack the wheels elsewhere for that machine's Python and unpack them here:\n"
         f"  pip download --only-binary=:all: --python-version {sys.version_info.major}.{sys.version_info.minor} "
-        f"--constraint constraints.txt --no-deps -d wheels {names}   (and each one's own requirements that are missing here)\n"
+        f"--constraint constraints.txt --no-deps -d wheels {names}   (and what each requires)\n"
         "  pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=$PWD/site"
     )
 
