@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("gpu", __doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", choices=tuple(SIZES), default="paper", help="of the benchmark; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it; default: %(default)s")
+    help_minutes = "for all of it, of which each stage has its share; default: %(default)s"
+    parser.add_argument("--minutes", type=float, default=8.0, help=help_minutes)
     given = parser.parse_args(arguments)
     started = time.monotonic()
     if missing := list(missing_requirements()):
@@ -60,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages(given.device, given.size, Path(folder)):
             left = 60 * given.minutes - (time.monotonic() - started)
-            if left < (stage.seconds if stage.is_extra else 5):
+            limit = stage.seconds * given.minutes / 8
+            if left < (limit if stage.is_extra else 5):
                 found["stages"][stage.name] = {"state": "left out", "seconds": 0.0}
             else:
                 print(f"{stage.name}: {' '.join(stage.command)}", file=sys.stderr, flush=True)
-                found["stages"][stage.name] = run(stage, min(stage.seconds, left), given.device)
+                found["stages"][stage.name] = run(stage, min(limit, left), given.device)
             found["seconds"] = round(time.monotonic() - started, 1)
             store(given.output, "gpu", **found)
     for name, stage in found["stages"].items():

@@ -143,9 +143,9 @@ def scale_messages() -> str:
             # Weights are gathered in every pass, all else is exchanged once a step.
             times = passes / run["passes_rehearsed"] if message["name"] == "allgather" else 1
             count, size = int(message["count"] * times), message["bytes"]
-            if message["name"] == "allreduce" and size > 1000:
+            if message["name"] == "allreduce" and size > 1e6:  # smaller ones are counts and norms
                 outside += 2 * (nodes - 1) / nodes * size * count
-            elif size > 1000:
+            elif size > 1e6:
                 inside += size * count
                 outside += 0 if is_within else size * count * (nodes - 1) / nodes / run["devices_per_node"]
             rows.append([name.split(",")[0], message["name"], f"{size:,}", f"{count:,}", "", ""])

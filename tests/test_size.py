@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripts.count_lines import CORE, count, parts, table, total
 
-BOUNDS = {"core": 10_100, "tools": 5_300, "studio": 1_500, "beside them": 200}
+BOUNDS = {"core": 10_240, "tools": 5_380, "studio": 1_500, "beside them": 200}
 
 
 def test_no_part_outgrows_its_bound() -> None:

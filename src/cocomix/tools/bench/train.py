@@ -138,8 +138,8 @@ def student(shape: TrainShape, *, has_concepts: bool = True) -> CoCoMixForCausal
         mixer=concepts if has_concepts else NoMixerConfig(),
     )
     torch.manual_seed(0)
-    model = CoCoMixForCausalLM(config).train()
-    return model.to(shape.device)
+    model: CoCoMixForCausalLM = CoCoMixForCausalLM(config).train().to(shape.device)
+    return model
 
 
 def draw(shape: TrainShape, seed: int) -> Batch:
