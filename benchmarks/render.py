@@ -70,6 +70,7 @@ def blocks() -> dict[str, str]:
 FAILURES_PER_DEVICE_HOUR = 419 / (16_384 * 54 * 24)
 #: Each weight is drawn when it is built and initialised, some once more, and when it gets its memory.
 DRAWS_PER_WEIGHT = 3.5
+SMALL_MESSAGE_BYTES = 10**6
 
 
 def scale_run() -> str:
@@ -101,8 +102,8 @@ def scale_run() -> str:
         ["lost by one, on average", f"{between / 120:.1f} min", "half of what is between two checkpoints"],
         [
             "a start: every file checked",
-            f"{(text + plan['label_bytes']) / rates['bytes_hashed'] / 60:.0f} min",
-            f"{format_bytes(rates['bytes_hashed'])} a second; by each rank, from its own disk or cache",
+            f"{(2 * text + plan['label_bytes']) / rates['bytes_hashed'] / 60:.0f} min",
+            f"{format_bytes(rates['bytes_hashed'])} a second, by each rank",
         ],
         [
             "a start: the weights drawn",
@@ -137,28 +138,25 @@ def scale_messages() -> str:
     nodes, passes = run["devices"] // run["devices_per_node"], run["windows"]["passes"]
     seconds = 3600 * run["plan"]["duration"]["hours"] / run["num_steps"]
     for name in ("fsdp", "hsdp, checkpointed"):
+        strategy, messages = name.split(",")[0], run["settings"][name]["messages"]
         inside = outside = 0.0
-        is_within = name.startswith("hsdp")
-        for message in run["settings"][name]["messages"]:
-            # Weights are gathered in every pass, all else is exchanged once a step.
-            times = passes / run["passes_rehearsed"] if message["name"] == "allgather" else 1
-            count, size = int(message["count"] * times), message["bytes"]
-            if message["name"] == "allreduce" and size > 1e6:  # smaller ones are counts and norms
+        for message in messages:
+            if (size := message["bytes"]) < SMALL_MESSAGE_BYTES:
+                continue
+            # Weights are gathered in every pass; all else is exchanged once a step.
+            is_gather = message["name"] == "allgather"
+            count = message["count"] * passes // run["passes_rehearsed"] if is_gather else message["count"]
+            if message["name"] == "allreduce":  # in a ring, between copies
                 outside += 2 * (nodes - 1) / nodes * size * count
-            elif size > 1e6:
+            else:
                 inside += size * count
-                outside += 0 if is_within else size * count * (nodes - 1) / nodes / run["devices_per_node"]
-            rows.append([name.split(",")[0], message["name"], f"{size:,}", f"{count:,}", "", ""])
-        rows.append(
-            [
-                name.split(",")[0],
-                "in all",
-                "",
-                "",
-                f"{format_bytes(inside)}, {format_bytes(inside / seconds)}/s",
-                f"{format_bytes(outside)}, {format_bytes(outside / seconds)}/s",
-            ]
-        )
+                outside += 0 if strategy == "hsdp" else size * count * (nodes - 1) / nodes / run["devices_per_node"]
+            rows.append([strategy, message["name"], f"{size:,}", f"{count:,}", "", ""])
+        small = [message for message in messages if message["bytes"] < SMALL_MESSAGE_BYTES]
+        largest, count = max(message["bytes"] for message in small), sum(message["count"] for message in small)
+        rows.append([strategy, "counts, means, norms", f"up to {largest:,}", f"{count}", "", ""])
+        totals = [f"{format_bytes(value)}, {format_bytes(value / seconds)}/s" for value in (inside, outside)]
+        rows.append([strategy, "in all", "", "", *totals])
     head = ["", "collective", "bytes", "a step", "to a device within its node", "over a device's link to others"]
     return table(head, rows)
 
