@@ -1,4 +1,4 @@
-"""What one accelerator shows, in minutes: the tests marked `gpu`, the benchmark, and, if time is left, the evidence at size base.
+"""What one accelerator shows in minutes: the tests marked `gpu`, the benchmark and, if time is left, the evidence at `base`.
 
     make gpu                                                on a machine with an H100 or H200
     python -m benchmarks.gpu --device cpu --size smoke      the same, rehearsed without one
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options("gpu", __doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", choices=tuple(SIZES), default="paper", help="of the benchmark; default: %(default)s")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it; default: %(default)s")
+    help_minutes = "for all of it, of which each stage has its share; default: %(default)s"
+    parser.add_argument("--minutes", type=float, default=8.0, help=help_minutes)
     given = parser.parse_args(arguments)
     started = time.monotonic()
     if missing := list(missing_requirements()):
@@ -60,11 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for stage in stages(given.device, given.size, Path(folder)):
             left = 60 * given.minutes - (time.monotonic() - started)
-            if left < (stage.seconds if stage.is_extra else 5):
+            limit = stage.seconds * given.minutes / 8
+            if left < (limit if stage.is_extra else 5):
                 found["stages"][stage.name] = {"state": "left out", "seconds": 0.0}
             else:
                 print(f"{stage.name}: {' '.join(stage.command)}", file=sys.stderr, flush=True)
-                found["stages"][stage.name] = run(stage, min(stage.seconds, left), given.device)
+                found["stages"][stage.name] = run(stage, min(limit, left), given.device)
             found["seconds"] = round(time.monotonic() - started, 1)
             store(given.output, "gpu", **found)
     for name, stage in found["stages"].items():
@@ -169,7 +171,7 @@ def how_to_carry(missing: Sequence[str]) -> str:
     return (
         "Without a network there, pack the wheels elsewhere for that machine's Python and unpack them here:\n"
         f"  pip download --only-binary=:all: --python-version {sys.version_info.major}.{sys.version_info.minor} "
-        f"--constraint constraints.txt --no-deps -d wheels {names}   (and each one's own requirements that are missing here)\n"
+        f"--constraint constraints.txt --no-deps -d wheels {names}   (and what each requires)\n"
         "  pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=$PWD/site"
     )
 

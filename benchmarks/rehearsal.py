@@ -9,6 +9,9 @@ nothing of the plan that the result is held against is used to count it.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +30,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.common import options, store
 from cocomix.base.ranks import Ranks
+from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import Windows
 from cocomix.objectives.base import CONCEPT_LABELS, Batch, Surroundings
 from cocomix.tools.plan.memory import device_memory

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
-from cocomix.base.formats import format_flops, format_signed
+from cocomix.base.formats import format_bytes, format_flops, format_hours, format_signed
 from cocomix.modeling.backbones import supported_families
 from cocomix.sae.config import ACTIVATIONS, INPUT_NORMALIZATIONS
 from cocomix.sae.find import FILES
@@ -22,7 +22,9 @@ from cocomix.sae.formats.files import NEEDED
 from cocomix.sae.formats.readers import DICTIONARY_LEARNING
 from cocomix.tools.bench.command import heading, sections
 
-PAGES = tuple(DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks"))
+PAGES = tuple(
+    DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks", "scale")
+)
 VARIANTS = {
     "ntp": "next-token prediction alone",
     "interleave": "the paper's variant: labels by attribution, the largest positive ones",
@@ -56,9 +58,107 @@ def blocks() -> dict[str, str]:
         "dictionaries not read": dictionaries_not_read(),
         "steering modes": steering_modes(),
         "steering strengths": steering_strengths(),
+        "scale run": scale_run(),
+        "scale memory": scale_memory(),
+        "scale messages": scale_messages(),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
         **{name: bench(stored(name)) for name in ("bench", "bench_two_threads")},
     }
+
+
+#: Of Llama 3's pretraining (arXiv 2407.21783, section 3.3.4): 419 unexpected interruptions on 16,384 H100 in 54 days.
+FAILURES_PER_DEVICE_HOUR = 419 / (16_384 * 54 * 24)
+#: Each weight is drawn when it is built and initialised, some once more, and when it gets its memory.
+DRAWS_PER_WEIGHT = 3.5
+SMALL_MESSAGE_BYTES = 10**6
+
+
+def scale_run() -> str:
+    run = stored("rehearsal")
+    plan, windows, rates = run["plan"], run["windows"], run["rates"]
+    duration, tokens = plan["duration"], plan["num_tokens"]
+    step_seconds = 3600 * duration["hours"] / run["num_steps"]
+    state = 12 * plan["num_parameters"]
+    between = run["checkpoint_every_steps"] * step_seconds
+    text = 2 * tokens
+    hours = duration["hours"] + duration["labels_hours"]
+    rows = [
+        ["labels, before training", format_hours(duration["labels_hours"]), "plan; the teacher in float32"],
+        ["training", format_hours(duration["hours"]), f"plan, at {duration['utilisation']:.0%} of the peak"],
+        ["device-hours", f"{duration['device_hours']:,.0f}", "plan"],
+        ["a step", f"{step_seconds:.2f} s", f"of {run['num_steps']:,}"],
+        ["tokens, stored", format_bytes(text), "2 bytes a token"],
+        ["labels, stored", format_bytes(plan["label_bytes"]), f"{plan['label_bytes_per_token']} bytes a token"],
+        ["read by a rank, a step", format_bytes((text + plan["label_bytes"]) / run["num_steps"] / run["devices"]), ""],
+        ["a checkpoint", format_bytes(state), "weights and two moments, float32"],
+        ["written by a rank", format_bytes(state / run["devices"]), "its share"],
+        ["between two checkpoints", f"{between / 60:.0f} min", f"every {run['checkpoint_every_steps']} steps"],
+        [
+            "failures a week",
+            f"{FAILURES_PER_DEVICE_HOUR * run['devices'] * 168:.1f}",
+            "at Llama 3's rate; on its machines of eight devices",
+        ],
+        ["failures in the run", f"{FAILURES_PER_DEVICE_HOUR * run['devices'] * hours:.2f}", "labels and training"],
+        ["lost by one, on average", f"{between / 120:.1f} min", "half of what is between two checkpoints"],
+        [
+            "a start: every file checked",
+            f"{(2 * text + plan['label_bytes']) / rates['bytes_hashed'] / 60:.0f} min",
+            f"{format_bytes(rates['bytes_hashed'])} a second, by each rank",
+        ],
+        [
+            "a start: the weights drawn",
+            f"{DRAWS_PER_WEIGHT * plan['num_parameters'] / rates['numbers_drawn']:.0f} s",
+            f"{rates['numbers_drawn'] / 1e6:.0f} million numbers a second",
+        ],
+        [
+            "a start: the order of an epoch",
+            f"{windows['order_seconds']:.0f} s",
+            f"{windows['num_windows']:,} windows; {format_bytes(windows['order_bytes'])} in each rank's memory",
+        ],
+    ]
+    return table(["", "", "from"], rows)
+
+
+def scale_memory() -> str:
+    rows = [
+        [
+            name,
+            format_bytes(row["planned_bytes"]["total"]),
+            format_bytes(row["peak_bytes"]),
+            f"{row['peak_over_planned']:.2f}",
+            format_bytes(row["bytes_between_steps"]),
+        ]
+        for name, row in stored("rehearsal")["settings"].items()
+    ]
+    return table(["a rank", "plan", "rehearsed", "rehearsed over plan", "of it between steps"], rows)
+
+
+def scale_messages() -> str:
+    run, rows = stored("rehearsal"), []
+    nodes, passes = run["devices"] // run["devices_per_node"], run["windows"]["passes"]
+    seconds = 3600 * run["plan"]["duration"]["hours"] / run["num_steps"]
+    for name in ("fsdp", "hsdp, checkpointed"):
+        strategy, messages = name.split(",")[0], run["settings"][name]["messages"]
+        inside = outside = 0.0
+        for message in messages:
+            if (size := message["bytes"]) < SMALL_MESSAGE_BYTES:
+                continue
+            # Weights are gathered in every pass; all else is exchanged once a step.
+            is_gather = message["name"] == "allgather"
+            count = message["count"] * passes // run["passes_rehearsed"] if is_gather else message["count"]
+            if message["name"] == "allreduce":  # in a ring, between copies
+                outside += 2 * (nodes - 1) / nodes * size * count
+            else:
+                inside += size * count
+                outside += 0 if strategy == "hsdp" else size * count * (nodes - 1) / nodes / run["devices_per_node"]
+            rows.append([strategy, message["name"], f"{size:,}", f"{count:,}", "", ""])
+        small = [message for message in messages if message["bytes"] < SMALL_MESSAGE_BYTES]
+        largest, count = max(message["bytes"] for message in small), sum(message["count"] for message in small)
+        rows.append([strategy, "counts, means, norms", f"up to {largest:,}", f"{count}", "", ""])
+        totals = [f"{format_bytes(value)}, {format_bytes(value / seconds)}/s" for value in (inside, outside)]
+        rows.append([strategy, "in all", "", "", *totals])
+    head = ["", "collective", "bytes", "a step", "to a device within its node", "over a device's link to others"]
+    return table(head, rows)
 
 
 def demo_seeds() -> str:

@@ -22,7 +22,7 @@ def test_a_single_process_is_one_rank_of_one() -> None:
 def test_result_and_failure_of_the_first_rank_reach_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
-    def broadcast(words: list[Any]) -> None:
+    def broadcast(words: list[Any], **_: Any) -> None:
         if sent:
             words[:] = sent
         else:

@@ -17,12 +17,14 @@ from cocomix import AttributionConfig, CoCoMixForCausalLM, ConceptExtractor, Par
 from cocomix.base.stopping import Stopped
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.teacher import load_teacher
+from cocomix.objectives.base import Batch, Surroundings
+from cocomix.objectives.config import NextTokenConfig
 from cocomix.tools.bench.generate import Sequence
 from cocomix.tools.bench.train import TrainShape, draw, loss_of, student
 from cocomix.training import engine
 from cocomix.training.deferred import DeferredWeights
 from cocomix.training.students import build_student, with_num_concepts
-from cocomix.training.trainable import TrainableModule
+from cocomix.training.trainable import TrainableModule, gradient_norms
 from tests.conftest import Tiny
 from tests.training.helpers import config, in_step, terminate, untimed, weights
 
@@ -134,16 +136,18 @@ def test_fsdp_on_one_device(tiny: Tiny, tmp_path: Path, device: torch.device) ->
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     distributed.init_process_group(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        weights_to_be = DeferredWeights()
-        with weights_to_be:
-            sharded = build_student(run, data, mixer)
-        engine._shard(TrainableModule(sharded, []), weights_to_be, (1, 1), device, None)
+        deferred, next_token = DeferredWeights(), NextTokenConfig()
+        near = Surroundings(16, 2, mixer, teacher=lambda: load_teacher(tiny.teacher))
+        objectives = [next_token.implementation()(next_token, near)]
+        with deferred:
+            sharded = TrainableModule(build_student(run, data, mixer), objectives)
+        engine._shard(sharded, deferred, (1, 1), device, None)
         found = []
-        for model in (sharded, build_student(run, data, mixer).to(device)):
-            loss = model(input_ids=batch.input_ids, labels=batch.input_ids).loss
+        for student in (sharded, TrainableModule(build_student(run, data, mixer), objectives).to(device)):
+            loss = student(Batch(batch))["lm_loss"]
             loss.backward()
-            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            found.append([float(loss), float(getattr(norm, "full_tensor", lambda norm=norm: norm)())])
+            norm = gradient_norms(student)["gradient_norm_backbone"]
+            found.append([float(loss), float(norm)])
     finally:
         distributed.destroy_process_group()
     assert found[0] == pytest.approx(found[1], rel=1e-4)

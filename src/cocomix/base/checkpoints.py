@@ -198,7 +198,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 
 
 def whole_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors that ranks wrote with `write_state`, put together in a file below `folder` and mapped from it, not loaded."""
+    """The tensors that ranks wrote with `write_state`, put together in a file below `folder` and mapped from there."""
     whole = folder / "whole"
     whole.mkdir()
     names = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata

@@ -86,5 +86,9 @@ class DeferredWeights(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
+<<<<<<< HEAD
     address: int = tensor.untyped_storage()._cdata
     return address
+=======
+    return int(tensor.untyped_storage()._cdata)
+>>>>>>> g

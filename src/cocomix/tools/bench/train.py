@@ -72,7 +72,7 @@ SIZES = {
     ),
     "69m": TrainShape(context=1024, batch=8, precision="bfloat16"),
     "386m": TrainShape(
-        width=1024, num_blocks=24, num_heads=16, layer=4, context=1024, batch=8, precision="bfloat16", repetitions=3
+        width=1024, num_blocks=24, num_heads=16, layer=4, context=1024, batch=4, precision="bfloat16", repetitions=3
     ),
 }
 
