@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 from scripts.count_lines import CORE, count, parts, table, total
 
-<<<<<<< HEAD
 BOUNDS = {"core": 11_550, "tools": 5_520, "studio": 1_520, "beside them": 200}
-=======
-BOUNDS = {"core": 10_240, "tools": 5_380, "studio": 1_500, "beside them": 200}
->>>>>>> g
 
 
 def test_no_part_outgrows_its_bound() -> None:

@@ -86,9 +86,4 @@ class DeferredWeights(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
-<<<<<<< HEAD
-    address: int = tensor.untyped_storage()._cdata
-    return address
-=======
     return int(tensor.untyped_storage()._cdata)
->>>>>>> g
