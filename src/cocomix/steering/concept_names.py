@@ -71,8 +71,7 @@ def require_concepts(model: Path, advice: str = "give a model with a concept mix
     """The names of a model's concepts, from its folder's `config.json`; what else is wrong there is left to its loader.
 
     Raises:
-        CocomixError: the model has no concepts (the message ends with `advice`), or the file of their names is
-            damaged.
+        CocomixError: the model has none, and the message ends with `advice`; or the file of their names is damaged.
     """
     folder = local_model(model)
     file = folder / "config.json"
