@@ -97,10 +97,10 @@ class StudentConfig:
                 "student.train_above is set, but student.train is not 'above'; set that, or leave it out"
             )
         require_at_least(-1, self, "train_above")
-        above, num_layers = self.train_above, self.num_layers
-        if above is not None and num_layers is not None and above > num_layers - 2:
+        highest = math.inf if self.num_layers is None else self.num_layers - 2
+        if self.train_above is not None and self.train_above > highest:
             raise CocomixError(
-                f"student.train_above is {above}; with {num_layers} blocks it must be -1 to {num_layers - 2}"
+                f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to {highest}"
             )
 
     def _check_plain(self) -> None:
