@@ -27,6 +27,8 @@ from cocomix.base.devices import Machine, chosen_precision
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
 from cocomix.modeling.loading import load_causal_lm
+from cocomix.studio.model import StudioModel
+from cocomix.studio.runs import NamedFolder
 from tests.cli.test_mistakes import config_class, enough
 from tests.conftest import CONCEPT, Tiny
 
@@ -210,3 +212,8 @@ def test_every_command_runs_in_bfloat16(tiny: Tiny, tmp_path: Path, capsys: pyte
         if "--model" in words:
             words += ["--model", str(run)]
         assert main(words) == 0, (command, capsys.readouterr().err)
+    live = ["--teacher", str(tiny.teacher), "--sae", str(tiny.sae), *few["train"][2:]]
+    words = ["train", *options["train"], *live, "--precision", "bfloat16", "--output", str(tmp_path / "live")]
+    assert main([*words, "--device", "cpu"]) == 0, capsys.readouterr().err
+    model = StudioModel(NamedFolder("run", run), compute=BFLOAT16)
+    assert {token.before != token.after for token in model.next_tokens("def", {3: 50.0}, "set")} == {True}

@@ -175,7 +175,9 @@ def test_one_teacher_serves_labels_and_distillation(
 ) -> None:
     loaded: list[Path] = []
     for module in (students, live):
-        monkeypatch.setattr(module, "load_teacher", lambda path: loaded.append(path) or load_teacher(path))
+        monkeypatch.setattr(
+            module, "load_teacher", lambda path, *more: loaded.append(path) or load_teacher(path, *more)
+        )
     sources: dict[str, object] = {"labels": None, "teacher": tiny.teacher, "sae": tiny.sae, "num_tokens": 256}
     train(config(tiny, tmp_path, **sources, distillation=DistillationConfig(weight=0.5)))
     assert loaded == [tiny.teacher]
