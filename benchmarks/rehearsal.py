@@ -59,10 +59,15 @@ PASSES = 2
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of all storages that are alive, the most there were, and those of the largest one of numbers."""
+    """Bytes of all storages that are alive, the most there were, and those of the largest one of numbers.
 
-    def __init__(self) -> None:
+    Args:
+        fake_mode: mode of tensors without numbers that stand for real ones; others of that kind count nothing.
+    """
+
+    def __init__(self, fake_mode: FakeTensorMode | None = None) -> None:
         super().__init__()
+        self.fake_mode = fake_mode
         self.alive = self.peak = self.largest = 0
         self._sizes: dict[int, int] = {}
 
@@ -71,8 +76,8 @@ class Memory(TorchDispatchMode):
             return NotImplemented  # so that it becomes operations on plain tensors, which are seen
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            # The meta device's storages have no bytes; a fake tensor says that it is on a real one.
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+            is_counted = isinstance(tensor, Tensor) and getattr(tensor, "fake_mode", None) is self.fake_mode
+            if is_counted and tensor.device.type != "meta":
                 self._note(tensor.untyped_storage())
                 if tensor.is_floating_point():  # others may be messages
                     self.largest = max(self.largest, tensor.untyped_storage().nbytes())
@@ -176,9 +181,10 @@ def trainer(run: TrainConfig, ranks: Ranks) -> Trainer:
 
 def rehearse(run: TrainConfig) -> dict[str, Any]:
     """Memory and messages of a rank in one step, beside the plan's."""
-    size, memory, messages = find_recipe(RECIPE).size, Memory(), Messages()
+    size, messages, fake_mode = find_recipe(RECIPE).size, Messages(), FakeTensorMode(allow_non_fake_inputs=True)
+    memory = Memory(fake_mode)
     assert run.micro_batch_size is not None
-    with imagined_ranks(DEVICES) as ranks, FakeTensorMode(allow_non_fake_inputs=True), memory.following():
+    with imagined_ranks(DEVICES) as ranks, fake_mode, memory.following():
         made = trainer(run, ranks)
         between = memory.peak = memory.alive
         with messages:

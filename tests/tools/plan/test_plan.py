@@ -73,6 +73,7 @@ def test_shards_are_shares() -> None:
     assert fsdp.gradients == ddp.gradients / 2
     assert fsdp.activations == ddp.activations
     assert ddp.exchange == ddp.gradients
+    assert [ParallelConfig(strategy=s).num_shares(64, 8) for s in ("ddp", "fsdp", "hsdp")] == [1, 64, 8]
     # While a step has more passes to come, every rank holds its gradients whole.
     accumulating = device_memory(sharded, size, 512, 2, 2, 1, teacher=0)
     assert accumulating.gradients == ddp.gradients
