@@ -10,7 +10,7 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import clear_checkpoints
 from cocomix.base.devices import this_device
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import local_model
+from cocomix.base.hub import local_model, require_known_place
 from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
@@ -38,6 +38,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         _check_shares(config, ranks)
         options = flat(config)
         if config.teacher is not None:
+            require_known_place("teacher", config.teacher)
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
         data = TokenDataset(config.data, "train")
         opened = [objective.open(config, data) for objective in config.objectives]
