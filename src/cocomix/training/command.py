@@ -12,7 +12,7 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import clear_checkpoints
 from cocomix.base.devices import chosen_precision, this_device
 from cocomix.base.errors import CocomixError
-from cocomix.base.hub import local_model
+from cocomix.base.hub import local_model, require_known_place
 from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
 from cocomix.base.ranks import Ranks, joined_ranks
@@ -45,6 +45,7 @@ def train(config: TrainConfig) -> artifacts.Manifest:
         shown = dataclasses.replace(config.student, pretrained=typed.student.pretrained)
         options = flat(dataclasses.replace(config, student=shown))
         if config.teacher is not None:
+            require_known_place("teacher", config.teacher)
             config = dataclasses.replace(config, teacher=local_model(config.teacher))
         data = TokenDataset(config.data, "train")
         opened = [(objective.open(config, data), objective.end) for objective in config.objectives]
