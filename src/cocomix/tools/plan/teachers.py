@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
 from cocomix.base import artifacts
+from cocomix.base.hub import require_known_place
 from cocomix.base.remote_code import is_trusted
 from cocomix.modeling.loading import load_config
 from cocomix.training.config import TrainConfig
@@ -79,5 +80,6 @@ def _model_of_size(size: Size, vocab_size: int, context_length: int) -> PreTrain
 def _shape(name: str) -> Any:
     if name in _KNOWN_SHAPES:
         return _KNOWN_SHAPES[name]()
+    require_known_place("--teacher", name)
     artifacts.check(Path(name), files=["config.json"])
     return load_config(name)
