@@ -44,7 +44,8 @@ def concept_model(folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     settings = {"model_type": "cocomix", "mixer": "concept", "num_concepts": 8}
     (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "concept_names.json").write_text('{"3": "imports"}')
+    (folder / artifacts.CONCEPT_METADATA_NAMES[0]).write_text('{"3": "imports"}')
+    (folder / artifacts.CONCEPT_METADATA_NAMES[2]).touch()
     return str(folder)
 
 
@@ -56,7 +57,7 @@ def enough(tiny: Tiny, output: Path) -> dict[str, list[str]]:
     return {
         "demo": out,
         "prepare": [*out, "--text", str(tiny.corpus)],
-        "train-sae": [*teacher, *data, *out],
+        "train-sae": [*teacher, *data, *out, "--layer", "0"],
         "extract": [*teacher, *sae, *data, *out, "--batch-size", "3"],
         "distill-targets": [*teacher, *data, *out],
         "train": [*data, *out],
@@ -139,6 +140,16 @@ def mistakes(tiny: Tiny, root: Path) -> Iterator[list[str]]:
     ]
     yield [*benchmark, "x"]
     yield [*benchmark, "piqa"]
+    for command in ("train-sae", "extract", "eval", "steer-eval"):
+        options = enough(tiny, root / "out")[command]
+        both = ["--teacher", str(tiny.teacher), "--sae", str(tiny.sae), "--probes"] if command == "eval" else []
+        model = ["--model", concept_model(root / "model")] if command == "eval" else []
+        yield [command, *options, *both, *model, "--layer", "99"]
+        if command != "train-sae":
+            yield [command, *options, *both, *model, "--layer", "1"]  # the dictionary was trained on another
+    bare = concept_model(root / "bare")
+    (root / "bare" / artifacts.CONCEPT_METADATA_NAMES[2]).unlink()
+    yield ["generate", "--model", bare, "--prompt", "def", "--steer", "3=1", "--mode", "toward"]
     yield ["train", "--recipe", "x"]
     yield ["plan", "--recipe", "gpt2-tiny-ntp", "--device", "x"]
     yield ["trian"]
@@ -180,7 +191,7 @@ def test_every_mistake_is_refused_before_torch_is_loaded(tiny: Tiny, tmp_path: P
         assert "Traceback" not in said, (argv, said)
         assert not loaded, argv
         assert len(said.strip().splitlines()) == 1 or code == 2, (argv, said)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "empty", "file", "model"]
 
 
 def integers(config: Any, prefix: str = "") -> Iterator[str]:

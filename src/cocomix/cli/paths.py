@@ -16,7 +16,8 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.foreign import require_content
 from cocomix.base.hub import local_model, may_be_on_hub, require_known_place
 from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, SPARSE_AUTOENCODER, TOKEN_DATASET
-from cocomix.sae.find import local_path, recognise
+from cocomix.modeling.families import num_blocks, require_layer
+from cocomix.sae.find import agreed_layer, local_path, recognise
 from cocomix.training.config import NOT_NEEDED, OPEN
 
 #: What the folder of a field must hold, in every command.
@@ -37,6 +38,7 @@ def check_paths(config: CommandConfig, writes: str) -> None:
         CocomixError: an input does not exist or is something else, or the output can't be made there.
     """
     _check_fields(config, is_planned=False)
+    _check_layer(config)
     config.check_files()
     outputs: Sequence[Path | None] = getattr(config, "outputs", (getattr(config, "output", None),))
     for output in outputs:
@@ -55,6 +57,19 @@ def _check_fields(config: Any, *, is_planned: bool) -> None:
             for path in value or ():
                 if not path.exists():
                     raise CocomixError(f"{path} does not exist")
+
+
+def _check_layer(config: Any) -> None:
+    """Refuse a layer that the teacher lacks, or that is another one than the autoencoder's."""
+    teacher, sae, layer = (getattr(config, name, None) for name in ("teacher", "sae", "layer"))
+    if teacher is None or layer is None:
+        return
+    count = num_blocks(local_model(teacher))
+    for each in (layer,) if isinstance(layer, int) else layer:
+        if count is not None:
+            require_layer(each, count)
+    if sae is not None and (sae / artifacts.SETTINGS_NAME).exists():
+        agreed_layer(sae, artifacts.read_header(sae)["settings"]["layer"], layer, "--layer")
 
 
 def _check_path(name: str, path: Path, *, is_planned: bool) -> None:

@@ -28,7 +28,7 @@ from cocomix.labels.config import AttributionConfig
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
-from cocomix.sae.find import local_path, recognise
+from cocomix.sae.find import agreed_layer, local_path, recognise
 from cocomix.sae.formats.place import layer_of
 from cocomix.sae.formats.readers import num_active_by_name
 from cocomix.sae.model import SparseAutoencoder
@@ -182,12 +182,12 @@ def identify_sae(
     """
     if not (sae / artifacts.MANIFEST_NAME).exists() and not (sae / artifacts.SETTINGS_NAME).exists():
         local = local_path(sae)
-        layer = _agreed_layer(sae, layer_of(local), layer, option)
+        layer = agreed_layer(sae, layer_of(local), layer, option)
         return _fingerprint(local), layer
     manifest = artifacts.read(sae, SPARSE_AUTOENCODER)
     if manifest.settings["inputs"]["teacher"] != teacher_fingerprint:
         raise CocomixError(f"the autoencoder {sae} was trained on another teacher than {teacher}")
-    return manifest.fingerprint, _agreed_layer(sae, int(manifest.settings["layer"]), layer, option)
+    return manifest.fingerprint, agreed_layer(sae, int(manifest.settings["layer"]), layer, option)
 
 
 def _fingerprint(path: Path) -> str:
@@ -196,14 +196,3 @@ def _fingerprint(path: Path) -> str:
     if recognise(path) == "qwen_scope":  # a name says part of it
         return artifacts.fingerprint_of_json([fingerprint, num_active_by_name(path)])
     return fingerprint
-
-
-def _agreed_layer(sae: Path, trained: int | None, asked: int | None, option: str) -> int:
-    layer = asked if trained is None else trained
-    if layer is None:
-        raise CocomixError(f"{sae} does not say which block of the teacher it reads; give {option}")
-    if asked not in (None, layer):
-        raise CocomixError(
-            f"the autoencoder {sae} was trained on layer {layer}, but {option} is {asked}; set it to {layer}"
-        )
-    return layer

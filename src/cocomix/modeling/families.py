@@ -1,8 +1,11 @@
-"""Names of the supported families of decoders; this file loads no torch."""
+"""What is known of decoders without their weights: names of families, numbers of blocks. This file loads no torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.parsing import parse_json
 
 #: `model_type` of each family, and the names of its well-known models; `register_adapter` adds others.
 FAMILIES = {
@@ -27,3 +30,17 @@ def require_family(family: str) -> None:
     """Refuse a student's family that has no adapter."""
     if family not in FAMILIES:
         raise CocomixError(f"student.family is {family!r}, which has no adapter{nearest(family, sorted(FAMILIES))}")
+
+
+def num_blocks(folder: Path) -> int | None:
+    """Number of blocks of a model, from its folder's `config.json`; None if that does not name it in a usual way."""
+    file = folder / "config.json"
+    config = parse_json(file.read_bytes(), str(file)) if file.is_file() else None
+    number = config.get("num_hidden_layers", config.get("n_layer")) if isinstance(config, dict) else None
+    return number if type(number) is int else None
+
+
+def require_layer(layer: int, num_blocks: int) -> None:
+    """Refuse a layer that a teacher of so many blocks lacks."""
+    if not 0 <= layer < num_blocks:
+        raise CocomixError(f"layer is {layer}; for a teacher of {num_blocks} blocks it must be 0 to {num_blocks - 1}")

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from cocomix.base.devices import Machine
-from cocomix.base.errors import CocomixError
 from cocomix.modeling.backbones import adapter_for
+from cocomix.modeling.families import require_layer
 from cocomix.modeling.loading import load_causal_lm
 
 # Shapes: B batch, T tokens, S positions above block `layer`, D width of the teacher, V vocabulary.
@@ -40,11 +40,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
         self.adapter = adapter_for(model)
-        if not 0 <= layer < self.adapter.num_blocks:
-            raise CocomixError(
-                f"layer is {layer}; for a teacher of {self.adapter.num_blocks} blocks it must be 0 to "
-                f"{self.adapter.num_blocks - 1}"
-            )
+        require_layer(layer, self.adapter.num_blocks)
         assert not any(parameter.requires_grad for parameter in model.parameters()), "the teacher must be frozen"
         self.model = model
         self.layer = layer

@@ -84,3 +84,19 @@ def _recognise_folder(path: Path) -> str:
         raise CocomixError(f"{path} holds no dictionary itself; name one of those in it: {', '.join(names[:3])}{more}")
     expected = "; ".join(f"{name}: {' + '.join(files)}" for name, files in FILES.items())
     raise CocomixError(f"{path} holds no dictionary that cocomix knows ({expected}; openai, qwen_scope: a single file)")
+
+
+def agreed_layer(sae: Path, trained: int | None, asked: int | None, option: str) -> int:
+    """The block of the teacher that a dictionary reads, from what it says itself and what `option` asks for.
+
+    Raises:
+        CocomixError: neither names one, or they differ.
+    """
+    layer = asked if trained is None else trained
+    if layer is None:
+        raise CocomixError(f"{sae} does not say which block of the teacher it reads; give {option}")
+    if asked not in (None, layer):
+        raise CocomixError(
+            f"the autoencoder {sae} was trained on layer {layer}, but {option} is {asked}; set it to {layer}"
+        )
+    return layer

@@ -16,6 +16,9 @@ from cocomix.mixers.config import MIXERS
 
 NAMES_NAME = CONCEPT_METADATA_NAMES[0]
 NUM_NEAREST_NAMES = 3
+NOT_MEASURED = (
+    "the directions toward this model's concepts are not measured yet; run `cocomix inspect`, or use mode 'set'"
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ def require_concepts(model: Path, advice: str = "give a model with a concept mix
     if type(num_concepts) is not int:
         raise CocomixError(f"{file} does not say how many concepts the model has; make or get the model again")
     return ConceptNames(num_concepts, read_names(folder, num_concepts))
+
+
+def require_directions(model: Path, mode: str) -> None:
+    """Refuse mode `toward` for a model whose folder holds no directions."""
+    if mode == "toward" and not (local_model(model) / CONCEPT_METADATA_NAMES[2]).exists():
+        raise CocomixError(NOT_MEASURED)
 
 
 def read_names(folder: Path, num_concepts: int) -> dict[int, str]:

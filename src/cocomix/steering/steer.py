@@ -22,6 +22,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.mixers.edits import ConceptEdit, TokenContext, concept_edits
 from cocomix.modeling.position_rules import position_rule
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
+from cocomix.steering.concept_names import NOT_MEASURED
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
 
@@ -277,9 +278,7 @@ class _Resolver:
         """Directions toward all concepts, [C, D]; refuses rows with a concept whose direction is not known."""
         statistics = self.metadata.statistics
         if statistics is None or statistics.directions is None:
-            raise CocomixError(
-                "the directions toward this model's concepts are not measured yet; run `cocomix inspect`, or use mode 'set'"
-            )
+            raise CocomixError(NOT_MEASURED)
         for concept in (concept for row in rows for concept in row):
             if not bool(statistics.directions[concept].any()):
                 raise CocomixError(

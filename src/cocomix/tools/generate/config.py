@@ -12,7 +12,7 @@ import tyro
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError, require_at_least
-from cocomix.steering.concept_names import require_concepts
+from cocomix.steering.concept_names import require_concepts, require_directions
 from cocomix.steering.modes import SteerMode, Unit
 
 
@@ -66,6 +66,7 @@ class GenerateConfig(CommandConfig):
             names = require_concepts(self.model, "leave out --steer")
             for concept in parse_strengths(self.steer, self.mode):
                 names.resolve(concept)
+            require_directions(self.model, self.mode)
 
 
 def parse_strengths(edits: Iterable[str], mode: str) -> dict[str, float]:
