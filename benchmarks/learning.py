@@ -89,7 +89,7 @@ def _compared(folder: Path, mixing: str) -> dict[str, dict[str, float]]:
     }
     result = {}
     for learning, config in configs.items():
-        planned = device_memory(config, Text(), 1024, 1, NUM_WINDOWS, teacher=0).total
+        planned = device_memory(config, Text(), 1024, 1, 1, NUM_WINDOWS, teacher=0).total
         command = [sys.executable, "-m", "benchmarks.learning", "measure", str(folder), mixing, learning]
         done = subprocess.run(command, env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=True)
         result[learning] = {

@@ -30,8 +30,8 @@ STUDENT = "--student.hidden-size 16 --student.num-layers 2 --student.num-heads 2
 CALLS = (
     ("prepare --text CORPUS --tokenizer TEACHER --output OUTPUT", "teacher", "tokenizer.json"),
     ("prepare --text CORPUS --tokenizer DATA/tokenizer --output OUTPUT", "data", "tokenizer/tokenizer.json"),
-    ("train-sae --teacher TEACHER --data DATA --output OUTPUT", "teacher"),
-    ("train-sae --teacher TEACHER --data DATA --output OUTPUT", "data"),
+    ("train-sae --teacher TEACHER --data DATA --layer 0 --output OUTPUT", "teacher"),
+    ("train-sae --teacher TEACHER --data DATA --layer 0 --output OUTPUT", "data"),
     ("extract --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "teacher"),
     ("extract --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "sae"),
     ("extract --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "data"),

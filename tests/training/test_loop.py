@@ -93,9 +93,9 @@ def test_all_students_start_equal_and_see_the_same_windows(
     for kind in ("ntp", "cocomix", "kd", "pause"):
         seen: list[list[int]] = []
 
-        def batch(self: Batches, windows: np.ndarray, seen: list[list[int]] = seen) -> Any:
+        def batch(self: Batches, windows: np.ndarray, *when: int, seen: list[list[int]] = seen) -> Any:
             seen.append(list(windows))
-            return read(self, windows)
+            return read(self, windows, *when)
 
         data = TokenDataset(tiny.data)
         with monkeypatch.context() as patch:

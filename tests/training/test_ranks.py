@@ -53,9 +53,9 @@ def on_two(tiny: Tiny, root: Path, runs: Sequence[tuple[str, str]], stopped: Seq
         seen: list[list[int]] = []
         read = Batches.at
 
-        def noted(self: Batches, windows: np.ndarray) -> Batch:
+        def noted(self: Batches, windows: np.ndarray, *when: int) -> Batch:
             seen.append(windows.tolist())
-            return read(self, windows)
+            return read(self, windows, *when)
 
         for strategy, kind in runs:
             seen.clear()

@@ -82,8 +82,8 @@ def require_concepts(model: Path, advice: str = "give a model with a concept mix
     settings = config if isinstance(config, dict) and config.get("model_type") == "cocomix" else {}
     mixer = MIXERS.get(str(settings.get("mixer", "none")))
     if mixer is not None and not mixer.has_concepts:
-        kind = f"a model with mixer {mixer.mixer!r}" if settings else "a plain decoder"
-        raise CocomixError(f"{model} is {kind}, which has no concepts; {advice}")
+        what = mixer().unsteerable if settings else "is a plain decoder, which has no concepts"
+        raise CocomixError(f"{model} {what}; {advice}")
     num_concepts = settings.get("num_concepts")
     if type(num_concepts) is not int:
         raise CocomixError(f"{file} does not say how many concepts the model has; make or get the model again")

@@ -56,7 +56,7 @@ def test_what_is_frozen_takes_weights_alone(tiny: Tiny) -> None:
     for learning in ("mixer", "all"):
         student = StudentConfig(pretrained=tiny.teacher, train=learning, mixer=mixer)  # type: ignore[arg-type]
         config = settled(TrainConfig(student=student))
-        memory = planned[learning] = device_memory(config, data, 32, 1, 4, teacher=0)
+        memory = planned[learning] = device_memory(config, data, 32, 1, 1, 4, teacher=0)
         real = build_student(config, data, mixer).train()
         num_learning = num_learning_parameters(real.parameters())
         assert memory.weights == 4 * sum(p.numel() for p in real.parameters())

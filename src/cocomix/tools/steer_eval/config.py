@@ -9,7 +9,7 @@ from typing import Any
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
-from cocomix.steering.concept_names import require_concepts, require_directions
+from cocomix.steering.concept_names import require_concepts
 from cocomix.steering.modes import SteerMode
 
 #: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
@@ -90,4 +90,3 @@ class SteerEvalConfig(CommandConfig):
         names = require_concepts(self.model)
         for concept in self.concepts:
             names.resolve(concept)
-        require_directions(self.model, self.mode)
