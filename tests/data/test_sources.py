@@ -63,7 +63,7 @@ def test_a_part_of_a_split_and_a_single_file(tiny: Tiny, tmp_path: Path, publish
     assert len(read(dataset(tiny.corpus, "text"), True, tmp_path)) == 60
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_what_is_not_there_is_named(tmp_path: Path, published: Path, stream: bool) -> None:
     for source, message in (
         (dataset(published, "text"), r'published has no field "text" .*id, content.*--text-field'),

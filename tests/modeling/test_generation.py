@@ -47,7 +47,7 @@ def uncached(model: PreTrainedModel, ids: torch.Tensor, **more: Any) -> torch.Te
     return model.generate(ids, **settings(ids, use_cache=False, **more))
 
 
-@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS))
+@pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS, adapters_with_all=False))
 def test_static_cache(family: str, mixer: str, mixing: str) -> None:
     model, ids = student(family, mixer, mixing), prompt()
     static = model.generate(ids, **settings(ids, cache_implementation="static"))
@@ -77,6 +77,7 @@ class TestEveryFamily:
             drawn.append(model.generate(ids, **settings(ids, do_sample=True, top_k=10, use_cache=use_cache)))
         assert torch.equal(*drawn)
 
+    @pytest.mark.slow
     def test_left_padded_batch(self, family: str, mixer: str, mixing: str) -> None:
         model, ids = student(family, mixer, mixing), prompt()
         short = ids[1:, 2:]
@@ -87,11 +88,12 @@ class TestEveryFamily:
             assert torch.equal(together[:1], uncached(model, ids[:1]))
             assert torch.equal(together[1:, 2:], uncached(model, short))
 
-    @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+    @pytest.mark.parametrize("cache", [pytest.param({}, marks=pytest.mark.slow), {"cache_implementation": "static"}])
     def test_chunked_prefill(self, family: str, mixer: str, mixing: str, cache: dict[str, str]) -> None:
         model, ids = student(family, mixer, mixing), tokens(2, 11)
         assert torch.equal(model.generate(ids, **settings(ids, prefill_chunk_size=3, **cache)), uncached(model, ids))
 
+    @pytest.mark.slow
     def test_assisted_by_another_model(self, family: str, mixer: str, mixing: str) -> None:
         model, ids = student(family, mixer, mixing), prompt(1)
         # A draft that is right at times: the model's own backbone weights under another mixer.
@@ -158,7 +160,8 @@ def beam_search(model: CoCoMixForCausalLM, ids: torch.Tensor, num_beams: int, nu
 
 
 @pytest.mark.parametrize(
-    ("family", "more"), every_family_with([{"layer": -1}, {"layer": 1}, {"position_mode": "sequential"}])
+    ("family", "more"),
+    every_family_with([{"layer": -1}, {"layer": 1}, {"position_mode": "sequential"}], adapters_with_all=False),
 )
 def test_any_insertion_and_either_positions(family: str, more: dict[str, Any]) -> None:
     model, ids = student(family, **more), prompt()

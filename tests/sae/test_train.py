@@ -215,6 +215,7 @@ def test_logits_of_a_large_vocabulary_are_held_a_window_at_a_time(tiny: Tiny, mo
     assert parts.spliced_loss == pytest.approx(whole.spliced_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dead_latents_are_counted_on_windows_that_no_step_read(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ class TestGeneration:
                 assert torch.equal(found[row : row + 1], expected[row]), (more, row)
             assert torch.equal(found[2:, 2:], expected[2]), more
 
+    @pytest.mark.slow
     def test_beams(self, mixing: str, mode: str, positions: Any) -> None:
         model, ids = student(mixing=mixing), tokens(B, 5)
         with steer(model, ROWS, mode=mode, positions=positions):

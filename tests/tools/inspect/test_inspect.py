@@ -183,6 +183,7 @@ def test_without_labels_and_teacher_their_parts_are_absent(tiny: Tiny, own_stude
     assert "Recall at k" not in page
 
 
+@pytest.mark.slow
 def test_labels_alone_are_those_of_the_training_text(tiny: Tiny, own_student: Path, tmp_path: Path) -> None:
     given = config(tiny, own_student, tmp_path / "out", teacher=None, sae=None, num_probe_windows=0)
     summary = inspect(given)
@@ -209,6 +210,7 @@ def test_a_model_that_mixes_nothing_in(tiny: Tiny, tmp_path: Path, capsys: pytes
     assert "promote no tokens" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_upcycled_model(tiny: Tiny, tmp_path: Path) -> None:
     model = CoCoMixForCausalLM.from_backbone(
         load_causal_lm(tiny.teacher), layer=0, num_concepts=32, num_active_concepts=3

@@ -127,7 +127,7 @@ def test_a_deep_link_shows_one_concept_and_all_that_is_known(open_page: Callable
         wait_until(page, "document.getElementById('concept').textContent.startsWith('There is no such concept')")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_phone_needs_no_sideways_scrolling(open_page: Callable[..., Any], scheme: str) -> None:
     for address in ("", "#/model", "#/concept/7"):
         page = open_page(address, viewport={"width": 360, "height": 740}, color_scheme=scheme)
