@@ -136,6 +136,7 @@ class TestEveryFamily:
         logits = model(input_ids=ids[:, 7:], past_key_values=cache).logits
         torch.testing.assert_close(logits, model(input_ids=ids).logits[:, 7:], atol=1e-4, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_embeddings_in_place_of_ids(self, family: str, mixer: str, mixing: str) -> None:
         model, ids = student(family, mixer, mixing), prompt()
         embeds = model.get_input_embeddings()(ids)

@@ -184,6 +184,7 @@ def test_one_teacher_serves_labels_and_distillation(
     assert {"concept_loss", "distillation_loss"} <= set().union(*read_metrics(tmp_path))
 
 
+@pytest.mark.slow
 def test_isolated_documents_from_text_to_evaluation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,10 @@ def paper_labels(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(each, marks=() if each in ("cocomix", "recommended") else pytest.mark.slow) for each in VARIANTS],
+)
 def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path, paper_labels: Path) -> None:
     inputs: dict[str, Path] = {}
     if variant in WITH_PAPER_LABELS:
