@@ -63,7 +63,9 @@ def _all_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_all_in_float64")
 @pytest.mark.parametrize(
     ("family", "normalize_input", "point", "loss"),
-    every_family_with([(norm, *pair) for norm in ("layer_norm", "none") for pair in POINTS_AND_LOSSES]),
+    every_family_with(
+        [(norm, *pair) for norm in ("layer_norm", "none") for pair in POINTS_AND_LOSSES], adapters_with_all=False
+    ),
 )
 def test_attribution_equals_finite_differences(family: str, normalize_input: str, point: str, loss: str) -> None:
     extractor = make(family, normalize_input, point=point, loss=loss)

@@ -227,6 +227,7 @@ def test_isolated_documents_from_text_to_evaluation(
         train(TrainConfig(output=tmp_path / "x", labels=tiny.concepts, student=CONCEPT, **settings))
 
 
+@pytest.mark.slow
 def test_speed_and_the_use_of_a_known_device_are_shown(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,18 +90,18 @@ def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path)
         run_demo(config(tiny, undisturbed, seed=1))
 
 
-#: Whether the fast run has the stage: one in the middle is enough, and each has tests of its own.
-STAGES = {
-    "prepare": False,
-    "train": False,
-    "train_sae": False,
-    "extract": True,
-    "evaluate": False,
-    "inspect": False,
-    "steering_example": False,
-    "summarize": False,
-    "write_report": False,
-}
+STAGES = (
+    "prepare",
+    "train",
+    "train_sae",
+    "extract",
+    "evaluate",
+    "inspect",
+    "steering_example",
+    "summarize",
+    "write_report",
+)
+#: Whether the fast run has the folder.
 FOLDERS = {
     "data": False,
     "teacher": False,
@@ -117,7 +117,8 @@ def some_slow(cases: dict[str, bool]) -> list[Any]:
     return [pytest.param(case, marks=() if always else pytest.mark.slow) for case, always in cases.items()]
 
 
-@pytest.mark.parametrize("stage", some_slow(STAGES))
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
     tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
