@@ -16,8 +16,6 @@ from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.evaluation import loss, probes
 from cocomix.labels.distillation_targets import draw
 from cocomix.mixers.edits import concept_edits
-from cocomix.modeling.teacher import Teacher
-from cocomix.sae import quality
 from cocomix.sae.model import row_products
 from cocomix.sae.update import Encoded
 from cocomix.steering.activations import ActivationRecorder
@@ -85,6 +83,11 @@ def work(device: torch.device, fake: FakeTensorMode) -> dict[str, Callable[[], t
         with concept_edits(student, edit):
             return student(ids()).logits.device
 
+    def rebuilt() -> torch.device:
+        encoded = Encoded(trained, rows())
+        choice = encoded.best(4)
+        return trained.sum_rows(choice.indices, encoded.values(choice), choice.offsets).device
+
     return {
         "labels": scored,
         "attribution": lambda: scored(criterion="attribution"),
@@ -93,8 +96,7 @@ def work(device: torch.device, fake: FakeTensorMode) -> dict[str, Callable[[], t
         "draws": lambda: (
             draw(torch.zeros(3, V, device=device), torch.zeros(3, 4, dtype=torch.float64, device=device))[0].device
         ),
-        "means": lambda: quality._means(Teacher(teacher, 0), text, 2, None)[0].device,
-        "dictionary in training": lambda: trained.sum_rows(*reversed(Encoded(trained, rows()).best(4))).device,
+        "dictionary in training": rebuilt,
         "loss": lambda: loss._loss_sum(student, text.windows(range(2)).to(device)).device,
         "training loss": lambda: student(ids(), labels=ids(), return_logits=False).loss.device,
         "concepts": lambda: (

@@ -32,8 +32,9 @@ class Choice:
     @property
     def tokens(self) -> Int64[Tensor, " M"]:
         """The token of each latent."""
-        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.indices)])])
-        return torch.arange(len(self.offsets), device=ends.device).repeat_interleave(ends - self.offsets)
+        ends = torch.cat([self.offsets[1:], self.offsets.new_full((1,), len(self.indices))])
+        tokens = torch.arange(len(self.offsets), device=ends.device)
+        return tokens.repeat_interleave(ends - self.offsets, output_size=len(self.indices))
 
     @classmethod
     def of(cls, tokens: Int64[Tensor, " M"], indices: Int64[Tensor, " M"], num_tokens: int) -> Choice:

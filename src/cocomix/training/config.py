@@ -103,6 +103,11 @@ class StudentConfig:
                 f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to {highest}"
             )
 
+    def check_family(self) -> None:
+        """Refuse a family without an adapter; a pretrained decoder's is checked when its configuration is read."""
+        if self.family is not None:
+            require_family(self.family)
+
     def _check_plain(self) -> None:
         """Refuse what a plain decoder lacks: weights of a mixer, and its place."""
         if self.train == "mixer":
@@ -312,8 +317,7 @@ class TrainConfig(CommandConfig):
         return settings
 
     def check_files(self) -> None:
-        if self.student.family is not None:
-            require_family(self.student.family)
+        self.student.check_family()
         require_trackers(self.trackers)
 
     def check(self) -> None:

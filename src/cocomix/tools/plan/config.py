@@ -10,7 +10,6 @@ import tyro
 from cocomix.base.accelerators import DeviceSpec, known_devices
 from cocomix.base.command import CommandConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, nearest, require_at_least
-from cocomix.modeling.families import require_family
 from cocomix.training.config import TrainConfig
 
 
@@ -58,7 +57,7 @@ class PlanConfig(CommandConfig):
         _ = self.device_spec  # refuses an unknown device
 
     def check_files(self) -> None:
-        require_family(self.run.student.family)
+        self.run.student.check_family()
 
     @property
     def device_spec(self) -> DeviceSpec:
