@@ -26,6 +26,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from cocomix.base.devices import rounded_dtype
 from cocomix.base.errors import CocomixError
 
 _MEGABYTE = 2**20
@@ -313,12 +314,9 @@ def linear_head(
     Raises:
         CocomixError: in the backward pass, if second derivatives are requested (`create_graph`).
     """
-    device = x.device.type
-    product_dtype = torch.promote_types(x.dtype, weight.dtype)
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        product_dtype = torch.get_autocast_dtype(device)
+    product_dtype = rounded_dtype(x.device) or torch.promote_types(x.dtype, weight.dtype)
     if logits_megabytes is None:
-        logits_megabytes = default_megabytes(device, product_dtype)
+        logits_megabytes = default_megabytes(x.device.type, product_dtype)
     row_weights = None if labels is None else (labels >= 0).any(-1).to(torch.promote_types(x.dtype, torch.float32))
     outputs: tuple[Tensor, Tensor, Tensor] = _apply(
         x,
