@@ -34,9 +34,8 @@ class ActivationCache:
 
     Args:
         folder: of the cache.
-        settings: all that determines the activations; of them `layers`, and `num_windows` in all steps together, may be more
-            in a cache that is there.
-        batch_size: windows of a step.
+        settings: all that determines the activations, `batch_size` windows a step among it; of them `layers`, and
+            `num_windows` in all steps together, may be more in a cache that is there.
         context_length: tokens of a window.
         num_bytes: size of all activations.
         max_bytes: the most that a new cache may take.
@@ -51,7 +50,6 @@ class ActivationCache:
         folder: Path,
         settings: Mapping[str, Any],
         *,
-        batch_size: int,
         context_length: int,
         num_bytes: int,
         max_bytes: float,
@@ -76,7 +74,7 @@ class ActivationCache:
             folder,
             ACTIVATION_CACHE,
             settings,
-            lambda: _Steps(folder, settings, batch_size, context_length, residuals),
+            lambda: _Steps(folder, settings, context_length, residuals),
             overwrite=False,
         )
 
@@ -96,10 +94,10 @@ class _Steps(ShardWork):
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        batch_size: int,
         context_length: int,
         residuals: Callable[[int], Sequence[Tensor]],
     ) -> None:
+        batch_size = settings["batch_size"]
         super().__init__(folder, settings, batch_size, batch_size, context_length)
         self.layers, self.residuals = settings["layers"], residuals
 

@@ -212,7 +212,6 @@ class _Run:
                 "num_windows": num_windows,
                 **self.machine.settings,
             },
-            batch_size=config.batch_size,
             context_length=T,
             num_bytes=num_numbers * model.dtype.itemsize,
             max_bytes=config.cache_gigabytes * 1e9,
