@@ -140,7 +140,7 @@ def num_running(address: str) -> int:
 def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_page: Callable[..., Any]) -> None:
     page = new_page(address)
     # Type a prompt; every token shows what is predicted there.
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
     tokens = page.locator(".tokens .token")
     expect(tokens.first).to_be_visible()
     assert "".join(tokens.locator(".text").all_inner_texts()).replace("⏎", "\n") == PROMPT
@@ -156,14 +156,14 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     expect(page.locator(".panel-title")).to_contain_text("token 5 of")
     expect(tokens.nth(4)).to_be_focused()
     # Find a concept by name, and pin it with the keyboard.
-    page.get_by_label("Find concepts").fill("import")
+    page.get_by_label("Find concepts", exact=True).fill("import")
     result = page.locator(".rail .concept").first
     expect(result).to_contain_text("import statements")
     result.press("Enter")
     expect(page.locator(".pin-row")).to_have_count(1)
     # By example text.
     page.get_by_role("button", name="by example text").click()
-    page.get_by_label("Find concepts").fill("import os")
+    page.get_by_label("Find concepts", exact=True).fill("import os")
     expect(page.locator(".rail .concept .strength").first).to_be_visible()
     # Move its slider by keyboard; the next token is shown without and with it.
     page.get_by_role("slider", name="Strength of import statements").press("End")
@@ -188,7 +188,7 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     # The address restores the view.
     page.wait_for_url(re.compile(r"pins=3:9\.5.*tokens=12"))
     again = new_page(page.url)
-    expect(again.get_by_label("Prompt")).to_have_value(PROMPT)
+    expect(again.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
     expect(again.get_by_label("Strength of import statements as a number")).to_have_value("9.5")
     again.get_by_role("button", name="Continue").click()
     expect(again.locator(".continuations .running .cursor")).to_have_count(0)
@@ -237,9 +237,9 @@ def test_text_of_models_names_and_cards_stays_text(address: str, new_page: Calla
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".continuations .steered .prompt")).to_have_text(ATTACK)
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
-    page.get_by_label("Find concepts").fill(ATTACK[:20])
+    page.get_by_label("Find concepts", exact=True).fill(ATTACK[:20])
     expect(page.locator(".rail .concept .name").first).to_have_text(ATTACK)
-    page.get_by_label("Find concepts").fill("<u>no such name</u>")
+    page.get_by_label("Find concepts", exact=True).fill("<u>no such name</u>")
     expect(page.locator(".rail .problem")).to_contain_text(
         "nothing is called '<u>no such name</u>'; the nearest names are"
     )
@@ -299,14 +299,14 @@ def test_mistakes_in_a_link_and_in_the_prompt_are_said(address: str, new_page: C
     expect(page.locator(".reading .problem")).to_contain_text("tokens, and the context of demo/cocomix holds 640")
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".writing .problem")).to_contain_text("shorten it by")
-    page.get_by_label("Prompt").fill("")
+    page.get_by_label("Prompt", exact=True).fill("")
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".writing .problem")).to_contain_text("there is no prompt to continue")
 
 
 def test_a_prompt_of_a_megabyte_is_a_sentence_and_the_page_lives_on(address: str, new_page: Callable[..., Any]) -> None:
     page = new_page(address)
-    prompt = page.get_by_label("Prompt")
+    prompt = page.get_by_label("Prompt", exact=True)
     prompt.focus()
     page.keyboard.insert_text("word " * 250_000)  # as pasted
     expect(page.locator(".reading .problem")).to_contain_text("shorten it")
