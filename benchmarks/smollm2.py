@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import resource
+import os
 import shlex
 import subprocess
 import sys
@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import options, store
+from benchmarks.common import code, options, store, table, visible
 from cocomix import CoCoMixForCausalLM, TokenDataset, load_causal_lm
 from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.errors import CocomixError
+from cocomix.base.formats import format_bytes, format_signed
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import load_extractor
 from cocomix.steering.concept_metadata import read_metadata
@@ -152,12 +154,14 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
-    """Run a command of cocomix in a process of its own; its minutes and the peak memory of it."""
+    """Run a command of cocomix in a process of its own; its minutes and its peak memory."""
     print(f"\n$ cocomix {shlex.join(command)}", file=sys.stderr, flush=True)
     begun = time.monotonic()
-    subprocess.run([sys.executable, "-m", "cocomix.cli.main", *command], check=True, stdout=sys.stderr)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"minutes": round((time.monotonic() - begun) / 60, 2), "peak_bytes_so_far": peak}
+    process = subprocess.Popen([sys.executable, "-m", "cocomix.cli.main", *command], stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise CocomixError(f"the command above failed, with exit code {os.waitstatus_to_exitcode(status)}")
+    return {"minutes": (time.monotonic() - begun) / 60, "peak_bytes": 1024 * usage.ru_maxrss}
 
 
 def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[str, Any]:
@@ -266,6 +270,86 @@ def packaged_model() -> str:
     """The GGUF file of the package."""
     files = importlib.metadata.files(PACKAGE) or ()
     return next(str(file.locate()) for file in files if file.suffix == ".gguf")
+
+
+def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
+    """The tables and lists of the page, from the stored result."""
+    return {
+        "smollm2 costs": _costs(kept["costs"]),
+        "smollm2 students": _students(kept["evaluations"]),
+        "smollm2 probes": _probes(kept["probes"]),
+        "smollm2 strengths": _strengths(kept["steering"]["strengths"]),
+        "smollm2 concepts": "\n".join(map(_shown_card, kept["cards"])),
+        "smollm2 pairs": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if pair["rises"]),
+        "smollm2 failed": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if not pair["rises"]),
+    }
+
+
+def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [[name, f"{cost['minutes']:.0f}", format_bytes(cost["peak_bytes"])] for name, cost in costs.items()]
+    total = [sum(cost["minutes"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())]
+    return table(["stage", "minutes", "peak memory"], [*rows, ["in all", f"{total[0]:.0f}", format_bytes(total[1])]])
+
+
+def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, found in evaluations.items():
+        scores = [found["tasks"][task] for task in TASKS]
+        accuracies = [f"{score['acc']:.1%} ± {score['acc_standard_error']:.1%}" for score in scores]
+        rows.append([name, f"{found['validation_loss']:.3f}", *accuracies])
+    return table(["model", "validation loss", "LAMBADA", "BLiMP", "ARC-Easy"], rows)
+
+
+def _probes(probes: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [f"`{name}`", f"{format_signed(probe['loss_delta'])} ± {probe['standard_error']:.3f}"]
+        for name, probe in probes.items()
+    ]
+    return table(["probe", "change of the loss, nats a token"], rows)
+
+
+def _strengths(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = [
+        "strength",
+        "activation, steered / unsteered",
+        "other concepts'",
+        "rise significantly",
+        "cost, nats a token",
+    ]
+    return table(
+        head,
+        [
+            [
+                f"{row['strength']:g}",
+                f"{row['own_ratio'][1]:.2f}",
+                f"{row['other_ratio'][1]:.2f}",
+                f"{row['share_rising']:.0%}",
+                format_signed(row["fluency_cost"][1]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _shown_card(shown: Mapping[str, Any]) -> str:
+    contexts = [
+        f"…{visible(c['before'])[-45:]}⟦{visible(c['token'])}⟧{visible(c['after'])[:25]}…" for c in shown["contexts"]
+    ]
+    promoted = ", ".join(map(code, shown["promoted"]))
+    head = f"**{shown['concept']}**, active at {shown['sae_rate']:.2%} of tokens; promotes {promoted}"
+    return "\n".join([head, "", "```text", *contexts, "```", ""])
+
+
+def _shown_pair(pair: Mapping[str, Any]) -> str:
+    before, after = pair["activations"]
+    name, strength = code(pair["name"]), f"{pair['strength']:g}"
+    head = f"**{pair['concept']}** ({name}), strength {strength}; its latent {before:.2f} → {after:.2f}"
+    lines = [
+        f"prompt   …{visible(pair['prompt'])}",
+        f"plain    {visible(pair['plain'])}",
+        f"steered  {visible(pair['steered'])}",
+    ]
+    return "\n".join([head, "", "```text", *lines, "```", ""])
 
 
 if __name__ == "__main__":
