@@ -54,7 +54,7 @@ class Size:
     sae_tokens: int = 2_000_000
     student_tokens: int = 500_000
     windows: int = 512
-    """Windows that the steering score, the inspection and its probes read."""
+    """Windows that the steering score and the inspection read; half of it for validation losses, a quarter for probes."""
     prompts: int = 32
     prompt_tokens: int = 16
     new_tokens: int = 32
@@ -100,8 +100,8 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
     above = ["--student.pretrained", model, "--student.train", "above", "--parallel.precision", size.precision]
     run = [
         *("--data", data, "--num-tokens", size.student_tokens, "--batch-size", 8, *above),
-        *("--optimizer.learning-rate", 1e-3, "--optimizer.pretrained-learning-rate", 3e-5),
-        *("--optimizer.weight-decay", 0, "--num-evaluations", 4, "--max-validation-windows", 128),
+        *("--optimizer.learning-rate", 1e-3, "--optimizer.pretrained-learning-rate", 1e-4, "--num-evaluations", 4),
+        *("--max-validation-windows", 32, "--checkpoint-every-steps", 25, "--keep", 1),
     ]
     text = [word for name in ("text", "validation-text") for word in (f"--{name}", *texts[name])]
     lines: dict[str, list[Any]] = {
@@ -110,19 +110,9 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
             *("--max-tokens", size.data_tokens, "--num-workers", 2, "--output", data),
         ],
         "sae": [
-            *(
-                "train-sae",
-                "--teacher",
-                model,
-                "--data",
-                data,
-                "--layer",
-                size.layer,
-                "--num-latents",
-                size.num_latents,
-            ),
+            *("train-sae", "--teacher", model, "--data", data, "--layer", size.layer),
+            *("--num-latents", size.num_latents, "--num-counted-tokens", 0, *fast, "--output", sae),
             *("--k", size.k, "--num-tokens", size.sae_tokens, "--batch-size", 16, "--max-validation-windows", 64),
-            *("--num-counted-tokens", 0, *fast, "--output", sae),
         ],
         "labels": [
             *("extract", *teacher, "--data", data, *fast, "--output", labels),
@@ -130,8 +120,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
         "concepts": [
             *("train", *run, "--labels", labels, "--student.mixer", "concept", "--student.layer", size.layer),
-            *("--student.start-from-sae", sae, "--student.mixing", "interleave"),
-            *("--student.num-active-concepts", size.k, "--output", work / "concepts"),
+            *("--student.mixing", "add", "--output", work / "concepts"),
         ],
         "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
         "steering": [
@@ -146,7 +135,8 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
     }
     for name, path in (("as it was", model), ("plain", work / "plain"), ("concepts", work / "concepts")):
-        evaluation = ["eval", "--model", path, "--data", data, *fast, "--output", work / f"evaluation-{name}"]
+        evaluation = ["eval", "--model", path, "--data", data, "--max-windows", size.windows // 2, *fast]
+        evaluation += ["--output", work / f"evaluation-{name}"]
         if texts["task-data"]:
             evaluation += ["--tasks", *TASKS, "--task-data", *texts["task-data"], "--limit", size.items]
         lines[f"evaluation, {name}"] = evaluation
