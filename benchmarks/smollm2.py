@@ -53,14 +53,14 @@ class Size:
     data_tokens: int = 4_000_000
     sae_tokens: int = 2_000_000
     student_tokens: int = 500_000
-    windows: int = 512
+    windows: int = 192
     """Windows that the steering score and the inspection read; half of it for validation losses, a quarter for probes."""
-    prompts: int = 32
+    prompts: int = 24
     prompt_tokens: int = 16
-    new_tokens: int = 32
+    new_tokens: int = 24
     concepts: int = 100
-    items: int = 500
-    """Of each benchmark; a tenth of it of each of blimp's paradigms."""
+    items: int = 300
+    """Of each benchmark, and of each of blimp's paradigms."""
     precision: str = "auto"
 
 
@@ -138,7 +138,16 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         evaluation = ["eval", "--model", path, "--data", data, "--max-windows", size.windows // 2, *fast]
         evaluation += ["--output", work / f"evaluation-{name}"]
         if texts["task-data"]:
-            evaluation += ["--tasks", *TASKS, "--task-data", *texts["task-data"], "--limit", size.items]
+            evaluation += [
+                "--tasks",
+                *TASKS,
+                "--task-data",
+                *texts["task-data"],
+                "--limit",
+                size.items,
+                "--batch-size",
+                64,
+            ]
         lines[f"evaluation, {name}"] = evaluation
     return {name: [str(word) for word in line] for name, line in lines.items()}
 
