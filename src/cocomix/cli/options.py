@@ -40,7 +40,7 @@ def parse(config_class: type[Any], prog: str, summary: str, arguments: Sequence[
     names = {field.name for field in dataclasses.fields(config_class)}
     argv, from_file, more = list(arguments), list[str](), list[str]()
     file = recipe = default = None
-    if names & {"student", "run"}:
+    if "student" in names:
         more += usage.row("--recipe NAME", _RECIPE_HELP)
     if names & {"output", "run"}:
         file, argv = _pop_option(argv, "--config")

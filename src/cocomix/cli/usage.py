@@ -96,7 +96,8 @@ def check_names(argv: Sequence[str], options: Sequence[Option], prog: str) -> No
 def require_all(argv: Sequence[str], options: Sequence[Option], prog: str) -> None:
     """Refuse a command line without the options that must be given."""
     given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
-    missing = [option.names[0] for option in options if option.is_required and not given & {*option.names}]
+    required = [option.names for option in options if option.is_required and option.names[0].startswith("--")]
+    missing = [names[0] for names in required if not given & {*names}]
     if missing:
         raise CocomixError(f"`{prog}` needs {' and '.join(missing)}; `{prog} --help` shows an example")
 
@@ -149,14 +150,14 @@ def _row_of(option: Option) -> list[str]:
         suffix = " (on by default)"
     elif type(default) in (int, float) or default not in (None, (), "", False, NOT_NEEDED):
         suffix = f" (default {_plain(default)})"
-    # What is on by default has only its negative to type.
-    return row(f"{option.names[default is True]} {option.metavar}".rstrip(), option.text + suffix)
+    name = ", ".join(option.names[:2]) if default is True else option.names[0]
+    return row(f"{name} {option.metavar}".rstrip(), f"{option.text}{suffix}".strip())
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_plain, value))
-    return f"{value:_}" if type(value) is int else str(value)
+    return f"{value:_}" if type(value) is int and value >= 10_000 else str(value)
 
 
 def _width() -> int:

@@ -26,7 +26,7 @@ class StudentRun:
     attribution: AttributionConfig | None = None
     """How its concept labels are chosen; None: it uses no labels."""
     distillation_weight: float = 0.0
-    concept_loss: ConceptLossConfig = ConceptLossConfig()
+    concept_loss: ConceptLossConfig = field(default_factory=ConceptLossConfig)
 
 
 @dataclass(frozen=True)
