@@ -48,7 +48,7 @@ def test_help_of_every_command_lists_described_options(command: str, capsys: pyt
     writes_a_folder = command not in ("recipes", "plan", "bench", "generate", "studio")
     assert not writes_a_folder or ("--output" in text and "--overwrite" in text)
     assert command == "recipes" or f"\n  cocomix {command} " in text  # an example
-    assert not re.search(rr"None|\{|\(default:|REQUIRED", text)
+    assert not re.search(r"None|\{|\(default:|REQUIRED", text)
     short = len(re.findall(r"^  (?:--|RUN)", text, re.MULTILINE))
     assert 1 <= short <= 18
     with pytest.raises(SystemExit):
@@ -58,7 +58,7 @@ def test_help_of_every_command_lists_described_options(command: str, capsys: pyt
     config = config_class(command)
     every = list(options_of(config() if command in ("train", "plan") else config))
     assert all(option.names[0] in whole and option.text for option in every)
-    named = {field.name for field in dataclasses.fields(config)} | {"labels"}
+    named = {field.name for field in dataclasses.fields(config)}
     assert named >= {*config.common}
 
 
