@@ -1,8 +1,7 @@
 """`cocomix COMMAND`: each command is a configuration dataclass and a function that takes it.
 
 Configurations live in modules that load no torch, and paths are checked before the command's own module is imported: a
-mistake is refused at once. `tyro` makes the options and their help from the dataclass, its defaults and the docstrings of
-its fields. `_guarded` is the one place where an exception becomes a sentence and an exit code.
+mistake is refused at once. The options are the dataclass's fields, and their help its docstrings. `_guarded` is the one place where an exception becomes a sentence and an exit code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A command's configuration: options override the YAML file, which overrides the recipe.
 
-`tyro` makes the options from the dataclass and checks them. A recipe gives their defaults. A YAML file is turned into
+`usage.py` knows the options' names and writes their help, `tyro` reads their values. A recipe gives their defaults. A YAML file is turned into
 options placed before those of the command line.
 """
 

@@ -347,7 +347,8 @@ class TrainConfig(CommandConfig):
             return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
         if self.student.mixer.inserts or self.teacher is not None:
             return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))
-        return ("train-sae", "--teacher", self.output, *data, "--output", beside(self.output, "sae"))  # it can teach
+        layer = () if self.student.num_layers is None else ("--layer", self.student.num_layers // 2)
+        return ("train-sae", "--teacher", self.output, *data, *layer, "--output", beside(self.output, "sae"))
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""
