@@ -21,12 +21,28 @@ from cocomix.cli.usage import options_of
 from tests.cli.test_mistakes import config_class
 from tests.conftest import Tiny
 
+#: Every page of help, and a mistyped command.
+HELP = """
+from cocomix.cli.main import COMMANDS, main
+main(['trian'])
+for name in COMMANDS:
+    try:
+        main([name, '--help-all'])
+    except SystemExit:
+        pass
+"""
 
-@pytest.mark.parametrize("code", ["import cocomix", "from cocomix.cli.main import main; main(['--help'])"])
-def test_importing_and_help_load_no_torch(code: str) -> None:
-    check = (
-        f"{code}\nimport sys; print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
-    )
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import cocomix", ("torch", "transformers", "datasets", "numpy")),
+        ("from cocomix.cli.main import main; main(['--help'])", ("torch", "transformers", "datasets", "numpy")),
+        (HELP, ("torch", "transformers", "datasets", "matplotlib")),
+    ],
+)
+def test_importing_and_help_load_no_torch(code: str, heavy: tuple[str, ...]) -> None:
+    check = f"{code}\nimport sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
 

@@ -1,7 +1,7 @@
 """A command's configuration: options override the YAML file, which overrides the recipe.
 
-`usage.py` knows the options' names and writes their help, `tyro` reads their values. A recipe gives their defaults. A YAML file is turned into
-options placed before those of the command line.
+`usage.py` knows the options' names and writes their help, `tyro` reads their values. A recipe gives their defaults. A
+YAML file is turned into options placed before those of the command line.
 """
 
 from __future__ import annotations
