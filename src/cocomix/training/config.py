@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from cocomix.base.command import CommandConfig
+from cocomix.base.artifacts import CARD_NAME
+from cocomix.base.command import CommandConfig, beside
 from cocomix.base.compute import ComputeConfig, PrecisionChoice
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
@@ -75,6 +76,8 @@ class StudentConfig:
     """Autoencoder of the pretrained decoder's residual stream at the mixer's layer, as which the mixer starts."""
     mixer: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=NoMixerConfig, metadata=FLAT)
     """What is inserted into the decoder."""
+
+    common: ClassVar[tuple[str, ...]] = ("mixer", "hidden_size", "num_layers", "num_heads", "pretrained")
 
     def __post_init__(self) -> None:
         if self.pretrained is None:
@@ -146,11 +149,15 @@ class OptimizerConfig:
     warmup_fraction: float = 0.04
     """Share of the steps in which the rate rises from zero."""
     beta1: float = 0.9
+    """Of the mean gradient."""
     beta2: float = 0.95
+    """Of the mean squared gradient."""
     weight_decay: float = 0.1
     """Decay of matrices; norms and biases are not decayed."""
     max_gradient_norm: float = 1.0
     """Larger gradients are scaled down to this norm."""
+
+    common: ClassVar[tuple[str, ...]] = ("learning_rate",)
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight_decay")
@@ -201,10 +208,12 @@ class ParallelConfig(ComputeConfig):
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int | None = None
-    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; 64 on a
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. By default 512 on CUDA; 64 on a
     CPU, or 128 in bfloat16."""
     async_checkpoints: bool = False
     """Write checkpoints from a copy in host memory, while training goes on."""
+
+    common: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
@@ -223,7 +232,8 @@ class TrainConfig(CommandConfig):
     output: Path = OPEN
     """Folder of the run."""
     labels: Path | None = None
-    """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss.weight is 0."""
+    """Concept dataset of the same windows. With labels, or a teacher and its sae, the student is CoCoMix, as recommended
+    unless options or a recipe say otherwise."""
     teacher: Path | None = None
     """Causal LM that objectives learn from; with sae, the source of labels."""
     sae: Path | None = None
@@ -270,6 +280,15 @@ class TrainConfig(CommandConfig):
     """Trackers that also show the metrics; they must be installed (extra `track`)."""
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
+
+    example: ClassVar[str] = (
+        "cocomix train --data runs/data --labels runs/labels --output runs/cocomix --num-tokens 10M"
+    )
+    common: ClassVar[Sequence[str]] = (
+        *("data", "output", "labels", "teacher", "sae", "num_tokens", "batch_size", "student", "optimizer", "seed"),
+        "overwrite",
+    )
+    opens: ClassVar[str] = CARD_NAME
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed", "layer")
@@ -319,6 +338,17 @@ class TrainConfig(CommandConfig):
     def check_files(self) -> None:
         self.student.check_family()
         require_trackers(self.trackers)
+
+    def next_command(self) -> Sequence[object]:
+        data = ("--data", self.data)
+        if self.student.mixer.has_concepts:
+            pairs = (("--labels", self.labels), ("--teacher", self.sae and self.teacher), ("--sae", self.sae))
+            sources = [word for name, path in pairs if path is not None for word in (name, path)]
+            return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
+        if self.student.mixer.inserts or self.teacher is not None:
+            return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))
+        layer = () if self.student.num_layers is None else ("--layer", self.student.num_layers // 2)
+        return ("train-sae", "--teacher", self.output, *data, *layer, "--output", beside(self.output, "sae"))
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

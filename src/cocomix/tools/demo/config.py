@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.errors import require_at_least
@@ -25,6 +26,9 @@ class DemoConfig(CommandConfig):
     """Seed of all stages."""
     overwrite: bool = False
     """Replace an earlier demo in the output folder."""
+
+    example: ClassVar[str] = "cocomix demo --output runs/demo"
+    common: ClassVar[Sequence[str]] = ("output", "size", "text", "seed", "overwrite")
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed")

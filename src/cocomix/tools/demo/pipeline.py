@@ -172,6 +172,7 @@ class _Pipeline:
                 num_tokens=num_tokens,
                 batch_size=self.size.batch_size,
                 num_windows=num_windows,
+                concept_loss=run.concept_loss,
                 distillation=DistillationConfig(weight=run.distillation_weight),
                 seed=self.config.seed,
                 max_validation_windows=self.size.curve_windows,

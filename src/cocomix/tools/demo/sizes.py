@@ -9,7 +9,9 @@ from typing import Literal
 from cocomix.base.errors import CocomixError
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import ConceptConfig, PauseConfig
+from cocomix.objectives.config import ConceptLossConfig
 from cocomix.training.config import StudentConfig
+from cocomix.training.recipes import ACTIVATION_LABELS, RECOMMENDED_LOSS, RECOMMENDED_MIXING
 
 SizeName = Literal["smoke", "default", "large"]
 
@@ -24,6 +26,7 @@ class StudentRun:
     attribution: AttributionConfig | None = None
     """How its concept labels are chosen; None: it uses no labels."""
     distillation_weight: float = 0.0
+    concept_loss: ConceptLossConfig = field(default_factory=ConceptLossConfig)
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,9 @@ def large() -> DemoSize:
 
 
 def _pair(student: StudentConfig, num_active_concepts: int = 32) -> dict[str, StudentRun]:
-    cocomix = replace(student, mixer=ConceptConfig(num_active_concepts=num_active_concepts))
+    mixer = ConceptConfig(mixing=RECOMMENDED_MIXING, num_active_concepts=num_active_concepts)
+    cocomix = replace(student, mixer=mixer)
     return {
         "ntp": StudentRun("NTP", student),
-        "cocomix": StudentRun("CoCoMix", cocomix, AttributionConfig()),
+        "cocomix": StudentRun("CoCoMix", cocomix, ACTIVATION_LABELS, concept_loss=RECOMMENDED_LOSS),
     }
