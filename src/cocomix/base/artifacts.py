@@ -35,7 +35,7 @@ import yaml
 
 from cocomix.base.errors import CocomixError, shortened
 from cocomix.base.foreign import POINTER_SENTENCE, is_lfs_pointer
-from cocomix.base.kinds import KINDS, METRICS_NAME, Kind
+from cocomix.base.kinds import KINDS, METRICS_NAME, Kind, named_inside
 from cocomix.base.parsing import parse_json
 
 FORMAT_VERSION = 2
@@ -304,7 +304,8 @@ def read(path: Path, kind: str | None, files: Collection[str] | None = None) -> 
     if not (path / MANIFEST_NAME).exists():
         if (path / SETTINGS_NAME).exists():
             raise CocomixError(f"{path} is unfinished; run the command that made it again to continue")
-        raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected {expected} made by cocomix")
+        inside = named_inside(path, MANIFEST_NAME, kind)
+        raise CocomixError(f"{path} has no {MANIFEST_NAME}; expected {expected} made by cocomix{inside}")
     manifest = parse_manifest((path / MANIFEST_NAME).read_bytes(), path, kind)
     if read_header(path) != {name: manifest[name] for name in _HEADER}:
         raise _damaged(path, f"{path / SETTINGS_NAME} does not match {MANIFEST_NAME}")
@@ -362,7 +363,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
         raise _damaged(folder, f"{place} is not as it was written")
     found, version = manifest["kind"], manifest["format_version"]
     if kind not in (None, found):
-        raise CocomixError(f"{folder} holds a {found}, not a {kind}")
+        raise CocomixError(f"{folder} holds a {found}, not a {kind}{named_inside(folder, MANIFEST_NAME, kind)}")
     if version not in _READ_VERSIONS:
         raise CocomixError(
             f"{folder} has format version {_shown(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -21,6 +21,8 @@ class ComputeConfig:
     device multiplies it faster."""
     device: DeviceChoice = "auto"
     """Where models run; `auto` is CUDA if there is any."""
+
+    common: ClassVar[tuple[str, ...]] = ("precision", "device")
 
 
 #: The type of a command's field `compute`: on the command line `--precision` and `--device`.

@@ -27,6 +27,8 @@ DEMO = "demo"
 METRICS_NAME = "metrics.jsonl"
 #: What each of its lines says of the training so far.
 METRIC_AXES = ("train_tokens", "train_flops", "train_seconds")
+#: Most folders that a sentence names.
+MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,30 @@ KINDS = {
     COMPARISON: Kind(("comparison.json",)),
     DEMO: Kind(("summary.json", "report.html")),
 }
+
+
+def named_inside(path: Path, file: str, kind: str | None = None) -> str:
+    """The end of a sentence about a folder that is not what was expected: the folders inside it that are, if any.
+
+    Args:
+        path: the folder, two levels of which are searched.
+        file: of this name each of them holds one.
+        kind: what that file says of a folder made by cocomix; None: it need not.
+    """
+    for pattern in (f"*/{file}", f"*/*/{file}"):
+        found = [each.parent for each in sorted(path.glob(pattern)) if kind is None or _kind_in(each) == kind]
+        if found:
+            more = ", …" if len(found) > MAX_NAMED else ""
+            return f"; perhaps {' or '.join(map(str, found[:MAX_NAMED]))}{more}"
+    return ""
+
+
+def _kind_in(file: Path) -> Any:
+    try:
+        header = parse_json(file.read_bytes(), str(file))
+    except (CocomixError, OSError):
+        return None
+    return header.get("kind") if isinstance(header, dict) else None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,15 @@ import importlib
 import importlib.util
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cocomix.base.errors import CocomixError
+from cocomix.base.command import CommandConfig
+from cocomix.base.errors import CocomixError, nearest
 from cocomix.base.host import tune_process
 from cocomix.base.kinds import (
     COMPARISON,
@@ -34,6 +36,16 @@ from cocomix.base.progress import say
 from cocomix.base.remote_code import OPTION, trust_remote_code
 from cocomix.base.stopping import Stopped
 from cocomix.cli.failures import sentence_of, unforeseen
+
+#: The commands as the overview shows them, by what they are for.
+GROUPS = {
+    "start": ("run",),
+    "prepare": ("prepare",),
+    "teach": ("train-sae", "extract", "distill-targets"),
+    "train": ("train", "recipes", "plan"),
+    "look": ("eval", "compare", "inspect", "generate", "steer-eval", "studio"),
+    "tools": ("bench",),
+}
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -77,7 +89,7 @@ COMMANDS = {
         DISTILLATION_TARGETS,
     ),
     "train": Command(
-        "a student: NTP, CoCoMix, pause or distillation",
+        "a student: CoCoMix with labels, next-token prediction without",
         "training.command.train",
         "training.config.TrainConfig",
         TRAINING_RUN,
@@ -175,12 +187,15 @@ def _dispatch(argv: list[str]) -> int:
         size, rest = pop_option(argv[1:], "--size")
         argv = ["run", "demo" if size in (None, "default") else f"demo-{size}", *rest]
     if argv[0] not in COMMANDS:
-        say(f"error: there is no command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+        say(f"error: there is no command {argv[0]!r}{nearest(argv[0], COMMANDS)}; `cocomix --help` describes them")
         return EXIT_USAGE
-    result = _call(COMMANDS[argv[0]], argv[0], argv[1:])
-    if result and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
-        return _print(result)
-    return 0
+    result, following = _call(COMMANDS[argv[0]], argv[0], argv[1:])
+    if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
+        return 0
+    code = _print(result) if result else 0
+    for line in following:
+        say(line)
+    return code
 
 
 def _with_plugins(argv: list[str]) -> list[str]:
@@ -228,8 +243,8 @@ def _print(result: str) -> int:
     return 0
 
 
-def _call(command: Command, name: str, argv: Sequence[str]) -> str:
-    """Parse the options and call the function; returns its result as text or JSON, or the output folder."""
+def _call(command: Command, name: str, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Parse the options and call the function; returns its result as text or JSON, and lines about what follows."""
     tune_process()
     from cocomix.cli.options import parse
     from cocomix.cli.paths import check_paths
@@ -243,9 +258,18 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> str:
         raise SystemExit(EXIT_USAGE) from None
     check_paths(config, command.writes)
     result = imported(command.function)(config)
-    if isinstance(result, dict):
-        return json.dumps(result, indent=2)
-    return str(result if isinstance(result, str | Path) else config.output)
+    if isinstance(result, dict) and config.json:
+        return json.dumps(result, indent=2), []
+    return str(result) if isinstance(result, str | Path) else config.shown(result), list(_following(config))
+
+
+def _following(config: CommandConfig) -> Iterator[str]:
+    """What to open, and what to type next."""
+    folder = getattr(config, "outputs", (getattr(config, "output", None),))[0]
+    if config.opens and folder is not None and (folder / config.opens).exists():
+        yield f"open  {folder / config.opens}"
+    if words := config.next_command():
+        yield f"next  {shlex.join(['cocomix', *map(str, words)])}"
 
 
 def imported(name: str) -> Any:
@@ -265,7 +289,11 @@ def _silence_progress_of_libraries() -> None:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines = [
+        f"{group if name == names[0] else '':<9}{name:<{width}}  {COMMANDS[name].summary}"
+        for group, names in GROUPS.items()
+        for name in names
+    ]
     return "\n".join(
         [
             "usage: cocomix COMMAND [options]",
@@ -274,7 +302,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "cocomix COMMAND --help lists the options of a command; cocomix --version shows the version.",
+            "cocomix COMMAND --help shows a command's usual options, --help-all every one; cocomix --version the version.",
             "cocomix --plugin FILE.py COMMAND first imports a file that registers mixers, objectives or families.",
             f"cocomix {OPTION} COMMAND runs the Python code that comes with a model or tokenizer; by default none runs.",
         ]

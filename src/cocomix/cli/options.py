@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
-import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,33 +19,33 @@ import tyro
 import yaml
 
 from cocomix.base.artifacts import CONFIG_NAME
-from cocomix.base.errors import CocomixError, reason_of, shortened
+from cocomix.base.errors import CocomixError, nearest, reason_of, shortened
 from cocomix.base.numbers import parse_count
+from cocomix.cli import usage
 
 #: Longest part of a wrong value that an error shows.
 MAX_SHOWN = 80
-_RECIPE_HELP = "  --recipe NAME   start from this recipe; `cocomix recipes` lists them. Other options change it."
-_FILE_HELP = (
-    "  --config FILE   YAML file of options, nested like their names, or a run's folder, for its config.yaml. It may name\n"
-    "                  a recipe as `recipe: NAME`, whose settings it overrides; options given here override both."
-)
+_RECIPE_HELP = "Start from this recipe; `cocomix recipes` lists them. Other options change it."
+_FILE_HELP = "YAML file of options, or a folder for its config.yaml; options typed here override it."
 
 
-def parse(config_class: type[Any], prog: str, description: str, arguments: Sequence[str]) -> Any:
+def parse(config_class: type[Any], prog: str, summary: str, arguments: Sequence[str]) -> Any:
     """The configuration from the command-line arguments.
 
     Raises:
-        CocomixError: the recipe, the file or a combination of settings is wrong.
-        SystemExit: help was printed, or an option is wrong and `tyro` printed which.
+        CocomixError: an option, the recipe, the file or a combination of settings is wrong.
+        SystemExit: help was printed.
     """
     _refuse_unreadable(arguments)
     names = {field.name for field in dataclasses.fields(config_class)}
-    argv, from_file, notes = list(arguments), list[str](), list[str]()
+    argv, from_file, more = list(arguments), list[str](), list[str]()
     file = recipe = default = None
-    if "output" in names or "run" in names:
+    if names & {"student", "run"}:
+        more += usage.row("--recipe NAME", _RECIPE_HELP)
+    if names & {"output", "run"}:
         file, argv = pop_option(argv, "--config")
         from_file = [] if file is None else _options_in(Path(file))
-        notes.append(_FILE_HELP)
+        more += usage.row("--config FILE", _FILE_HELP)
     _refuse_unreadable(from_file)
     if names & {"student", "run"}:
         from cocomix.training import presets
@@ -53,11 +53,22 @@ def parse(config_class: type[Any], prog: str, description: str, arguments: Seque
         name, argv = pop_option(argv, "--recipe")
         name_in_file, from_file = pop_option(from_file, "--recipe")
         recipe, default = presets.start(config_class, name or name_in_file)
-        default, from_file, argv = presets.with_mixer(default, from_file, argv)
-        notes += [_RECIPE_HELP, *presets.registered()]
-    text = "\n".join([description, "", *notes]) if notes else description
-    argv = list(_with_whole_counts([*from_file, *argv]))
-    config = _run_tyro(config_class, default, prog, text, argv, Path(file or ""), from_file)
+        default, from_file, argv = presets.with_mixer(recipe, default, from_file, argv)
+        more += presets.registered()
+    options = list(usage.options_of(config_class if default is None else default))
+    if asked := {"-h", "--help", "--help-all"} & {*argv}:
+        example = getattr(config_class, "example", "")
+        print(usage.page(prog, summary, example, options, more, whole="--help-all" in asked))
+        raise SystemExit(0)
+    argv, from_file = list(_with_whole_counts(argv)), list(_with_whole_counts(from_file))
+    try:
+        usage.check_names(from_file, options, prog)
+    except CocomixError as error:
+        raise CocomixError(f"in {file}: {error}") from None
+    usage.check_names(argv, options, prog)
+    if default is None:
+        usage.require_all([*from_file, *argv], options, prog)
+    config = _run_tyro(config_class, default, [*from_file, *argv], options, file, from_file)
     if default is not None:
         presets.check(recipe, config)
     return config
@@ -66,32 +77,42 @@ def parse(config_class: type[Any], prog: str, description: str, arguments: Seque
 def _run_tyro(
     config_class: type[Any],
     default: Any,
-    prog: str,
-    description: str,
     argv: Sequence[str],
-    file: Path,
+    options: Sequence[usage.Option],
+    file: str | None,
     from_file: Sequence[str],
 ) -> Any:
-    """Parse the arguments with `tyro`; its error message also names the file if the wrong option is from there."""
+    """Parse the arguments with `tyro`; what it refuses is one sentence, with the file if the wrong option is from there."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(config_class, prog=prog, description=description, args=list(argv), default=default)
+            return tyro.cli(config_class, args=list(argv), default=default)
     except SystemExit as stop:
         cause = _cocomix_cause(stop)
         if cause is not None:  # the dataclass itself refused a value, in one sentence
             raise cause from None
-        message = stderr.getvalue()
-        options = {argument.partition("=")[0] for argument in from_file if argument.startswith("--")}
-        is_from_file = any(re.search(rf"{re.escape(option)}\b", message) for option in options)
-        wrong = re.search(r"parsing (--[\w.-]+)", message)
-        if wrong and "set_int_max_str_digits" in message:  # Python's advice, of no use here
-            place = f"in {file}, " if is_from_file else ""
-            raise CocomixError(f"{place}{wrong[1]} has thousands of digits; give a smaller number") from None
-        if is_from_file:
-            print(f"in {file}:", file=sys.stderr)
-        print(message, end="", file=sys.stderr)
-        raise
+    problem = _sentence(stderr.getvalue(), options)
+    of_file = {argument.partition("=")[0] for argument in from_file if argument.startswith("--")}
+    is_from_file = any(re.search(rf"{re.escape(option)}\b", problem) for option in of_file)
+    raise CocomixError(f"in {file}: {problem}" if is_from_file else problem)
+
+
+def _sentence(box: str, options: Sequence[usage.Option]) -> str:
+    """What `tyro` says in a box, whose first part is the problem and whose others explain the option."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    problem = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines)).rstrip(".")
+    if found := re.match(r"Error parsing (--[\w.-]+): .*?('[^']*')?[^']*$", problem):
+        if "set_int_max_str_digits" in problem:  # Python's advice, of no use here
+            return f"{found[1]} has thousands of digits; give a smaller number"
+        return f"{found[1]} is {found[2]}; it takes {usage.kind_of(found[1], options)}"
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'. Expected one of \((.*?),?\)", problem):
+        choices = re.findall("[^', ]+", found[3])
+        return f"{found[2]} is {found[1]!r}{nearest(found[1], choices)}"
+    if found := re.match(r"Missing value for argument '(--[\w.-]+)", problem):
+        return f"{found[1]} needs a value"
+    if found := re.match("Unrecognized options: (.*)", problem):
+        return f"nothing takes the word {found[1].split(', ')[0]!r}; options begin with --"
+    return problem
 
 
 def _cocomix_cause(stop: BaseException) -> CocomixError | None:

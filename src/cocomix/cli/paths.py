@@ -15,7 +15,13 @@ from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError
 from cocomix.base.foreign import require_content
 from cocomix.base.hub import local_model, may_be_on_hub, require_known_place
-from cocomix.base.kinds import CONCEPT_DATASET, DISTILLATION_TARGETS, SPARSE_AUTOENCODER, TOKEN_DATASET
+from cocomix.base.kinds import (
+    CONCEPT_DATASET,
+    DISTILLATION_TARGETS,
+    SPARSE_AUTOENCODER,
+    TOKEN_DATASET,
+    named_inside,
+)
 from cocomix.modeling.families import num_blocks, require_layer
 from cocomix.sae.find import agreed_layer, local_path, recognise
 from cocomix.training.config import NOT_NEEDED, OPEN
@@ -83,7 +89,9 @@ def _check_path(name: str, path: Path, *, is_planned: bool) -> None:
         require_known_place(name, path)
         folder = local_model(path)
         if folder.suffix != ".gguf" and not (folder / "config.json").exists():
-            raise CocomixError(f"{path} has no config.json; expected a model folder or a GGUF file")
+            raise CocomixError(
+                f"{path} has no config.json; expected a model folder or a GGUF file{named_inside(folder, 'config.json')}"
+            )
         require_content(folder)
     elif name in _SAES and (path / artifacts.SETTINGS_NAME).exists():
         artifacts.read(path, SPARSE_AUTOENCODER, files=())

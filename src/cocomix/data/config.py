@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from cocomix.base.command import CommandConfig
+from cocomix.base.command import CommandConfig, beside
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.base.hub import TOKENIZER_FILES, download, require_known_place
 
@@ -63,6 +64,12 @@ class PrepareConfig(CommandConfig):
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 
+    example: ClassVar[str] = "cocomix prepare --text texts/ --output runs/data"
+    common: ClassVar[Sequence[str]] = (
+        *("output", "text", "validation_text", "dataset", "text_field", "stream", "num_workers", "tokenizer"),
+        *("vocab_size", "context_length", "max_bytes", "max_tokens", "overwrite"),
+    )
+
     def __post_init__(self) -> None:
         require_at_least(2, self, "context_length", maximum=MAX_SIZE)
         require_at_least(1, self, "max_bytes", "max_tokens")
@@ -102,6 +109,9 @@ class PrepareConfig(CommandConfig):
         if self.stream and (self.tokenizer is None or self.max_bytes or self.max_tokens):
             settings["stream"] = True
         return settings
+
+    def next_command(self) -> Sequence[object]:
+        return ("train", "--data", self.output, "--output", beside(self.output, "teacher"))
 
     def check_files(self) -> None:
         if self.dataset is not None:

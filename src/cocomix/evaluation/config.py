@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
@@ -46,8 +47,16 @@ class EvalConfig(CommandConfig):
     batch_size: int = 16
     """Maximum number of a benchmark's texts per forward pass; fewer if they are long."""
     compute: Compute = field(default_factory=ComputeConfig)
+    json: bool = False
+    """Print the result as JSON instead of lines."""
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
+
+    example: ClassVar[str] = "cocomix eval --model runs/cocomix --data runs/data --probes --output runs/evaluation"
+    common: ClassVar[Sequence[str]] = (
+        *("model", "output", "data", "probes", "teacher", "sae", "max_windows", "tasks", "task_data", "limit"),
+        *("batch_size", "compute", "json", "overwrite"),
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_windows", "limit")
@@ -73,6 +82,9 @@ class EvalConfig(CommandConfig):
         settings = {"probes": self.probes, "attribution": asdict(self.attribution), "max_windows": self.max_windows}
         return settings | ({"limit": self.limit} if self.tasks else {})
 
+    def shown(self, result: Any) -> str:
+        return "\n".join(f"{name:<40}{value:>14.6g}" for name, value in _numbers(result))
+
     def check_files(self) -> None:
         if self.probes:
             require_concepts(self.model, "leave out --probes")
@@ -81,3 +93,12 @@ class EvalConfig(CommandConfig):
             find_task_files(name, self.task_data)
         if self.tasks and find_spec("lm_eval") is None:
             raise CocomixError("--tasks needs lm_eval; install it with `pip install 'cocomix[eval]'`")
+
+
+def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a result, with the names of what they stand in."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name} ")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}".replace("_", " "), value

@@ -145,7 +145,7 @@ def _last_words(experiment: Experiment) -> Path:
     """Says what to do next; returns what to open."""
     names = {stage.name for stage in experiment.stages}
     if any(not student.run.student.mixer.unsteerable for student in experiment.students.values()):
-        say(f"next: cocomix studio {experiment.root}")
+        say(f"next  cocomix studio {experiment.root}")
     for page in PAGES:
         stage, _, name = page.partition("/")
         place = experiment.root / name if stage == "report" else experiment.root / page

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -34,6 +35,19 @@ class RunConfig(CommandConfig):
     """Only print the file, to start your own from."""
     overwrite: bool = False
     """Make the stages that run anew, where an earlier run left other results or the same."""
+
+    example: ClassVar[str] = "cocomix run demo"
+    common: ClassVar[Sequence[str]] = (
+        "file",
+        "output",
+        "text",
+        "seed",
+        "only",
+        "start",
+        "dry_run",
+        "print",
+        "overwrite",
+    )
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed")

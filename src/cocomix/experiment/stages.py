@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -205,7 +204,10 @@ def read_experiment(config: RunConfig) -> Experiment:
         CocomixError: the file can't be read, or a name or a value in it is wrong; the message says where.
     """
     file = find_file(config.file)
-    values = _with_base(file)
+    try:
+        values = _with_base(file)
+    except RecursionError:
+        raise CocomixError(f"{file} is nested too deeply") from None
     given = {"output": config.output, "text": config.text and list(config.text), "seed": config.seed}
     values |= {name: value for name, value in given.items() if value is not None}
     root = Path(values.setdefault("output", Path("runs") / file.stem))
@@ -417,34 +419,24 @@ class _Reader:
         place: str,
         options: Options,
         sources: list[tuple[str, Options]],
-        command: str = "",
+        command: str = "plan",
     ) -> Any:
-        """A configuration from nested options; whatever is wrong with them becomes a sentence that says where."""
-        said = io.StringIO()
+        """A configuration from nested options; the message about a wrong one says where in the file it is."""
         try:
-            with self._said_in(place), contextlib.redirect_stderr(said):
-                return parse(config_class, f"cocomix {command}", "", _arguments(options))
-        except SystemExit:
-            raise CocomixError(f"{self.file}{_sentence(said.getvalue(), place, sources)}") from None
-
-
-def _sentence(message: str, place: str, sources: list[tuple[str, Options]]) -> str:
-    """What the command line says of a wrong option, as the end of a sentence about a key of the file."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in message.splitlines()]
-    text = " ".join(line for line in lines if line).partition("For full helptext")[0]
-    reason, _, more = text.partition("Perhaps you meant:")
-    near = [_key(option) for option in dict.fromkeys(re.findall(r"--[\w.-]+", more))][:3]
-    found = re.search(r"--([\w.-]+)", reason)
-    key = _key(found[0]) if found else ""
-    where = next((f"{name}.{key}" for name, part in sources if _has(part, key.split("."))), f"{place}.{key}".strip("."))
-    if re.match(r"(Unrecognized|Parsing error *Unrecognized)", reason):
-        return f": there is no option {where}{'; perhaps ' + ' or '.join(near) if near else ''}"
-    return f", {where}: {_key(reason.strip())}"
-
-
-def _key(option: str) -> str:
-    """An option of the command line as a key of a file."""
-    return re.sub(r"--([\w.-]+)", lambda match: match[1].replace("-", "_"), option)
+            return parse(config_class, f"cocomix {command}", "", _arguments(options))
+        except CocomixError as error:
+            message = str(error)
+            found = re.search(r"--(?!help)([\w.-]+)", message)
+            if found is None:
+                raise CocomixError(f"{self.file}, {place}: {error}") from None
+        key = found[1].replace("-", "_")
+        for name, part in [*sources, ("", self.values)]:
+            if _has(part, key.split(".")):
+                place = name
+                break
+        message = message.replace(found[0], f"{place}.{key}".strip("."), 1)
+        message = re.sub(r"--(?!help)([\w.-]+)", lambda option: option[1].replace("-", "_"), message)
+        raise CocomixError(f"{self.file}: {message}")
 
 
 def _has(options: Any, keys: list[str]) -> bool:
@@ -463,7 +455,9 @@ def _with_base(file: Path, above: tuple[Path, ...] = ()) -> Options:
         values["students"] = {name: {} if options is None else options for name, options in students.items()}
     _check_sections(file, values)
     base = values.pop("base", None)
-    return values if base is None else _merged(_with_base(find_file(str(base)), (*above, file)), values)
+    if base is None:
+        return values
+    return _merged(_with_base(find_file(str(base)), (*above, file)), values)
 
 
 def _check_sections(file: Path, values: Options) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 
-from cocomix.base.command import CommandConfig
+from cocomix.base.command import CommandConfig, beside
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
@@ -56,6 +56,8 @@ class AttributionConfig:
     permuted over the labelled positions of each window. frequency: concepts drawn from the histogram of the true labels."""
     seed: int = 0
     """Seed of the control."""
+
+    common: ClassVar[tuple[str, ...]] = ("criterion", "num_labels")
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_labels", maximum=MAX_SIZE)
@@ -116,6 +118,12 @@ class ExtractConfig(CommandConfig):
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 
+    example: ClassVar[str] = "cocomix extract --teacher gpt2 --sae runs/sae --data runs/data --output runs/labels"
+    common: ClassVar[Sequence[str]] = (
+        *("teacher", "sae", "data", "output", "layer", "attribution", "num_windows", "batch_size"),
+        *("compute", "verify", "overwrite"),
+    )
+
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_windows")
         require_at_least(1, self, "batch_size", "windows_per_shard", maximum=MAX_SIZE)
@@ -151,6 +159,10 @@ class ExtractConfig(CommandConfig):
         # Another batch size may round differently and so change a label.
         return _given(self, names) | ({} if self.teacher is None else {"attribution": asdict(self.attribution)})
 
+    def next_command(self) -> Sequence[object]:
+        run = beside(self.output, "cocomix")
+        return () if self.verify else ("train", "--data", self.data, "--labels", self.output, "--output", run)
+
 
 @dataclass(frozen=True)
 class DistillTargetsConfig(CommandConfig):
@@ -180,6 +192,12 @@ class DistillTargetsConfig(CommandConfig):
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 
+    example: ClassVar[str] = "cocomix distill-targets --teacher gpt2 --data runs/data --output runs/targets"
+    common: ClassVar[Sequence[str]] = (
+        *("teacher", "data", "output", "num_samples", "temperature", "num_windows", "batch_size"),
+        *("compute", "seed", "overwrite"),
+    )
+
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_windows")
         require_at_least(1, self, "num_samples", "batch_size", "windows_per_shard", maximum=MAX_SIZE)
@@ -190,6 +208,11 @@ class DistillTargetsConfig(CommandConfig):
     def settings(self) -> dict[str, Any]:
         # Another batch size may round differently and so change a draw.
         return _given(self, ("num_samples", "temperature", "seed", "num_windows", "batch_size", "windows_per_shard"))
+
+    def next_command(self) -> Sequence[object]:
+        options = ("--distillation.weight", 0.1, "--distillation.temperature", self.temperature)
+        run = ("--output", beside(self.output, "distilled"))
+        return ("train", "--data", self.data, "--distillation.targets", self.output, *options, *run)
 
 
 def _given(config: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class MixerConfig:
     mixer: str = ""
     """What is inserted into the decoder."""
 
+    common: ClassVar[tuple[str, ...]] = ("mixer",)
+    """Options that `--help` shows."""
     module: ClassVar[Any]
     """The mixer's class; `register_mixer` sets it."""
     inserts: ClassVar[bool] = True
@@ -151,6 +153,7 @@ class InsertedConfig(MixerConfig):
     concept_stride: int = 1
     """Tokens per interleaved concept position; above 1 it is a cheaper approximation."""
 
+    common: ClassVar[tuple[str, ...]] = ("mixer", "mixing", "layer")
     published: ClassVar[Mapping[str, Any]] = {"concept_stride": 1}
 
     def __post_init__(self) -> None:

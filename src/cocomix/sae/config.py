@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-from cocomix.base.command import CommandConfig
+from cocomix.base.command import CommandConfig, beside
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 
@@ -167,6 +167,13 @@ class TrainSaeConfig(CommandConfig):
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
 
+    example: ClassVar[str] = "cocomix train-sae --teacher gpt2 --data runs/data --layer 5 --output runs/sae"
+    common: ClassVar[Sequence[str]] = (
+        *("teacher", "data", "output", "layer", "num_latents", "k", "activation", "num_tokens", "batch_size"),
+        *("learning_rate", "max_validation_windows", "compute", "seed", "overwrite"),
+    )
+    opens: ClassVar[str] = "quality.html"
+
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_tokens", "num_windows")
         require_at_least(1, self, "num_latents", "k", "batch_size", maximum=MAX_SIZE)
@@ -200,6 +207,10 @@ class TrainSaeConfig(CommandConfig):
         settings = {name: value for name, value in asdict(self).items() if name not in inputs + others}
         settings["exclude"] = sorted({*self.exclude})
         return {name: value for name, value in settings.items() if _AS_BEFORE.get(name, ...) != value}
+
+    def next_command(self) -> Sequence[object]:
+        words = ("extract", "--teacher", self.teacher, "--sae", self.outputs[0], "--data", self.data)
+        return (*words, "--output", beside(self.output, "labels"))
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -30,6 +31,9 @@ class StudioConfig(CommandConfig):
     compute: Compute = field(default_factory=ComputeConfig)
     open: bool = True
     """Open the page in the browser."""
+
+    example: ClassVar[str] = "cocomix studio runs/demo"
+    common: ClassVar[Sequence[str]] = ("runs", "host", "port", "compute", "open")
 
 
 def studio(config: StudioConfig) -> str:

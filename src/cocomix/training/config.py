@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from cocomix.base.command import CommandConfig
+from cocomix.base.artifacts import CARD_NAME
+from cocomix.base.command import CommandConfig, beside
 from cocomix.base.compute import ComputeConfig, PrecisionChoice
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.labels.config import AttributionConfig
@@ -75,6 +76,8 @@ class StudentConfig:
     """Autoencoder of the pretrained decoder's residual stream at the mixer's layer, as which the mixer starts."""
     mixer: Annotated[MixerConfig, tyro.conf.arg(name="")] = field(default_factory=NoMixerConfig, metadata=FLAT)
     """What is inserted into the decoder."""
+
+    common: ClassVar[tuple[str, ...]] = ("mixer", "hidden_size", "num_layers", "num_heads", "pretrained")
 
     def __post_init__(self) -> None:
         if self.pretrained is None:
@@ -152,6 +155,8 @@ class OptimizerConfig:
     max_gradient_norm: float = 1.0
     """Larger gradients are scaled down to this norm."""
 
+    common: ClassVar[tuple[str, ...]] = ("learning_rate",)
+
     def __post_init__(self) -> None:
         require_at_least(0, self, "weight_decay")
         for name in ("learning_rate", "pretrained_learning_rate", "max_gradient_norm"):
@@ -206,6 +211,8 @@ class ParallelConfig(ComputeConfig):
     async_checkpoints: bool = False
     """Write checkpoints from a copy in host memory, while training goes on."""
 
+    common: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         require_at_least(1, self, "logits_megabytes", maximum=MAX_SIZE)
 
@@ -223,7 +230,8 @@ class TrainConfig(CommandConfig):
     output: Path = OPEN
     """Folder of the run."""
     labels: Path | None = None
-    """Concept dataset of the same windows; mixer `concept` needs it, or teacher and sae, unless concept_loss.weight is 0."""
+    """Concept dataset of the same windows. With labels, or a teacher and its sae, the student is CoCoMix, as recommended
+    unless options or a recipe say otherwise."""
     teacher: Path | None = None
     """Causal LM that objectives learn from; with sae, the source of labels."""
     sae: Path | None = None
@@ -270,6 +278,15 @@ class TrainConfig(CommandConfig):
     """Trackers that also show the metrics; they must be installed (extra `track`)."""
     overwrite: bool = False
     """Replace what an earlier run left in the output folder."""
+
+    example: ClassVar[str] = (
+        "cocomix train --data runs/data --labels runs/labels --output runs/cocomix --num-tokens 10M"
+    )
+    common: ClassVar[Sequence[str]] = (
+        *("data", "output", "labels", "teacher", "sae", "num_tokens", "batch_size", "student", "optimizer", "seed"),
+        "overwrite",
+    )
+    opens: ClassVar[str] = CARD_NAME
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "seed", "layer")
@@ -319,6 +336,16 @@ class TrainConfig(CommandConfig):
     def check_files(self) -> None:
         self.student.check_family()
         require_trackers(self.trackers)
+
+    def next_command(self) -> Sequence[object]:
+        data = ("--data", self.data)
+        if self.student.mixer.has_concepts:
+            pairs = (("--labels", self.labels), ("--teacher", self.sae and self.teacher), ("--sae", self.sae))
+            sources = [word for name, path in pairs if path is not None for word in (name, path)]
+            return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
+        if self.student.mixer.inserts or self.teacher is not None:
+            return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))
+        return ("train-sae", "--teacher", self.output, *data, "--output", beside(self.output, "sae"))  # it can teach
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

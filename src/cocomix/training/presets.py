@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError, nearest
-from cocomix.mixers.config import MIXERS, MixerConfig
+from cocomix.mixers.config import MIXERS, ConceptConfig, MixerConfig
 from cocomix.objectives.config import OBJECTIVES
 from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
-from cocomix.training.recipes import Recipe, find_recipe
+from cocomix.training.recipes import RECOMMENDED_LOSS, RECOMMENDED_MIXING, Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
 _MIXER, _PRETRAINED, _SAE = "--student.mixer", "--student.pretrained", "--student.start-from-sae"
+_LABELS = ("--labels", "--sae")
 
 
 def start(config_class: type[Any], name: str | None) -> tuple[Recipe | None, Any]:
@@ -42,13 +43,18 @@ def check(recipe: Recipe | None, config: Any) -> None:
 
 def registered() -> list[str]:
     """Lines of the help text that name the mixers and objectives."""
-    return [f"  mixers: {', '.join(MIXERS)}", f"  objectives: {', '.join(OBJECTIVES)}"]
+    return ["", f"Mixers: {', '.join(MIXERS)}.", f"Objectives: {', '.join(OBJECTIVES)}."]
 
 
-def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> tuple[Any, list[str], list[str]]:
+def with_mixer(
+    recipe: Recipe | None, default: Any, from_file: Sequence[str], argv: Sequence[str]
+) -> tuple[Any, list[str], list[str]]:
     """The configuration with the settings of the chosen mixer, and the options by their current names.
 
+    Without a recipe, a run with labels is CoCoMix as recommended, unless another mixer is named.
+
     Args:
+        recipe: that the configuration is of, if any.
         default: configuration from `start`.
         from_file: options from a YAML file.
         argv: options from the command line.
@@ -63,20 +69,33 @@ def with_mixer(default: Any, from_file: Sequence[str], argv: Sequence[str]) -> t
     from_file, argv = (list(renamed_arguments(part, is_run=run is default)) for part in (from_file, argv))
     if run is not default:  # a plan writes no output
         from_file = [argument for argument in from_file if not argument.startswith("--output=")]
-    name, pretrained, sae = (_last_value([*from_file, *argv], option) for option in (_MIXER, _PRETRAINED, _SAE))
-    student = run.student
-    if name is not None and name != student.mixer.mixer:
+    typed = [*from_file, *argv]
+    name, pretrained, sae = (_last_value(typed, option) for option in (_MIXER, _PRETRAINED, _SAE))
+    if name is None and recipe is None and any(_last_value(typed, option) for option in _LABELS):
+        name = ConceptConfig.mixer
+    if name is not None and name != run.student.mixer.mixer:
         if name not in MIXERS:
             raise CocomixError(f"there is no mixer {name!r}{nearest(name, MIXERS)}")
-        mixer = _as_other(student.mixer, MIXERS[name])
-        if pretrained is not None and sae is None and getattr(mixer, "mixing", None) == "interleave":
-            mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's own logits
-        student = dataclasses.replace(student, mixer=mixer)
+        mixer = _as_other(run.student.mixer, MIXERS[name])
+        if getattr(mixer, "mixing", None) == "interleave":  # a mixer with another default keeps it
+            if pretrained is not None and sae is None:
+                mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
+            elif pretrained is None and recipe is None and mixer.has_concepts:
+                mixer = mixer.changed(mixing=RECOMMENDED_MIXING)
+        loss = RECOMMENDED_LOSS if recipe is None and mixer.has_concepts else run.concept_loss
+        run = dataclasses.replace(run, student=dataclasses.replace(run.student, mixer=mixer), concept_loss=loss)
     if pretrained is not None:  # sizes that are left out are not a scratch decoder's, nor a recipe's
-        student = StudentConfig(pretrained=Path(pretrained), mixer=student.mixer)
-    run = dataclasses.replace(run, student=student)
+        run = dataclasses.replace(run, student=StudentConfig(pretrained=Path(pretrained), mixer=run.student.mixer))
     default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
-    return default, _without_other_mixers(from_file, run.student.mixer), argv
+    others = _options_of_other_mixers(run.student.mixer)
+    for argument in argv:
+        if (option := argument.partition("=")[0].replace("_", "-")) in others:
+            raise CocomixError(
+                f"{option} is no setting of the mixer {run.student.mixer.mixer!r}; give labels, or another --student.mixer"
+            )
+    # Version 0.1 wrote every mixer's settings into config.yaml.
+    from_file = [argument for argument in from_file if argument.partition("=")[0] not in others]
+    return default, from_file, argv
 
 
 def _as_other(mixer: MixerConfig, other: type[MixerConfig]) -> MixerConfig:
@@ -85,12 +104,10 @@ def _as_other(mixer: MixerConfig, other: type[MixerConfig]) -> MixerConfig:
     return other(**{name: getattr(mixer, name) for name in shared})
 
 
-def _without_other_mixers(argv: Sequence[str], mixer: MixerConfig) -> list[str]:
-    """The options without those of other mixers: version 0.1 wrote every mixer's settings into config.yaml."""
+def _options_of_other_mixers(mixer: MixerConfig) -> set[str]:
     own = {*mixer.setting_names(), *(field.name for field in dataclasses.fields(StudentConfig))}
     other = {name for config in MIXERS.values() for name in config.setting_names()} - own
-    options = tuple(f"--student.{name.replace('_', '-')}=" for name in other)
-    return [argument for argument in argv if not argument.startswith(options)]
+    return {f"--student.{name}".replace("_", "-") for name in other}
 
 
 def _last_value(argv: Sequence[str], option: str) -> str | None:

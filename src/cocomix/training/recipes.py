@@ -30,6 +30,9 @@ from cocomix.training.sizes import SIZES, Size
 PAPER_LABELS = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
 #: The labels of the paper's ablation.
 ACTIVATION_LABELS = AttributionConfig(criterion="activation_value")
+#: What `recommended` and, on the command line, a run with concepts but no recipe take.
+RECOMMENDED_MIXING = "add"
+RECOMMENDED_LOSS = ConceptLossConfig(weight=1.0, schedule="cosine")
 
 
 def ntp(size: Size) -> TrainConfig:
@@ -91,8 +94,8 @@ def add(size: Size) -> TrainConfig:
 
 def recommended(size: Size) -> TrainConfig:
     """CoCoMix as we recommend: labels by activation value, concepts added, weight 1 that falls to 0 in a cosine."""
-    concept_loss = ConceptLossConfig(weight=1.0, schedule="cosine")
-    return replace(add(size), attribution=ACTIVATION_LABELS, concept_loss=concept_loss)
+    config = _mixing(cocomix(size), RECOMMENDED_MIXING)
+    return replace(config, attribution=ACTIVATION_LABELS, concept_loss=RECOMMENDED_LOSS)
 
 
 def loss_only(size: Size) -> TrainConfig:

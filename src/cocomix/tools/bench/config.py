@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.errors import CocomixError, require_at_least
@@ -30,6 +31,9 @@ class BenchConfig(CommandConfig):
     """Rounds in which contestants take turns; by default the case's own number."""
     json: Path | None = None
     """File to write the result to."""
+
+    example: ClassVar[str] = "cocomix bench --case train generate --json bench.json"
+    common: ClassVar[Sequence[str]] = ("case", "size", "device", "threads", "repetitions", "json")
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "repetitions")

@@ -5,9 +5,10 @@ Tables need no torch; figures load matplotlib, and only with --output.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -38,6 +39,10 @@ class CompareConfig(CommandConfig):
     """Print JSON instead of tables."""
     overwrite: bool = False
     """Replace an earlier comparison in the output folder."""
+
+    example: ClassVar[str] = "cocomix compare runs/ntp runs/cocomix --output runs/comparison"
+    common: ClassVar[Sequence[str]] = ("runs", "baseline", "output", "json", "overwrite")
+    opens: ClassVar[str] = "comparison.html"
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
-from cocomix.base.kinds import METRICS_NAME, TRAINING_RUN, read_metrics
+from cocomix.base.kinds import METRICS_NAME, TRAINING_RUN, named_inside, read_metrics
 from cocomix.tools.compare.curves import CURVE_AXES, validation_curve
 
 #: The end of a folder's name that tells seeds apart.
@@ -69,7 +69,10 @@ def read_run(path: Path) -> TrainingRun:
     header = artifacts.read_header(path) if is_begun else {}
     if header.get("kind") != TRAINING_RUN:
         content = f"a {header['kind']}" if is_begun else "nothing made by cocomix"
-        raise CocomixError(f"{path} is not a training run (it holds {content}); give folders made by `cocomix train`")
+        inside = named_inside(path, artifacts.SETTINGS_NAME, TRAINING_RUN)
+        raise CocomixError(
+            f"{path} is not a training run (it holds {content}); give folders made by `cocomix train`{inside}"
+        )
     settings = header["settings"]
     is_finished = (path / artifacts.MANIFEST_NAME).exists()
     facts = artifacts.read(path, TRAINING_RUN, [METRICS_NAME]).facts if is_finished else {}

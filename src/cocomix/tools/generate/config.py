@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
@@ -47,6 +48,12 @@ class GenerateConfig(CommandConfig):
     """Also continue without steering, from the same seed."""
     json: bool = False
     """Print one JSON object, which includes the meaning of the edits."""
+
+    example: ClassVar[str] = 'cocomix generate --model runs/cocomix --prompt "def main():" --steer 7=8 --compare'
+    common: ClassVar[Sequence[str]] = (
+        *("model", "prompt", "steer", "mode", "unit", "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
+        *("compute", "compare", "json"),
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_new_tokens", "top_k")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
@@ -47,8 +48,19 @@ class InspectConfig(CommandConfig):
     num_probe_windows: int = 256
     """Number of windows for the causal probes; 0: no probes."""
     compute: Compute = field(default_factory=ComputeConfig)
+    json: bool = False
+    """Print the numbers of the whole model as JSON."""
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
+
+    example: ClassVar[str] = (
+        "cocomix inspect --model runs/cocomix --data runs/data --labels runs/labels --output runs/inspection"
+    )
+    common: ClassVar[Sequence[str]] = (
+        *("model", "data", "output", "labels", "teacher", "sae", "num_contexts", "num_measured", "max_windows"),
+        *("compute", "json", "overwrite"),
+    )
+    opens: ClassVar[str] = "index.html"
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "num_contexts", "num_tokens", "num_nearest", "max_windows")
@@ -61,6 +73,9 @@ class InspectConfig(CommandConfig):
     def settings(self) -> dict[str, Any]:
         names = ("num_contexts", "num_tokens", "num_nearest", "num_measured", "max_windows", "num_probe_windows")
         return {name: getattr(self, name) for name in names}
+
+    def next_command(self) -> Sequence[object]:
+        return ("studio", self.model, self.output)
 
     def check_files(self) -> None:
         require_concepts(self.model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -44,6 +45,12 @@ class PlanConfig(CommandConfig):
     """T; by default from --data or the recipe."""
     json: bool = False
     """Print JSON instead of a table."""
+
+    example: ClassVar[str] = "cocomix plan --recipe gpt2-69m-recommended --tokens 20B --devices 8 --device h100"
+    common: ClassVar[Sequence[str]] = (
+        *("recipe", "tokens", "devices", "device", "strategy", "utilisation", "peak_tflops", "memory_gb"),
+        *("vocab_size", "context_length", "json"),
+    )
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "devices", "devices_per_node", "vocab_size", maximum=MAX_SIZE)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
@@ -23,6 +24,8 @@ class RecipesConfig(CommandConfig):
 
     json: bool = False
     """Print JSON instead of a table."""
+
+    common: ClassVar[Sequence[str]] = ("json",)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
@@ -52,6 +53,7 @@ class SteerEvalConfig(CommandConfig):
     num_prompts: int = 64
     """Half of the prompts choose the strengths, the other half scores them."""
     num_prompt_tokens: int = 16
+    """Tokens of each prompt."""
     num_new_tokens: int = 32
     """Tokens of each continuation."""
     temperature: float = 1.0
@@ -70,6 +72,15 @@ class SteerEvalConfig(CommandConfig):
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
 
+    example: ClassVar[str] = (
+        "cocomix steer-eval --model runs/cocomix --teacher gpt2 --sae runs/sae --data runs/data --output runs/score"
+    )
+    common: ClassVar[Sequence[str]] = (
+        *("model", "teacher", "sae", "data", "output", "mode", "strengths", "concepts", "num_concepts"),
+        *("num_prompts", "num_new_tokens", "temperature", "compute", "overwrite"),
+    )
+    opens: ClassVar[str] = "steering.md"
+
     def __post_init__(self) -> None:
         require_at_least(MIN_PROMPTS, self, "num_prompts")
         require_at_least(2, self, "num_concepts")
@@ -85,6 +96,9 @@ class SteerEvalConfig(CommandConfig):
         left_out = ("model", "teacher", "sae", "data", "output", "overwrite", "layer", "compute")
         settings = {name: value for name, value in asdict(self).items() if name not in left_out}
         return settings | {"strengths": self.strengths or STRENGTHS[self.mode]}
+
+    def next_command(self) -> Sequence[object]:
+        return ("studio", self.model)
 
     def check_files(self) -> None:
         names = require_concepts(self.model)
