@@ -40,6 +40,10 @@ def run(config: RunConfig) -> Path | str:
     chosen = _chosen(experiment, config)
     _show_plan(experiment, chosen)
     if config.dry_run:
+        try:
+            experiment.check()
+        except CocomixError as error:
+            say(f"it would not start: {error}")
         return experiment.root
     experiment.check()
     experiment.root.mkdir(parents=True, exist_ok=True)

@@ -56,4 +56,6 @@ class RunConfig(CommandConfig):
         from cocomix.experiment.stages import read_experiment  # which reads the command line's own modules
 
         if not self.print:
-            read_experiment(self).check()
+            experiment = read_experiment(self)
+            if not self.dry_run:
+                experiment.check()
