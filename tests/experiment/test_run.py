@@ -1,55 +1,29 @@
-"""The demo at a size below `smoke`: whole, resumable in every stage, and clear about damage."""
+"""An experiment at a size below the smoke demo's: whole, resumable in every stage, and clear about damage."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cocomix import AttributionConfig, CocomixError, DemoConfig, run_demo
+from cocomix import CocomixError, RunConfig, run
 from cocomix.base import artifacts
-from cocomix.mixers.config import PauseConfig
-from cocomix.tools.demo import pipeline
-from cocomix.tools.demo.sizes import StudentRun, default, demo_size, large, smoke
-from tests.conftest import CONCEPT, STUDENT, Tiny
+from cocomix.base.kinds import TRAINING_RUN
+from cocomix.experiment import command
+from tests.conftest import Tiny
+from tests.experiment.files import DEMO, write
 
 TIMES = {"train_seconds", "seconds", "seconds_to_match_ntp"}
-
-
-@pytest.fixture(autouse=True)
-def _tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    students = {
-        "ntp": StudentRun("NTP", STUDENT),
-        "cocomix": StudentRun("CoCoMix", CONCEPT, AttributionConfig()),
-        "paper": StudentRun("Paper", CONCEPT, AttributionConfig("attribution")),
-        "pause": StudentRun("Pause", dataclasses.replace(STUDENT, mixer=PauseConfig())),
-        "kd": StudentRun("Distillation", STUDENT, distillation_weight=0.5),
-    }
-    size = dataclasses.replace(
-        smoke(),
-        vocab_size=300,
-        context_length=16,
-        teacher=STUDENT,
-        teacher_tokens=2048,
-        num_latents=32,
-        num_active_latents=6,
-        sae_tokens=2048,
-        sae_tokens_per_update=256,
-        students=students,
-        student_tokens=2048,
-        curve_windows=8,
-        report_windows=8,
-    )
-    monkeypatch.setattr(pipeline, "demo_size", lambda _: size)
-
-
-def config(tiny: Tiny, output: Path, **settings: Any) -> DemoConfig:
-    return DemoConfig(output=output, size="smoke", text=(tiny.corpus,), **settings)
+#: Stages that are interrupted; the fast run knows none.
+STAGES = ("data", "teacher", "sae", "concepts", "ntp", "evaluation/ntp", "inspection", "report")
+#: What is deleted, and whether the fast run does it.
+DELETED = {"data": False, "teacher": False, "ntp": False, "concepts": False, "evaluation/ntp": False}
+DELETED |= {"inspection": False, "report.html": True}
 
 
 def untimed(value: Any) -> Any:
@@ -59,113 +33,136 @@ def untimed(value: Any) -> Any:
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    return tmp_path_factory.mktemp("demo") / "whole"
-
-
 def summary_of(folder: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
 
 
-def test_report_and_summary_hold_what_is_promised(tiny: Tiny, undisturbed: Path) -> None:
-    report = run_demo(config(tiny, undisturbed))
-    assert report == undisturbed / "report.html"
-    assert report.stat().st_size > 10_000
-    summary = summary_of(undisturbed)
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
+    """A finished experiment."""
+    root = tmp_path_factory.mktemp("experiment")
+    config = RunConfig(str(write(root / "tiny.yaml", DEMO)), output=root / "whole", text=(tiny.corpus,))
+    run(config)
+    yield config
+
+
+def test_report_and_summary_hold_what_is_promised(
+    undisturbed: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = undisturbed.output
+    assert root is not None
+    summary = summary_of(root)
     for name in ("ntp", "cocomix", "paper", "pause", "kd"):
-        assert {"validation_loss", "train_tokens", "train_flops", "train_seconds", "num_parameters"} <= summary[
-            name
-        ].keys()
+        facts = {"validation_loss", "train_tokens", "train_flops", "train_seconds", "num_parameters"}
+        assert facts <= summary[name].keys()
+    assert summary["students"] == ["ntp", "cocomix", "paper", "pause", "kd"]
     assert {"fvu", "loss_recovered", "num_dead"} <= summary["sae"].keys()
     assert {"zero", "mean", "shuffle_batch", "shuffle_position", "oracle"} == summary["probes"].keys()
-    assert all("loss_delta" in probe for probe in summary["probes"].values())
     assert "tokens_to_match_ntp" in summary
-    assert list((undisturbed / "figures").glob("*.png"))
+    assert list((root / "figures").glob("*.png"))
+    # The paper's labels are another dataset of the same windows.
+    windows = {read(root / name)["num_windows"] for name in ("concepts", "concepts-paper", "ntp", "cocomix", "paper")}
+    assert len(windows) == 1
+
+    report = root / "report.html"
     before = report.stat().st_mtime_ns
-    run_demo(config(tiny, undisturbed))
-    assert report.stat().st_mtime_ns == before, "a finished demo is recognised"
-    with pytest.raises(CocomixError, match="seed"):
-        run_demo(config(tiny, undisturbed, seed=1))
+    monkeypatch.setattr(command, "_run_stage", only_report)
+    assert run(undisturbed) == report
+    assert report.stat().st_mtime_ns == before, "a finished report is recognised"
+    shown = capsys.readouterr().err
+    assert "[12/12] report" not in shown
+    assert shown.count(", done") == 15
+    assert f"cocomix studio {root}" in shown
+    with pytest.raises(CocomixError, match="seed: 0 there, 1 now"):
+        run(RunConfig(undisturbed.file, output=root, text=undisturbed.text, seed=1))
 
 
-STAGES = (
-    "prepare",
-    "train",
-    "train_sae",
-    "extract",
-    "evaluate",
-    "inspect",
-    "steering_example",
-    "summarize",
-    "write_report",
-)
-#: Whether the fast run has the folder.
-FOLDERS = {
-    "data": False,
-    "teacher": False,
-    "ntp": False,
-    "concepts": True,
-    "evaluation/ntp": False,
-    "inspection": False,
-    "report.html": True,
-}
+def only_report(experiment: Any, stage: Any) -> None:
+    if stage.name == "report":
+        RUN_STAGE(experiment, stage)
 
 
-def some_slow(cases: dict[str, bool]) -> list[Any]:
-    return [pytest.param(case, marks=() if always else pytest.mark.slow) for case, always in cases.items()]
+RUN_STAGE = command._run_stage
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
-    tiny: Tiny, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    if not (undisturbed / "summary.json").exists():
-        run_demo(config(tiny, undisturbed))
-    function: Callable[..., Any] = getattr(pipeline, stage)
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        function(*args, **kwargs)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, stage, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run_demo(config(tiny, tmp_path))
-    run_demo(config(tiny, tmp_path))
-    assert untimed(summary_of(tmp_path)) == untimed(summary_of(undisturbed))
+def read(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = artifacts.read_header(folder)["settings"]
+    return settings
 
 
-def test_a_damaged_stage_is_named(tiny: Tiny, undisturbed: Path) -> None:
-    if not (undisturbed / "summary.json").exists():
-        run_demo(config(tiny, undisturbed))
-    weights = undisturbed / "teacher" / "model.safetensors"
+def test_a_damaged_stage_is_named(undisturbed: RunConfig) -> None:
+    assert undisturbed.output is not None
+    weights = undisturbed.output / "teacher" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(CocomixError, match=r"teacher/model.safetensors .*delete"):
-        run_demo(config(tiny, undisturbed))
+        run(undisturbed)
     content[-1] ^= 1
     weights.write_bytes(content)
-    artifacts.read(undisturbed / "teacher", "training-run")
+    artifacts.read(undisturbed.output / "teacher", TRAINING_RUN)
 
 
-@pytest.mark.parametrize("stage", some_slow(FOLDERS))
-def test_a_deleted_stage_is_made_again_and_fits(tiny: Tiny, undisturbed: Path, stage: str) -> None:
-    if not (undisturbed / "summary.json").exists():
-        run_demo(config(tiny, undisturbed))
-    before = untimed(summary_of(undisturbed))
-    path = undisturbed / stage
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if fast else pytest.mark.slow) for name, fast in DELETED.items()]
+)
+def test_a_deleted_stage_is_made_again_and_fits(undisturbed: RunConfig, name: str) -> None:
+    assert undisturbed.output is not None
+    before = untimed(summary_of(undisturbed.output))
+    path = undisturbed.output / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert run_demo(config(tiny, undisturbed)).exists()
+    part = RunConfig(undisturbed.file, undisturbed.output, undisturbed.text, only=("report",))
+    run(part if path.name == "report.html" else undisturbed)
     assert path.exists()
-    assert untimed(summary_of(undisturbed)) == before
+    assert untimed(summary_of(undisturbed.output)) == before
 
 
-def test_sizes_are_found_by_name() -> None:
-    assert demo_size("default") == default()
-    assert list(large().students) == ["ntp", "cocomix", "cocomix-paper", "pause", "kd"]
-    with pytest.raises(CocomixError, match=r"size.*'huge'"):
-        demo_size("huge")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STAGES)
+def test_interrupted_in_any_stage_it_ends_with_the_same_numbers(
+    undisturbed: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert undisturbed.output is not None
+    config = RunConfig(undisturbed.file, tmp_path / "run", undisturbed.text)
+
+    def interrupted(experiment: Any, stage: Any) -> None:
+        RUN_STAGE(experiment, stage)
+        if stage.name == name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_run_stage", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    run(config)
+    assert untimed(summary_of(tmp_path / "run")) == untimed(summary_of(undisturbed.output))
+
+
+@pytest.mark.slow
+def test_stages_in_processes_of_their_own_do_the_same(undisturbed: RunConfig, tmp_path: Path) -> None:
+    """Draws of the teacher, live labels and a pretrained student too, which the demo has not."""
+    assert undisturbed.output is not None
+    root = undisturbed.output
+    values = {
+        "launch": "torchrun --nproc-per-node 1",
+        "layer": 0,
+        "data": str(root / "data"),
+        "teacher": str(root / "teacher"),
+        "sae": str(root / "sae"),
+        "labels": "live",
+        "targets": {"num_samples": 4},
+        "train": {"num_tokens": 512, "num_evaluations": 1, "max_validation_windows": 4},
+        "students": {
+            "upcycled": {"student": {"pretrained": str(root / "teacher"), "mixer": "concept", "start_from_sae": str(root / "sae")}},
+            "kd": {"distillation": {"weight": 0.1}, "student": DEMO["train"]["student"]},
+        },
+        "comparison": {},
+    }
+    file = write(tmp_path / "more.yaml", values)
+    assert run(RunConfig(str(file), output=tmp_path / "more")) == tmp_path / "more" / "comparison" / "comparison.html"
+    config = yaml.safe_load((tmp_path / "more" / "kd" / "config.yaml").read_text())
+    assert config["distillation"]["targets"] == str(tmp_path / "more" / "targets")
+    live = yaml.safe_load((tmp_path / "more" / "upcycled" / "config.yaml").read_text())
+    assert live["sae"] == str(root / "sae")
+    assert live["labels"] is None

@@ -430,7 +430,7 @@ class _Reader:
             if found is None:
                 raise CocomixError(f"{self.file}, {place}: {error}") from None
         key = found[1].replace("-", "_")
-        for name, part in [*sources, ("", self.values)]:
+        for name, part in [*reversed(sources), ("", self.values)]:
             if _has(part, key.split(".")):
                 place = name
                 break
