@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,12 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished experiment."""
     root = tmp_path_factory.mktemp("experiment")
     config = RunConfig(str(write(root / "tiny.yaml", DEMO)), output=root / "whole", text=(tiny.corpus,))
     run(config)
-    yield config
+    return config
 
 
 def test_report_and_summary_hold_what_is_promised(
@@ -154,7 +153,13 @@ def test_stages_in_processes_of_their_own_do_the_same(undisturbed: RunConfig, tm
         "targets": {"num_samples": 4},
         "train": {"num_tokens": 512, "num_evaluations": 1, "max_validation_windows": 4},
         "students": {
-            "upcycled": {"student": {"pretrained": str(root / "teacher"), "mixer": "concept", "start_from_sae": str(root / "sae")}},
+            "upcycled": {
+                "student": {
+                    "pretrained": str(root / "teacher"),
+                    "mixer": "concept",
+                    "start_from_sae": str(root / "sae"),
+                }
+            },
             "kd": {"distillation": {"weight": 0.1}, "student": DEMO["train"]["student"]},
         },
         "comparison": {},

@@ -116,7 +116,9 @@ def test_a_file_is_printed_to_start_from(tmp_path: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert printed == (FILES / "demo.yaml").read_text()
     mine = tmp_path / "mine.yaml"
-    mine.write_text(printed.replace("output: runs/demo", f"output: {tmp_path}/mine").replace("text: null", "text: a.txt"))
+    mine.write_text(
+        printed.replace("output: runs/demo", f"output: {tmp_path}/mine").replace("text: null", "text: a.txt")
+    )
     assert read(mine).stages[0].config.text == (Path("a.txt"),)
 
 
