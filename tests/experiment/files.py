@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-#: The demo with five students.
+#: The demo with four students.
 DEMO: dict[str, Any] = {
     "base": "demo-smoke",
     "layer": 0,
@@ -26,7 +26,6 @@ DEMO: dict[str, Any] = {
             "student": {"mixer": "concept", "num_active_concepts": 4},
             "attribution": {"criterion": "attribution"},
         },
-        "pause": {"student": {"mixer": "pause"}},
         "kd": {"distillation": {"weight": 0.5}},
     },
     "evaluation": {"max_windows": 8},
@@ -36,5 +35,5 @@ DEMO: dict[str, Any] = {
 
 def write(file: Path, values: Any) -> Path:
     """A file of an experiment, with values as JSON has them."""
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(values))), encoding="utf-8")
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False), encoding="utf-8")
     return file

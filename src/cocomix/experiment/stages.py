@@ -31,7 +31,7 @@ from cocomix.cli.main import COMMANDS, import_plugin, imported
 from cocomix.cli.options import as_options, parse, read_yaml
 from cocomix.cli.paths import check_paths
 from cocomix.experiment.config import RunConfig
-from cocomix.labels.config import AttributionConfig
+from cocomix.labels.config import AttributionConfig, require_labels
 from cocomix.training.config import NOT_NEEDED, TrainConfig
 
 FILES = Path(__file__).parent / "files"
@@ -153,6 +153,10 @@ class Experiment:
                 artifacts.check_output(self.root / stage.name, writes, self.with_windows(stage).config.settings())
             if stage.section == "data":
                 check_paths(stage.config, "")
+            labels = getattr(stage.config, "labels", None)
+            if stage.section == "students" and labels is not None and (labels / artifacts.MANIFEST_NAME).exists():
+                stored = artifacts.read(labels, CONCEPT_DATASET, files=()).settings["attribution"]
+                require_labels(labels, stored, stage.config.attribution)
 
     def _check_root(self) -> None:
         root = self.root
@@ -280,10 +284,9 @@ class _Reader:
             name = options.pop("student", first)
             if name not in students or students[name].run.student.mixer.unsteerable:
                 raise CocomixError(f"{self.file}: inspection needs a student with concepts, and {name} is none")
-            run = students[name].run
-            folder = labels.get(run.attribution) if _reads_labels(run) else None
+            own = next(stage.config.labels for stage in self.stages if stage.name == name)
             wired = {"model": str(self.root / name), "data": self.data, "teacher": self.teacher if self.sae else None}
-            wired |= {"sae": self.sae, "labels": folder and str(self.root / folder)}
+            wired |= {"sae": self.sae, "labels": own and str(own)}
             self._add("inspection", "inspection", [("inspection", options)], wired)
         if "report" in self.values:
             made = {stage.name: stage.config for stage in self.stages}
