@@ -100,6 +100,8 @@ def steering() -> dict[str, Any]:
         ],
         "original_activation": 0.012,
         "steered_activation": 1.437,
+        "original_loss": 3.1,
+        "steered_loss": 3.4,
     }
 
 

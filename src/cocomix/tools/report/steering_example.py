@@ -28,12 +28,14 @@ from cocomix.tools.report.summary import STEERING_NAME, Sources
 from cocomix.tools.steer_eval.reading import TextReader
 
 #: Of mode `toward`.
-STRENGTH = 1.0
+STRENGTHS = (0.25, 0.5, 1.0)
+NUM_CANDIDATES = 10
 TEMPERATURE = 0.7
 #: Prompts that are continued, and those that are shown, the first of them.
 NUM_PROMPTS, NUM_SHOWN = 16, 3
-#: A rise that is shown: so many times the activation without steering, and so many standard errors over prompts.
-MIN_RATIO, MIN_ERRORS = 2.0, 3.0
+#: What is shown: a rise to so many times the activation without steering, of so many standard errors over prompts, in text
+#: whose loss, read by the teacher, rises by no more nats a token.
+MIN_RATIO, MIN_ERRORS, MAX_LOSS = 2.0, 3.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class SteeredContinuations:
     original_activation: float
     """Mean activation of the concept's latent over the continuations of all prompts, read by teacher and autoencoder."""
     steered_activation: float
+    original_loss: float
+    """The teacher's, nats a token of these continuations."""
+    steered_loss: float
     examples: list[dict[str, object]]
     """The first prompts: `prompt`, `original`, and `steered` as pairs of text and whether it differs from the original."""
 
@@ -66,6 +71,7 @@ def steering_example(model: Path, sources: Sources, output: Path, candidates: Se
         "model": artifacts.fingerprint_of_path(model),
         "sae": artifacts.fingerprint_of_path(sources.sae),
         "candidates": list(candidates),
+        "strengths": list(STRENGTHS),
         "temperature": TEMPERATURE,
         "num_prompts": NUM_PROMPTS,
     }
@@ -94,6 +100,7 @@ def most_steerable(
     max_windows: int = 128,
     min_ratio: float = MIN_RATIO,
     min_errors: float = MIN_ERRORS,
+    max_loss: float = MAX_LOSS,
 ) -> SteeredContinuations | None:
     """Steer toward each candidate and return the continuations of the concept that rises most in the text.
 
@@ -102,19 +109,20 @@ def most_steerable(
         teacher: reads the continuations.
         sae: the teacher's autoencoder.
         dataset: the prompts are the starts of evenly spaced windows of it.
-        concepts: candidates.
+        concepts: candidates, the first of which are tried.
         num_prompt_tokens: length of a prompt.
         num_new_tokens: length of a continuation.
         max_windows: windows on which the directions are measured.
         min_ratio: how many times as active the concept has to be as without steering.
         min_errors: how many standard errors over prompts it has to rise.
+        max_loss: how much the text's loss may rise.
 
     Returns:
-        None where no candidate has a direction, or none rises clearly.
+        None where no candidate has a direction, or none rises clearly in readable text.
     """
     directions = concept_directions(model, dataset, max_windows)
     statistics = dataclasses.replace(concept_activations(model, dataset, max_windows), directions=directions)
-    candidates = [concept for concept in concepts if bool(directions[concept].any())]
+    candidates = [concept for concept in concepts if bool(directions[concept].any())][:NUM_CANDIDATES]
     if not candidates:
         return None
     windows = next(iter(dataset.batches(NUM_PROMPTS, NUM_PROMPTS)))
@@ -128,24 +136,30 @@ def most_steerable(
         batch_size=len(prompts),
     )
     # An edit a call: all are sampled with the same numbers.
-    edits = [{}, *({concept: STRENGTH} for concept in candidates)]
-    ids = torch.cat([next(continue_all(model, prompts, [edit], settings)) for edit in edits])
-    activations = TextReader(teacher, sae, candidates).read(ids, num_prompt_tokens).activations
-    original, steered = activations[0], activations[1:].diagonal(dim1=0, dim2=2)  # [prompts, candidates]
-    rise = steered - original
-    best = int(rise.mean(0).argmax())
-    error = float(rise[:, best].std()) / len(prompts) ** 0.5
-    before, after = float(original[:, best].mean()), float(steered[:, best].mean())
-    if not (after >= min_ratio * before and after - before >= min_errors * error and after > before):
+    edits = [(concept, strength) for concept in candidates for strength in STRENGTHS]
+    of_edit = [candidates.index(concept) for concept, _ in edits]
+    all_edits = [{}, *({concept: strength} for concept, strength in edits)]
+    ids = torch.cat([next(continue_all(model, prompts, [edit], settings)) for edit in all_edits])
+    readings = TextReader(teacher, sae, candidates).read(ids, num_prompt_tokens)
+    original = readings.activations[0].T[of_edit]  # [edits, prompts]
+    steered = torch.stack([readings.activations[n, :, latent] for n, latent in enumerate(of_edit, 1)])
+    rise, loss = steered - original, readings.losses.mean(-1)
+    is_clear = steered.mean(-1) >= min_ratio * original.mean(-1)
+    is_clear &= rise.mean(-1) >= min_errors * rise.std(-1) / len(prompts) ** 0.5
+    is_clear &= (loss[1:] - loss[0] <= max_loss) & (rise.mean(-1) > 0)
+    if not is_clear.any():
         return None
+    best = int(torch.where(is_clear, rise.mean(-1), -torch.inf).argmax())
     return SteeredContinuations(
-        concept=candidates[best],
-        strength=STRENGTH,
+        concept=edits[best][0],
+        strength=edits[best][1],
         temperature=TEMPERATURE,
         num_prompts=len(prompts),
         num_candidates=len(candidates),
-        original_activation=before,
-        steered_activation=after,
+        original_activation=float(original[best].mean()),
+        steered_activation=float(steered[best].mean()),
+        original_loss=float(loss[0]),
+        steered_loss=float(loss[best + 1]),
         examples=[
             _example(dataset, prompts[row], ids[0, row, num_prompt_tokens:], ids[best + 1, row, num_prompt_tokens:])
             for row in range(min(NUM_SHOWN, len(prompts)))
