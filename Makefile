@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-all gpu install clean
 
 demo: install
-	@$(BIN)/cocomix demo --output $(OUTPUT) --size $(SIZE)
+	@$(BIN)/cocomix run demo$(if $(filter default,$(SIZE)),,-$(SIZE)) --output $(OUTPUT)
 
 test:
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash scripts/test.sh

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def command(output: Path) -> list[str]:
-    return [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(output), "--size", SIZE]
+    return [sys.executable, "-m", "cocomix.cli.main", "run", f"demo-{SIZE}", "--output", str(output)]
 
 
 def timed(words: list[str]) -> dict[str, float]:

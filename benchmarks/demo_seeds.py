@@ -43,8 +43,18 @@ def main() -> None:
 
 
 def result_of(seed: int, folder: Path) -> dict[str, Any]:
-    if not (folder / "manifest.json").exists():
-        command = [sys.executable, "-m", "cocomix.cli.main", "demo", "--output", str(folder), "--seed", str(seed)]
+    if not (folder / "summary.json").exists():
+        command = [
+            sys.executable,
+            "-m",
+            "cocomix.cli.main",
+            "run",
+            "demo",
+            "--output",
+            str(folder),
+            "--seed",
+            str(seed),
+        ]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     summary = read_json(folder / "summary.json")
     return {

@@ -34,7 +34,7 @@ def main() -> None:
     work: Path = arguments.work
     shutil.rmtree(work, ignore_errors=True)
     cocomix = [sys.executable, "-m", "cocomix.cli.main"]
-    subprocess.run([*cocomix, "demo", "--output", str(work / "demo"), "--size", "smoke"], check=True)
+    subprocess.run([*cocomix, "run", "demo-smoke", "--output", str(work / "demo")], check=True)
     train = [*cocomix, "train", "--data", str(work / "demo" / "data"), "--labels", str(work / "demo" / "concepts")]
     train += ["--student.mixer", "concept", "--student.hidden-size", "32", "--student.num-layers", "2"]
     train += ["--num-tokens", str(NUM_TOKENS), "--micro-batch-size", "4", "--checkpoint-every-steps", "10"]

@@ -14,11 +14,9 @@ from typing import Any
 from benchmarks.common import options, store
 from cocomix import TrainSaeConfig, train_sae
 from cocomix.base import artifacts
-from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
 from cocomix.base.kinds import SPARSE_AUTOENCODER
 from cocomix.sae.train import LEARNING_RATE_AT_2_14
-from cocomix.tools.demo.sizes import demo_size
 
 #: Of a dictionary of 4,096 latents: FVU and the share of dead latents at most, loss recovered at least.
 TARGETS = {"fvu": 0.12, "loss_recovered": 0.96, "dead_share": 0.05}
@@ -33,12 +31,12 @@ ROWS = {
 def main() -> None:
     arguments = options("sae", __doc__, "demo", "work").parse_args()
     tune_process()
-    demo = read_json(arguments.demo / "settings.json")["settings"]
-    table = {name: row(arguments.demo, arguments.work, demo["size"], name) for name in ROWS}
-    store(arguments.output, "sae", demo=demo, targets=TARGETS, table=table)
+    layer = artifacts.read_header(arguments.demo / "sae")["settings"]["layer"]
+    table = {name: row(arguments.demo, arguments.work, layer, name) for name in ROWS}
+    store(arguments.output, "sae", targets=TARGETS, table=table)
 
 
-def row(demo: Path, work: Path, size: str, name: str) -> dict[str, Any]:
+def row(demo: Path, work: Path, layer: int, name: str) -> dict[str, Any]:
     """Settings, quality and time of a dictionary, and whether it meets the targets."""
     (num_latents, factor), output = ROWS[name], work / name.replace(", ", "-").replace(" ", "-")
     rate = factor * LEARNING_RATE_AT_2_14 / (num_latents / 2**14) ** 0.5
@@ -47,7 +45,7 @@ def row(demo: Path, work: Path, size: str, name: str) -> dict[str, Any]:
             teacher=demo / "teacher",
             data=demo / "data",
             output=output,
-            layer=demo_size(size).sae_layer,
+            layer=layer,
             num_latents=num_latents,
             learning_rate=None if factor == 1.0 else rate,
         )

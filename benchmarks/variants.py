@@ -16,17 +16,19 @@ from typing import Any
 import torch
 
 from benchmarks.common import options, store
-from cocomix import AttributionConfig, ExtractConfig, OptimizerConfig, TrainConfig, extract, train
+from cocomix import AttributionConfig, ExtractConfig, TrainConfig, extract, train
 from cocomix.base.artifacts import read_json
 from cocomix.base.host import tune_process
 from cocomix.base.kinds import read_metrics
+from cocomix.cli.options import parse
 from cocomix.labels.config import DERIVED_CONTROLS
 from cocomix.mixers.config import ConceptConfig
-from cocomix.tools.demo.sizes import DemoSize, demo_size
+from cocomix.objectives.config import ConceptLossConfig
 
 SEEDS = (0, 1, 2)
 #: As the paper's released code chooses them.
 PAPER = AttributionConfig(criterion="attribution", point="original", loss="all_future", sign="raises_loss")
+PAPER_LOSS = ConceptLossConfig(weight=0.1)
 #: Mixing and labels, by the name of a row; None: no concepts.
 VARIANTS: dict[str, tuple[str, AttributionConfig] | None] = {
     "ntp": None,
@@ -47,51 +49,35 @@ def main() -> None:
     arguments = parser.parse_args()
     tune_process()
     torch.set_num_threads(1)
-    settings = read_json(arguments.demo / "settings.json")["settings"]
-    size = demo_size(settings["size"])
+    own = parse(TrainConfig, "", "", ["--config", str(arguments.demo / "ntp")])
     runs = {name: [arguments.work / f"{name.replace(', ', '-')}-{seed}" for seed in SEEDS] for name in VARIANTS}
     for name in arguments.only:
         for seed, output in zip(SEEDS, runs[name], strict=True):
-            train(train_config(arguments.demo, arguments.work, size, name, output, seed))
+            train(train_config(arguments.demo, arguments.work, own, name, output, seed))
     ntp = [final_loss(run) for run in runs["ntp"]]
     finished = {name: some for name, some in runs.items() if all((run / "manifest.json").exists() for run in some)}
-    store(arguments.output, "variants", demo=settings, table={name: row(some, ntp) for name, some in finished.items()})
+    store(arguments.output, "variants", table={name: row(some, ntp) for name, some in finished.items()})
 
 
-def train_config(demo: Path, work: Path, size: DemoSize, name: str, output: Path, seed: int) -> TrainConfig:
-    student, labels, variant = size.students["ntp"].student, None, VARIANTS[name]
+def train_config(demo: Path, work: Path, own: TrainConfig, name: str, output: Path, seed: int) -> TrainConfig:
+    student, labels, variant = own.student, None, VARIANTS[name]
     if variant is not None:
         mixing, attribution = variant
         student = replace(student, mixer=ConceptConfig(mixing=mixing))
-        labels = labels_of(demo, work, size, attribution)
-    return TrainConfig(
-        data=demo / "data",
-        output=output,
-        labels=labels,
-        student=student,
-        optimizer=OptimizerConfig(learning_rate=size.learning_rate),
-        num_tokens=size.student_tokens,
-        batch_size=size.batch_size,
-        num_windows=num_windows(size),
-        seed=seed,
-        num_evaluations=4,
-        max_validation_windows=size.curve_windows,
+        labels = labels_of(demo, work, own.num_windows, attribution)
+    return replace(
+        own, output=output, labels=labels, student=student, seed=seed, num_evaluations=4, concept_loss=PAPER_LOSS
     )
 
 
-def num_windows(size: DemoSize) -> int:
-    """Training windows of a run, all labelled."""
-    return -(-size.student_tokens // size.context_length)
-
-
-def labels_of(demo: Path, work: Path, size: DemoSize, attribution: AttributionConfig) -> Path:
+def labels_of(demo: Path, work: Path, num_windows: int | None, attribution: AttributionConfig) -> Path:
     """A concept dataset, made if it is not there; a control's is made from the true one."""
     output = work / "labels" / "-".join(map(str, asdict(attribution).values()))
     sources: dict[str, Path] = {"teacher": demo / "teacher", "sae": demo / "sae"}
     if attribution.control in DERIVED_CONTROLS:
-        sources = {"labels": labels_of(demo, work, size, replace(attribution, control="none"))}
+        sources = {"labels": labels_of(demo, work, num_windows, replace(attribution, control="none"))}
     output.parent.mkdir(parents=True, exist_ok=True)
-    config = {"attribution": attribution, "num_windows": num_windows(size), **sources}
+    config = {"attribution": attribution, "num_windows": num_windows, **sources}
     extract(ExtractConfig(data=demo / "data", output=output, **config))
     return output
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent.parent / "src" / "cocomix"
-#: Everything but the tools and the studio.
+#: Everything but the tools, experiments and the studio.
 CORE = (
     "base",
     "data",

@@ -15,6 +15,6 @@ step "smoke demo"
 cd "$work"
 export HF_HOME="$work/huggingface"
 venv/bin/cocomix --help >/dev/null
-venv/bin/cocomix demo --size smoke --output demo
+venv/bin/cocomix run demo-smoke --output demo
 test -s demo/report.html
 test -s demo/summary.json

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripts.count_lines import CORE, count, parts, table, total
 
-BOUNDS = {"core": 11_860, "tools": 5_560, "studio": 1_520, "beside them": 200}
+BOUNDS = {"core": 11_860, "tools": 5_280, "experiment": 560, "studio": 1_520, "beside them": 200}
 
 
 def test_no_part_outgrows_its_bound() -> None:
@@ -17,6 +17,7 @@ def test_no_part_outgrows_its_bound() -> None:
     found = {
         "core": total(counts, CORE).code,
         "tools": counts["tools"].code,
+        "experiment": counts["experiment"].code,
         "studio": counts["studio"].code,
         "beside them": counts["."].code,
     }

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from cocomix.evaluation.command import evaluate as evaluate
     from cocomix.evaluation.config import EvalConfig as EvalConfig
     from cocomix.evaluation.probes import run_probes as run_probes
+    from cocomix.experiment.command import run as run
+    from cocomix.experiment.config import RunConfig as RunConfig
     from cocomix.labels.attribution import ConceptExtractor as ConceptExtractor
     from cocomix.labels.config import AttributionConfig as AttributionConfig
     from cocomix.labels.config import DistillTargetsConfig as DistillTargetsConfig
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from cocomix.steering.steer import steer as steer
     from cocomix.tools.compare.command import CompareConfig as CompareConfig
     from cocomix.tools.compare.command import compare as compare
-    from cocomix.tools.demo.config import DemoConfig as DemoConfig
-    from cocomix.tools.demo.pipeline import run_demo as run_demo
     from cocomix.tools.generate.command import generate as generate
     from cocomix.tools.generate.config import GenerateConfig as GenerateConfig
     from cocomix.tools.inspect.cards import CardReader as CardReader
@@ -88,7 +88,6 @@ _OWNERS = {
     "Objective": "objectives.base",
     "register_mixer": "mixers.config",
     "register_objective": "objectives.config",
-    "DemoConfig": "tools.demo.config",
     "EvalConfig": "evaluation.config",
     "ExtractConfig": "labels.config",
     "DistillTargetsConfig": "labels.config",
@@ -99,6 +98,7 @@ _OWNERS = {
     "OptimizerConfig": "training.config",
     "PlanConfig": "tools.plan.config",
     "PrepareConfig": "data.config",
+    "RunConfig": "experiment.config",
     "SparseAutoencoder": "sae.model",
     "SparseAutoencoderConfig": "sae.config",
     "StudentConfig": "training.config",
@@ -119,7 +119,7 @@ _OWNERS = {
     "prepare": "data.prepare",
     "recipe": "training.recipes",
     "register_adapter": "modeling.backbones",
-    "run_demo": "tools.demo.pipeline",
+    "run": "experiment.command",
     "run_probes": "evaluation.probes",
     "steer": "steering.steer",
     "steer_eval": "tools.steer_eval.command",

@@ -57,7 +57,7 @@ CALLS = (
     ("steer-eval --model MODEL --teacher TEACHER --sae SAE --data DATA --output OUTPUT", "data"),
 )
 #: Read no folder of ours; the studio is below.
-WITHOUT_INPUTS = {"demo", "recipes", "bench", "studio"}
+WITHOUT_INPUTS = {"run", "recipes", "bench", "studio"}
 
 
 def flip(file: Path) -> None:

@@ -55,7 +55,7 @@ def enough(tiny: Tiny, output: Path) -> dict[str, list[str]]:
     data, teacher, sae = ["--data", str(tiny.data)], ["--teacher", str(tiny.teacher)], ["--sae", str(tiny.sae)]
     out = ["--output", str(output)]
     return {
-        "demo": out,
+        "run": ["demo-smoke", *out],
         "prepare": [*out, "--text", str(tiny.corpus)],
         "train-sae": [*teacher, *data, *out, "--layer", "0"],
         "extract": [*teacher, *sae, *data, *out, "--batch-size", "3"],

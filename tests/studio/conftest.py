@@ -40,7 +40,7 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """A folder as `cocomix demo` leaves it, as far as the studio looks at it; tests must not write into it."""
+    """A folder as `cocomix run demo` leaves it, as far as the studio looks at it; tests must not write into it."""
     root = tmp_path_factory.mktemp("demos") / "demo"
     made = Demo(root, root / "cocomix", root / "inspection")
     tokenizer = train_tokenizer([ATTACK, "<b>def</b> read(self, path): return path\n", "import os, sys\n"] * 20, 320)

@@ -21,7 +21,7 @@ def page_environment(*packages: str) -> Environment:
     """An environment with the templates of `packages`, the shared templates, and filters for numbers and text.
 
     Args:
-        packages: packages with a `templates` folder, such as `cocomix.tools.demo`.
+        packages: packages with a `templates` folder, such as `cocomix.tools.report`.
     """
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "cocomix.base")]),

@@ -24,7 +24,6 @@ from cocomix.base.host import tune_process
 from cocomix.base.kinds import (
     COMPARISON,
     CONCEPT_DATASET,
-    DEMO,
     DISTILLATION_TARGETS,
     EVALUATION,
     INSPECTION,
@@ -40,7 +39,7 @@ from cocomix.cli.failures import sentence_of, unforeseen
 
 #: The commands as the overview shows them, by what they are for.
 GROUPS = {
-    "start": ("demo",),
+    "start": ("run",),
     "prepare": ("prepare",),
     "teach": ("train-sae", "extract", "distill-targets"),
     "train": ("train", "recipes", "plan"),
@@ -68,11 +67,10 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command(
-        "the whole method on a small scale, with a report",
-        "tools.demo.pipeline.run_demo",
-        "tools.demo.config.DemoConfig",
-        DEMO,
+    "run": Command(
+        "a whole experiment from one file, such as demo",
+        "experiment.command.run",
+        "experiment.config.RunConfig",
     ),
     "prepare": Command("text to a token dataset", "data.prepare.prepare", "data.config.PrepareConfig", TOKEN_DATASET),
     "train-sae": Command(
@@ -183,6 +181,11 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"cocomix {version('cocomix')}")
         return 0
+    if argv[0] == "demo":  # as version 0.1 called it
+        from cocomix.cli.options import pop_option
+
+        size, rest = pop_option(argv[1:], "--size")
+        argv = ["run", "demo" if size in (None, "default") else f"demo-{size}", *rest]
     if argv[0] not in COMMANDS:
         say(f"error: there is no command {argv[0]!r}{nearest(argv[0], COMMANDS)}; `cocomix --help` describes them")
         return EXIT_USAGE
@@ -204,12 +207,12 @@ def _with_plugins(argv: list[str]) -> list[str]:
             continue
         if len(argv) < 2:
             raise CocomixError("--plugin needs a value: a Python file or a module that registers something")
-        _import_plugin(argv[1])
+        import_plugin(argv[1])
         argv = argv[2:]
     return argv
 
 
-def _import_plugin(name: str) -> None:
+def import_plugin(name: str) -> None:
     """Run a file, or import a module, that registers mixers, objectives or families."""
     if not name.endswith(".py"):
         try:
@@ -248,14 +251,14 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> tuple[str, list[s
     _silence_progress_of_libraries()
     description = command.summary[0].upper() + command.summary[1:] + "."
     try:
-        config = parse(_imported(command.config), f"cocomix {name}", description, argv)
+        config = parse(imported(command.config), f"cocomix {name}", description, argv)
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
     from cocomix.cli.paths import check_paths  # which help does not need
 
     check_paths(config, command.writes)
-    result = _imported(command.function)(config)
+    result = imported(command.function)(config)
     if isinstance(result, dict) and config.json:
         return json.dumps(result, indent=2), []
     return str(result) if isinstance(result, str | Path) else config.shown(result), list(_following(config))
@@ -270,7 +273,7 @@ def _following(config: CommandConfig) -> Iterator[str]:
         yield f"next  {shlex.join(['cocomix', *map(str, words)])}"
 
 
-def _imported(name: str) -> Any:
+def imported(name: str) -> Any:
     """A function or class by its module in the package and its name."""
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(f"cocomix.{module}"), attribute)

@@ -43,15 +43,15 @@ def parse(config_class: type[Any], prog: str, summary: str, arguments: Sequence[
     if "student" in names:
         more += usage.row("--recipe NAME", _RECIPE_HELP)
     if names & {"output", "run"}:
-        file, argv = _pop_option(argv, "--config")
+        file, argv = pop_option(argv, "--config")
         from_file = [] if file is None else _options_in(Path(file))
         more += usage.row("--config FILE", _FILE_HELP)
     _refuse_unreadable(from_file)
     if names & {"student", "run"}:
         from cocomix.training import presets
 
-        name, argv = _pop_option(argv, "--recipe")
-        name_in_file, from_file = _pop_option(from_file, "--recipe")
+        name, argv = pop_option(argv, "--recipe")
+        name_in_file, from_file = pop_option(from_file, "--recipe")
         recipe, default = presets.start(config_class, name or name_in_file)
         default, from_file, argv = presets.with_mixer(recipe, default, from_file, argv)
         more += presets.registered()
@@ -135,7 +135,7 @@ def _refuse_unreadable(argv: Sequence[str]) -> None:
             raise CocomixError(f"{shown} is not UTF-8 text; convert it, or rename the file") from None
 
 
-def _pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+def pop_option(argv: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """The last value of an option, None if it is not given; and the arguments without the option."""
     value, rest, needs_value = None, [], False
     for argument in argv:
@@ -178,7 +178,7 @@ def _in_digits(value: str, option: str) -> str:
 def _options_in(file: Path) -> list[str]:
     """The options in a YAML file, as arguments."""
     try:
-        return list(_as_options(read_yaml(file)))
+        return list(as_options(read_yaml(file)))
     except RecursionError:
         raise CocomixError(f"{file} is nested too deeply") from None
 
@@ -227,13 +227,13 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
-def _as_options(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def as_options(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """A mapping as command-line arguments."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         option = f"--{name}".replace("_", "-")
         if isinstance(value, dict):
-            yield from _as_options(value, f"{name}.")
+            yield from as_options(value, f"{name}.")
         elif isinstance(value, bool):
             yield option if value else f"--{prefix}no-{key}".replace("_", "-")
         elif isinstance(value, list):

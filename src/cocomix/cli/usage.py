@@ -73,9 +73,10 @@ def options_of(config: Any, prefix: str = "", group: str = "", *, is_common: boo
             yield from options_of(default, *inner, is_common=is_shown)
             continue
         word = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), None)
+        own = next((mark.name for mark in marks if getattr(mark, "name", None)), field.name)
         negative = (f"{prefix}no-{field.name}",) if hint is bool else ()
         aliases = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
-        names = [f"--{name}".replace("_", "-") for name in (f"{prefix}{field.name}", *negative)]
+        names = [f"--{name}".replace("_", "-") for name in (f"{prefix}{own}", *negative)]
         metavar = "" if word else _metavar(hint)
         yield Option((word,) if word else (*names, *aliases), metavar, text, default, is_shown, group)
 

@@ -1,1 +1,1 @@
-"""What is built on the library: plans, comparisons, inspections, the demo. The core never imports it."""
+"""What is built on the library: plans, comparisons, inspections, reports. The core never imports it."""

@@ -1,4 +1,4 @@
-"""Figures of loss curves, shared by the page of a comparison and the report of the demo."""
+"""Figures of loss curves, shared by the page of a comparison and the report of an experiment."""
 
 from __future__ import annotations
 

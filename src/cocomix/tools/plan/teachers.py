@@ -20,7 +20,7 @@ from cocomix.training.students import TextShape
 from cocomix.training.widths import meta_model
 
 #: Shapes that need no file.
-_KNOWN_SHAPES = {"gpt2": GPT2Config}
+_KNOWN_SHAPES = {"gpt2": GPT2Config, "openai-community/gpt2": GPT2Config}
 
 
 @dataclass(frozen=True)

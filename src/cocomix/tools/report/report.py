@@ -1,4 +1,4 @@
-"""`report.html`: the report of a demo as one self-contained file.
+"""`report.html`: the report of an experiment as one self-contained file, and `summary.json` with its numbers.
 
 Every sentence is computed from the summary, so that text and numbers always agree. `figures.py` draws the figures, and the
 template arranges both.
@@ -6,21 +6,30 @@ template arranges both.
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from cocomix.base import artifacts
 from cocomix.base.drawing import Drawing
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
+from cocomix.base.hub import local_model
 from cocomix.base.page import page_environment, write_file
 from cocomix.mixers.mixing import MIXINGS
+from cocomix.sae.find import local_path
 from cocomix.tools.compare.curves import loss_at
-from cocomix.tools.demo.figures import curve_figures, probe_figures
+from cocomix.tools.report.figures import curve_figures, probe_figures
+from cocomix.tools.report.steering_example import steering_example
+from cocomix.tools.report.summary import Sources, most_used_concepts, summarize
 
 REPORT_NAME = "report.html"
+SUMMARY_NAME = "summary.json"
 FIGURES_NAME = "figures"
 #: Cards that are initially open.
 NUM_OPEN_CARDS = 9
@@ -48,18 +57,49 @@ ATTRIBUTION = {
 }
 
 
-def write_report(root: Path, summary: dict[str, Any]) -> None:
-    """Write `report.html` and `figures/*.png`, each file atomically.
+def make_report(root: Path, titles: Mapping[str, str], sources: Sources, seed: int) -> None:
+    """Summary and report from the folders of the stages, unless they are there and tell of the same results.
 
     Args:
-        root: folder of the demo.
+        root: folder of the experiment.
+        titles: what students are called, by name; `ntp` and `cocomix` among them.
+        sources: what the students were given.
+        seed: of the experiment.
+
+    Raises:
+        CocomixError: a stage is missing or damaged.
+    """
+    sources = replace(sources, teacher=local_model(sources.teacher), sae=local_path(sources.sae))
+    model, candidates = root / "cocomix", most_used_concepts(root / "inspection")
+    steering_example(model, sources, root / "steering", candidates)
+    summary = summarize(root, titles, sources, seed)
+    stored = artifacts.read_checksums(root)
+    names = [SUMMARY_NAME, REPORT_NAME, *(path.relative_to(root).as_posix() for path in root.glob(f"{FIGURES_NAME}/*"))]
+    is_whole = {SUMMARY_NAME, REPORT_NAME} <= stored.keys() and stored == artifacts.checksums_of(root, names)
+    if is_whole and artifacts.read_json(root / SUMMARY_NAME) == json.loads(json.dumps(summary)):
+        return
+    for name in (artifacts.MANIFEST_NAME, artifacts.SETTINGS_NAME):  # version 0.1 kept them for the report alone
+        (root / name).unlink(missing_ok=True)
+    artifacts.write_json(root / SUMMARY_NAME, summary)
+    written = write_report(root, summary)
+    artifacts.write_json(root / artifacts.CHECKSUMS_NAME, artifacts.checksums_of(root, [SUMMARY_NAME, *written]))
+
+
+def write_report(root: Path, summary: dict[str, Any]) -> list[str]:
+    """Write `report.html` and `figures/*.png`, each file atomically; returns their names.
+
+    Args:
+        root: folder of the experiment.
         summary: as `summarize` returns it.
     """
     curves, probes = curve_figures(summary), probe_figures(summary)
-    (root / FIGURES_NAME).mkdir(parents=True, exist_ok=True)
-    for drawing in [*curves, *probes.values()]:
-        write_file(root / FIGURES_NAME / f"{drawing.name}.png", drawing.png)
-    write_file(root / REPORT_NAME, _page(summary, curves, probes).encode())
+    files = {f"{FIGURES_NAME}/{drawing.name}.png": drawing.png for drawing in [*curves, *probes.values()]}
+    files[REPORT_NAME] = _page(summary, curves, probes).encode()
+    shutil.rmtree(root / FIGURES_NAME, ignore_errors=True)
+    (root / FIGURES_NAME).mkdir(parents=True)
+    for name, content in files.items():
+        write_file(root / name, content)
+    return list(files)
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -111,10 +151,11 @@ def equal_compute(summary: Mapping[str, Any]) -> str:
 
 def teacher_cost(summary: Mapping[str, Any]) -> str:
     """The costs that the other sentences leave out."""
-    labels, teacher = summary["cocomix"]["teacher_flops"], summary["teacher"]["train_flops"]
+    labels, teacher = summary["cocomix"]["teacher_flops"], summary["teacher"]
+    trained = "" if teacher is None else f" ({format_flops(teacher['train_flops'])})"
     return (
-        f"None of this counts the concept labels ({format_flops(labels)}), the training of the teacher "
-        f"({format_flops(teacher)}) or that of its autoencoder."
+        f"None of this counts the concept labels ({format_flops(labels)}), the training of the teacher{trained} or that of "
+        "its autoencoder."
     )
 
 
@@ -160,7 +201,7 @@ def format_change(value: float | int, reference: float | int, *, less: str = "le
 
 
 def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping[str, Drawing]) -> str:
-    environment = page_environment("cocomix.tools.demo", "cocomix.tools.sae_card")
+    environment = page_environment("cocomix.tools.report", "cocomix.tools.sae_card")
     students = {name: summary[name] for name in summary["students"]}
     return environment.get_template(REPORT_NAME).render(
         s=summary,
@@ -168,7 +209,8 @@ def _page(summary: Mapping[str, Any], curves: Sequence[Drawing], probes: Mapping
         rows=_rows(summary),
         headline=headline(summary),
         details=[text for text in (sentence(summary) for sentence in _DETAILS) if text],
-        curves=[Markup(drawing.svg) for drawing in curves],
+        first_curve=Markup(curves[0].svg),
+        other_curves=[Markup(drawing.svg) for drawing in curves[1:]],
         probed=[
             dict(
                 students[name],
@@ -193,6 +235,8 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     lowest = min(student["validation_loss"] for student in students)
     rows = [dict(student, best=student["validation_loss"] == lowest, is_teacher=False) for student in students]
     teacher, validation = summary["teacher"], summary["corpus"]["validation"]
+    if teacher is None:
+        return rows
     loss = teacher["validation_loss"]
     bits_per_byte = loss / math.log(2) * validation["num_tokens"] / validation["num_bytes"]
     derived = {"title": "Teacher", "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte}

@@ -15,7 +15,7 @@ import pytest
 from cocomix.base.formats import format_flops
 from cocomix.tools.compare.curves import units_to_match
 from cocomix.tools.compare.figures import spread
-from cocomix.tools.demo.report import (
+from cocomix.tools.report.report import (
     best_rival,
     doubtful_time,
     equal_compute,
@@ -88,11 +88,20 @@ def steering() -> dict[str, Any]:
     return {
         "concept": 17,
         "strength": 1.0,
-        "prompt": "def read(path):\n    return",
-        "original": " path.read()\n",
-        "steered": " self.close()\n\n<b>bold</b>",
+        "temperature": 0.7,
+        "num_prompts": 16,
+        "num_candidates": 20,
+        "examples": [
+            {
+                "prompt": "def read(path):\n    return",
+                "original": " path.read()\n",
+                "steered": [[" path", False], [".close()\n\n<b>bold</b>", True]],
+            }
+        ],
         "original_activation": 0.012,
         "steered_activation": 1.437,
+        "original_loss": 3.1,
+        "steered_loss": 3.4,
     }
 
 
@@ -162,7 +171,13 @@ def make_summary(*, cocomix_loss: float = 4.509, shuffle_batch: float = 0.21, la
             "train_tokens": 1_000_448,
             "train_seconds": 61.5,
         },
-        "labels": {"attribution": attribution, "num_tokens": NUM_TOKENS, "flops_per_token": 4.2e6, "seconds": 33.3},
+        "labels": {
+            "attribution": attribution,
+            "num_concepts": 1024,
+            "num_tokens": NUM_TOKENS,
+            "flops_per_token": 4.2e6,
+            "seconds": 33.3,
+        },
         "students": list(students),
         **students,
         "probes": students["cocomix"]["probes"],
@@ -229,7 +244,7 @@ def test_numbers_are_on_the_page(tmp_path: Path) -> None:
         assert text in page, text
     # 4.204 nats / ln 2, times the split's tokens a byte
     assert f"{4.204 / math.log(2) * 3_738_504 / 11_509_568:.3f}" in page
-    assert "rose from 0.012 to <strong>1.437" in page
+    assert "0.012 to <strong>1.437" in page
 
 
 def test_two_runs_give_equal_bytes(tmp_path: Path) -> None:
@@ -240,15 +255,25 @@ def test_two_runs_give_equal_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
 
-def test_report_without_steering(tmp_path: Path) -> None:
-    page = report(tmp_path, make_summary() | {"steering": None})
-    assert "no candidate to steer" in page
-    assert "Left alone" not in page
+def test_what_steering_changed_is_marked_and_without_effect_it_is_left_out(tmp_path: Path) -> None:
+    page = report(tmp_path, make_summary())
+    assert " path<mark>.close()" in page
+    assert "One concept steered" not in report(tmp_path, make_summary() | {"steering": None})
 
 
-def test_report_of_steering_without_effect(tmp_path: Path) -> None:
-    page = report(tmp_path, make_summary() | {"steering": steering() | {"steered_activation": 0.012}})
-    assert "did not rise (0.012 before, 0.012 after)" in page
+def test_report_of_a_teacher_and_a_dictionary_of_others(tmp_path: Path) -> None:
+    page = report(tmp_path, make_summary() | {"teacher": None, "sae": None})
+    assert "The dictionary of concepts" not in page
+    assert "1,024 concepts" in page
+    assert "distillation is the baseline to beat" in page
+
+
+def test_the_first_screen_says_what_happened(tmp_path: Path) -> None:
+    page = report(tmp_path, make_summary())
+    first = page[page.index("<h1>") : page.index("<main>")]
+    assert headline(make_summary()) in first
+    assert "the concepts are used" in first
+    assert first.count("<svg ") == 1
 
 
 def test_report_with_five_students(tmp_path: Path) -> None:

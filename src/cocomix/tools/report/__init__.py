@@ -1,0 +1,1 @@
+"""The report of an experiment: what happened, in words, figures and numbers."""
