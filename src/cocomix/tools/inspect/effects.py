@@ -106,7 +106,7 @@ def measured_effects(
         for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
             inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
             strengths = [{concept: float(activations[concept])} for concept in chunk]
-            with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
+            with concept_edits(model, Steer(strengths, "set", num_concepts=model.config.num_concepts)):
                 change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
             parts.append(_extremes(change.mean((1, 2)), num_tokens))
             changes.append(change.abs().sum(-1).mean((1, 2)).cpu() / 2)
