@@ -27,6 +27,7 @@ from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
+from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import steer
 from cocomix.studio.runs import NamedFolder
 from cocomix.tools.inspect.cards import CardReader, ConceptCard
@@ -34,6 +35,10 @@ from cocomix.tools.inspect.cards import CardReader, ConceptCard
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 
 NUM_ENTRIES = 12
+#: Concepts that are tried for the first view.
+NUM_OPENINGS = 4
+#: Between a touch and much; at it most concepts of the demo rise in the text that follows.
+OPENING_STRENGTH = 0.5
 NUM_NEXT_TOKENS = 8
 #: Names that resemble the searched text less than this are not suggested.
 NEAREST_CUTOFF = 0.4
@@ -47,6 +52,16 @@ class ConceptEntry:
     name: str
     strength: float | None = None
     """Its activation, if the list belongs to some text."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the page shows to somebody who asked for nothing."""
+
+    prompt: str
+    concept: int
+    strength: float
+    """Of the default mode."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +223,30 @@ class StudioModel:
             if excess[concept] > 0
         ]
 
+    @torch.no_grad()
+    def opening(self) -> Opening | None:
+        """Among the concepts with the largest measured effects, each on a prompt of another one, that which changes the next
+        token most; None if no inspection has measured any that has a direction."""
+        statistics = self.metadata().statistics
+        if self.cards is None or statistics is None or statistics.directions is None:
+            return None
+        has_direction = statistics.directions.any(-1).tolist()
+        effects = dict(enumerate(self.cards.columns("measured_change")["measured_change"]))
+        ranked = sorted((c for c in effects if effects[c] and has_direction[c]), key=lambda c: -effects[c])
+        ranked = ranked[:NUM_OPENINGS]
+        best: tuple[float, Opening] | None = None
+        for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
+            contexts = self.cards.card(other).contexts
+            prompt = _from_a_word(contexts[0].before) if contexts else ""
+            found = Opening(prompt, concept, OPENING_STRENGTH)
+            ids = self.encode(prompt)
+            if ids:
+                before = self._next_probabilities(ids)
+                with self.steered({concept: found.strength}, DEFAULT_MODE):
+                    change = float((self._next_probabilities(ids) - before).abs().sum())
+                best = max(filter(None, (best, (change, found))), key=lambda pair: pair[0])
+        return None if best is None else best[1]
+
     def card(self, concept: int) -> ConceptCard | None:
         """The card of a concept; None if no inspection of this model was found."""
         return None if self.cards is None else self.cards.card(concept)
@@ -294,6 +333,11 @@ class StudioModel:
             )
         nearest = difflib.get_close_matches(text.casefold(), names, 3, NEAREST_CUTOFF) or sorted(names)[:3]
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
+
+
+def _from_a_word(text: str) -> str:
+    """An excerpt without the part of a word that it begins with."""
+    return text.partition(" ")[2].lstrip() or text
 
 
 def _name(names: Mapping[int, str], concept: int) -> str:

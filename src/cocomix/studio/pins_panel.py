@@ -29,11 +29,18 @@ _RANGE = _Range(10.0, 0.25)
 _RANGES = {"toward": _Range(2.0, 0.05)}
 
 MODE_HELP = {
+    "toward": "Bring it about in what follows: 0.3 is a touch, 1 is much",
     "add": "Add the strength to its activation, everywhere",
     "set": "Set its activation to the strength, everywhere",
     "scale": "Multiply its activation by the strength, where it is active",
-    "toward": "Bring it about in what follows: 0.3 is a touch, 1 is much",
 }
+
+
+def converted(strength: float, old: str, new: str) -> float:
+    """A strength in another mode: its slider stays where it is, or at an end."""
+    before, after = _RANGES.get(old, _RANGE), _RANGES.get(new, _RANGE)
+    share = max(-1.0, min(1.0, strength / before.end))
+    return round(share * after.end / after.step) * after.step
 
 
 class PinsPanel:
