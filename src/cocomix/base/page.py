@@ -1,8 +1,8 @@
 """Pages that a person reads: each is one HTML file that fetches nothing and runs nothing.
 
 Pages share `templates/style.css` (light and dark), which a template includes. Corpus text reaches a page through one filter,
-`visible`, which escapes it and makes its line ends visible, or `token`, which shows every space; everything else is escaped by
-the template engine.
+`visible`, which escapes it and makes its line ends visible, or `token`, which shows every space; everything else is escaped
+by the template engine.
 """
 
 from __future__ import annotations

@@ -242,7 +242,11 @@ def steer(
 
 
 def raw_strengths(
-    model: nn.Module, strengths: Any, mode: str = DEFAULT_MODE, unit: str = "raw", metadata: ConceptMetadata | None = None
+    model: nn.Module,
+    strengths: Any,
+    mode: str = DEFAULT_MODE,
+    unit: str = "raw",
+    metadata: ConceptMetadata | None = None,
 ) -> list[dict[int, float]]:
     """The edits that `steer` makes of its arguments: for each row (or once for all rows) concept index to raw strength.
 

@@ -63,7 +63,9 @@ def test_json_says_it_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     words = ["--model", folder, "--prompt", "", "--max-new-tokens", 6, "--temperature", 1, "--top-k", 20, "--json"]
     results = []
     for seed in (1, 1, 2):
-        code, text, _ = run(capsys, *words, "--seed", seed, "--steer", "a = b=2", "--mode", "set", "--unit", "usual", "--compare")
+        code, text, _ = run(
+            capsys, *words, "--seed", seed, "--steer", "a = b=2", "--mode", "set", "--unit", "usual", "--compare"
+        )
         assert code == 0
         results.append(json.loads(text))
     assert results[0] == results[1]

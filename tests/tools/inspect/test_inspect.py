@@ -61,6 +61,18 @@ def test_every_concept_has_a_card_that_is_true(tiny: Tiny, inspection: Path) -> 
             for context in contexts:
                 ids = data.input_ids([context.window])[0]
                 assert context.token == tokenizer.decode(ids[context.position : context.position + 1])
+                text = context.before + context.token + context.after
+                if "\ufffd" not in text:  # no part of a character at an end of the excerpt
+                    assert "".join(context.pieces) == text
+                    assert context.parts[context.marked] == context.token
+                assert len(context.activations) == len(context.pieces)
+                assert context.activations[context.marked] == pytest.approx(context.activation, rel=0.01)
+        assert {context.source for context in card.random_contexts} <= {"sae"}
+        quarters = [context.quarter or 0 for context in card.random_contexts]
+        assert quarters == sorted(quarters, reverse=True)
+        counts = {histogram.of: sum(histogram.counts) for histogram in card.histograms}
+        assert counts["logits"] > 10
+        assert counts.get("sae", 0) == round((card.sae_rate or 0) * summary["num_tokens"])
         assert len(card.promoted) == len(card.suppressed) == 4
         assert len(card.nearest) == len(card.nearest_predicted) == 3
         assert (card.measured_promoted is None) == (card.num_predicted == 0)
@@ -77,7 +89,8 @@ def test_the_whole_model(inspection: Path) -> None:
     assert recall == sorted(recall)
     lines = [json.loads(line) for line in (inspection / "concepts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["concept"] for line in lines] == list(range(32))
-    assert lines[3]["contexts"] == [dataclasses.asdict(context) for context in read_card(inspection, 3).contexts]
+    contexts = [dataclasses.asdict(context) for context in read_card(inspection, 3).contexts]
+    assert lines[3]["contexts"] == json.loads(json.dumps(contexts))
 
 
 def test_a_reader_finds_names_tokens_and_text_across_the_mark(inspection: Path) -> None:
