@@ -262,3 +262,26 @@ def test_errors_people_make(tiny: Tiny, student: Path, tmp_path: Path, capsys: p
 def test_settings_are_a_whole_config() -> None:
     given = InspectConfig(model=Path("m"), data=Path("d"), output=Path("o"))
     assert given.num_contexts == 8
+
+
+def test_a_dictionary_without_a_student(tiny: Tiny, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"num_contexts": 3, "num_tokens": 4, "num_nearest": 3, "max_windows": 8}
+    given = InspectConfig(data=tiny.data, output=tmp_path / "out", teacher=tiny.teacher, sae=tiny.sae, **few)
+    summary = inspect(given)
+    assert (summary["sources"], summary["compress_norm"]) == (["sae"], None)
+    cards = read_cards(given.output)
+    assert len({card.name for card in cards}) == len(cards) == summary["num_concepts"]
+    assert {card.prediction_rate for card in cards} == {None}
+    used = next(card for card in cards if card.sae_rate)
+    assert used.contexts_of("sae")
+    assert used.random_contexts
+    assert len(used.promoted) == len(used.suppressed) == 4
+    assert {histogram.of for histogram in used.histograms} == {"sae", "logits"}
+    names = names_of(given.output)
+    (given.output / "concept_names.json").write_text(json.dumps(names | {"0": "edited"}))
+    inspect(given)
+    assert read_card(given.output, 0).name == "edited"
+    assert "Concepts of sae" in (given.output / "index.html").read_text(encoding="utf-8")
+    for missing in ({"sae": None, "teacher": None}, {"labels": tiny.concepts}):
+        with pytest.raises(CocomixError, match="--teacher and --sae"):
+            dataclasses.replace(given, **missing)
