@@ -21,12 +21,13 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.base import artifacts
 from cocomix.base.compute import ComputeConfig
 from cocomix.base.devices import this_machine
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
+from cocomix.steering.concept_names import NAMES_NAME, rename_concept
 from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import steer
 from cocomix.studio.runs import NamedFolder
@@ -121,26 +122,45 @@ class StudioModel:
         self, run: NamedFolder, inspections: Sequence[CardReader] = (), compute: ComputeConfig | None = None
     ) -> None:
         self.name, self.path = run.name, run.path
-        fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
+        self.fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
         self.machine = this_machine(compute or ComputeConfig(), functools.partial(product_size, run.path, 1))
         model = load_causal_lm(run.path, self.machine)
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         order_for_single_tokens(model)
         self.model = model
-        self._thread = threading.local()
+        self._thread, self._renaming = threading.local(), threading.Lock()
         for module in model.modules():
             module.register_forward_pre_hook(self._end_if_unwanted)
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
         self.end_token_id = self.tokenizer.eos_token_id
         self.num_concepts = int(model.config.num_concepts)
         self.context_length = int(model.config.max_position_embeddings)
-        fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == fingerprint)
+        fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == self.fingerprint)
         self.cards = next(fitting, None)
 
     def metadata(self) -> ConceptMetadata:
         """Names and statistics of the concepts; checks the files, so that a name edited on disk shows at once."""
         return metadata_of(self.model)
+
+    @property
+    def unit(self) -> str:
+        """Of strengths, as `cocomix.steer` takes it."""
+        return "raw" if self.metadata().statistics is None else "usual"
+
+    def rename(self, concept: int, name: str) -> None:
+        """Give a concept another name, in the file beside the model; all that is written there stays.
+
+        Raises:
+            CocomixError: the name is none, another concept has it, or the file can't be written.
+        """
+        with self._renaming:
+            try:
+                rename_concept(self.path, concept, name.strip(), self.num_concepts)
+            except OSError as error:
+                raise CocomixError(
+                    f"{self.path / NAMES_NAME} can't be written: {reason_of(error)}; the name stays as it was"
+                ) from error
 
     def describe_unit(self) -> str:
         """What a strength of 1 is, in words."""
@@ -280,9 +300,7 @@ class StudioModel:
         if not strengths:
             yield
             return
-        metadata = self.metadata()
-        unit = "raw" if metadata.statistics is None else "usual"
-        with steer(self.model, dict(strengths), mode, unit=unit, metadata=metadata):
+        with steer(self.model, dict(strengths), mode, unit=self.unit, metadata=self.metadata()):
             yield
 
     @torch.no_grad()

@@ -137,6 +137,13 @@ class StudioPage:
         self.reading.read.request()
         self.writing.edits_changed()
 
+    def renamed(self, concept: int, name: str) -> None:
+        """Show the new name of a concept everywhere."""
+        self.pinned.rename(concept, name)
+        self._pins_changed()
+        self.reading.read.request()
+        self.finding.search.request()
+
     def say_problem(self, *problems: str) -> None:
         """Show problems at the top of the page; without any, remove the old ones."""
         self._problems = list(problems)
