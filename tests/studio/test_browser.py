@@ -221,8 +221,11 @@ def test_a_view_is_taken_along_and_a_name_is_edited(
 ) -> None:
     query = {"prompt": PROMPT, "pins": "3:1.5,5", "tokens": "6", "temperature": "0.8", "seed": "3"}
     page = new_page(link(address, **query), permissions=["clipboard-read", "clipboard-write"])
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    expect(page.locator(".share.steered").first).to_be_visible()
     page.get_by_role("button", name="Continue").click()
-    expect(page.locator(".continuations .running .cursor")).to_have_count(0)
+    expect(page.locator(".continuations .steered h3")).to_contain_text("→1.5")
+    wait_for(lambda: num_running(address) == 0)
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
