@@ -256,8 +256,9 @@ class StudioModel:
         ranked = ranked[:NUM_OPENINGS]
         best: tuple[float, Opening] | None = None
         for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
-            contexts = self.cards.card(other).contexts
-            prompt = _from_a_word(contexts[0].before) if contexts else ""
+            prompt = max(
+                (_whole_words(context.before) for context in self.cards.card(other).contexts), key=len, default=""
+            )
             found = Opening(prompt, concept, OPENING_STRENGTH)
             ids = self.encode(prompt)
             if ids:
@@ -353,9 +354,9 @@ class StudioModel:
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
 
 
-def _from_a_word(text: str) -> str:
-    """An excerpt without the part of a word that it begins with."""
-    return text.partition(" ")[2].lstrip() or text
+def _whole_words(text: str) -> str:
+    """An excerpt without the part of a word that it begins with, and without spaces at its end."""
+    return (text.partition(" ")[2].lstrip() or text).rstrip(" ")
 
 
 def _name(names: Mapping[int, str], concept: int) -> str:
