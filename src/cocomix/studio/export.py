@@ -14,11 +14,8 @@ CONCEPTS_PER_TOKEN = 8
 
 def as_python(model: StudioModel, state: ViewState, edits: Mapping[int, float]) -> str:
     """A program that continues the prompt as the page does, under the same edits."""
-    options = f"max_new_tokens={state.tokens}, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id"
-    options += (
-        f", do_sample=True, temperature={state.temperature:g}, top_k=0" if state.temperature else ", do_sample=False"
-    )
-    generate = f"output = model.generate(**prompt, {options})"
+    sampling = f"do_sample=True, temperature={state.temperature:g}, top_k=0" if state.temperature else "do_sample=False"
+    generate = "output = model.generate(**prompt, **options)"
     unit = ', unit="usual"' if model.unit == "usual" and state.mode in ("add", "set") else ""
     names = ", ".join(f"{concept}: {model.name_of(concept)}" for concept in edits)
     steered = [
@@ -33,6 +30,7 @@ def as_python(model: StudioModel, state: ViewState, edits: Mapping[int, float]) 
         f"path = {str(model.path)!r}",
         "model, tokenizer = cocomix.load_causal_lm(path), AutoTokenizer.from_pretrained(path)",
         f'prompt = tokenizer({state.prompt!r}, add_special_tokens=False, return_tensors="pt")',
+        f"options = dict(max_new_tokens={state.tokens}, pad_token_id=tokenizer.eos_token_id, {sampling})",
         f"torch.manual_seed({state.seed})",
         *(steered if edits else [generate]),
         "print(tokenizer.decode(output[0, prompt.input_ids.shape[1] :]))",
