@@ -105,7 +105,7 @@ READERS = {
         FOLDERS["scores"],
         FOLDERS["cards"],
         FOLDERS["table"],
-        "generate --model {model} --prompt def --max-new-tokens 4 --steer 3=0.4 --mode toward",
+        "generate --model {model} --prompt def --max-new-tokens 4 --steer 3=0.4",
     ],
 }
 

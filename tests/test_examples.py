@@ -100,7 +100,7 @@ def test_adapters_learn_with_the_mixer_and_are_saved_loaded_and_merged(
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
         before = lora.student(settings)
         used = int(merged.mixer.compress_weight.norm(dim=-1).argmax())
-        with steer(trained, {used: 5.0}):  # a model with adapters is steered as it is
+        with steer(trained, {used: 5.0}, mode="set"):  # a model with adapters is steered as it is
             assert not torch.equal(trained(input_ids=ids).logits, expected)
     assert not torch.equal(merged.mixer.compress_weight, before.mixer.compress_weight)
     own, teacher = merged.backbone.state_dict(), AutoModelForCausalLM.from_pretrained(tiny.teacher).state_dict()

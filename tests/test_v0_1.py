@@ -147,9 +147,9 @@ def test_models_predict_what_they_did(root: Path, name: str) -> None:
 @pytest.mark.parametrize(("name", "concept", "index"), [("demo/cocomix", "class", 11), ("saved", "Names", 7)])
 def test_names_of_concepts_are_known(root: Path, name: str, concept: str, index: int) -> None:
     model = load_causal_lm(root / name)
-    with cocomix.steer(model, {concept: 5.0}):
+    with cocomix.steer(model, {concept: 5.0}, mode="set"):
         by_name = logits(model)
-    with cocomix.steer(model, {index: 5.0}):
+    with cocomix.steer(model, {index: 5.0}, mode="set"):
         assert logits(model) == by_name
     assert by_name != logits(model)
 

@@ -199,7 +199,7 @@ def test_every_command_runs_in_bfloat16(tiny: Tiny, tmp_path: Path, capsys: pyte
             "--num-new-tokens",
             "4",
         ],
-        "generate": ["--steer", "3=2", "--max-new-tokens", "2"],
+        "generate": ["--steer", "3=2", "--mode", "set", "--max-new-tokens", "2"],
     }
     few["train"] += ["--num-tokens", "256", "--student.hidden-size", "16", "--student.num-layers", "2"]
     few["train-sae"] += ["--max-validation-windows", "4", "--num-latents", "32", "--k", "4"]

@@ -107,7 +107,11 @@ def work(device: torch.device, fake: FakeTensorMode) -> dict[str, Callable[[], t
             for edit in (probes.Zero(), probes.ShuffleBatch(), probes.ShufflePosition(), probes.Oracle())
         },
         **{f"steer {mode}": lambda mode=mode: steered(mode) for mode in ("set", "scale", "scale_logits", "toward")},
-        "direct effects, cpu": lambda: effects.direct_effects(student, torch.arange(V), 5).promoted.device,
+        "direct effects, cpu": lambda: (
+            effects.direct_effects(student.adapter, student.concept_mixer.compress_weight, torch.arange(V), 5)[
+                0
+            ].promoted.device
+        ),
         "nearest, cpu": lambda: effects.nearest_concepts(student.concept_mixer.compress_weight.detach(), 5)[0].device,
     }
 

@@ -221,7 +221,7 @@ class TestGeneration:
 
 def test_samples_of_a_prompt_share_its_edit() -> None:
     model, ids = student("qwen3"), tokens(2, 5)
-    with steer(model, [{4: 1e4}, {}]):
+    with steer(model, [{4: 1e4}, {}], mode="set"):
         found = model.generate(ids, **generation(ids, do_sample=True, num_return_sequences=3, top_k=5))
         expected = model.generate(ids[:1].repeat(2, 1), **generation(ids))
     steered, plain = found[:3, 5:].unique(), found[3:, 5:].unique()
@@ -232,7 +232,7 @@ def test_samples_of_a_prompt_share_its_edit() -> None:
 def test_drafts_and_embeddings_keep_the_positions() -> None:
     model, ids = student(mixing="interleave_residual"), tokens(1, 5).repeat(1, 3)
     for positions in ("generated", slice(17, 20)):
-        with steer(model, {4: 20.0}, positions=positions):
+        with steer(model, {4: 20.0}, positions=positions, mode="set"):
             expected = model.generate(ids, **generation(ids, use_cache=False))
             assert torch.equal(model.generate(ids, **generation(ids, prompt_lookup_num_tokens=3)), expected)
             embeds = model.get_input_embeddings()(ids)
@@ -249,7 +249,7 @@ def test_positions_by_a_function_see_absolute_positions_through_a_cache() -> Non
         seen.append(positions.flatten().tolist())
         return positions % 3 == 1
 
-    with steer(model, {4: 20.0}, positions=rule):
+    with steer(model, {4: 20.0}, positions=rule, mode="set"):
         whole = model(input_ids=ids).logits
         cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
         rest = model(input_ids=ids[:, 4:], past_key_values=cache).logits
@@ -257,7 +257,7 @@ def test_positions_by_a_function_see_absolute_positions_through_a_cache() -> Non
     assert seen == [list(range(9)), list(range(4)), list(range(4, 9))]
     z = logits_of_concepts(model, ids)
     mask = torch.tensor([position % 3 == 1 for position in range(9)]).expand(2, 9)
-    with steer(model, {4: 20.0}, positions=rule):
+    with steer(model, {4: 20.0}, positions=rule, mode="set"):
         found = dense(model(input_ids=ids))
     torch.testing.assert_close(found, steered_mixture(z, 5, [("set", [{4: 20.0}] * 2)], mask), atol=1e-4, rtol=1e-4)
 
@@ -334,11 +334,11 @@ def test_gradients_pass_through_edits(model: CoCoMixForCausalLM) -> None:
 def test_names_and_units_come_from_the_models_folder(tmp_path: Any) -> None:
     student().save_pretrained(tmp_path)
     model, ids = CoCoMixForCausalLM.from_pretrained(tmp_path).eval(), tokens()
-    with pytest.raises(CocomixError, match="cocomix inspect"), steer(model, {"imports": 1.0}):
+    with pytest.raises(CocomixError, match="cocomix inspect"), steer(model, {"imports": 1.0}, mode="set"):
         pass
     with (
         pytest.raises(CocomixError, match="cocomix inspect"),
-        steer(model, {4: 1.0}, unit="usual"),
+        steer(model, {4: 1.0}, "set", unit="usual"),
     ):
         pass
     columns = {
@@ -352,9 +352,9 @@ def test_names_and_units_come_from_the_models_folder(tmp_path: Any) -> None:
             expected = model(input_ids=ids).logits
         with steer(model, {"imports": 3.0}, mode=mode, unit="usual"):
             assert torch.equal(model(input_ids=ids).logits, expected)
-    with steer(model, {"other": np.float32(2.0)}, metadata=ConceptMetadata(NUM_CONCEPTS, {4: "other"})):
+    with steer(model, {"other": np.float32(2.0)}, metadata=ConceptMetadata(NUM_CONCEPTS, {4: "other"}), mode="set"):
         given = model(input_ids=ids).logits
-    with steer(model, {"4": 2}):
+    with steer(model, {"4": 2}, mode="set"):
         assert torch.equal(model(input_ids=ids).logits, given)
 
 
@@ -379,16 +379,16 @@ def test_names_and_units_come_from_the_models_folder(tmp_path: Any) -> None:
     ],
 )
 def test_bad_input_is_one_sentence(model: CoCoMixForCausalLM, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(CocomixError, match=message), steer(model, **arguments):
+    with pytest.raises(CocomixError, match=message), steer(model, **{"mode": "set"} | arguments):
         model(input_ids=tokens())
 
 
 @torch.no_grad()
 def test_the_old_name_of_metadata_still_works(model: CoCoMixForCausalLM) -> None:
     ids, metadata = tokens(), ConceptMetadata(NUM_CONCEPTS, {4: "imports"})
-    with steer(model, {"imports": 3.0}, metadata=metadata):
+    with steer(model, {"imports": 3.0}, metadata=metadata, mode="set"):
         expected = model(input_ids=ids).logits
-    with pytest.warns(DeprecationWarning, match="metadata"), steer(model, {"imports": 3.0}, notes=metadata):
+    with pytest.warns(DeprecationWarning, match="metadata"), steer(model, {"imports": 3.0}, notes=metadata, mode="set"):
         assert torch.equal(model(input_ids=ids).logits, expected)
 
 
@@ -397,5 +397,5 @@ def test_the_old_name_of_metadata_still_works(model: CoCoMixForCausalLM) -> None
     [({"mixer": "pause"}, "mixer 'pause'"), ({"mixing": "none"}, "mixing 'none'")],
 )
 def test_models_that_cannot_be_steered(settings: dict[str, str], message: str) -> None:
-    with pytest.raises(CocomixError, match=message), steer(student(**settings), {1: 1.0}):
+    with pytest.raises(CocomixError, match=message), steer(student(**settings), {1: 1.0}, mode="set"):
         pass

@@ -51,7 +51,7 @@ def test_every_command_says_why(
 ) -> None:
     data, output = ["--data", str(tiny.data)], ["--output", str(tmp_path / "out")]
     options = {
-        "generate": ["--prompt", "def", "--steer", "3=2"],
+        "generate": ["--prompt", "def", "--steer", "3=2", "--mode", "set"],
         "eval": [*data, *output, "--probes", "--max-windows", "4"],
         "steer-eval": [*data, *output, "--teacher", str(tiny.teacher), "--sae", str(tiny.sae)],
         "inspect": [*data, *output, "--max-windows", "4"],

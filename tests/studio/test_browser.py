@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
 import queue
 import re
@@ -138,12 +140,14 @@ def num_running(address: str) -> int:
 
 
 def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_page: Callable[..., Any]) -> None:
-    page = new_page(address)
+    page = new_page(link(address, seed="1"))
     # Type a prompt; every token shows what is predicted there.
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     tokens = page.locator(".tokens .token")
     expect(tokens.first).to_be_visible()
-    assert "".join(tokens.locator(".text").all_inner_texts()).replace("⏎", "\n") == PROMPT
+    shown = "".join(tokens.locator(".text").all_inner_texts())
+    assert shown.replace("⏎", "\n").replace("␣", " ") == PROMPT
+    assert " " not in shown
     # Hover one, click to hold it, let it go with the keyboard.
     tokens.nth(2).hover()
     expect(page.locator(".panel-title")).to_contain_text("At")
@@ -167,7 +171,7 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     expect(page.locator(".rail .concept .strength").first).to_be_visible()
     # Move its slider by keyboard; the next token is shown without and with it.
     page.get_by_role("slider", name="Strength of import statements").press("End")
-    expect(page.get_by_label("Strength of import statements as a number")).to_have_value("10")
+    expect(page.get_by_label("Strength of import statements as a number")).to_have_value("2")
     expect(page.locator(".share.steered").first).to_be_visible()
     # A strength that isn't a number is said beside it, and changes nothing.
     field = page.get_by_label("Strength of import statements as a number")
@@ -182,7 +186,7 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".continuations .steered mark").first).to_be_visible()
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
-    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements +9.5")
+    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements →9.5")
     written = page.locator(".continuations .running").all_inner_texts()
     assert written[0] != written[1]
     # The address restores the view.
@@ -200,13 +204,76 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     expect(again.locator(".pin-row")).to_have_count(0)
 
 
+def test_a_first_visit_shows_what_steering_does(address: str, new_page: Callable[..., Any]) -> None:
+    page = new_page(address)
+    expect(page.locator(".pin-row")).to_have_count(1)
+    expect(page.locator(".pin-body input").last).to_have_value("0.5")
+    expect(page.get_by_role("button", name="toward")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    expect(page.locator(".share.steered").first).to_be_visible()
+    expect(page.locator(".continuations .steered h3")).to_contain_text("→0.5")
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    page.wait_for_url(re.compile("prompt=.*pins="))
+
+
+def test_a_view_is_taken_along_and_a_name_is_edited(
+    demo: Demo, address: str, new_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    query = {"prompt": PROMPT, "pins": "3:1.5,5", "tokens": "6", "temperature": "0.8", "seed": "3"}
+    page = new_page(link(address, **query), permissions=["clipboard-read", "clipboard-write"])
+    expect(page.locator(".tokens .token").first).to_be_visible()
+    expect(page.locator(".share.steered").first).to_be_visible()
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".continuations .steered h3")).to_contain_text("→1.5")
+    wait_for(lambda: num_running(address) == 0)
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    download.value.save_as(tmp_path / "view.json")
+    view = json.loads((tmp_path / "view.json").read_text(encoding="utf-8"))
+    assert (view["prompt"], view["mode"]) == (PROMPT, "toward")
+    assert view["edits"] == [{"concept": 3, "name": "import statements", "strength": 1.5}]
+    assert len(view["tokens"][0]["concepts"]) == 5
+    page.get_by_role("button", name="Copy as Python").click()
+    expect(page.locator(".code")).to_contain_text("cocomix.steer(model, {3: 1.5}, mode='toward')")
+    wait_for(lambda: page.evaluate("navigator.clipboard.readText()") == page.locator(".code").text_content())
+    # The program does what the page did.
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(page.locator(".code").text_content(), "view", "exec"), {})
+    assert printed.getvalue() == view["continuations"]["steered"] + "\n"
+    # Names are edited on the card; what can't be a name is said, and changes nothing.
+    names = demo.model / "concept_names.json"
+    before = names.read_bytes()
+    page.locator(".pin-name").first.click()
+    card = page.locator(".card-dialog")
+    name = card.get_by_label("Name")
+    expect(name).to_have_value("import statements")
+    name.fill("string formatting")
+    card.get_by_role("button", name="Save the name").click()
+    expect(card.locator(".problem")).to_contain_text("both concept 3 and concept 5 'string formatting'")
+    assert names.read_bytes() == before
+    try:
+        name.fill("imports & <i>exports</i>")
+        name.press("Enter")
+        expect(card.locator("h2")).to_have_text("imports & <i>exports</i>")
+        expect(page.locator(".pin-name").first).to_have_text("imports & <i>exports</i>")
+        assert json.loads(names.read_bytes())["3"] == "imports & <i>exports</i>"
+        assert json.loads(names.read_bytes())["5"] == "string formatting"
+    finally:
+        names.write_bytes(before)
+
+
 def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page: Callable[..., Any]) -> None:
-    page = new_page(link(address, prompt=PROMPT, pins="3", tokens="4"))
-    page.get_by_role("button", name="toward").click()
+    page = new_page(link(address, prompt=PROMPT, pins="3:0.5", tokens="4"))
     field = page.get_by_label("Strength of import statements as a number")
-    # Here a strength of 1 is much, so the slider goes less far, as soon as the server has answered.
     slider = page.get_by_role("slider", name="Strength of import statements")
-    expect(slider).to_have_attribute("min", "-2")
+    # Another mode converts the strength: the slider stays where it is.
+    for mode, strength, low in (("add", "2.5", "-10"), ("scale", "2.5", "-10"), ("toward", "0.5", "-2")):
+        page.get_by_role("button", name=mode).click()
+        expect(field).to_have_value(strength)
+        expect(slider).to_have_attribute("min", low)
+    # Here a strength of 1 is much, so the slider goes less far.
     slider.press("Home")
     expect(field).to_have_value("-2")
     page.get_by_role("button", name="Continue").click()
@@ -231,7 +298,7 @@ def test_text_of_models_names_and_cards_stays_text(address: str, new_page: Calla
     card = page.locator(".card-dialog")
     expect(card.locator("h2")).to_have_text(ATTACK)
     expect(card.locator("mark").first).to_have_text("<i>")
-    expect(card.locator(".chips .text").first).to_have_text(ATTACK)
+    expect(card.locator(".chips .text").first).to_have_text(ATTACK.replace(" ", "␣"))
     card.get_by_role("button", name="Close").click()
     page.get_by_label("Tokens", exact=True).fill("8")
     page.get_by_role("button", name="Continue").click()
@@ -248,8 +315,8 @@ def test_text_of_models_names_and_cards_stays_text(address: str, new_page: Calla
 
 
 def test_two_browsers_at_once_and_one_closed_while_it_writes(address: str, new_page: Callable[..., Any]) -> None:
-    first = new_page(link(address, prompt=PROMPT, pins="3:5", tokens="512"))
-    second = new_page(link(address, prompt=PROMPT, pins="5:-5", tokens="512"))
+    first = new_page(link(address, prompt=PROMPT, pins="3:5", mode="add", tokens="512"))
+    second = new_page(link(address, prompt=PROMPT, pins="5:-5", mode="add", tokens="512"))
     for page in (first, second):
         expect(page.locator(".share.steered").first).to_be_visible()
         page.get_by_role("button", name="Continue").click()
@@ -269,7 +336,7 @@ def test_two_browsers_at_once_and_one_closed_while_it_writes(address: str, new_p
     second.get_by_role("button", name="Stop").click()
     expect(second.get_by_role("button", name="Continue")).to_be_visible()
     wait_for(lambda: num_running(address) == 0)
-    assert second.url.endswith("pins=5:-5&tokens=512")
+    assert second.url.endswith("pins=5:-5&mode=add&tokens=512")
 
 
 @pytest.mark.slow
@@ -305,7 +372,7 @@ def test_mistakes_in_a_link_and_in_the_prompt_are_said(address: str, new_page: C
 
 
 def test_a_prompt_of_a_megabyte_is_a_sentence_and_the_page_lives_on(address: str, new_page: Callable[..., Any]) -> None:
-    page = new_page(address)
+    page = new_page(link(address, seed="1"))
     prompt = page.get_by_label("Prompt", exact=True)
     prompt.focus()
     page.keyboard.insert_text("word " * 250_000)  # as pasted

@@ -44,4 +44,13 @@ def test_curves_of_all_runs_and_a_sentence_for_those_without(demo: Demo, tmp_pat
         options = chart_options(curves, axis)
         assert options["series"][0]["data"][-1] == [last, 3.5]
         assert options["xAxis"]["max"] == last
+    colors = {
+        series["name"]: series["color"]
+        for series in chart_options(
+            dict.fromkeys(["demo/pause", "demo/cocomix", "demo/ntp"], curves["cocomix"]), "tokens"
+        )["series"]
+    }
+    assert list(colors) == ["demo/ntp", "demo/cocomix", "demo/pause"]
+    assert colors["demo/ntp"] == "var(--series-1)"
+    assert options["series"][0]["color"] == colors["demo/cocomix"] == "var(--series-2)"
     assert chart_options({}, "tokens")["series"] == []

@@ -133,6 +133,15 @@ def add_names(folder: Path, names: Mapping[int, str], num_concepts: int) -> dict
     return merged
 
 
+def rename_concept(folder: Path, concept: int, name: str, num_concepts: int) -> None:
+    """Give one concept another name; those that are written beside it are read again and kept.
+
+    Raises:
+        CocomixError: see `write_names`.
+    """
+    write_names(folder, {**read_names(folder, num_concepts), concept: name}, num_concepts)
+
+
 def json_members(path: Path) -> list[tuple[Any, Any]]:
     """Keys and values of a JSON object, repeated keys included."""
     try:

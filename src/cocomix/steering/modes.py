@@ -6,3 +6,6 @@ from typing import Literal
 
 SteerMode = Literal["scale", "set", "add", "zero", "scale_logits", "toward"]
 Unit = Literal["raw", "usual"]
+
+#: Of everything that steers. The other modes edit what the model thinks its current token is.
+DEFAULT_MODE: SteerMode = "toward"

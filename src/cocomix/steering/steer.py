@@ -23,6 +23,7 @@ from cocomix.mixers.edits import ConceptEdit, TokenContext, concept_edits
 from cocomix.modeling.position_rules import position_rule
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
 from cocomix.steering.concept_names import NOT_MEASURED
+from cocomix.steering.modes import DEFAULT_MODE
 
 # Shapes: B batch, T tokens, K active concepts, M edited concepts, R rows of edits, C concepts.
 
@@ -144,7 +145,7 @@ class Steer(ConceptEdit):
     def __init__(
         self,
         strengths: Sequence[Mapping[int, float]],
-        mode: str = "set",
+        mode: str,
         positions: Any = None,
         *,
         num_concepts: int,
@@ -191,7 +192,7 @@ class Steer(ConceptEdit):
 def steer(
     model: nn.Module,
     strengths: Any,
-    mode: str = "set",
+    mode: str = DEFAULT_MODE,
     positions: Any = None,
     *,
     unit: str = "raw",
@@ -241,7 +242,11 @@ def steer(
 
 
 def raw_strengths(
-    model: nn.Module, strengths: Any, mode: str = "set", unit: str = "raw", metadata: ConceptMetadata | None = None
+    model: nn.Module,
+    strengths: Any,
+    mode: str = DEFAULT_MODE,
+    unit: str = "raw",
+    metadata: ConceptMetadata | None = None,
 ) -> list[dict[int, float]]:
     """The edits that `steer` makes of its arguments: for each row (or once for all rows) concept index to raw strength.
 

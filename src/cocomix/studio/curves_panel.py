@@ -47,8 +47,16 @@ def read_curves(runs: Sequence[NamedFolder]) -> tuple[dict[str, list[dict[str, A
     return curves, problems
 
 
+def _rank(name: str) -> int:
+    """NTP first and CoCoMix next, which have the same colours in every figure."""
+    folder = name.rpartition("/")[2]
+    return 0 if folder.startswith("ntp") else 1 if folder.startswith("cocomix") else 2
+
+
 def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[str, Any]:
     """Options of ECharts for one axis. Colours are CSS variables, so that light and dark reach into the chart."""
+    ordered = sorted(curves, key=_rank)
+    first = 1 if ordered and _rank(ordered[0]) else 0  # the first colour is NTP's
     series = [
         {
             "name": name,
@@ -59,7 +67,8 @@ def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[st
             "color": f"var(--series-{index % NUM_COLORS + 1})",
             "data": [[point[f"train_{axis}"], round(point["validation_loss"], 4)] for point in points],
         }
-        for index, (name, points) in enumerate(curves.items())
+        for index, name in enumerate(ordered, start=first)
+        for points in [curves[name]]
     ]
     key = f"train_{axis}"
     text = {"color": "var(--muted)", "fontFamily": FONT}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cocomix.base.errors import CocomixError
+from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.studio.model import StudioModel, UnwantedError
 from cocomix.tools.generate.tokens import Sampling, next_tokens
 
@@ -33,7 +34,7 @@ class Plan:
     """Token ids, at least one."""
     strengths: Mapping[int, float] = field(default_factory=dict)
     """Of the steered continuation, by concept."""
-    mode: str = "add"
+    mode: str = DEFAULT_MODE
     num_tokens: int = 40
     """At most; fewer if the context is full or the model ends the text."""
     temperature: float = 0.0

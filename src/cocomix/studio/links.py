@@ -1,6 +1,6 @@
 """The state of the page as the query of its address, so that a link restores the view.
 
-?model=demo/cocomix&prompt=def+read(&pins=12:4,893&mode=add&tokens=40&temperature=0&seed=0&view=steer
+?model=demo/cocomix&prompt=def+read(&pins=12:0.4,893&mode=toward&tokens=40&temperature=0&seed=0&view=steer
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 from cocomix.base.errors import CocomixError
+from cocomix.steering.modes import DEFAULT_MODE
 
 VIEWS = ("steer", "curves")
 AXES = ("tokens", "flops", "seconds")
-MODES = ("add", "set", "scale", "toward")
+MODES = (DEFAULT_MODE, "add", "set", "scale")
 MAX_TOKENS = 512
 #: Each becomes up to 12 characters of the address, of which servers take 64 thousand.
 MAX_LINKED_CHARS = 5_000

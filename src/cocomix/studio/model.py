@@ -21,12 +21,14 @@ from transformers import PreTrainedTokenizerFast
 from cocomix.base import artifacts
 from cocomix.base.compute import ComputeConfig
 from cocomix.base.devices import this_machine
-from cocomix.base.errors import CocomixError
+from cocomix.base.errors import CocomixError, reason_of
 from cocomix.data.tokenizer import load_tokenizer
 from cocomix.modeling.loading import load_causal_lm, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.modeling.weight_order import order_for_single_tokens
 from cocomix.steering.concept_metadata import ConceptMetadata, metadata_of
+from cocomix.steering.concept_names import NAMES_NAME, rename_concept
+from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import steer
 from cocomix.studio.runs import NamedFolder
 from cocomix.tools.inspect.cards import CardReader, ConceptCard
@@ -34,6 +36,10 @@ from cocomix.tools.inspect.cards import CardReader, ConceptCard
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 
 NUM_ENTRIES = 12
+#: Concepts that are tried for the first view.
+NUM_OPENINGS = 4
+#: Between a touch and much; at it most concepts of the demo rise in the text that follows.
+OPENING_STRENGTH = 0.5
 NUM_NEXT_TOKENS = 8
 #: Names that resemble the searched text less than this are not suggested.
 NEAREST_CUTOFF = 0.4
@@ -47,6 +53,16 @@ class ConceptEntry:
     name: str
     strength: float | None = None
     """Its activation, if the list belongs to some text."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the page shows to somebody who asked for nothing."""
+
+    prompt: str
+    concept: int
+    strength: float
+    """Of the default mode."""
 
 
 @dataclass(frozen=True)
@@ -106,26 +122,45 @@ class StudioModel:
         self, run: NamedFolder, inspections: Sequence[CardReader] = (), compute: ComputeConfig | None = None
     ) -> None:
         self.name, self.path = run.name, run.path
-        fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
+        self.fingerprint = artifacts.fingerprint_of_path(run.path)  # every byte is checked
         self.machine = this_machine(compute or ComputeConfig(), functools.partial(product_size, run.path, 1))
         model = load_causal_lm(run.path, self.machine)
         if not isinstance(model, CoCoMixForCausalLM):
             raise CocomixError(f"{run.path} is a plain decoder; the studio steers models with a concept mixer")
         order_for_single_tokens(model)
         self.model = model
-        self._thread = threading.local()
+        self._thread, self._renaming = threading.local(), threading.Lock()
         for module in model.modules():
             module.register_forward_pre_hook(self._end_if_unwanted)
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(run.path)
         self.end_token_id = self.tokenizer.eos_token_id
         self.num_concepts = int(model.config.num_concepts)
         self.context_length = int(model.config.max_position_embeddings)
-        fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == fingerprint)
+        fitting = (cards for cards in inspections if cards.manifest.settings.get("model") == self.fingerprint)
         self.cards = next(fitting, None)
 
     def metadata(self) -> ConceptMetadata:
         """Names and statistics of the concepts; checks the files, so that a name edited on disk shows at once."""
         return metadata_of(self.model)
+
+    @property
+    def unit(self) -> str:
+        """Of strengths, as `cocomix.steer` takes it."""
+        return "raw" if self.metadata().statistics is None else "usual"
+
+    def rename(self, concept: int, name: str) -> None:
+        """Give a concept another name, in the file beside the model; all that is written there stays.
+
+        Raises:
+            CocomixError: the name is none, another concept has it, or the file can't be written.
+        """
+        with self._renaming:
+            try:
+                rename_concept(self.path, concept, name.strip(), self.num_concepts)
+            except OSError as error:
+                raise CocomixError(
+                    f"{self.path / NAMES_NAME} can't be written: {reason_of(error)}; the name stays as it was"
+                ) from error
 
     def describe_unit(self) -> str:
         """What a strength of 1 is, in words."""
@@ -208,6 +243,31 @@ class StudioModel:
             if excess[concept] > 0
         ]
 
+    @torch.no_grad()
+    def opening(self) -> Opening | None:
+        """Among the concepts with the largest measured effects, each on a prompt of another one, that which changes the next
+        token most; None if no inspection has measured any that has a direction."""
+        statistics = self.metadata().statistics
+        if self.cards is None or statistics is None or statistics.directions is None:
+            return None
+        has_direction = statistics.directions.any(-1).tolist()
+        effects = dict(enumerate(self.cards.columns("measured_change")["measured_change"]))
+        ranked = sorted((c for c in effects if effects[c] and has_direction[c]), key=lambda c: -effects[c])
+        ranked = ranked[:NUM_OPENINGS]
+        best: tuple[float, Opening] | None = None
+        for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
+            prompt = max(
+                (_whole_words(context.before) for context in self.cards.card(other).contexts), key=len, default=""
+            )
+            found = Opening(prompt, concept, OPENING_STRENGTH)
+            ids = self.encode(prompt)
+            if ids:
+                before = self._next_probabilities(ids)
+                with self.steered({concept: found.strength}, DEFAULT_MODE):
+                    change = float((self._next_probabilities(ids) - before).abs().sum())
+                best = max(filter(None, (best, (change, found))), key=lambda pair: pair[0])
+        return None if best is None else best[1]
+
     def card(self, concept: int) -> ConceptCard | None:
         """The card of a concept; None if no inspection of this model was found."""
         return None if self.cards is None else self.cards.card(concept)
@@ -241,9 +301,7 @@ class StudioModel:
         if not strengths:
             yield
             return
-        metadata = self.metadata()
-        unit = "raw" if metadata.statistics is None else "usual"
-        with steer(self.model, dict(strengths), mode, unit=unit, metadata=metadata):
+        with steer(self.model, dict(strengths), mode, unit=self.unit, metadata=self.metadata()):
             yield
 
     @torch.no_grad()
@@ -294,6 +352,11 @@ class StudioModel:
             )
         nearest = difflib.get_close_matches(text.casefold(), names, 3, NEAREST_CUTOFF) or sorted(names)[:3]
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
+
+
+def _whole_words(text: str) -> str:
+    """An excerpt without the part of a word that it begins with, and without spaces at its end."""
+    return (text.partition(" ")[2].lstrip() or text).rstrip(" ")
 
 
 def _name(names: Mapping[int, str], concept: int) -> str:

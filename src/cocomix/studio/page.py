@@ -22,7 +22,7 @@ from cocomix.studio.generation import Workers
 from cocomix.studio.links import VIEWS, parse_query
 from cocomix.studio.model import StudioModel
 from cocomix.studio.model_cache import ModelCache
-from cocomix.studio.pins_panel import PinsPanel
+from cocomix.studio.pins_panel import PinsPanel, converted
 from cocomix.studio.reading_panel import ReadingPanel
 from cocomix.studio.rendering import page_script, page_style, render
 from cocomix.studio.tasks import Coalesced
@@ -53,6 +53,7 @@ class StudioPage:
     def __init__(self, models: ModelCache, workers: Workers, query: dict[str, str]) -> None:
         self.models, self.workers = models, workers
         self.state, self._problems = parse_query(query)
+        self._is_first_visit = not query.keys() - {"model"}
         self.model: StudioModel | None = None
         self.pins: dict[int, float | None] = {}
         self.client = ui.context.client
@@ -122,16 +123,26 @@ class StudioPage:
         self.writing.edits_changed()
 
     def set_mode(self, mode: str) -> None:
-        """Change how strengths act."""
+        """Change how strengths act; what they were is converted, as it would mean something else."""
+        if mode == self.state.mode:
+            return
+        for concept, strength in self.edits.items():
+            self.pins[concept] = converted(strength, self.state.mode, mode)
         self.change(mode=mode)
-        self.pinned.show()
-        self.writing.edits_changed()
+        self._pins_changed()
 
     def prompt_changed(self, prompt: str) -> None:
         """Use a newly typed prompt."""
         self.change(prompt=prompt)
         self.reading.read.request()
         self.writing.edits_changed()
+
+    def renamed(self, concept: int, name: str) -> None:
+        """Show the new name of a concept everywhere."""
+        self.pinned.rename(concept, name)
+        self._pins_changed()
+        self.reading.read.request()
+        self.finding.search.request()
 
     def say_problem(self, *problems: str) -> None:
         """Show problems at the top of the page; without any, remove the old ones."""
@@ -156,7 +167,7 @@ class StudioPage:
         self.reading.read.request()
 
     async def _start(self) -> None:
-        """Load the model and the pins that the address names."""
+        """Load the model and the pins that the address names; if it names nothing, show what steering does."""
         theme = await self.client.run_javascript("localStorage.getItem('cocomix-theme')")
         self._set_theme({"Light": False, "Dark": True}.get(theme))
         asked = dict(self.state.pins)
@@ -177,7 +188,13 @@ class StudioPage:
                 problems.append(f"In the link, {error}.")
         self._select.value = self.model.name
         self.say_problem(*problems)
+        opening = await self.off_loop(self.model.opening) if self._is_first_visit else None
+        if opening is not None:
+            self.pins[opening.concept] = opening.strength
+            self.reading.write(opening.prompt)
         self._pins_changed()
+        if opening is not None:
+            await self.writing.go()
 
     def _pins_changed(self) -> None:
         self._save_pins()

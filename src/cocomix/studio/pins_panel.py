@@ -29,11 +29,18 @@ _RANGE = _Range(10.0, 0.25)
 _RANGES = {"toward": _Range(2.0, 0.05)}
 
 MODE_HELP = {
+    "toward": "Bring it about in what follows: 0.3 is a touch, 1 is much",
     "add": "Add the strength to its activation, everywhere",
     "set": "Set its activation to the strength, everywhere",
     "scale": "Multiply its activation by the strength, where it is active",
-    "toward": "Bring it about in what follows: 0.3 is a touch, 1 is much",
 }
+
+
+def converted(strength: float, old: str, new: str) -> float:
+    """A strength in another mode: its slider stays where it is, or at an end."""
+    before, after = _RANGES.get(old, _RANGE), _RANGES.get(new, _RANGE)
+    share = max(-1.0, min(1.0, strength / before.end))
+    return round(share * after.end / after.step) * after.step
 
 
 class PinsPanel:
@@ -76,6 +83,11 @@ class PinsPanel:
             mode=self._page.state.mode,
         )
 
+    def rename(self, concept: int, name: str) -> None:
+        """Show another name of a concept, if it is pinned."""
+        if concept in self._rows:
+            self._rows[concept].call(name)
+
     def _reset(self, concept: int) -> None:
         if concept in self._page.pins:
             self._page.set_strength(concept, None)
@@ -90,20 +102,25 @@ class _Row:
         self._shown: float | None = None
         self._range = _RANGE
         with ui.element("div").classes("pin-row") as self._row:
-            ui.html(render("pin_head", concept=concept, name=name), sanitize=False)
+            self._head = ui.html("", sanitize=False)
             with ui.element("div").classes("pin-body"):
                 self._slider = ui.element("input").props(
                     f"type=range min={-_RANGE.end} max={_RANGE.end} step={_RANGE.step} value=0"
                 )
                 self._field = ui.input(placeholder="as is").props("outlined dense inputmode=decimal").classes("mono")
             self._problem = ui.html("", sanitize=False).props("role=alert")
-        # Set one by one: in a string of props a name could be read as further props.
-        self._slider.props["aria-label"] = f"Strength of {name}"
-        self._field.props["aria-label"] = f"Strength of {name} as a number"
+        self.call(name)
         # A redraw sends the values held by the server, so a moved slider first updates the value in the browser.
         keep = f"mounted_app.elements[{self._slider.id}].props.value = event.target.value"
         self._slider.on("input", self._slid, js_handler=f"(event) => {{ {keep}; emit(Number(event.target.value)); }}")
         self._field.on("change", self._typed)
+
+    def call(self, name: str) -> None:
+        """Show the name of the concept."""
+        self._head.content = render("pin_head", concept=self._concept, name=name)
+        # Set one by one: in a string of props a name could be read as further props.
+        self._slider.props["aria-label"] = f"Strength of {name}"
+        self._field.props["aria-label"] = f"Strength of {name} as a number"
 
     def set_range(self, slider_range: _Range) -> None:
         """Set the range of the slider; the strength does not change."""

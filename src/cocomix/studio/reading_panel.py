@@ -55,6 +55,10 @@ class ReadingPanel:
         self._concepts = ui.html("", sanitize=False).classes("panel at-token").props("aria-live=polite")
         self._concepts.set_visibility(False)
 
+    def write(self, prompt: str) -> None:
+        """Replace the prompt, as if it had been typed."""
+        self._field.value = prompt
+
     def show_tokens(self) -> None:
         """Draw the tokens; also after the pins change."""
         reading = self._reading

@@ -14,6 +14,7 @@ from nicegui import ui
 
 from cocomix.base.errors import CocomixError
 from cocomix.base.page import visible
+from cocomix.studio.export import as_json, as_python
 from cocomix.studio.generation import Continuation, Plan, Step
 from cocomix.studio.links import MAX_TOKENS, parse_integer, parse_temperature
 from cocomix.studio.model import StudioModel
@@ -36,7 +37,12 @@ class WritingPanel:
         self._page = page
         self._continuation: Continuation | None = None
         self.predict = Coalesced(self._predict)
-        self.actions: dict[str, Callable[[str], Any]] = {"go": lambda _: self.go()}
+        self.actions: dict[str, Callable[[str], Any]] = {
+            "go": lambda _: self.go(),
+            "python": lambda _: self._copy_as_python(),
+            "download": lambda _: self._download(),
+        }
+        self._written: dict[str, str] = {}
         ui.html("Continuation", sanitize=False, tag="h2")
         with ui.element("div").classes("options"):
             self._button = ui.html(render("go", is_running=False), sanitize=False)
@@ -45,7 +51,9 @@ class WritingPanel:
                 "temperature": self._option("Temperature", f"{page.state.temperature:g}"),
                 "seed": self._option("Seed", f"{page.state.seed}"),
             }
+            ui.html(render("export"), sanitize=False)
         self._problem = ui.html("", sanitize=False).props("role=alert")
+        self._code = ui.html("", sanitize=False)
         with ui.element("div").classes("continuations") as self._both:
             self._original = ui.html("", sanitize=False, tag="article").classes("panel original")
             self._steered = ui.html("", sanitize=False, tag="article").classes("panel steered")
@@ -54,7 +62,8 @@ class WritingPanel:
         self._next = ui.html("", sanitize=False)
 
     def edits_changed(self) -> None:
-        """Predict the next token again."""
+        """Predict the next token again; what was written and copied belongs to other edits."""
+        self._code.content, self._written = "", {}
         self.predict.request()
 
     def stop(self) -> None:
@@ -64,6 +73,30 @@ class WritingPanel:
 
     def _option(self, label: str, value: str) -> ui.input:
         return ui.input(label, value=value).props("outlined dense inputmode=decimal")
+
+    def _copy_as_python(self) -> None:
+        page, model = self._page, self._page.model
+        if model is None:
+            return
+        try:
+            self._read_options()
+        except CocomixError as error:
+            self._problem.content = render("problem", problem=f"{error}.")
+            return
+        code = as_python(model, page.state, page.edits)
+        self._code.content = render("code", code=code)
+        ui.clipboard.write(code)
+
+    async def _download(self) -> None:
+        page, model = self._page, self._page.model
+        if model is None:
+            return
+        try:
+            view = await page.off_loop(as_json, model, page.state, page.edits, dict(self._written))
+        except CocomixError as error:
+            self._problem.content = render("problem", problem=f"{error}.")
+            return
+        ui.download.content(view, "cocomix-view.json", "application/json")
 
     async def _predict(self) -> None:
         page, model = self._page, self._page.model
@@ -144,6 +177,7 @@ class WritingPanel:
             started = time.monotonic()
             rendered = await self._page.off_loop(_written, sides, new, continuation, prompt, is_running=is_running)
             self._original.content, self._steered.content = rendered
+            self._written = {side.name: side.plain for side in sides}
             # Long texts take longer to compare and to draw: at most a third of the time goes into that.
             await asyncio.sleep(max(SHOWN_EVERY_SECONDS, 2 * (time.monotonic() - started)) if is_running else 0)
         await asyncio.wrap_future(future)  # raises the errors of the thread
@@ -156,12 +190,15 @@ class _Side:
         self.name = name
         self.tokens: list[int] = []
         self.texts: list[Markup] = []
+        self.plain = ""
         self._decode = model.decoder()
 
     def add(self, token: int | None) -> None:
         if token is not None:
             self.tokens.append(token)
-            self.texts.append(visible(self._decode(token), wrap=True))
+            text = self._decode(token)
+            self.plain += text
+            self.texts.append(visible(text, wrap=True))
 
 
 def _written(

@@ -66,10 +66,10 @@ def test_edits_around_a_step_apply_to_that_step_alone(positions: Any) -> None:
     found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for _ in range(N):
         found[0].append(next(plain))
-        with steer(model, rows, positions=positions):
+        with steer(model, rows, positions=positions, mode="set"):
             found[1].append(next(steered))
     assert torch.equal(torch.stack(found[0], 1), expected(model, prompts))
-    with steer(model, rows, positions=positions):
+    with steer(model, rows, positions=positions, mode="set"):
         assert torch.equal(torch.stack(found[1], 1), expected(model, prompts))
     assert not torch.equal(torch.stack(found[0], 1), torch.stack(found[1], 1))
 

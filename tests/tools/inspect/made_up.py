@@ -17,6 +17,7 @@ from cocomix.tools.inspect.cards import (
     SUMMARY_NAME,
     ConceptCard,
     Context,
+    Histogram,
     Neighbour,
     TokenEffect,
     write_cards,
@@ -64,11 +65,13 @@ def _cards(num_concepts: int, num_contexts: int, text: str) -> Iterator[ConceptC
         def words(count: int) -> str:
             return " ".join(rng.choice(WORDS) for _ in range(count)) + text
 
-        contexts = [
-            Context(source, words(12), f" token{concept}{text}", words(6), rng.random(), i, 20)
-            for source in SOURCES
-            for i in range(num_contexts)
-        ]
+        def context(source: str, window: int, quarter: int | None = None, concept: int = concept) -> Context:
+            pieces = (*(f" {rng.choice(WORDS)}" for _ in range(20)), f" token{concept}{text}", words(6))
+            activations = (*(0.0 if i % 3 else 0.3 for i in range(20)), rng.random(), 0.0)
+            before, token, after = "".join(pieces[:20]), pieces[20], pieces[21]
+            return Context(source, before, token, after, activations[20], window, 20, pieces, activations, quarter)
+
+        contexts = [context(source, i) for source in SOURCES for i in range(num_contexts)]
         effects = tuple(TokenEffect(i, f" {rng.choice(WORDS)}{text}", 1 - i / 10) for i in range(10))
         near = tuple(Neighbour(rng.randrange(num_concepts), 0.5) for _ in range(8))
         name = f"{rng.choice(WORDS)} {concept}{text}"
@@ -91,6 +94,11 @@ def _cards(num_concepts: int, num_contexts: int, text: str) -> Iterator[ConceptC
             nearest=near,
             nearest_predicted=near,
             contexts=tuple(contexts),
+            random_contexts=tuple(context("sae", i, 4 - i) for i in range(4)),
+            histograms=(
+                Histogram("sae", 0.0, 0.25, tuple(2000 // 2**i for i in range(10))),
+                Histogram("logits", -1.0, 0.1, tuple(range(1, 11)) + tuple(range(10, 0, -1))),
+            ),
             **rates,
         )
 

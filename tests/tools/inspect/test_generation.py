@@ -43,7 +43,7 @@ def test_a_steered_continuation_is_the_librarys_own(folder: Path, capsys: pytest
     words = ["--model", folder, "--prompt", "def value", "--max-new-tokens", 6]
     code, plain, _ = run(capsys, *words)
     assert code == 0
-    code, text, said = run(capsys, *words, "--steer", "imports=40", "--compare")
+    code, text, said = run(capsys, *words, "--steer", "imports=40", "--mode", "set", "--compare")
     assert code == 0
     assert f"--- original\n{plain.rstrip()}" in text
 
@@ -53,7 +53,7 @@ def test_a_steered_continuation_is_the_librarys_own(folder: Path, capsys: pytest
 
     model, tokenizer = CoCoMixForCausalLM.from_pretrained(folder).eval(), load_tokenizer(folder)
     ids = tokenizer("def value", return_tensors="pt").input_ids
-    with steer(model, {5: 40.0}):
+    with steer(model, {5: 40.0}, mode="set"):
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     steered = tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
     assert text.endswith(f"--- steered\n{steered}\n")
@@ -63,7 +63,9 @@ def test_json_says_it_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     words = ["--model", folder, "--prompt", "", "--max-new-tokens", 6, "--temperature", 1, "--top-k", 20, "--json"]
     results = []
     for seed in (1, 1, 2):
-        code, text, _ = run(capsys, *words, "--seed", seed, "--steer", "a = b=2", "--unit", "usual", "--compare")
+        code, text, _ = run(
+            capsys, *words, "--seed", seed, "--steer", "a = b=2", "--mode", "set", "--unit", "usual", "--compare"
+        )
         assert code == 0
         results.append(json.loads(text))
     assert results[0] == results[1]
@@ -87,11 +89,11 @@ def test_every_mode_is_explained(folder: Path, tmp_path: Path, capsys: pytest.Ca
         assert expected in said
     assert run(capsys, *words, "--steer", "imports", "--mode", "zero")[0] == 0
     shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("concept_*"))
-    code, _, said = run(capsys, "--model", tmp_path / "bare", "--prompt", "def", "--steer", "5=2")
+    code, _, said = run(capsys, "--model", tmp_path / "bare", "--prompt", "def", "--steer", "5=2", "--mode", "set")
     assert code == 0
     assert said.startswith("5: set to 2; ")
     assert "cocomix inspect" in said
-    toward = ["--prompt", "def", "--steer", "5=2", "--mode", "toward"]
+    toward = ["--prompt", "def", "--steer", "5=2"]  # the default mode
     code, _, said = run(capsys, "--model", tmp_path / "bare", *toward)
     assert code == 1
     assert said.startswith("error: the directions")

@@ -61,6 +61,18 @@ def test_every_concept_has_a_card_that_is_true(tiny: Tiny, inspection: Path) -> 
             for context in contexts:
                 ids = data.input_ids([context.window])[0]
                 assert context.token == tokenizer.decode(ids[context.position : context.position + 1])
+                text = context.before + context.token + context.after
+                if "\ufffd" not in text:  # no part of a character at an end of the excerpt
+                    assert "".join(context.pieces) == text
+                    assert context.parts[context.marked] == context.token
+                assert len(context.activations) == len(context.pieces)
+                assert context.activations[context.marked] == pytest.approx(context.activation, rel=0.01)
+        assert {context.source for context in card.random_contexts} <= {"sae"}
+        quarters = [context.quarter or 0 for context in card.random_contexts]
+        assert quarters == sorted(quarters, reverse=True)
+        counts = {histogram.of: sum(histogram.counts) for histogram in card.histograms}
+        assert counts["logits"] > 10
+        assert counts.get("sae", 0) == round((card.sae_rate or 0) * summary["num_tokens"])
         assert len(card.promoted) == len(card.suppressed) == 4
         assert len(card.nearest) == len(card.nearest_predicted) == 3
         assert (card.measured_promoted is None) == (card.num_predicted == 0)
@@ -77,7 +89,8 @@ def test_the_whole_model(inspection: Path) -> None:
     assert recall == sorted(recall)
     lines = [json.loads(line) for line in (inspection / "concepts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["concept"] for line in lines] == list(range(32))
-    assert lines[3]["contexts"] == [dataclasses.asdict(context) for context in read_card(inspection, 3).contexts]
+    contexts = [dataclasses.asdict(context) for context in read_card(inspection, 3).contexts]
+    assert lines[3]["contexts"] == json.loads(json.dumps(contexts))
 
 
 def test_a_reader_finds_names_tokens_and_text_across_the_mark(inspection: Path) -> None:
@@ -249,3 +262,26 @@ def test_errors_people_make(tiny: Tiny, student: Path, tmp_path: Path, capsys: p
 def test_settings_are_a_whole_config() -> None:
     given = InspectConfig(model=Path("m"), data=Path("d"), output=Path("o"))
     assert given.num_contexts == 8
+
+
+def test_a_dictionary_without_a_student(tiny: Tiny, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"num_contexts": 3, "num_tokens": 4, "num_nearest": 3, "max_windows": 8}
+    given = InspectConfig(data=tiny.data, output=tmp_path / "out", teacher=tiny.teacher, sae=tiny.sae, **few)
+    summary = inspect(given)
+    assert (summary["sources"], summary["compress_norm"]) == (["sae"], None)
+    cards = read_cards(given.output)
+    assert len({card.name for card in cards}) == len(cards) == summary["num_concepts"]
+    assert {card.prediction_rate for card in cards} == {None}
+    used = next(card for card in cards if card.sae_rate)
+    assert used.contexts_of("sae")
+    assert used.random_contexts
+    assert len(used.promoted) == len(used.suppressed) == 4
+    assert {histogram.of for histogram in used.histograms} == {"sae", "logits"}
+    names = names_of(given.output)
+    (given.output / "concept_names.json").write_text(json.dumps(names | {"0": "edited"}))
+    inspect(given)
+    assert read_card(given.output, 0).name == "edited"
+    assert "Concepts of sae" in (given.output / "index.html").read_text(encoding="utf-8")
+    for missing in ({"sae": None, "teacher": None}, {"labels": tiny.concepts}):
+        with pytest.raises(CocomixError, match="--teacher and --sae"):
+            dataclasses.replace(given, **missing)

@@ -11,7 +11,9 @@ from cocomix import AttributionConfig, CoCoMixForCausalLM, TokenDataset, load_ca
 from cocomix.labels.config import LabelCriterion
 from cocomix.labels.live import load_extractor
 from cocomix.tools.inspect import effects
+from cocomix.tools.inspect.cards import TOKENS_BEFORE
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
+from cocomix.tools.inspect.histograms import Histograms
 from cocomix.tools.inspect.occurrences import StrongestOccurrences, find_occurrences
 from cocomix.tools.inspect.summary import norm_histogram, usage
 from tests.conftest import Tiny
@@ -54,11 +56,42 @@ def test_the_strongest_occurrences_are_those_of_a_full_sort(num_kept: int) -> No
     assert found.counts.tolist() == [sum(other == c for *_, other, _ in occurrences) for c in range(C)]
 
 
+def test_a_histogram_that_grows_equals_one_made_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, values = Histograms(3), []
+    for scale in (0.01, 100.0, 1.0, 3e4):
+        concepts = torch.randint(2, (50,), generator=generator)
+        values.append((concepts, scale * torch.randn(50, generator=generator)))
+        found.add(*values[-1])
+    assert found.of(2) is None
+    concepts, numbers = (torch.cat(parts) for parts in zip(*values, strict=True))
+    for concept in (0, 1):
+        histogram = found.of(concept)
+        assert histogram is not None
+        start, width, counts = histogram
+        own = numbers[concepts == concept].double()
+        assert width * 16 <= float(own.abs().max()) < width * 32
+        expected = torch.histc(own, len(counts), start, start + len(counts) * width)
+        assert counts == expected.long().tolist()
+
+
+def test_excerpts_hold_the_activation_at_every_token() -> None:
+    concepts = torch.tensor([[[2, 0], [1, 2], [2, 1], [0, 1]]])
+    values = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]])
+    present = values != 4
+    found = StrongestOccurrences(3, 1)
+    found.add(torch.tensor([9]), concepts, values, present)
+    assert found.positions[:, 0].tolist() == [3, 3, 2]
+    around = found.around[2, 0, TOKENS_BEFORE - 2 : TOKENS_BEFORE + 2]
+    assert around.tolist() == [1.0, 0.0, 5.0, 0.0]
+    assert float(found.around[2].sum()) == 6
+
+
 @pytest.mark.parametrize("criterion", ["activation_value", "attribution"])
 def test_quality_equals_a_count_by_hand(tiny: Tiny, model: CoCoMixForCausalLM, criterion: LabelCriterion) -> None:
     data = TokenDataset(tiny.data, "validation")
     extractor = load_extractor(tiny.teacher, tiny.sae, AttributionConfig(criterion))
-    found = find_occurrences(model, data, extractor=extractor, labels=None, num_kept=2, max_windows=9)
+    found = find_occurrences(model, data, extractor=extractor, labels=None, num_kept=2, num_random=2, max_windows=9)
     ids = torch.cat([windows.input_ids for windows in data.batches(64, 9)])
     labels, output = extractor(ids), model(ids, output_hidden_states=True)
     valid, num_labels = (labels >= 0).any(-1), (labels >= 0).sum(-1, keepdim=True)
@@ -89,11 +122,15 @@ def test_direct_effects_and_neighbours(model: CoCoMixForCausalLM, monkeypatch: p
     tokens = torch.arange(3, 90, 2)
     rows = model.mixer.compress_weight.detach()  # type: ignore[union-attr]
     monkeypatch.setattr(effects, "CHUNK_ELEMENTS", 7 * model.config.vocab_size)  # several chunks of odd size
-    found = direct_effects(model, tokens, 5)
+    found, logits_of = direct_effects(model.adapter, rows, tokens, 5)
     nearest, cosines = nearest_concepts(rows, 4)
     for concept in (0, 7, 31):
         logits = reference.direct_logits(model, concept, tokens)
         torch.testing.assert_close(found.promoted_by[concept], logits.topk(5).values, rtol=1e-4, atol=1e-4)
+        start, width, counts = logits_of.of(concept)
+        assert start == pytest.approx(float(logits.detach().min()), rel=1e-3)
+        assert start + width * len(counts) == pytest.approx(float(logits.detach().max()), rel=1e-3)
+        assert sum(counts) == len(tokens)
         torch.testing.assert_close(
             logits[(tokens[:, None] == found.suppressed[concept]).nonzero()[:, 0]].sort().values,
             found.suppressed_by[concept].sort().values,

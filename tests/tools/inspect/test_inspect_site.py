@@ -116,7 +116,9 @@ def test_a_deep_link_shows_one_concept_and_all_that_is_known(open_page: Callable
     page, card = open_page("#/concept/129"), CardReader(site).card(129)
     page.wait_for_selector("#concept .facts")
     assert page.text_content("#concept .title") == card.name
-    assert page.locator("#concept mark").all_text_contents() == [context.token for context in card.contexts]
+    shown = [context.token.replace(" ", "␣") for context in (*card.contexts, *card.random_contexts)]
+    assert page.locator("#concept mark").all_text_contents() == shown
+    assert page.locator("#concept .histograms rect").count() == sum(len(found.counts) for found in card.histograms)
     assert page.locator("#concept .effects .card").count() == 4
     page.locator("#concept .near a").first.click()
     wait_until(

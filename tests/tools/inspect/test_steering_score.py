@@ -135,13 +135,13 @@ def test_every_prompt_gets_every_edit(tiny: Tiny, student: Path) -> None:
     prompts = data.input_ids(range(3))[:, :6]
     metadata = ConceptMetadata(32, {}, concept_activations(model, data, 16))
     settings = GenerationSettings(
-        num_new_tokens=5, end_token_id=data.eos_token_id, unit="usual", metadata=metadata, batch_size=6
+        num_new_tokens=5, end_token_id=data.eos_token_id, mode="set", unit="usual", metadata=metadata, batch_size=6
     )
     edits = [{5: 30.0}, {}, {7: -30.0}, {5: 10.0, 9: 20.0}, {1: 4.0}]
     found = list(continue_all(model, prompts, edits, settings))
     assert [len(part) for part in found] == [2, 2, 1]
     for edit, ids in zip(edits, torch.cat(found), strict=True):
-        with steer(model, edit, unit="usual", metadata=metadata):
+        with steer(model, edit, unit="usual", metadata=metadata, mode="set"):
             expected = model.generate(
                 prompts,
                 attention_mask=torch.ones_like(prompts),

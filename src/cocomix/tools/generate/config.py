@@ -14,7 +14,7 @@ from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError, require_at_least
 from cocomix.steering.concept_names import require_concepts, require_directions
-from cocomix.steering.modes import SteerMode, Unit
+from cocomix.steering.modes import DEFAULT_MODE, SteerMode, Unit
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class GenerateConfig(CommandConfig):
     prompt: str
     """Text to continue."""
     steer: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """CONCEPT=STRENGTH, once for each concept to steer: `--steer 1234=4 --steer "import statements=2"`."""
-    mode: SteerMode = "set"
-    """What a strength does: scale (multiplies the value where active), set and add (also where not active), zero (removes;
-    needs no strength), scale_logits (multiplies the logit before the strongest concepts are chosen), toward (brings the
-    concept about in what follows)."""
+    """CONCEPT=STRENGTH, once for each concept to steer: `--steer 1234=0.4 --steer "import statements=0.2"`."""
+    mode: SteerMode = DEFAULT_MODE
+    """What a strength does: toward (brings the concept about in what follows: 0.3 is a touch, 1 is much), scale (multiplies
+    the value where active), set and add (also where not active), zero (removes; needs no strength), scale_logits (multiplies
+    the logit before the strongest concepts are chosen)."""
     unit: Unit = "raw"
     """Of the strengths of set and add: raw values, or multiples of the concept's usual activation."""
     max_new_tokens: int | None = None
@@ -89,7 +89,7 @@ def parse_strengths(edits: Iterable[str], mode: str) -> dict[str, float]:
             concept, text = edit, "0"
         concept = concept.strip()
         if not concept:
-            raise CocomixError(f"--steer takes CONCEPT=STRENGTH, such as 1234=4 or 'a name=2', not {edit!r}")
+            raise CocomixError(f"--steer takes CONCEPT=STRENGTH, such as 1234=0.4 or 'a name=0.4', not {edit!r}")
         try:
             strength = float(text)
         except ValueError:

@@ -14,6 +14,7 @@ from cocomix.base.errors import NUM_SEEDS
 from cocomix.base.progress import ProgressLine
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.concept_metadata import ConceptMetadata
+from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import steer
 from cocomix.tools.generate.tokens import Sampling, next_tokens
 
@@ -29,7 +30,7 @@ class GenerationSettings:
     end_token_id: int
     temperature: float = 0.0
     """Of sampling; 0: always the likeliest token."""
-    mode: str = "set"
+    mode: str = DEFAULT_MODE
     """See `cocomix.steer` for `mode`, `positions`, `unit` and `metadata`."""
     positions: Any = None
     unit: str = "raw"

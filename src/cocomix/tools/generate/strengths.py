@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from cocomix.steering.concept_metadata import ActivationStatistics, ConceptMetadata, metadata_of
+from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import raw_strengths
 
 _WHAT_HAPPENS = {
@@ -27,7 +28,7 @@ _COMPARED_BY_DEFAULT = ", usually at {mean:.3g}"
 def explain_strengths(
     model: nn.Module,
     strengths: Mapping[Any, float],
-    mode: str = "set",
+    mode: str = DEFAULT_MODE,
     unit: str = "raw",
     metadata: ConceptMetadata | None = None,
 ) -> list[str]:

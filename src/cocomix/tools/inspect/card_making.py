@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.data.token_dataset import TokenDataset
-from cocomix.tools.inspect.cards import SOURCES, ConceptCard, Context, Neighbour, TokenEffect
+from cocomix.tools.inspect.cards import (
+    SOURCES,
+    TOKENS_AFTER,
+    TOKENS_BEFORE,
+    ConceptCard,
+    Context,
+    Histogram,
+    Neighbour,
+    TokenEffect,
+)
 from cocomix.tools.inspect.effects import Effects, MeasuredEffects
+from cocomix.tools.inspect.histograms import RowHistograms
 from cocomix.tools.inspect.naming import Namer
 from cocomix.tools.inspect.occurrences import Occurrences, StrongestOccurrences
 
@@ -23,27 +35,27 @@ from cocomix.tools.inspect.occurrences import Occurrences, StrongestOccurrences
 #: Random positions of the text; a name is a pattern that is rarer there than in the concept's contexts.
 NUM_BACKGROUND_POSITIONS = 8192
 SIGNIFICANT_DIGITS = 6
-TOKENS_BEFORE = 20
-TOKENS_AFTER = 10
 WINDOWS_PER_READ = 1024
 
 
 @dataclass(frozen=True)
 class InspectionResults:
-    """Everything measured about a model's concepts."""
+    """Everything measured about a model's concepts, or a dictionary's latents."""
 
     occurrences: Occurrences
     direct: Effects
+    logits: RowHistograms | None
+    """Of the direct effects on all tokens; None: the model does not mix its concepts in."""
     measured: MeasuredEffects | None
     nearest: tuple[Tensor, Tensor]
-    """Concepts and cosines by rows of the compression, both [C, N]."""
+    """Concepts and cosines by what they write, both [C, N]."""
     nearest_predicted: tuple[Tensor, Tensor]
-    """The same by rows of the concept head."""
-    compress_norms: Tensor
-    """[C]"""
-    num_labels: Tensor | None
+    """The same by when they are active."""
+    compress_norms: Tensor | None = None
+    """[C]; None: a dictionary without a model."""
+    num_labels: Tensor | None = None
     """[C], on `num_labelled_tokens` tokens."""
-    num_labelled_tokens: int
+    num_labelled_tokens: int = 0
 
 
 def make_cards(results: InspectionResults, dataset: TokenDataset, num_contexts: int) -> Iterator[ConceptCard]:
@@ -56,6 +68,7 @@ def make_cards(results: InspectionResults, dataset: TokenDataset, num_contexts: 
     """
     strongest = results.occurrences.strongest
     contexts = {source: excerpts(dataset, strongest[source], source) for source in SOURCES if source in strongest}
+    random = list(map(_in_quarters, excerpts(dataset, results.occurrences.sample, next(iter(contexts)))))
     tokens = _Tokens(dataset)
     promoted = tokens.effects(results.direct.promoted, results.direct.promoted_by)
     suppressed = tokens.effects(results.direct.suppressed, results.direct.suppressed_by)
@@ -75,9 +88,30 @@ def make_cards(results: InspectionResults, dataset: TokenDataset, num_contexts: 
             nearest=nearest[concept],
             nearest_predicted=nearest_predicted[concept],
             contexts=tuple(own),
+            random_contexts=random[concept],
+            histograms=tuple(_histograms(results, concept)),
             **measured.get(concept, not_measured),
             **_row(numbers, concept),
         )
+
+
+def _in_quarters(contexts: Sequence[Context]) -> tuple[Context, ...]:
+    """Random occurrences of a concept, strongest first, each with the quarter of them that it belongs to."""
+    ordered = sorted(contexts, key=lambda context: -context.activation)
+    return tuple(
+        dataclasses.replace(context, quarter=4 - 4 * place // len(ordered)) for place, context in enumerate(ordered)
+    )
+
+
+def _histograms(results: InspectionResults, concept: int) -> Iterator[Histogram]:
+    """Of its activations by source, and of its direct effects."""
+    found = {source: histograms.of(concept) for source, histograms in results.occurrences.histograms.items()}
+    if results.logits is not None:
+        found["logits"] = results.logits.of(concept)
+    for name, histogram in found.items():
+        if histogram is not None:
+            start, width, counts = histogram
+            yield Histogram(name, _round(start), _round(width), tuple(counts))
 
 
 def _row(columns: Mapping[str, Any], concept: int) -> dict[str, Any]:
@@ -95,7 +129,8 @@ def _names(
 ) -> list[str]:
     """Names from the first source that has contexts of a concept; the most used concepts choose their name first."""
     first = [next((own[concept] for own in contexts.values() if own[concept]), []) for concept in range(len(promoted))]
-    counts = results.occurrences.strongest["prediction"].counts if results.num_labels is None else results.num_labels
+    *_, last = results.occurrences.strongest.values()
+    counts = last.counts if results.num_labels is None else results.num_labels
     order = counts.argsort(descending=True, stable=True).tolist()
     num_positions = min(NUM_BACKGROUND_POSITIONS, dataset.num_windows * dataset.context_length)
     namer = Namer(random_contexts(dataset, num_positions))
@@ -111,12 +146,14 @@ def _numbers(results: InspectionResults) -> dict[str, Any]:
     """The numbers of all concepts, by the field of the card."""
     occurrences = results.occurrences
     strongest, quality, activations = occurrences.strongest, occurrences.quality, occurrences.activations
-    predicted = strongest["prediction"].counts
+    predicted = strongest["prediction"].counts if "prediction" in strongest else None
     labels, sae = results.num_labels, strongest.get("sae")
-    usual = activations.mean_abs.masked_fill(predicted == 0, torch.nan)
+    usual = None
+    if activations is not None and predicted is not None:
+        usual = activations.mean_abs.masked_fill(predicted == 0, torch.nan)
     numbers: dict[str, Tensor | None] = {
         "label_rate": None if labels is None else labels / results.num_labelled_tokens,
-        "prediction_rate": predicted / occurrences.num_tokens,
+        "prediction_rate": None if predicted is None else predicted / occurrences.num_tokens,
         "sae_rate": None if sae is None else sae.counts / occurrences.num_tokens,
         "usual": usual,
         "precision": None if quality is None else quality.precision(),
@@ -126,8 +163,8 @@ def _numbers(results: InspectionResults) -> dict[str, Any]:
         "compress_norm": results.compress_norms,
     }
     columns = {name: None if column is None else _rounded(column) for name, column in numbers.items()}
-    counts = {"num_labels": None if labels is None else labels.tolist(), "num_predicted": predicted.tolist()}
-    return columns | counts
+    counts = {"num_labels": labels, "num_predicted": predicted}
+    return columns | {name: None if column is None else column.tolist() for name, column in counts.items()}
 
 
 def _measured(measured: MeasuredEffects | None, tokens: _Tokens) -> dict[int, dict[str, Any]]:
@@ -189,9 +226,10 @@ def excerpts(dataset: TokenDataset, strongest: StrongestOccurrences, source: str
         strongest: occurrences in that split.
         source: of `strongest`.
     """
-    decode = decoder_of(dataset.tokenizer())
+    tokenizer = dataset.tokenizer()
+    decode, split = decoder_of(tokenizer), _Splitter(tokenizer)
     windows, positions = strongest.windows.numpy(), strongest.positions.numpy()
-    values = strongest.values.double().numpy()
+    around = strongest.around.numpy()
     concept, slot = np.nonzero(windows >= 0)
     contexts: dict[tuple[int, int], Context] = {}
     # Window by window, so that each window is read once.
@@ -203,12 +241,25 @@ def excerpts(dataset: TokenDataset, strongest: StrongestOccurrences, source: str
         places = [(int(concept[i]), int(slot[i])) for i in order[here]]
         rows = row_of[here] - start
         at = [int(positions[place]) for place in places]
-        before = decode([ids[row, max(0, t - TOKENS_BEFORE) : t] for row, t in zip(rows, at, strict=True)])
-        token = decode([ids[row, t : t + 1] for row, t in zip(rows, at, strict=True)])
-        after = decode([ids[row, t + 1 : t + 1 + TOKENS_AFTER] for row, t in zip(rows, at, strict=True)])
+        first = [max(0, t - TOKENS_BEFORE) for t in at]
+        tokens = [ids[row, a : t + 1 + TOKENS_AFTER].tolist() for row, a, t in zip(rows, first, at, strict=True)]
+        before = decode([part[: t - a] for part, a, t in zip(tokens, first, at, strict=True)])
+        token = decode([part[t - a : t - a + 1] for part, a, t in zip(tokens, first, at, strict=True)])
+        after = decode([part[t - a + 1 :] for part, a, t in zip(tokens, first, at, strict=True)])
         for i, place in enumerate(places):
-            value, window = float(f"{values[place]:.6g}"), int(windows[place])
-            contexts[place] = Context(source, before[i], token[i], after[i], value, window, at[i])
+            start = TOKENS_BEFORE - at[i] + first[i]
+            activations = around[place][start : start + len(tokens[i])].tolist()
+            contexts[place] = Context(
+                source,
+                before[i],
+                token[i],
+                after[i],
+                _round(activations[at[i] - first[i]]),
+                int(windows[place]),
+                at[i],
+                split(tokens[i], before[i] + token[i] + after[i]),
+                tuple(float(f"{value:.3g}") if value else 0.0 for value in activations),
+            )
     by_concept: list[list[Context]] = [[] for _ in windows]
     seen: set[tuple[int, str, str, str]] = set()
     for place in sorted(contexts):
@@ -218,6 +269,24 @@ def excerpts(dataset: TokenDataset, strongest: StrongestOccurrences, source: str
             seen.add(text)
             by_concept[place[0]].append(context)
     return by_concept
+
+
+class _Splitter:
+    """Splits excerpts into the texts of their tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.decode, self.backend = decoder_of(tokenizer), tokenizer.backend_tokenizer
+        self.texts: dict[int, str] = {}
+
+    def __call__(self, tokens: Sequence[int], text: str) -> tuple[str, ...]:
+        new = list({token for token in tokens if token not in self.texts})
+        self.texts.update(zip(new, self.decode([[token] for token in new]), strict=True))
+        pieces = tuple(self.texts[token] for token in tokens)
+        if "".join(pieces) == text:
+            return pieces
+        # A character of several tokens comes with the last of them, and some tokenizers drop the space of a lone token.
+        stream = DecodeStream(skip_special_tokens=False)
+        return tuple(stream.step(self.backend, token) or "" for token in tokens)
 
 
 def random_contexts(dataset: TokenDataset, num_contexts: int, seed: int = 0) -> list[Context]:

@@ -9,6 +9,7 @@ Reading one card reads only its group of `ROWS_PER_GROUP` rows.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from cocomix.base.kinds import INSPECTION
 CARDS_NAME = "concepts.parquet"
 SUMMARY_NAME = "summary.json"
 ROWS_PER_GROUP = 128
+#: An excerpt of the text around an occurrence.
+TOKENS_BEFORE = 20
+TOKENS_AFTER = 10
+MAX_SHADE = 9
 
 #: Where an occurrence of a concept comes from: the teacher's autoencoder, a label, or the model itself.
 SOURCES = ("sae", "label", "prediction")
@@ -45,6 +50,30 @@ class Context:
     """Of the inspected split."""
     position: int
     """Of the token in its window, from 0."""
+    pieces: tuple[str, ...] = ()
+    """The text of each token of the excerpt; empty in inspections of version 0.1."""
+    activations: tuple[float, ...] = ()
+    """Of the concept at each of these tokens; 0 where it does not occur."""
+    quarter: int | None = None
+    """Of random occurrences: by activation, the 1st quarter of them, ... or the 4th, the strongest."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The excerpt in parts: `pieces`, or only `before`, `token` and `after`."""
+        return self.pieces or (self.before, self.token, self.after)
+
+    @property
+    def marked(self) -> int:
+        """The part that is the token."""
+        return min(self.position, TOKENS_BEFORE) if self.pieces else 1
+
+    def shades(self, largest: float) -> tuple[int, ...]:
+        """The activation at each part as a share of the largest, in `MAX_SHADE` steps; none where it is negative."""
+        values = self.activations or (0.0, self.activation, 0.0)
+        return tuple(
+            min(MAX_SHADE, math.ceil(MAX_SHADE * value / largest)) if value > 0 and largest > 0 else 0
+            for value in values
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +84,18 @@ class TokenEffect:
     token: str
     change: float
     """Of its logit (direct), or of its mean probability (measured)."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How some numbers of a concept are distributed, in bins of equal width."""
+
+    of: str
+    """`sae`, `label` or `prediction`: its activations in that source, where it occurs; `logits`: its direct effects."""
+    start: float
+    """Lower edge of the first bin."""
+    width: float
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -78,9 +119,9 @@ class ConceptCard:
     label_rate: float | None
     """Share of labelled tokens that have it among their labels."""
     num_labels: int | None
-    prediction_rate: float
-    """Share of tokens at which it is active in the mixture."""
-    num_predicted: int
+    prediction_rate: float | None
+    """Share of tokens at which it is active in the mixture; None: an inspection of a dictionary without a model."""
+    num_predicted: int | None
     sae_rate: float | None
     """Share of tokens at which the autoencoder's latent is active."""
     usual: float | None
@@ -93,10 +134,10 @@ class ConceptCard:
     """The model's own probability that it is a label, averaged over tokens: calibrated where it equals their share."""
     evaluated_label_rate: float | None
     """Share of the evaluated tokens that have it as label: what `mean_probability` should be."""
-    compress_norm: float
+    compress_norm: float | None
     """Length of its row of the compression."""
     promoted: tuple[TokenEffect, ...]
-    """Largest change of logits through the compression and the output head, best first."""
+    """Largest change of logits through what it writes and the output head, best first."""
     suppressed: tuple[TokenEffect, ...]
     measured_promoted: tuple[TokenEffect, ...] | None
     """Largest mean change of the next token's probability when it is set; None: not measured."""
@@ -104,18 +145,28 @@ class ConceptCard:
     measured_change: float | None
     """Share of probability that moves when it is set: mean total variation distance."""
     nearest: tuple[Neighbour, ...]
-    """By what they write: rows of the compression."""
+    """By what they write: rows of the compression, or of the dictionary's decoder."""
     nearest_predicted: tuple[Neighbour, ...]
-    """By when they are predicted: rows of the concept head."""
+    """By when they are active: rows of the concept head, or of the dictionary's encoder."""
     contexts: tuple[Context, ...]
     """By source in the order of `SOURCES`, strongest first, at most one per window and source."""
+    random_contexts: tuple[Context, ...] = ()
+    """Random occurrences of the first of these sources, strongest first, at most one per window."""
+    histograms: tuple[Histogram, ...] = ()
 
     def contexts_of(self, source: str) -> tuple[Context, ...]:
         return tuple(context for context in self.contexts if context.source == source)
 
+    def largest(self, source: str) -> float:
+        """The largest activation in a source that is shown; 0 without any."""
+        shown = (*self.contexts, *self.random_contexts)
+        return max((context.activation for context in shown if context.source == source), default=0.0)
+
 
 #: Stored in 32 bits; all other integers in 64.
-_SHORT_INTEGERS = ("concept", "token_id", "position")
+_SHORT_INTEGERS = ("concept", "token_id", "position", "quarter")
+#: Items of lists that are no structures.
+_NUMBERS_AND_TEXT = {str: pa.string(), float: pa.float64(), int: pa.int64()}
 
 
 def _item_class(hint: Any) -> Any:
@@ -131,7 +182,9 @@ def _schema(dataclass: type[Any]) -> list[tuple[str, pa.DataType]]:
     columns = []
     for name, hint in get_type_hints(dataclass).items():
         item, kinds = _item_class(hint), (hint, *get_args(hint))
-        if item is not None:
+        if item in _NUMBERS_AND_TEXT:
+            column = pa.list_(_NUMBERS_AND_TEXT[item])
+        elif item is not None:
             column = pa.list_(pa.struct(_schema(item)))
         elif int in kinds:
             column = pa.int32() if name in _SHORT_INTEGERS else pa.int64()
@@ -161,13 +214,13 @@ def rename(folder: Path, names: Sequence[str]) -> None:
     with (
         _open(folder) as file,
         artifacts.atomic(folder / CARDS_NAME) as partial,
-        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(partial, file.schema_arrow, compression="zstd") as writer,
     ):
         start = 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             own = pa.array(names[start : start + len(table)], pa.string())
-            writer.write_table(table.set_column(SCHEMA.get_field_index("name"), "name", own))
+            writer.write_table(table.set_column(table.schema.get_field_index("name"), "name", own))
             start += len(table)
 
 
@@ -249,7 +302,7 @@ def read_cards(folder: Path | str, concepts: Sequence[int] | None = None) -> lis
     """Cards of some concepts in the given order, or of all."""
     if concepts is not None:
         return [read_card(folder, concept) for concept in concepts]
-    return [_card(row) for row in iter_rows(folder)]
+    return [card_of(row) for row in iter_rows(folder)]
 
 
 def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
@@ -270,7 +323,7 @@ def read_card(folder: Path | str, concept: int) -> ConceptCard:
         if not 0 <= concept < num_concepts:
             raise CocomixError(f"concept {concept} does not exist; {folder} has concepts 0 to {num_concepts - 1}")
         group = file.read_row_group(concept // ROWS_PER_GROUP)
-    return _card(group.slice(concept % ROWS_PER_GROUP, 1).to_pylist()[0])
+    return card_of(group.slice(concept % ROWS_PER_GROUP, 1).to_pylist()[0])
 
 
 def _open(folder: Path | str) -> Any:
@@ -283,12 +336,18 @@ def _open(folder: Path | str) -> Any:
         raise CocomixError(f"{path} is damaged; delete {folder} and run `cocomix inspect` again") from error
 
 
-def _card(row: dict[str, Any]) -> ConceptCard:
+def card_of(row: dict[str, Any]) -> ConceptCard:
+    """The card of a row of `iter_rows`."""
     built = {
-        name: None if row[name] is None else tuple(item_class(**item) for item in row[name])
+        name: None if row[name] is None else tuple(item_class(**_tuples(item)) for item in row[name])
         for name, item_class in _ITEM_CLASSES.items()
+        if name in row  # inspections of version 0.1 have fewer columns
     }
     return ConceptCard(**(row | built))
+
+
+def _tuples(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
 
 
 def _groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:

@@ -1,4 +1,4 @@
-"""`cocomix inspect`: a card for every concept of a model, numbers of the whole model, and a site to read them.
+"""`cocomix inspect`: a card for every concept of a model or latent of a dictionary, and a site to read them.
 
 The work has two stages. The first computes `concepts.parquet` and `summary.json`. The second derives names and everything
 made for reading (`concepts.jsonl`, the site) from these files and from `concept_names.json`; it takes seconds and runs
@@ -41,7 +41,7 @@ from cocomix.tools.inspect.card_making import InspectionResults, make_cards
 from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
 from cocomix.tools.inspect.config import InspectConfig
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
-from cocomix.tools.inspect.occurrences import find_occurrences
+from cocomix.tools.inspect.occurrences import Occurrences, find_occurrences
 from cocomix.tools.inspect.site import write_site
 from cocomix.tools.inspect.summary import summarize
 
@@ -67,7 +67,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         CocomixError: the model has no concepts, the labels or the autoencoder do not fit them, or a metadata file is damaged.
     """
     teacher = None if config.teacher is None else local_model(config.teacher)
-    config = dataclasses.replace(config, model=local_model(config.model), teacher=teacher)
+    model = None if config.model is None else local_model(config.model)
+    config = dataclasses.replace(config, model=model, teacher=teacher)
     inputs = _Inputs(config)
     with artifacts.begin(config.output, INSPECTION, inputs.settings, overwrite=config.overwrite) as finished:
         if finished is None and not _is_computed(config.output):
@@ -79,7 +80,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
             (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
             rename(config.output, names)
             _record(config.output)
-            write_site(config.output, config.model.name)
+            write_site(config.output, inputs.inspected.name)
             artifacts.finish(config.output)
             shutil.rmtree(config.output / WORK_FOLDER)
         return read_summary(config.output)
@@ -102,7 +103,11 @@ class _Inputs:
 
     def __init__(self, config: InspectConfig) -> None:
         train, validation = TokenDataset(config.data), TokenDataset(config.data, "validation")
-        size = functools.partial(product_size, config.model, TOKENS_PER_BATCH)
+        reader, inspected = config.model or config.teacher, config.model or config.sae
+        assert reader is not None
+        assert inspected is not None
+        self.inspected = inspected
+        size = functools.partial(product_size, reader, TOKENS_PER_BATCH)
         self.machine = this_machine(config.compute, size, config.output)
         self.labels = None if config.labels is None else ConceptDataset(config.labels, train)
         attribution = config.attribution
@@ -118,7 +123,7 @@ class _Inputs:
         """Stored labels of the windows that are read; None if labels are computed or there are none."""
         self.dataset = validation if self.read_labels is None else train
         self.settings: dict[str, Any] = {
-            "model": artifacts.fingerprint_of_path(config.model),
+            "model": None if config.model is None else artifacts.fingerprint_of_path(config.model),
             "data": train.fingerprint,
             "labels": None if self.labels is None else self.labels.fingerprint,
             "source": None if self.source is None else self.source.settings,
@@ -139,26 +144,48 @@ class _Inputs:
 
 def _compute(config: InspectConfig, inputs: _Inputs) -> None:
     """Compute the statistics, `summary.json` and, last, `concepts.parquet`."""
-    model = load_causal_lm(config.model, inputs.machine)
+    results, further = (
+        _of_dictionary(config, inputs) if config.model is None else _of_model(config, config.model, inputs)
+    )
+    summary = {"split": inputs.dataset.split, "probes": None, "num_probe_windows": 0, **summarize(results), **further}
+    artifacts.write_json(config.output / SUMMARY_NAME, summary)
+    say("writing the cards")
+    write_cards(config.output, make_cards(results, inputs.dataset, config.num_contexts))
+    _record(config.output)
+
+
+def _of_dictionary(config: InspectConfig, inputs: _Inputs) -> tuple[InspectionResults, dict[str, Any]]:
+    """What is measured of a dictionary's latents, and what is only in the summary."""
+    assert inputs.source is not None
+    extractor = inputs.source.extractor
+    occurrences = _occurrences(config, inputs, None, extractor)
+    read = occurrences.token_counts.nonzero().squeeze(-1)
+    encoder, decoder = extractor.sae.encoder_weight.detach(), extractor.sae.decoder_weight.detach()
+    direct, logits = direct_effects(extractor.teacher.adapter, decoder, read, config.num_tokens)
+    nearest, nearest_active = (nearest_concepts(rows, config.num_nearest) for rows in (decoder, encoder))
+    results = InspectionResults(occurrences, direct, logits, None, nearest, nearest_active)
+    return results, {"num_active_concepts": None, "mixing": None, "has_label_dataset": False}
+
+
+def _of_model(config: InspectConfig, path: Path, inputs: _Inputs) -> tuple[InspectionResults, dict[str, Any]]:
+    """What is measured of a model's concepts, and what is only in the summary; writes the statistics."""
+    model = load_causal_lm(path, inputs.machine)
     if not isinstance(model, CoCoMixForCausalLM) or not model.config.mixer.has_concepts:
-        raise CocomixError(f"{config.model} has no concepts; cards need a model with a concept mixer")
-    check_data(model, config.model, inputs.dataset)
+        raise CocomixError(f"{path} has no concepts; cards need a model with a concept mixer")
+    check_data(model, path, inputs.dataset)
     C, labels = model.config.num_concepts, inputs.labels
     if labels is not None and labels.num_concepts != C:
         raise CocomixError(f"the model has {C} concepts, the labels in {labels.path} have {labels.num_concepts}")
-    read_metadata(config.model, C)  # what is damaged there is refused before the work, not after it
+    read_metadata(path, C)  # what is damaged there is refused before the work, not after it
     extractor = inputs.extractor(C)
     is_mixed = model.config.mixer.mixes
     if not is_mixed:
         say("the model does not mix its concepts in: there are no effects, no probes and no directions to steer in")
     results = _measure(config, inputs, model, extractor)
-    summary = summarize(results) | {
+    summary: dict[str, Any] = {
         "num_active_concepts": model.config.num_active_concepts,
         "mixing": model.config.mixing,
-        "split": inputs.dataset.split,
         "has_label_dataset": labels is not None,
-        "probes": None,
-        "num_probe_windows": 0,
     }
     if config.num_probe_windows and is_mixed:
         has_room = extractor is not None and extractor.config.num_labels <= model.config.num_active_concepts
@@ -167,30 +194,37 @@ def _compute(config: InspectConfig, inputs: _Inputs) -> None:
         summary["probes"] = {name: dataclasses.asdict(probe) for name, probe in probes.items()}
         summary["num_probe_windows"] = min(config.num_probe_windows, inputs.dataset.num_windows)
     statistics = results.occurrences.activations
+    assert statistics is not None
     if is_mixed:
         num_windows = min(config.max_windows or MAX_DIRECTION_WINDOWS, MAX_DIRECTION_WINDOWS)
         directions = concept_directions(model, inputs.dataset, num_windows, description="directions toward concepts")
         statistics = dataclasses.replace(statistics, directions=directions)
-    artifacts.write_json(config.output / SUMMARY_NAME, summary)
     write_statistics(config.output, statistics)
-    say("writing the cards")
-    write_cards(config.output, make_cards(results, inputs.dataset, config.num_contexts))
-    _record(config.output)
+    return results, summary
 
 
-def _measure(
-    config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM, extractor: ConceptExtractor | None
-) -> InspectionResults:
+def _occurrences(
+    config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM | None, extractor: ConceptExtractor | None
+) -> Occurrences:
     occurrences = find_occurrences(
         model,
         inputs.dataset,
         extractor=extractor,
         labels=inputs.read_labels,
         num_kept=KEPT_PER_CONTEXT * config.num_contexts,
+        num_random=config.num_contexts,
         max_windows=config.max_windows,
     )
     if inputs.source is not None:
         inputs.source.check()
+    return occurrences
+
+
+def _measure(
+    config: InspectConfig, inputs: _Inputs, model: CoCoMixForCausalLM, extractor: ConceptExtractor | None
+) -> InspectionResults:
+    occurrences = _occurrences(config, inputs, model, extractor)
+    assert occurrences.activations is not None
     is_mixed = model.config.mixer.mixes
     measured = None
     if is_mixed and config.num_measured:
@@ -205,9 +239,11 @@ def _measure(
         num_labels, num_labelled_tokens = occurrences.quality.num_labels, occurrences.quality.num_tokens
     read = occurrences.token_counts.nonzero().squeeze(-1)
     compress, head = model.concept_mixer.compress_weight.detach(), model.concept_mixer.head_weight.detach()
+    direct, logits = direct_effects(model.adapter, compress, read, config.num_tokens if is_mixed else 0)
     return InspectionResults(
         occurrences=occurrences,
-        direct=direct_effects(model, read, config.num_tokens if is_mixed else 0),
+        direct=direct,
+        logits=logits if is_mixed else None,
         measured=measured,
         nearest=nearest_concepts(compress, config.num_nearest),
         nearest_predicted=nearest_concepts(head, config.num_nearest),
@@ -231,11 +267,12 @@ def label_counts(concepts: ConceptDataset) -> tuple[Int64[Tensor, " C"], int]:
 def _current_names(config: InspectConfig) -> list[str]:
     """Names of all concepts; new names and the statistics are written beside the model's weights.
 
-    If that folder is read-only, they are written to the output folder.
+    If that folder is read-only, or there is no model, they are written to the output folder.
     """
     made = read_columns(config.output, "made_name")["made_name"]
     C = len(made)
-    folder = config.model if os.access(config.model, os.W_OK) else config.output
+    model = config.model
+    folder = model if model is not None and os.access(model, os.W_OK) else config.output
     names = add_names(folder, dict(enumerate(made)), C)
     num_kept = sum(names[concept] != name for concept, name in enumerate(made))
     if num_kept:

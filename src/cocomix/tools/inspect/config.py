@@ -16,14 +16,15 @@ from cocomix.steering.concept_names import require_concepts
 
 @dataclass(frozen=True)
 class InspectConfig(CommandConfig):
-    """Which model to inspect, on which text, and how much of each."""
+    """Which model or dictionary to inspect, on which text, and how much of each."""
 
-    model: Path
-    """A model with a concept mixer: a training run, a folder of `save_pretrained` or a Hub name."""
     data: Path
     """Token dataset with the model's tokenizer. Its validation split is read; with --labels alone, the training split."""
     output: Path
     """Folder for the cards and the site."""
+    model: Path | None = None
+    """A model with a concept mixer: a training run, a folder of `save_pretrained` or a Hub name. Without it the cards are
+    those of the latents of --sae."""
     labels: Path | None = None
     """Concept dataset of --data that the model was trained on: gives how often each concept is a label. Without --teacher
     and --sae its training windows are read, because only these have labels."""
@@ -67,6 +68,8 @@ class InspectConfig(CommandConfig):
         require_at_least(0, self, "num_measured", "num_probe_windows", "layer")
         if (self.teacher is None) != (self.sae is None):
             raise CocomixError("labels for held-out text need both --teacher and --sae")
+        if self.model is None and (self.sae is None or self.labels is not None):
+            raise CocomixError("cards need a --model, or of a dictionary alone --teacher and --sae without --labels")
         if self.sae is None and self.layer is not None:
             raise CocomixError("--layer is the autoencoder's: give --teacher and --sae")
 
@@ -78,4 +81,5 @@ class InspectConfig(CommandConfig):
         return ("studio", self.model, self.output)
 
     def check_files(self) -> None:
-        require_concepts(self.model)
+        if self.model is not None:
+            require_concepts(self.model)

@@ -1,8 +1,8 @@
 """The effect of a concept on the next token: direct, from the weights alone, and measured, on text.
 
-Directly: concept c adds its row w_c of the compression to the residual stream, so head(norm(w_c)) - head(norm(0)) are the
-logits of a residual stream that holds only that row. The norm removes the row's length, which does not tell how strongly the
-concept is active. Blocks above the mixer are skipped.
+Directly: concept c adds its row w_c of the compression to the residual stream, and a latent its row of the decoder, so
+head(norm(w_c)) - head(norm(0)) are the logits of a residual stream that holds only that row. The norm removes the row's
+length, which does not tell how strongly the concept is active. Blocks above the mixer or the dictionary are skipped.
 
 Measured: the concept is set to its usual activation at every token of some prompts, and the probabilities of the next token
 are compared with those of the unedited model, through all blocks.
@@ -22,8 +22,10 @@ from cocomix.base.devices import plain_products
 from cocomix.base.progress import ProgressLine
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.edits import concept_edits
+from cocomix.modeling.backbones import DecoderAdapter
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.steering.steer import Steer
+from cocomix.tools.inspect.histograms import RowHistograms, row_histograms
 
 # Shapes: C concepts, c concepts of a chunk, N tokens or neighbours kept, P prompts, T tokens, V vocabulary, D width.
 
@@ -59,24 +61,30 @@ class MeasuredEffects:
 
 
 @torch.no_grad()
-def direct_effects(model: CoCoMixForCausalLM, tokens: Int64[Tensor, " V"], num_tokens: int) -> Effects:
-    """Logits of some tokens through compression and output head, less their mean.
+def direct_effects(
+    adapter: DecoderAdapter, rows: Float[Tensor, "C D"], tokens: Int64[Tensor, " V"], num_tokens: int
+) -> tuple[Effects, RowHistograms]:
+    """Logits of some tokens through each row and the output head, less their mean, and how they are distributed.
 
     Args:
-        model: with a concept mixer.
+        adapter: of the model whose head it is.
+        rows: what each concept writes.
         tokens: to choose from: those that occur in the text. Tokens without training would win everywhere.
         num_tokens: N, how many promoted and how many suppressed tokens are kept.
     """
-    adapter = model.adapter
     # All rows get the same length; otherwise the norm's epsilon would weaken short rows.
-    rows = F.normalize(model.concept_mixer.compress_weight, dim=-1) * model.config.hidden_size**0.5
+    rows = F.normalize(rows, dim=-1) * rows.shape[-1] ** 0.5
     at_zero = adapter.logits(torch.zeros_like(rows[:1]).unsqueeze(0))[0]  # (1, V): the norm's and the head's biases
-    parts = []
-    for chunk in rows.split(max(1, CHUNK_ELEMENTS // model.config.vocab_size)):
+    parts, histograms = [], []
+    for chunk in rows.split(max(1, CHUNK_ELEMENTS // at_zero.shape[-1])):
         logits = (adapter.logits(chunk.unsqueeze(0))[0].float() - at_zero.float())[:, tokens]
-        most, most_by, least, least_by = _extremes(logits - logits.mean(-1, keepdim=True), num_tokens)
+        logits -= logits.mean(-1, keepdim=True)
+        most, most_by, least, least_by = _extremes(logits, num_tokens)
         parts.append((tokens[most], most_by, tokens[least], least_by))
-    return _joined(parts)
+        histograms.append(row_histograms(logits))
+    return _joined(parts), RowHistograms(
+        torch.cat([part.edges for part in histograms]), torch.cat([part.counts for part in histograms])
+    )
 
 
 @torch.no_grad()
@@ -106,7 +114,7 @@ def measured_effects(
         for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
             inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
             strengths = [{concept: float(activations[concept])} for concept in chunk]
-            with concept_edits(model, Steer(strengths, num_concepts=model.config.num_concepts)):
+            with concept_edits(model, Steer(strengths, "set", num_concepts=model.config.num_concepts)):
                 change = _probabilities(model, inputs, kept).unflatten(0, (len(chunk), P)) - base  # (c, P, kept, V)
             parts.append(_extremes(change.mean((1, 2)), num_tokens))
             changes.append(change.abs().sum(-1).mean((1, 2)).cpu() / 2)

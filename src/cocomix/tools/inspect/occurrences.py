@@ -2,13 +2,14 @@
 
 A concept can occur in three ways: its latent is active in the teacher's autoencoder (`sae`), it is a label of the token
 (`label`), and it is active in the model's mixture (`prediction`). Of each concept and source only the strongest occurrences
-are kept, [C, N] values and positions. A batch is thinned to one occurrence per window and concept, then to those that beat
-the weakest one kept, so that little is left to sort.
+are kept, [C, N] values and positions, and what it is worth at the tokens around them; of one source also random ones. A batch
+is thinned to one occurrence per window and concept, then to those that beat the weakest one kept, so that little is left to
+sort. Random occurrences are those of the largest random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +27,15 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.sae.quality import windows_per_batch
 from cocomix.steering.activations import ActivationRecorder
 from cocomix.steering.concept_metadata import ActivationStatistics
+from cocomix.tools.inspect.cards import TOKENS_AFTER, TOKENS_BEFORE
+from cocomix.tools.inspect.histograms import Histograms
 from cocomix.tools.inspect.prediction_quality import PredictionQuality
 
 # Shapes: B windows, T tokens, K concepts of a token, A labels of a token, C concepts, N occurrences kept of a concept,
-# M occurrences in hand, V vocabulary.
+# M occurrences in hand, V vocabulary, E tokens of an excerpt.
+
+#: Elements of one chunk of what is looked for in excerpts: 64 MB in float32.
+CHUNK_ELEMENTS = 2**24
 
 
 class StrongestOccurrences:
@@ -42,34 +48,52 @@ class StrongestOccurrences:
 
     def __init__(self, num_concepts: int, num_kept: int) -> None:
         self.values = torch.full((num_concepts, num_kept), -torch.inf)
-        """[C, N], strongest first; -inf for missing ones."""
+        """[C, N], strongest first, which rank the occurrences; -inf for missing ones."""
         self.windows = torch.full((num_concepts, num_kept), -1)
         self.positions = torch.full((num_concepts, num_kept), -1)
         self.counts = torch.zeros(num_concepts, dtype=torch.long)
         """All occurrences of each concept, also those not kept."""
+        self.around = torch.zeros(num_concepts, num_kept, TOKENS_BEFORE + 1 + TOKENS_AFTER)
+        """[C, N, E]: activations from `TOKENS_BEFORE` before to `TOKENS_AFTER` after; 0 where it does not occur."""
 
-    def add(self, window_ids: Int64[Tensor, " B"], concepts: Tensor, values: Tensor, present: Tensor) -> None:
+    def add(
+        self,
+        window_ids: Int64[Tensor, " B"],
+        concepts: Tensor,
+        values: Tensor,
+        present: Tensor,
+        ranks: Tensor | None = None,
+    ) -> None:
         """Take a batch into account.
 
         Args:
             window_ids: of the batch; the first of equal values wins.
             concepts: [B, T, K]; those present at one token differ.
-            values: [B, T, K], which rank the occurrences.
+            values: [B, T, K], activations.
             present: [B, T, K], whether the concept occurs.
+            ranks: [B, T, K], which rank the occurrences; None: the values.
         """
-        concepts, values, present = concepts.cpu(), values.cpu(), present.cpu()
+        concepts, values, present = concepts.cpu(), values.float().cpu(), present.cpu()
         row, position, slot = present.nonzero(as_tuple=True)
-        concept, value = concepts[row, position, slot], values[row, position, slot].float()
+        concept, value = concepts[row, position, slot], (values if ranks is None else ranks)[row, position, slot]
+        active = torch.where(present, values, 0.0)
         self.counts += torch.bincount(concept, minlength=len(self.counts))
         better = value > self.values[concept, -1]
         row, position, concept, value = row[better], position[better], concept[better], value[better]
         # The strongest of each (concept, window).
         order = _ranked(concept * len(window_ids) + row, value)
         first = order[_rank_in_group((concept * len(window_ids) + row)[order]) == 0]
-        self._merge(concept[first], value[first], window_ids[row[first]], position[first])
+        row, position, concept, value = row[first], position[first], concept[first], value[first]
 
-    def _merge(self, concept: Tensor, value: Tensor, window: Tensor, position: Tensor) -> None:
-        """Merge M occurrences into the rows of their concepts."""
+        def around(kept: Tensor) -> Tensor:
+            return _around(concepts, active, row[kept], position[kept], concept[kept])
+
+        self._merge(concept, value, window_ids[row], position, around)
+
+    def _merge(
+        self, concept: Tensor, value: Tensor, window: Tensor, position: Tensor, around: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Merge M occurrences into the rows of their concepts; `around` gives the excerpts of some of them."""
         touched, row = concept.unique(return_inverse=True)
         N = self.values.shape[1]
         old_row = torch.arange(len(touched)).repeat_interleave(N)
@@ -81,7 +105,25 @@ class StrongestOccurrences:
         place = (touched[rows[order]], rank)
         for kept, new in ((self.windows, window), (self.positions, position)):
             kept[place] = torch.cat([kept[touched].flatten(), new])[order]
+        is_new, excerpts = order >= len(old_row), self.around[touched].flatten(0, 1)
+        kept_excerpts = excerpts[order.clamp(max=len(old_row) - 1)]
+        kept_excerpts[is_new] = around(order[is_new] - len(old_row))
+        self.around[place] = kept_excerpts
         self.values[place] = values[order]
+
+
+def _around(concepts: Tensor, values: Tensor, row: Tensor, position: Tensor, concept: Tensor) -> Tensor:
+    """Values of M concepts around their positions, [M, E], from the concepts of a batch and their values, [B, T, K]."""
+    T, K = concepts.shape[1:]
+    offsets = torch.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
+    found = [torch.empty(0, len(offsets))]
+    size = max(1, CHUNK_ELEMENTS // (K * len(offsets)))
+    for r, t, c in zip(row.split(size), position.split(size), concept.split(size), strict=True):
+        at = t.unsqueeze(-1) + offsets
+        is_inside, places = (at >= 0) & (at < T), (r.unsqueeze(-1), at.clamp(0, T - 1))
+        is_same = (concepts[places] == c[:, None, None]) & is_inside.unsqueeze(-1)
+        found.append(torch.where(is_same, values[places], 0.0).sum(-1))
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -92,61 +134,88 @@ class Occurrences:
     num_tokens: int
     strongest: dict[str, StrongestOccurrences]
     """By source, for the sources that were given."""
+    histograms: dict[str, Histograms]
+    """Of the activations, by source."""
+    sample: StrongestOccurrences
+    """Random occurrences of the first source; its values are random numbers."""
     token_counts: Int64[Tensor, " V"]
     """How often each token of the vocabulary was read."""
-    activations: ActivationStatistics
-    """Of the model's active concepts."""
+    activations: ActivationStatistics | None
+    """Of the model's active concepts; None without a model."""
     quality: PredictionQuality | None
     """Predictions against labels; None without labels."""
 
 
 @torch.no_grad()
 def find_occurrences(
-    model: CoCoMixForCausalLM,
+    model: CoCoMixForCausalLM | None,
     dataset: TokenDataset,
     *,
     extractor: ConceptExtractor | None,
     labels: ConceptDataset | None,
     num_kept: int,
+    num_random: int,
     max_windows: int | None,
 ) -> Occurrences:
     """Read windows once, with the model and, if given, the labels and the autoencoder.
 
     Args:
-        model: with a concept mixer.
+        model: with a concept mixer; None: the latents of `extractor` alone.
         dataset: the split to read.
         extractor: teacher and autoencoder; gives latents, and labels unless `labels` is given.
         labels: of `dataset`; if given, only windows with labels are read.
         num_kept: occurrences to keep of each concept and source.
+        num_random: random occurrences to keep of each concept, of the first source.
         max_windows: how many evenly spaced windows to read; None: all.
     """
-    C = model.config.num_concepts
-    names = [*(["sae"] if extractor else []), *(["label"] if extractor or labels else []), "prediction"]
+    if model is None:
+        assert extractor is not None
+        C, device = extractor.sae.config.num_latents, extractor.teacher.model.device
+    else:
+        C, device = model.config.num_concepts, model.device
+    names = ["sae"] if extractor else []
+    if model is not None:
+        names += [*(["label"] if extractor or labels else []), "prediction"]
     strongest = {name: StrongestOccurrences(C, num_kept) for name in names}
-    recorder = ActivationRecorder(C, model.device)
-    quality = PredictionQuality(model) if extractor or labels else None
+    histograms = {name: Histograms(C) for name in names}
+    sample, generator = StrongestOccurrences(C, num_random), torch.Generator().manual_seed(0)
+    recorder = None if model is None else ActivationRecorder(C, model.device)
+    quality = PredictionQuality(model) if model is not None and (extractor or labels) else None
     token_counts = torch.zeros(dataset.vocab_size, dtype=torch.long)
     num_windows = 0
+
+    def add(source: str, concepts: Tensor, values: Tensor, present: Tensor) -> None:
+        strongest[source].add(window_ids, concepts, values, present)
+        histograms[source].add(concepts[present].cpu(), values[present].float().cpu())
+        if source == names[0]:
+            sample.add(window_ids, concepts, values, present, torch.rand(concepts.shape, generator=generator))
+
     for ids, windows in _batches(dataset, labels, max_windows):
         num_windows += len(ids)
         token_counts += torch.bincount(windows.input_ids.flatten(), minlength=len(token_counts))
-        window_ids, windows = torch.from_numpy(ids), windows.to(model.device)
-        hidden, indices, values = _predict(model, windows, recorder)
-        present = torch.ones_like(indices, dtype=torch.bool)
+        window_ids, windows = torch.from_numpy(ids), windows.to(device)
+        kept = None
         if extractor is not None:
             h = extractor.teacher.residual(**windows.inputs())
             latents = extractor.sae.read(h, **windows.inputs())
-            strongest["sae"].add(window_ids, latents.indices, latents.values, latents.values > 0)
-            present &= extractor.sae.kept(h, **windows.inputs()).unsqueeze(-1)  # elsewhere no label was learned
-        strongest["prediction"].add(window_ids, indices, values, present)
+            add("sae", latents.indices, latents.values, latents.values > 0)
+            kept = extractor.sae.kept(h, **windows.inputs())
+        if model is None or recorder is None:
+            continue
+        hidden, indices, values = _predict(model, windows, recorder)
+        present = torch.ones_like(indices, dtype=torch.bool)
+        if kept is not None:
+            present &= kept.unsqueeze(-1)  # elsewhere no label was learned
+        add("prediction", indices, values, present)
         if quality is not None:
             scored = _labels(ids, windows, extractor, labels)
-            strongest["label"].add(window_ids, scored.labels, scored.scores, scored.labels != IGNORED_LABEL)
+            add("label", scored.labels, scored.scores, scored.labels != IGNORED_LABEL)
             quality.add(hidden, indices, values, scored.labels.to(model.device))
     if quality is not None:
         quality.to_cpu()
+    activations = None if recorder is None else recorder.statistics()
     num_tokens = int(token_counts.sum())
-    return Occurrences(num_windows, num_tokens, strongest, token_counts, recorder.statistics(), quality)
+    return Occurrences(num_windows, num_tokens, strongest, histograms, sample, token_counts, activations, quality)
 
 
 def _predict(

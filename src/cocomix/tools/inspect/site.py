@@ -25,7 +25,7 @@ from cocomix.base.artifacts import atomic
 from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
-from cocomix.tools.inspect.cards import iter_rows, read_summary
+from cocomix.tools.inspect.cards import SOURCES, ConceptCard, card_of, iter_rows, read_summary
 from cocomix.tools.inspect.summary import BINS_PER_DECADE, SMALL_NORM
 
 PAGE_NAME = "index.html"
@@ -78,7 +78,7 @@ def write_site(folder: Path, model_name: str) -> None:
             index["tokens"].append([effect["token"] for effect in row["promoted"][:NUM_LISTED_TOKENS]])
             for name in NUMBERS:
                 index[name].append(_short(row[name]))
-            cards.append(_compact(row))
+            cards.append(_compact(card_of(row)))
             if len(cards) == CARDS_PER_FILE or row["concept"] == summary["num_concepts"] - 1:
                 _write_script(data / f"{num_files:05d}.js", "cocomixCards", num_files, cards)
                 num_files, cards = num_files + 1, []
@@ -91,7 +91,8 @@ def write_site(folder: Path, model_name: str) -> None:
 def page(summary: Mapping[str, Any], model_name: str) -> str:
     """`index.html`."""
     template = page_environment("cocomix.tools.inspect").get_template("inspection.html")
-    figure = Markup(norm_figure(summary["compress_norm"]).svg)
+    norms = summary["compress_norm"]
+    figure = None if norms is None else Markup(norm_figure(norms).svg)
     return template.render(
         s=summary, model=model_name, norms=figure, probes=PROBES, small_norm=SMALL_NORM, percent=percent
     )
@@ -131,19 +132,32 @@ def _write_script(path: Path, function: str, *arguments: Any) -> None:
     write_file(path, f"{function}({','.join(map(script_json, arguments))});\n".encode())
 
 
-def _compact(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A card without the names of nested fields, which would be most of its size."""
+def _compact(card: ConceptCard) -> dict[str, Any]:
+    """A card without the names of nested fields, which would be most of its size; activations at tokens are a digit each."""
     effects = {
-        name: None if row[name] is None else [[effect["token"], _short(effect["change"])] for effect in row[name]]
+        name: None if found is None else [[effect.token, _short(effect.change)] for effect in found]
         for name in ("promoted", "suppressed", "measured_promoted", "measured_suppressed")
+        for found in [getattr(card, name)]
     }
     nearest = {
-        name: [[neighbour["concept"], _short(neighbour["similarity"])] for neighbour in row[name]]
+        name: [[neighbour.concept, _short(neighbour.similarity)] for neighbour in getattr(card, name)]
         for name in ("nearest", "nearest_predicted")
     }
-    contexts = [list(context.values()) for context in row["contexts"]]
-    counts = {name: row[name] for name in ("num_labels", "num_predicted")}
-    return {"contexts": contexts, **counts, **effects, **nearest}
+    largest = {source: card.largest(source) for source in SOURCES}
+    contexts = [
+        [
+            context.source,
+            context.quarter or 0,
+            context.activation,
+            context.marked,
+            "".join(map(str, context.shades(largest[context.source]))),
+            context.parts,
+        ]
+        for context in (*card.contexts, *card.random_contexts)
+    ]
+    histograms = [[found.of, _short(found.start), _short(found.width), found.counts] for found in card.histograms]
+    counts = {name: getattr(card, name) for name in ("num_labels", "num_predicted")}
+    return {"contexts": contexts, "histograms": histograms, **counts, **effects, **nearest}
 
 
 def _short(value: float | None) -> float | None:

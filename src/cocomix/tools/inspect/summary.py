@@ -26,14 +26,14 @@ def summarize(results: InspectionResults) -> dict[str, Any]:
         counts["label"] = results.num_labels
     quality = occurrences.quality
     return {
-        "num_concepts": len(counts["prediction"]),
+        "num_concepts": len(next(iter(counts.values()))),
         "num_windows": occurrences.num_windows,
         "num_tokens": occurrences.num_tokens,
         "num_labelled_tokens": results.num_labelled_tokens or None,
         "sources": list(occurrences.strongest),
         "usage": {name: usage(count) for name, count in counts.items()},
         "prediction": None if quality is None else quality.summary(),
-        "compress_norm": norm_histogram(results.compress_norms),
+        "compress_norm": None if results.compress_norms is None else norm_histogram(results.compress_norms),
         "num_measured": 0 if results.measured is None else len(results.measured.concepts),
     }
 

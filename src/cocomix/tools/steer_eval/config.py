@@ -11,7 +11,7 @@ from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
 from cocomix.steering.concept_names import require_concepts
-from cocomix.steering.modes import SteerMode
+from cocomix.steering.modes import DEFAULT_MODE, SteerMode
 
 #: Strengths tried by default: multiples of the usual activation for `set` and `add`, factors for the other modes.
 STRENGTHS = {
@@ -42,7 +42,7 @@ class SteerEvalConfig(CommandConfig):
     """Folder for the score."""
     layer: int | None = None
     """0-based block of the teacher after which the autoencoder reads; by default the one that its files name."""
-    mode: SteerMode = "toward"
+    mode: SteerMode = DEFAULT_MODE
     """How to steer; see `cocomix generate`."""
     strengths: tuple[float, ...] = ()
     """Strengths to try, for set and add in units of the usual activation; by default four per mode."""

@@ -30,6 +30,15 @@ const SOURCES = {
   prediction: "Where the model predicts it most strongly",
 };
 
+const WHERE = { sae: "where its latent is active", label: "where it is a label", prediction: "where the model predicts it" };
+const QUARTERS = [[4, "The strongest quarter of these"], [3, "The second"], [2, "The third"], [1, "The weakest"]];
+const HISTOGRAMS = {
+  sae: "Activations of its latent",
+  label: "Scores of its labels",
+  prediction: "Raw logits where it is predicted",
+  logits: "Direct effects on logits",
+};
+
 let index = null; // columns by name
 let numConcepts = 0;
 let order = []; // concepts as listed
@@ -52,13 +61,15 @@ function link(hash, className, ...children) {
   return made;
 }
 
-// Corpus text with a sign for every newline and other control character.
-function visible(text) {
+// Corpus text with a sign for every newline and other control character; in a single token also for spaces and tabs.
+const SIGNS = { "\n": "⏎", " ": "␣", "\t": "⇥" };
+
+function visible(text, isToken = false) {
   const shown = document.createDocumentFragment();
-  for (const part of text.split(/([\u0000-\u0008\u000a-\u001f])/)) {
+  for (const part of text.split(isToken ? /([\u0000-\u0020])/ : /([\u0000-\u0008\u000a-\u001f])/)) {
     const code = part.charCodeAt(0);
-    if (part.length === 1 && code < 32 && code !== 9) {
-      shown.append(element("span", "sign", code === 10 ? "⏎" : `^${String.fromCharCode(64 + code)}`));
+    if (part.length === 1 && code <= 32 && (isToken || code !== 32 && code !== 9)) {
+      shown.append(element("span", "sign", SIGNS[part] ?? `^${String.fromCharCode(64 + code)}`));
     } else {
       shown.append(part);
     }
@@ -137,7 +148,8 @@ function drawRows() {
 function listedNumbers() {
   const sorted = byId("sort").value;
   const keys = LISTED.filter((key) => !isAbsent(key));
-  const extra = NUMBERS.some(([key]) => key === sorted) && !keys.includes(sorted) ? sorted : "usual";
+  const further = isAbsent("usual") ? "sae_rate" : "usual";
+  const extra = NUMBERS.some(([key]) => key === sorted) && !keys.includes(sorted) ? sorted : further;
   return [...new Set([...keys, extra])].map((key) => NUMBERS.find(([other]) => other === key));
 }
 
@@ -147,7 +159,7 @@ function isAbsent(key) {
 
 function row(concept, place) {
   const made = link(`#/concept/${concept}`, "row", element("span", "id", String(concept)), element("span", "name", index.name[concept]),
-    element("span", "tokens", ...index.tokens[concept].flatMap((token) => [visible(token), " "])));
+    element("span", "tokens", ...index.tokens[concept].flatMap((token) => [visible(token, true), " "])));
   for (const [key, , , format] of listedNumbers()) made.append(element("span", valueClass(key), format(index[key][concept])));
   made.id = `row-${concept}`;
   made.tabIndex = -1;
@@ -166,7 +178,7 @@ function phoneNumber() {
 }
 
 // What the list is sorted by at first.
-const firstNumber = () => (isAbsent("label_rate") ? "prediction_rate" : "label_rate");
+const firstNumber = () => ["label_rate", "prediction_rate", "sae_rate"].find((key) => !isAbsent(key));
 
 function drawHead() {
   const old = document.querySelector(".row.head");
@@ -231,7 +243,7 @@ async function find() {
     const before = found.size;
     parts.forEach((cards, i) => cards.forEach((card, j) => {
       const concept = numbers[i] * index.cards_per_file + j;
-      if (!found.has(concept) && card.contexts.some((context) => has(context[1] + context[2] + context[3]))) {
+      if (!found.has(concept) && card.contexts.some((context) => has(context[5].join("")))) {
         found.set(concept, RANKS.context);
       }
     }));
@@ -261,7 +273,7 @@ async function showConcept(concept) {
   if (place >= 0) chosen = place;
   document.title = `${index.name[concept]} · concept ${concept}`;
   view.replaceChildren(pager(place), element("p", "kicker", `Concept ${concept}`), element("h2", "title", index.name[concept]),
-    facts(concept, card), ...contexts(card), ...effects(card), ...neighbours(card));
+    facts(concept, card), ...histograms(card), ...contexts(card), ...effects(card), ...neighbours(card));
   view.querySelector("h2").style.cssText = "border: 0; padding: 0; margin-top: 0";
   window.scrollTo(0, 0);
 }
@@ -285,14 +297,52 @@ function facts(concept, card) {
   return made;
 }
 
+// The token is underlined; every token is shaded by its activation.
+function excerpts(found) {
+  return element("ol", "", ...found.map(([, , activation, marked, shades, parts]) => {
+    const text = element("div", "text", ...parts.map((part, i) => {
+      const piece = i === marked ? element("mark", "", visible(part || "…", true)) : element("span", "", visible(part));
+      piece.style.setProperty("--shade", shades[i]);
+      return piece;
+    }));
+    return element("li", "", text, element("span", "", activation.toFixed(2)));
+  }));
+}
+
+function histograms(card) {
+  return card.histograms.length ? [element("div", "histograms", ...card.histograms.map(histogram))] : [];
+}
+
+function histogram([of, start, width, counts]) {
+  const NAMESPACE = "http://www.w3.org/2000/svg";
+  const [end, largest, total] = [start + width * counts.length, Math.max(...counts), counts.reduce((a, b) => a + b)];
+  const drawn = document.createElementNS(NAMESPACE, "svg");
+  drawn.setAttribute("viewBox", `0 0 ${counts.length} 20`);
+  drawn.setAttribute("preserveAspectRatio", "none");
+  drawn.setAttribute("role", "img");
+  drawn.setAttribute("aria-label", `${HISTOGRAMS[of]}, from ${plain(start)} to ${plain(end)}`);
+  counts.forEach((count, i) => {
+    if (!count) return;
+    const [bar, height] = [document.createElementNS(NAMESPACE, "rect"), Math.max((20 * count) / largest, 0.4)];
+    for (const [name, value] of Object.entries({ x: i, y: 20 - height, width: 1, height })) bar.setAttribute(name, value);
+    if (start + width * (i + 0.5) < 0) bar.setAttribute("class", "below");
+    drawn.append(bar);
+  });
+  return element("figure", "card", element("h3", "", HISTOGRAMS[of]), drawn,
+    element("figcaption", "", element("span", "", plain(start)), element("span", "", `${total.toLocaleString("en")} ${of === "logits" ? "tokens of the vocabulary" : "occurrences"}`), element("span", "", plain(end))));
+}
+
 function contexts(card) {
   const made = [];
   for (const [source, title] of Object.entries(SOURCES)) {
-    const own = card.contexts.filter((context) => context[0] === source);
-    if (!own.length) continue;
-    const items = own.map(([, before, token, after, activation]) => element("li", "",
-      element("div", "text", visible(before), element("mark", "", visible(token)), visible(after)), element("span", "", activation.toFixed(2))));
-    made.push(element("h3", "", title), element("div", "card", element("ol", "", ...items)));
+    const own = card.contexts.filter((context) => context[0] === source && !context[1]);
+    if (own.length) made.push(element("h3", "", title), element("div", "card", excerpts(own)));
+  }
+  const random = card.contexts.filter((context) => context[1]);
+  if (random.length) {
+    const quarters = QUARTERS.map(([quarter, title]) => [title, random.filter((context) => context[1] === quarter)]);
+    made.push(element("h3", "", `At random: ${WHERE[random[0][0]]}`), element("div", "card", ...quarters.flatMap(([title, own]) =>
+      own.length ? [element("p", "note", title), excerpts(own)] : [])));
   }
   return made.length ? [element("h2", "", "Contexts"), ...made] : [element("p", "note", "It occurs nowhere in the text that was read.")];
 }
@@ -305,7 +355,7 @@ function effects(card) {
     made.push(element("div", "card", element("h3", "", title), element("ol", "", ...items.map(([token, change]) => {
       const bar = element("i");
       bar.style.width = `${(100 * Math.abs(change)) / largest}%`;
-      return element("li", "", bar, element("div", "text", visible(token)), element("span", "", format(change)));
+      return element("li", "", bar, element("div", "text", visible(token, true)), element("span", "", format(change)));
     }))));
   };
   const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toPrecision(3)}`;
@@ -316,14 +366,14 @@ function effects(card) {
   add("Suppresses, measured", card.measured_suppressed, points);
   if (!made.length) return [];
   return [element("h2", "", "What it does to the next token"), element("p", "note",
-    "By its weights: logits through compression and output head. Measured: percentage points of the next token’s probability, when it "
+    "By its weights: logits through what it writes and the output head. Measured: percentage points of the next token’s probability, when it "
     + `is set to its usual activation${card.measured_change === null || card.measured_promoted === null ? " (not measured for this concept)" : ""}.`),
   element("div", "effects", ...made)];
 }
 
 function neighbours(card) {
   const made = [element("h2", "", "Nearest concepts")];
-  for (const [title, items] of [["By what they write", card.nearest], ["By when they are predicted", card.nearest_predicted]]) {
+  for (const [title, items] of [["By what they write", card.nearest], ["By when they are active", card.nearest_predicted]]) {
     made.push(element("h3", "", title), element("ul", "near", ...items.map(([concept, similarity]) => element("li", "",
       link(`#/concept/${concept}`, "", index.name[concept], element("span", "", similarity.toFixed(2)))))));
   }
