@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.common import DOCS, fill
 from cocomix.tools.inspect.cards import CardReader, ConceptCard, Context, TokenEffect
 
-NUM_CONTEXTS = 5
+NUM_CONTEXTS = 3
 NUM_TOKENS = 6
 
 
