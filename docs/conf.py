@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
+import re
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -28,12 +30,9 @@ html_copy_source = False
 html_show_sourcelink = False
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-# Docstrings put names in single backticks.
-default_role = "code"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
-suppress_warnings = ["toc.empty_glob"]
 
 
 class Commands(Directive):
@@ -52,9 +51,18 @@ class Commands(Directive):
 def _help(name: str) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        cli.main([name, "--help"])
+        cli.main([name, "--help", "--help-all"])
     return printed.getvalue().strip()
+
+
+def plain_docstring(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """Docstrings are plain text with names in single backticks: what else reStructuredText would read as markup is text."""
+    parts = re.split(r"(`+[^`]+`+)", "\n".join(lines))
+    code = ["``" + part.strip("`") + "``" for part in parts[1::2]]
+    text = [re.sub(r"([|*]|_(?=\W))", r"\\\1", part) for part in parts[::2]]
+    lines[:] = "".join(piece for pair in itertools.zip_longest(text, code, fillvalue="") for piece in pair).split("\n")
 
 
 def setup(app: Sphinx) -> None:
     app.add_directive("commands", Commands)
+    app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon reads the sections

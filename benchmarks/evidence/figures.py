@@ -80,7 +80,9 @@ def stability(size: str, corpus: str) -> Drawing | None:
         tops.append(losses[0])
         axes.plot(tokens, losses, color=SERIES[0] if cell.seed else MUTED, linewidth=0.8, alpha=0.7)
     axes.set_ylim(top=statistics.median(tops))
-    label_axes(axes, f"every run: seed 0, with all rates and weights (grey), and the other seeds (blue); {len(found)} runs")
+    label_axes(
+        axes, f"every run: seed 0, with all rates and weights (grey), and the other seeds (blue); {len(found)} runs"
+    )
     return save(
         figure, f"evidence-{size}-{corpus.replace('_', '-')}-stability", f"Curves of all runs, {CORPORA[corpus]}"
     )
