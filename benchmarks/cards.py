@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.common import DOCS, fill
+from benchmarks.common import DOCS, code, fill, visible
 from cocomix.tools.inspect.cards import CardReader, ConceptCard, Context, TokenEffect
 
 NUM_CONTEXTS = 3
@@ -36,7 +36,7 @@ def card(shown: ConceptCard) -> str:
     ]
     return "\n".join(
         [
-            f"## {_code(shown.name)}",
+            f"## {code(shown.name)}",
             "",
             f"Concept {shown.concept}: {', '.join(facts)}.",
             "",
@@ -54,28 +54,14 @@ def card(shown: ConceptCard) -> str:
 
 def _contexts(contexts: tuple[Context, ...]) -> list[str]:
     lines = [
-        f"{context.activation:5.2f}  {_line(context.before)}⟦{_line(context.token)}⟧{_line(context.after)}"
+        f"{context.activation:5.2f}  {visible(context.before)}⟦{visible(context.token)}⟧{visible(context.after)}"
         for context in contexts[:NUM_CONTEXTS]
     ]
     return ["```text", *lines, "```", ""]
 
 
 def _tokens(effects: tuple[TokenEffect, ...]) -> str:
-    return ", ".join(_code(effect.token) for effect in effects[:NUM_TOKENS])
-
-
-def _line(text: str) -> str:
-    """Text on one line."""
-    shown = text.replace("\n", "⏎")
-    return "".join(letter if letter.isprintable() else "·" for letter in shown)
-
-
-def _code(text: str) -> str:
-    """Text as inline code; it may contain backticks."""
-    shown = _line(text)
-    fence = "``" if "`" in shown else "`"
-    space = " " if "`" in shown or shown != shown.strip() else ""
-    return f"{fence}{space}{shown}{space}{fence}"
+    return ", ".join(code(effect.token) for effect in effects[:NUM_TOKENS])
 
 
 def _percent(share: float | None) -> str:

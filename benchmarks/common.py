@@ -101,3 +101,17 @@ def filled(text: str, blocks: Mapping[str, str]) -> str:
 
 def fill(page: Path, blocks: Mapping[str, str]) -> None:
     page.write_text(filled(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
+
+
+def visible(text: str) -> str:
+    """Text on one line."""
+    shown = text.replace("\n", "⏎")
+    return "".join(letter if letter.isprintable() else "·" for letter in shown)
+
+
+def code(text: str) -> str:
+    """Text as inline code; it may contain backticks."""
+    shown = visible(text)
+    fence = "``" if "`" in shown else "`"
+    space = " " if "`" in shown or shown != shown.strip() else ""
+    return f"{fence}{space}{shown}{space}{fence}"

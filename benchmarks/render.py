@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from benchmarks import smollm2
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_bytes, format_flops, format_hours, format_signed
 from cocomix.modeling.backbones import supported_families
@@ -23,7 +24,8 @@ from cocomix.sae.formats.readers import DICTIONARY_LEARNING
 from cocomix.tools.bench.command import heading, sections
 
 PAGES = tuple(
-    DOCS / f"{name}.md" for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks", "scale")
+    DOCS / f"{name}.md"
+    for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks", "scale", "smollm2")
 )
 VARIANTS = {
     "ntp": "next-token prediction alone",
@@ -61,6 +63,7 @@ def blocks() -> dict[str, str]:
         "scale run": scale_run(),
         "scale memory": scale_memory(),
         "scale messages": scale_messages(),
+        **smollm2.blocks(stored("smollm2")),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
         **{name: bench(stored(name)) for name in ("bench", "bench_two_threads")},
     }

