@@ -7,6 +7,7 @@ Nothing is fetched, neither when the pages are built nor when they are read.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import os
@@ -28,10 +29,14 @@ html_theme = "furo"
 html_title = "cocomix"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
+highlight_language = "text"
+toc_object_entries_show_parents = "hide"
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "settings, check_files"}
 napoleon_google_docstring = True
 
 
@@ -63,6 +68,12 @@ def plain_docstring(_app: Sphinx, _what: str, _name: str, _object: object, _opti
     lines[:] = "".join(piece for pair in itertools.zip_longest(text, code, fillvalue="") for piece in pair).split("\n")
 
 
+def no_signature(_app: Sphinx, what: str, _name: str, value: object, *_: object) -> tuple[str, str] | None:
+    """Settings stand below their class, each with its default: not a second time beside its name."""
+    return ("", "") if what == "class" and dataclasses.is_dataclass(value) else None
+
+
 def setup(app: Sphinx) -> None:
     app.add_directive("commands", Commands)
+    app.connect("autodoc-process-signature", no_signature)
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon reads the sections
