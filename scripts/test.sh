@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, import contracts and tests. What is given goes to pytest: -m "" adds the tests marked slow.
+# Lint, format, types, import contracts, docs and tests. What is given goes to pytest: -m "" adds the tests marked slow.
 source "$(dirname "$0")/environment.sh"
 
 step "lint"
@@ -10,6 +10,7 @@ step "types"
 "$bin/mypy"
 step "import contracts"
 "$bin/lint-imports"
+bash scripts/docs.sh
 step "tests"
 # A process a core, each with one thread.
 OMP_NUM_THREADS=1 "$bin/pytest" --numprocesses logical --dist worksteal "$@"

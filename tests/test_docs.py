@@ -15,6 +15,7 @@ from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.recipes import VARIANTS
 
 DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [*DOCS.glob("*.md"), DOCS.parent / "README.md"]
 
 
 def snippets(page: str) -> list[str]:
@@ -70,6 +71,22 @@ def test_a_plan_is_as_shown() -> None:
     plan = run("planning.md")["plan"]  # the page asserts some of its numbers
     assert plan.num_parameters == 85_064_192
     assert plan.as_dict()["num_tokens"] == 200 * 10**9
+
+
+def test_every_page_and_every_public_name_has_its_place() -> None:
+    listed = re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in DOCS.glob("*.md") if path.stem != "index")
+    named = re.findall(r"^\.\. auto\w+:: (\w+)", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == cocomix.__all__
+
+
+def test_the_pages_stay_short() -> None:
+    """Words without those of generated tables; raising the bound is a decision."""
+    texts = (
+        re.sub(r"<!-- (.+?) -->.*?<!-- end of \1 -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for page in PAGES
+    )
+    assert sum(len(text.split()) for text in texts) <= 25_000
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

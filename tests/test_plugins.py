@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from transformers import LlamaConfig
 
 import cocomix
 from cocomix.base.kinds import read_metrics
 from cocomix.cli.main import main
 from cocomix.mixers import config as mixers
-from cocomix.mixers.concept import ConceptMixer
-from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling import backbones
+from cocomix.objectives import config as objectives
 from tests.conftest import Tiny
 
 ROOT = Path(__file__).parents[1]
@@ -94,9 +92,10 @@ def test_a_mixer_and_an_objective_of_ones_own_in_every_command(tiny: Tiny, tmp_p
 @pytest.fixture
 def _forgotten() -> Iterator[None]:
     """What a test registers here is unknown again after it."""
-    before = set(mixers.MIXERS), set(backbones._ADAPTERS)
+    registries: tuple[dict[str, Any], ...] = (mixers.MIXERS, backbones._ADAPTERS, objectives.OBJECTIVES)
+    before = [set(registry) for registry in registries]
     yield
-    for registry, names in zip((mixers.MIXERS, backbones._ADAPTERS), before, strict=True):
+    for registry, names in zip(registries, before, strict=True):
         for name in set(registry) - names:
             del registry[name]
 
@@ -120,12 +119,8 @@ def test_plugins_that_are_missing_are_named(name: str, capsys: pytest.CaptureFix
 
 @pytest.mark.usefixtures("_forgotten")
 def test_a_mixing_with_weights_is_a_concept_mixer_with_another_mix() -> None:
-    """The example of docs/design.md: its own class is built, although its settings derive from a built-in mixer's."""
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    block = next(part for part in text.split("```python\n")[1:] if "GateConfig" in part).split("```")[0]
-    names = {"dataclass": dataclass, "Any": Any, "ClassVar": ClassVar, "cocomix": cocomix, "torch": torch, "nn": nn}
-    names |= {"ConceptMixer": ConceptMixer, "ConceptConfig": ConceptConfig, "__name__": __name__}
-    exec(block, names)
+    """The tutorial's: its own class is built, although its settings derive from a built-in mixer's."""
+    names = runpy.run_path(str(ROOT / "examples" / "tutorials" / "change_the_method.py"))
     sizes = {
         "vocab_size": 9,
         "hidden_size": 8,

@@ -62,7 +62,7 @@ def curves(size: str, corpus: str, teacher: str) -> Drawing | None:
     axes.set_xlim(0.05 * whole, whole)
     axes.set_ylim(top=max(seconds))  # the first points are high, and alike
     name_ends(axes, ends)
-    _label(axes, "validation loss along each run, nats a token")
+    label_axes(axes, "validation loss along each run, nats a token")
     alt = f"Validation loss along each run, {CORPORA[corpus]}, {teacher} teacher"
     return save(figure, f"evidence-{size}-{corpus.replace('_', '-')}-{teacher}", alt)
 
@@ -80,13 +80,16 @@ def stability(size: str, corpus: str) -> Drawing | None:
         tops.append(losses[0])
         axes.plot(tokens, losses, color=SERIES[0] if cell.seed else MUTED, linewidth=0.8, alpha=0.7)
     axes.set_ylim(top=statistics.median(tops))
-    _label(axes, f"every run: seed 0, with all rates and weights (grey), and the other seeds (blue); {len(found)} runs")
+    label_axes(
+        axes, f"every run: seed 0, with all rates and weights (grey), and the other seeds (blue); {len(found)} runs"
+    )
     return save(
         figure, f"evidence-{size}-{corpus.replace('_', '-')}-stability", f"Curves of all runs, {CORPORA[corpus]}"
     )
 
 
-def _label(axes: Axes, title: str) -> None:
+def label_axes(axes: Axes, title: str) -> None:
+    """Tokens below, and what is drawn above."""
     axes.xaxis.set_major_formatter(lambda value, _: format_count(value) if value else "0")
     axes.set_xlabel("training tokens")
     axes.set_title(title, loc="left", fontsize=8.5, color=MUTED)

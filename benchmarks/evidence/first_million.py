@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from benchmarks.common import RESULTS, losses, mean, table
+from benchmarks.evidence.figures import End, label_axes, name_ends
+from benchmarks.evidence.numbers import differences, losses_of
 from cocomix.base.artifacts import read_json
+from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_flops, format_signed
 
 FOLDER = RESULTS / "first_million"
@@ -25,13 +28,13 @@ PARTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "NTP": "ntp",
             "NTP with equal active parameters": "ntp-equal-parameters-rate-0.002",
-            "NTP with the FLOPs of published CoCoMix": "ntp-equal-flops-rate-0.002",
+            "NTP with the FLOPs of CoCoMix (paper)": "ntp-equal-flops-rate-0.002",
             "pause vectors with a residual start": "pause-residual",
             "distillation": "kd-1-cosine",
-            "CoCoMix as published": "published-rate-0.002",
-            "recommended": "recommended",
-            "recommended without mixing": "recommended-loss-only",
-            "recommended with distillation": "recommended-kd",
+            "CoCoMix (paper)": "published-rate-0.002",
+            "CoCoMix (ours)": "recommended",
+            "CoCoMix (ours) without mixing": "recommended-loss-only",
+            "CoCoMix (ours) with distillation": "recommended-kd",
         },
     ),
     "strong": (
@@ -39,13 +42,18 @@ PARTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "NTP": "ntp-rate-0.002",
             "distillation": "kd-10",
-            "CoCoMix as published": "published-rate-0.002",
-            "recommended": "recommended",
-            "recommended without mixing": "recommended-loss-only",
-            "recommended with distillation": "recommended-kd-10",
+            "CoCoMix (paper)": "published-rate-0.002",
+            "CoCoMix (ours)": "recommended",
+            "CoCoMix (ours) without mixing": "recommended-loss-only",
+            "CoCoMix (ours) with distillation": "recommended-kd-10",
         },
     ),
 }
+
+
+#: What the README shows, and what the figure does.
+SUMMARY = ("distillation", "CoCoMix (paper)", "CoCoMix (ours)", "CoCoMix (ours) with distillation")
+DRAWN = ("NTP", "CoCoMix (ours)", "distillation", "CoCoMix (paper)")
 
 
 @cache
@@ -62,22 +70,32 @@ def runs() -> dict[tuple[str, str, str, str], dict[int, dict[str, Any]]]:
 def blocks() -> dict[str, str]:
     return {
         "first million": main_table(),
+        "found": summary_table(),
         **{f"first million {corpus}": runs_table(corpus) for corpus in CORPORA},
     }
 
 
 def main_table() -> str:
     """Mean loss over seeds of every row in every comparison, and its mean difference to NTP's, paired by seed."""
+    return _table(PARTS["weak"][1], "{loss:.3f}", "{loss:.3f} ({change})")
+
+
+def summary_table() -> str:
+    """The differences alone, of the methods that matter."""
+    return _table(SUMMARY, "", "{change}")
+
+
+def _table(parts: Iterable[str], of_ntp: str, of_others: str) -> str:
+    """A row a part, a column a comparison."""
     comparisons = [(corpus, teacher) for corpus in CORPORA for teacher in PARTS]
     body = []
-    for part in PARTS["weak"][1]:
+    for part in parts:
         row = [part]
         for corpus, teacher in comparisons:
             results, ntp = _part(corpus, teacher, part), _part(corpus, teacher, "NTP")
-            found = [run["validation_loss"] for run in results.values()]
-            changes = [run["validation_loss"] - ntp[seed]["validation_loss"] for seed, run in results.items()]
-            change = "" if part == "NTP" or not found else f" ({format_signed(statistics.fmean(changes))})"
-            row.append(f"{statistics.fmean(found):.3f}{change}" if found else "")
+            shown = of_ntp if part == "NTP" else of_others
+            change = format_signed(statistics.fmean(differences(results, ntp))) if results else ""
+            row.append(shown.format(loss=statistics.fmean(losses_of(results)), change=change) if results else "")
         body.append(row)
     return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 
@@ -104,3 +122,23 @@ def runs_table(corpus: str) -> str:
             )
     head = ["teacher", "run", "tokens", "loss by seed", "mean ± sd", "FLOPs of the student"]
     return table([*head, "loss change, concepts shuffled (first seed)"], body)
+
+
+def drawing() -> Drawing:
+    """Validation loss against tokens, standard library, weak teacher: means over seeds."""
+    figure, axes = panel(6.4, 3.2, left=0.5, right=1.35, bottom=0.5, top=0.2)
+    ends: list[End] = []
+    found = {part: _part("standard_library", "weak", part) for part in DRAWN}
+    for color, (part, results) in zip(SERIES, found.items(), strict=False):
+        points = zip(*(result["curve"]["rows"] for result in results.values()), strict=True)
+        means = [(some[0][0], statistics.fmean(row[-1] for row in some)) for some in points]
+        axes.plot(*zip(*means, strict=True), color=color, linewidth=1.8)
+        ends.append((*means[-1], part, color))
+    teacher = next(iter(found["CoCoMix (ours)"].values()))["teacher_loss"]
+    axes.axhline(teacher, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    ends.append((ends[0][0], teacher, "the teacher's end", MUTED))
+    axes.set_xlim(right=ends[0][0])
+    name_ends(axes, ends)
+    label_axes(axes, "validation loss along each run, nats a token")
+    names = ", ".join(DRAWN)
+    return save(figure, "evidence-first-million", f"Validation loss against training tokens: {names}")

@@ -1,4 +1,4 @@
-"""The tables of `docs/evidence.md` and `docs/evidence_details.md` from the stored results; sentences are written by hand.
+"""The tables of the evidence, and those of the README, from the stored results; sentences are written by hand.
 
 python -m benchmarks.evidence --page
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.common import DOCS, fill, losses, mean, table
+from benchmarks.common import DOCS, ROOT, fill, losses, mean, table
 from benchmarks.evidence import figures, first_million
 from benchmarks.evidence.cells import stored_cells
 from benchmarks.evidence.choice import rate_cells, weight_cells
@@ -21,7 +21,7 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_signed
 from cocomix.tools.compare.intervals import bootstrap_interval
 
-PAGES = (DOCS / "evidence.md", DOCS / "evidence_details.md")
+PAGES = (DOCS / "evidence.md", DOCS / "evidence_details.md", ROOT / "README.md", first_million.FOLDER / "README.md")
 IMAGES = DOCS / "images"
 NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
@@ -30,7 +30,7 @@ SIZE, CONFIRMS = "nano", "small"
 
 def refresh() -> None:
     """Put tables and figures as they are now on the pages."""
-    for drawing in drawings():
+    for drawing in (*drawings(), first_million.drawing()):
         (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
     found = blocks()
     for page in PAGES:
@@ -72,7 +72,7 @@ def main_table(size: str) -> str:
             body.append([ROWS[row].what, *cells])
     longer = [_longer_ntp(size, corpus) if teacher == "weak" else "" for corpus, teacher in comparisons(size)]
     if any(longer):
-        body.append(["NTP with all FLOPs of the recommended run, its teacher's too (seed 0)", *longer])
+        body.append(["NTP with all FLOPs of CoCoMix (ours), its teacher's too (seed 0)", *longer])
     head = ["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons(size))]
     return table(head, body) if body else NOTHING
 

@@ -102,10 +102,10 @@ ROWS: dict[str, Row] = {
     "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "10-cosine", "1", "3", "10")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
-    "published": Row("CoCoMix as published", lambda size, _: recipes.cocomix(size)),
-    "recommended": Row("recommended", _recommended, ("1-cosine", "0.3-cosine", "3-cosine")),
-    "predicted": Row("recommended without mixing", _predicted, follows=("recommended",)),
-    "both": Row("recommended with distillation", _both, follows=("recommended", "kd")),
+    "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
+    "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine")),
+    "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
+    "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
 }
 
 
