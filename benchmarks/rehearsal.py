@@ -34,6 +34,7 @@ from benchmarks.common import options, store
 from cocomix.base.ranks import Ranks
 from cocomix.data.order import windows_of_step
 from cocomix.data.token_dataset import Windows
+from cocomix.mixers.linear_head import default_megabytes
 from cocomix.objectives.base import CONCEPT_LABELS, Batch, Surroundings
 from cocomix.tools.plan.memory import device_memory
 from cocomix.tools.plan.plan import plan
@@ -249,6 +250,9 @@ def main() -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(PER_NODE)
     torch.set_num_threads(1)
     run = find_recipe(RECIPE).config()
+    # The chunks of logits are an accelerator's, though tensors are a CPU's.
+    on_cuda = default_megabytes("cuda", torch.bfloat16)
+    run = replace(run, parallel=replace(run.parallel, logits_megabytes=on_cuda))
     settings = {name: replace(run, parallel=replace(run.parallel, **changes)) for name, changes in SETTINGS.items()}
     store(
         given.output,

@@ -9,10 +9,11 @@ buffer of a chunk ever has C columns.
 The concept head and the vocabulary loss both use this. From torch 2.13 on, `torch.nn.functional.linear_cross_entropy` does
 the same for the vocabulary; docs/design.md says why it is not used.
 
-Products below float32 run on operands that are cast here, with classes filled up to a multiple of 64, as kernels like them;
-logits, sums and gradients of weights stay in float32, and are never rounded to the products' dtype.
+Logits have a multiple of 64 columns, as kernels like them. Products below float32 run on operands that are cast here, the
+weight filled up likewise; logits, sums and gradients of weights stay in float32, and are never rounded to the products' dtype.
 
-Shapes: N rows, D width, C classes (concepts, tokens), P classes filled up, K largest, A labels per row; n rows of a chunk.
+Shapes: N rows, D width, C classes (concepts, tokens), P columns of logits, W rows of the weight that is multiplied, K largest,
+A labels per row; n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _MEGABYTE = 2**20
 #: One in this many bytes of a chunk's memory is enough for the K rows per token that are gathered.
 _SHARE_OF_ROWS = 8
 
-#: Neighbouring logits per group; the largest logits are searched for in the groups with the largest maxima. Classes are
-#: filled up to a multiple of this many too.
+#: Neighbouring logits per group; the largest logits are searched for in the groups with the largest maxima. Columns of logits
+#: are filled up to a multiple of this many too.
 _GROUP = 64
 
 
@@ -59,21 +60,25 @@ class _Head:
 
     @property
     def num_filled(self) -> int:
-        """P: C, or the next multiple of 64 if the products are below float32."""
-        C = len(self.weight)
-        return C if self.product_dtype == self.dtype else C + -C % _GROUP
+        """P: C, or the next multiple of 64."""
+        return len(self.weight) + -len(self.weight) % _GROUP
+
+    @property
+    def num_weights(self) -> int:
+        """W: P if the products are below float32, otherwise C: copying a weight to fill it up costs memory."""
+        return len(self.weight) if self.product_dtype == self.dtype else self.num_filled
 
     def operands(self) -> tuple[Tensor, Tensor]:
-        """Rows [N, D] and weight [P, D] in the products' dtype."""
+        """Rows [N, D] and weight [W, D] in the products' dtype."""
         x, weight = self.x.to(self.product_dtype), self.weight
-        if self.num_filled > len(weight):
-            weight = weight.new_zeros(self.num_filled, weight.shape[1], dtype=self.product_dtype)
+        if self.num_weights > len(weight):
+            weight = weight.new_zeros(self.num_weights, weight.shape[1], dtype=self.product_dtype)
             weight[: len(self.weight)] = self.weight
         return x, weight.to(self.product_dtype)
 
     def chunks(self, x: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows and their logits [n, P], in a buffer that the next chunk reuses; -inf where there is no class."""
-        N, C, P = len(x), len(self.weight), len(weight)
+        N, C, P = len(x), len(self.weight), self.num_filled
         max_rows = max(1, self.chunk_bytes // (P * self.dtype.itemsize))
         # As few chunks as fit, of equal size: a small last chunk would multiply slowly.
         num_chunks = max(1, -(-N // max_rows))
@@ -82,13 +87,14 @@ class _Head:
         for start in range(0, N, size):
             rows = slice(start, min(start + size, N))
             z = buffer[: rows.stop - start]
+            products = z[:, : len(weight)]
             if self.bias is not None and self.bias.dtype == x.dtype == z.dtype:
-                torch.addmm(self.bias, x[rows], weight.t(), out=z)
+                torch.addmm(self.bias, x[rows], weight.t(), out=products)
             else:
-                _multiply(x[rows], weight.t(), z)
-                z[:, C:] = -torch.inf
+                _multiply(x[rows], weight.t(), products)
                 if self.bias is not None:
                     z[:, :C] += self.bias
+            z[:, C:] = -torch.inf
             yield rows, z
 
 
@@ -106,12 +112,12 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, *, adds: bool = False) -> None:
 
 
 class _Gradients:
-    """The wanted gradients of the summed loss: the weight's [P, D] and the bias's accumulate in the logits' dtype."""
+    """The wanted gradients of the summed loss: the weight's [W, D] and the bias's accumulate in the logits' dtype."""
 
     def __init__(self, head: _Head, wanted: tuple[bool, ...]) -> None:
         x, weight = head.x, head.weight
         self.x = torch.zeros_like(x) if wanted[0] else None
-        shape = (head.num_filled, weight.shape[1])
+        shape = (head.num_weights, weight.shape[1])
         self.weight = weight.new_zeros(shape, dtype=head.dtype) if wanted[1] else None
         self.bias = x.new_zeros(len(weight), dtype=head.dtype) if wanted[2] else None
 
@@ -127,7 +133,7 @@ class _Gradients:
         """
         if self.bias is not None:
             torch.addmv(self.bias, grad_z[:, : len(self.bias)].t(), row_weights, out=self.bias)
-        grad_z, row_weights = grad_z.to(x.dtype), row_weights.unsqueeze(-1).to(x.dtype)
+        grad_z, row_weights = grad_z[:, : len(weight)].to(x.dtype), row_weights.unsqueeze(-1).to(x.dtype)
         if self.x is not None:
             _multiply(grad_z, weight, self.x[rows])
             self.x[rows].mul_(row_weights)
@@ -168,11 +174,11 @@ def _largest(z: Tensor, num_largest: int) -> tuple[Tensor, Tensor]:
 
     Only the `num_largest` groups with the largest maxima are searched: every logit of another group is below these maxima.
     """
-    n, C = z.shape
-    if C % _GROUP or 2 * num_largest * _GROUP > C:
+    n, P = z.shape
+    if 2 * num_largest * _GROUP > P:
         values, indices = z.topk(num_largest, dim=-1)
         return values, indices
-    groups = z.view(n, C // _GROUP, _GROUP)
+    groups = z.view(n, P // _GROUP, _GROUP)
     chosen = groups.amax(-1).topk(num_largest, dim=-1, sorted=False).indices  # (n, K)
     candidates = groups.gather(1, chosen.unsqueeze(-1).expand(-1, -1, _GROUP)).flatten(1)
     values, places = candidates.topk(num_largest, dim=-1)

@@ -29,20 +29,28 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def interleaved(contestants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], repetitions: int, now: Callable[[], float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of every repetition of each contestant.
 
     Contestants take turns, and each round starts with another one; a first round is not counted.
+
+    Args:
+        contestants: functions by name.
+        repetitions: rounds that count.
+        now: the clock; None: wall-clock time, once the device has done what it was given.
     """
+    now = now or _now
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions + 1):
         first = repetition % len(names)
         for name in names[first:] + names[:first]:
-            started = _now()
+            started = now()
             contestants[name]()
             if repetition:
-                seconds[name].append(_now() - started)
+                seconds[name].append(now() - started)
     return seconds
 
 

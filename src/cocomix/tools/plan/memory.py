@@ -76,14 +76,18 @@ def saved_bytes(
 
 def peak_bytes(
     model: CoCoMixForCausalLM, num_windows: int, context_length: int, precision: Precision, num_labels: int
-) -> int:
-    """Peak bytes of a forward and backward pass, without weights and their gradients; arguments as in `saved_bytes`."""
+) -> tuple[int, int]:
+    """Peak bytes of a forward and backward pass beyond the weights; arguments as in `saved_bytes`.
+
+    Returns:
+        the peak without the weights' gradients, and with them if there were none before.
+    """
     with _Ledger(model.parameters()) as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    peak: int = ledger.peak_excluding(gradients)
+    peaks = ledger.peak_excluding(gradients), ledger.peak_excluding([])
     model.zero_grad(set_to_none=True)
-    return peak
+    return peaks
 
 
 def _forward(
@@ -183,7 +187,8 @@ class Memory:
     gathered: float
     """Weights in use, in the precision of the products: FSDP's last group and two blocks, or bfloat16 copies without FSDP."""
     gradients: float
-    """Gradients in float32; with FSDP unsharded if a step has several passes."""
+    """Gradients in float32; with FSDP unsharded if a step has several passes. On one device in a single pass those that are
+    there when memory peaks: the last ones come when most activations are gone."""
     exchange: float
     """Buffers for exchanging gradients: DDP's buckets, as large as the gradients, or FSDP's gradients of one block."""
     moments: float
@@ -246,11 +251,15 @@ def device_memory(
         model.limit_logits(config.parallel.logits_megabytes or default_megabytes(device, dtype))
         # Saved bytes are linear in the windows; the constant part is copies of the weights.
         once, twice = (saved_bytes(model, count * num_windows, T, precision, num_labels) for count in (1, 2))
-        temporaries: float = peak_bytes(model, num_windows, T, precision, num_labels) - once.total
+        peak, peak_with_gradients = peak_bytes(model, num_windows, T, precision, num_labels)
+        temporaries: float = peak - once.total
         groups, learning_groups = _group_sizes(model), _group_sizes(model, only_learning=True)
     num_parameters, num_learning = sum(groups), sum(learning_groups)
     product_bytes = BFLOAT16_BYTES if precision == "bfloat16" else FLOAT32_BYTES
     accumulates = num_windows * num_devices < config.batch_size
+    gradients = FLOAT32_BYTES * (num_learning if accumulates else num_learning / num_shares)
+    if num_windows == config.batch_size and not config.parallel.activation_checkpointing:
+        gradients = peak_with_gradients - peak
     exchange = gathered = 0.0
     if num_shares > 1:
         # The mixer, a group too, is gathered when the activations above it are gone.
@@ -269,7 +278,7 @@ def device_memory(
     return Memory(
         weights=FLOAT32_BYTES * num_parameters / num_shares,
         gathered=gathered,
-        gradients=FLOAT32_BYTES * (num_learning if accumulates else num_learning / num_shares),
+        gradients=gradients,
         exchange=exchange,
         moments=2 * FLOAT32_BYTES * num_learning / num_shares,
         activations=twice.total - once.total,
