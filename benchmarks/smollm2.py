@@ -121,6 +121,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         "concepts": [
             *("train", *run, "--labels", labels, "--student.mixer", "concept", "--student.layer", size.layer),
             *("--student.mixing", "add", "--output", work / "concepts"),
+            *("--concept-loss.weight", 0.1, "--concept-loss.schedule", "constant"),
         ],
         "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
         "steering": [

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cocomix.tools.demo.sizes import demo_size
 
 from cocomix import PrepareConfig, TrainConfig, train
 from cocomix.base.errors import CocomixError
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
-from cocomix.tools.demo.sizes import demo_size
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
 from tests.conftest import STUDENT, Tiny
