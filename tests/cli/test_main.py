@@ -63,7 +63,7 @@ def test_help_of_every_command_lists_described_options(command: str, capsys: pyt
     text = capsys.readouterr().out
     writes_a_folder = command not in ("recipes", "plan", "bench", "generate", "studio")
     assert not writes_a_folder or ("--output" in text and "--overwrite" in text)
-    assert command == "recipes" or f"\n  cocomix {command} " in text  # an example
+    assert f"\n  cocomix {command}" in text  # an example
     assert not re.search(r"None|\{|\(default:|REQUIRED", text)
     short = len(re.findall(r"^  (?:--|RUN)", text, re.MULTILINE))
     assert 1 <= short <= 18

@@ -25,6 +25,7 @@ class RecipesConfig(CommandConfig):
     json: bool = False
     """Print JSON instead of a table."""
 
+    example: ClassVar[str] = "cocomix recipes"
     common: ClassVar[Sequence[str]] = ("json",)
 
 
