@@ -43,7 +43,8 @@ def test_slurm_script_trains_on_two_nodes(tiny: Tiny, tmp_path: Path) -> None:
     environment |= {"RENDEZVOUS_PORT": str(free_port()), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     words = ["--data", str(tiny.data), "--labels", str(tiny.concepts), "--output", str(tmp_path / "slurm")]
     words += ["--num-tokens", "1024", "--num-evaluations", "1", "--max-validation-windows", "8"]
-    words += ["--student.mixer", "concept", "--student.hidden-size", "16", "--student.num-layers", "2"]
+    words += ["--student.mixing", "interleave", "--concept-loss.weight", "0.1", "--concept-loss.schedule", "constant"]
+    words += ["--student.hidden-size", "16", "--student.num-layers", "2"]
     words += ["--student.num-heads", "2", "--student.num-active-concepts", "4", "--parallel.device", "cpu"]
     script = str(ROOT / "examples" / "train.slurm")
     done = subprocess.run(

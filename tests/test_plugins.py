@@ -53,7 +53,7 @@ def test_a_mixer_and_an_objective_of_ones_own_in_every_command(tiny: Tiny, tmp_p
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     stopping = ["train", "--data", tiny.data, "--output", parts, *own, "--checkpoint-every-steps", 3]
     results = outcomes(
-        [*toys, "train", "--student.mixer", "low_rank", "--help"],
+        [*toys, "train", "--student.mixer", "low_rank", "--help-all"],
         ["plan", "--data", tiny.data, *own, "--json"],
         ["plan", "--data", tiny.data, *SHAPE, "--json"],
         ["train", "--data", tiny.data, "--output", whole, *own],

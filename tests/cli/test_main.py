@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,14 +17,32 @@ from safetensors import SafetensorError
 import cocomix
 from cocomix.cli import main as cli
 from cocomix.cli.main import COMMANDS, main
+from cocomix.cli.usage import options_of
+from tests.cli.test_mistakes import config_class
 from tests.conftest import Tiny
 
+#: Every page of help, and a mistyped command.
+HELP = """
+from cocomix.cli.main import COMMANDS, main
+main(['trian'])
+for name in COMMANDS:
+    try:
+        main([name, '--help-all'])
+    except SystemExit:
+        pass
+"""
 
-@pytest.mark.parametrize("code", ["import cocomix", "from cocomix.cli.main import main; main(['--help'])"])
-def test_importing_and_help_load_no_torch(code: str) -> None:
-    check = (
-        f"{code}\nimport sys; print([m for m in ('torch', 'transformers', 'datasets', 'numpy') if m in sys.modules])"
-    )
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import cocomix", ("torch", "transformers", "datasets", "numpy")),
+        ("from cocomix.cli.main import main; main(['--help'])", ("torch", "transformers", "datasets", "numpy")),
+        (HELP, ("torch", "transformers", "datasets", "matplotlib")),
+    ],
+)
+def test_importing_and_help_load_no_torch(code: str, heavy: tuple[str, ...]) -> None:
+    check = f"{code}\nimport sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
 
@@ -43,6 +63,19 @@ def test_help_of_every_command_lists_described_options(command: str, capsys: pyt
     text = capsys.readouterr().out
     writes_a_folder = command not in ("recipes", "plan", "bench", "generate", "studio")
     assert not writes_a_folder or ("--output" in text and "--overwrite" in text)
+    assert command == "recipes" or f"\n  cocomix {command} " in text  # an example
+    assert not re.search(r"None|\{|\(default:|REQUIRED", text)
+    short = len(re.findall(r"^  (?:--|RUN)", text, re.MULTILINE))
+    assert 1 <= short <= 18
+    with pytest.raises(SystemExit):
+        main([command, "--help-all"])
+    whole = capsys.readouterr().out
+    assert not re.search(r"None\b|\{|\(default:|REQUIRED", whole)
+    config = config_class(command)
+    every = list(options_of(config() if command in ("train", "plan") else config))
+    assert all(option.names[0] in whole and option.text for option in every)
+    named = {field.name for field in dataclasses.fields(config)}
+    assert named >= {*config.common}
 
 
 def test_overview_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +86,8 @@ def test_overview_version_and_unknown_commands(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out.startswith("cocomix ")
     assert main([]) == 2
     assert main(["trian"]) == 2
-    assert "there is no command 'trian'" in capsys.readouterr().err
+    assert "there is no command 'trian'; perhaps train" in capsys.readouterr().err
+    assert sorted(itertools.chain(*cli.GROUPS.values())) == sorted(COMMANDS)
 
 
 def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,15 +103,19 @@ def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys
         "4",
     ]
     assert main(argv) == 0
+    assert re.search(r"^num tokens +60$", capsys.readouterr().out, re.MULTILINE)
+    assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_tokens"] == 60
     output = str(tmp_path / "data")
     assert main(["prepare", "--output", output, "--text", str(tiny.corpus), "--vocab-size", "300"]) == 0
-    assert capsys.readouterr().out.strip() == output
+    said = capsys.readouterr()
+    assert said.out.strip() == output
+    assert said.err.splitlines()[-1] == f"next  cocomix train --data {output} --output {tmp_path / 'teacher'}"
 
 
 def test_a_reader_that_has_read_enough_is_no_failure() -> None:
     code = (
-        "from cocomix.cli import main as cli; import sys; cli._call = lambda *_: 'word ' * 100_000; "
+        "from cocomix.cli import main as cli; import sys; cli._call = lambda *_: ('word ' * 100_000, []); "
         "sys.exit(cli.main(['recipes']))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -93,7 +131,17 @@ def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit) as stop:
         main(["train", "--data", "x", "--output", "y", "--learning-rat", "1"])
     assert stop.value.code == 2
-    assert "learning-rat" in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == "error: there is no option --learning-rat; perhaps --optimizer.learning-rate"
+
+
+def test_a_folder_of_runs_where_one_is_expected(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, folder in (("--data", tiny.data), ("--model", tiny.teacher)):
+        paths = {"--data": tiny.data, "--model": tiny.teacher, "--output": tmp_path} | {option: tiny.root}
+        assert main(["eval", *(str(word) for pair in paths.items() for word in pair)]) == 1
+        assert f"perhaps {folder}" in capsys.readouterr().err
+    assert main(["compare", str(tiny.root)]) == 1
+    assert str(tiny.teacher) in capsys.readouterr().err
 
 
 def caused(*errors: Exception) -> Exception:

@@ -229,7 +229,7 @@ class TestCommand:
     def test_tasks_and_data(self, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         files = write_all(tmp_path / "files")
         arguments = ["--model", tiny.teacher, "--data", tiny.data, "--task-data", files, "--output", tmp_path / "both"]
-        assert main(["eval", *map(str, arguments), "--tasks", "lambada", "wikitext"]) == 0
+        assert main(["eval", *map(str, arguments), "--tasks", "lambada", "wikitext", "--json"]) == 0
         result = json.loads(capsys.readouterr().out)
         assert result["validation_loss"] > 0
         assert list(result["tasks"]) == ["lambada", "wikitext"]

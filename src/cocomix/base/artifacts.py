@@ -363,7 +363,7 @@ def parse_manifest(text: str | bytes, folder: Path | str, kind: str | None) -> d
         raise _damaged(folder, f"{place} is not as it was written")
     found, version = manifest["kind"], manifest["format_version"]
     if kind not in (None, found):
-        raise CocomixError(f"{folder} holds a {found}, not a {kind}{named_inside(folder, MANIFEST_NAME, kind)}")
+        raise CocomixError(f"{folder} holds a {found}, not a {kind}{named_inside(Path(folder), MANIFEST_NAME, kind)}")
     if version not in _READ_VERSIONS:
         raise CocomixError(
             f"{folder} has format version {_shown(version)}, but this cocomix reads 1 to {FORMAT_VERSION}; make it again"

@@ -1,8 +1,8 @@
 """`cocomix COMMAND`: each command is a configuration dataclass and a function that takes it.
 
 Configurations live in modules that load no torch, and paths are checked before the command's own module is imported: a
-mistake is refused at once. `tyro` makes the options and their help from the dataclass, its defaults and the docstrings of
-its fields. `_guarded` is the one place where an exception becomes a sentence and an exit code.
+mistake is refused at once. The options are the dataclass's fields, and their help its docstrings. `_guarded` is the one
+place where an exception becomes a sentence and an exit code.
 """
 
 from __future__ import annotations
@@ -247,7 +247,6 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> tuple[str, list[s
     """Parse the options and call the function; returns its result as text or JSON, and lines about what follows."""
     tune_process()
     from cocomix.cli.options import parse
-    from cocomix.cli.paths import check_paths
 
     _silence_progress_of_libraries()
     description = command.summary[0].upper() + command.summary[1:] + "."
@@ -256,6 +255,8 @@ def _call(command: Command, name: str, argv: Sequence[str]) -> tuple[str, list[s
     except CocomixError as error:
         say(f"error: {error}")
         raise SystemExit(EXIT_USAGE) from None
+    from cocomix.cli.paths import check_paths  # which help does not need
+
     check_paths(config, command.writes)
     result = imported(command.function)(config)
     if isinstance(result, dict) and config.json:

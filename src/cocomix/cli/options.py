@@ -1,7 +1,7 @@
 """A command's configuration: options override the YAML file, which overrides the recipe.
 
-`tyro` makes the options from the dataclass and checks them. A recipe gives their defaults. A YAML file is turned into
-options placed before those of the command line.
+`usage.py` knows the options' names and writes their help, `tyro` reads their values. A recipe gives their defaults. A
+YAML file is turned into options placed before those of the command line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def parse(config_class: type[Any], prog: str, summary: str, arguments: Sequence[
     names = {field.name for field in dataclasses.fields(config_class)}
     argv, from_file, more = list(arguments), list[str](), list[str]()
     file = recipe = default = None
-    if names & {"student", "run"}:
+    if "student" in names:
         more += usage.row("--recipe NAME", _RECIPE_HELP)
     if names & {"output", "run"}:
         file, argv = pop_option(argv, "--config")

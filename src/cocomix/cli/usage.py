@@ -151,14 +151,14 @@ def _row_of(option: Option) -> list[str]:
         suffix = " (on by default)"
     elif type(default) in (int, float) or default not in (None, (), "", False, NOT_NEEDED):
         suffix = f" (default {_plain(default)})"
-    # What is on by default has only its negative to type.
-    return row(f"{option.names[default is True]} {option.metavar}".rstrip(), option.text + suffix)
+    name = ", ".join(option.names[:2]) if default is True else option.names[0]
+    return row(f"{name} {option.metavar}".rstrip(), f"{option.text}{suffix}".strip())
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(_plain, value))
-    return f"{value:_}" if type(value) is int else str(value)
+    return f"{value:_}" if type(value) is int and value >= 10_000 else str(value)
 
 
 def _width() -> int:

@@ -111,6 +111,9 @@ class PrepareConfig(CommandConfig):
         return settings
 
     def next_command(self) -> Sequence[object]:
+        if self.tokenizer is not None:  # whose model can teach
+            words = ("train-sae", "--teacher", self.tokenizer, "--data", self.output)
+            return (*words, "--output", beside(self.output, "sae"))
         return ("train", "--data", self.output, "--output", beside(self.output, "teacher"))
 
     def check_files(self) -> None:

@@ -38,7 +38,8 @@ class AttributionConfig:
     """How labels are chosen. The paper's released code: attribution, original, all_future, activation, raises_loss."""
 
     criterion: LabelCriterion = "activation_value"
-    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), for which the next four are unused."""
+    """Largest score of a = c * d(loss)/dc (the paper's), or largest c (its ablation), for which point, loss, value and sign
+    are unused."""
     point: AttributionPoint = "original"
     """Gradient at h_t (the released code), or at Dec(c_t) in place of h_t alone (the paper's text; needs loss
     `next_token`)."""

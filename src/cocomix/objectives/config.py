@@ -174,7 +174,10 @@ class ConceptLossConfig(ObjectiveConfig):
     def check(self, run: RunSettings) -> None:
         mixer, has_labels = run.student.mixer, run.labels is not None or run.sae is not None
         if has_labels and not mixer.has_concepts:
-            raise CocomixError(f"labels are given but the mixer is {mixer.mixer!r}; use mixer 'concept'")
+            raise CocomixError(
+                f"labels are given but the mixer is {mixer.mixer!r}, which learns nothing from them; leave them out, or use "
+                "mixer 'concept'"
+            )
         if mixer.has_concepts and not has_labels and self.weight:
             raise CocomixError(
                 f"mixer {mixer.mixer!r} learns from labels: give --labels, or --teacher and --sae, or set "

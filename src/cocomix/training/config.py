@@ -149,7 +149,9 @@ class OptimizerConfig:
     warmup_fraction: float = 0.04
     """Share of the steps in which the rate rises from zero."""
     beta1: float = 0.9
+    """Of the mean gradient."""
     beta2: float = 0.95
+    """Of the mean squared gradient."""
     weight_decay: float = 0.1
     """Decay of matrices; norms and biases are not decayed."""
     max_gradient_norm: float = 1.0
@@ -206,7 +208,7 @@ class ParallelConfig(ComputeConfig):
     compile: bool = False
     """`torch.compile` the decoder's blocks."""
     logits_megabytes: int | None = None
-    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. None: 512 on CUDA; 64 on a
+    """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. By default 512 on CUDA; 64 on a
     CPU, or 128 in bfloat16."""
     async_checkpoints: bool = False
     """Write checkpoints from a copy in host memory, while training goes on."""
@@ -345,7 +347,8 @@ class TrainConfig(CommandConfig):
             return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
         if self.student.mixer.inserts or self.teacher is not None:
             return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))
-        return ("train-sae", "--teacher", self.output, *data, "--output", beside(self.output, "sae"))  # it can teach
+        layer = () if self.student.num_layers is None else ("--layer", self.student.num_layers // 2)
+        return ("train-sae", "--teacher", self.output, *data, *layer, "--output", beside(self.output, "sae"))
 
     def check(self) -> None:
         """Refuse settings that contradict each other."""

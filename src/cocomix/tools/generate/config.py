@@ -49,7 +49,7 @@ class GenerateConfig(CommandConfig):
     json: bool = False
     """Print one JSON object, which includes the meaning of the edits."""
 
-    example: ClassVar[str] = 'cocomix generate --model runs/cocomix --prompt "def main():" --steer 7=8 --compare'
+    example: ClassVar[str] = 'cocomix generate --model runs/cocomix --prompt "def main():" --steer 7=0.4 --mode toward'
     common: ClassVar[Sequence[str]] = (
         *("model", "prompt", "steer", "mode", "unit", "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
         *("compute", "compare", "json"),
