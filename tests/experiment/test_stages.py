@@ -64,6 +64,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "contradiction": (changed(labels={"batch_size": -3}), "labels: batch_size is -3"),
     "name": (changed(students={"sae": {}}), "students.sae would have the folder of another stage"),
     "missing": (changed(sae="./nowhere.pt"), "sae names ./nowhere.pt, which does not exist"),
+    "benchmarks": (
+        {"data": {}, "students": {"x": {}}, "evaluation": {"tasks": ["lambada"], "task_data": "./nowhere"}},
+        "lambada",
+    ),
     "base": (changed(base="dema"), "no experiment of that name; perhaps demo"),
     "no options": (changed(report="yes"), "report holds 'yes'; it takes options"),
     "no labels": (changed(students={"cocomix": {"student": {"mixer": "none"}}}), "student"),

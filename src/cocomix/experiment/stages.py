@@ -155,6 +155,8 @@ class Experiment:
                 artifacts.check_output(self.root / stage.name, writes, self.with_windows(stage).config.settings())
             if stage.section == "data":
                 check_paths(stage.config, "")
+            if stage.section == "evaluation":  # its benchmarks; the model is not there yet
+                replace(stage.config, probes=False, teacher=None, sae=None).check_files()
             labels = getattr(stage.config, "labels", None)
             if stage.section == "students" and labels is not None and (labels / artifacts.MANIFEST_NAME).exists():
                 stored = artifacts.read(labels, CONCEPT_DATASET, files=()).settings["attribution"]
