@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "missing": (changed(sae="./nowhere.pt"), "sae names ./nowhere.pt, which does not exist"),
     "benchmarks": (
         {"data": {}, "students": {"x": {}}, "evaluation": {"tasks": ["lambada"], "task_data": "./nowhere"}},
-        "lambada",
+        "nowhere is not a folder",
     ),
     "base": (changed(base="dema"), "no experiment of that name; perhaps demo"),
     "no options": (changed(report="yes"), "report holds 'yes'; it takes options"),
