@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cocomix.tools.demo.sizes import demo_size
 
-from cocomix import PrepareConfig, TrainConfig, train
+from cocomix import PrepareConfig, RunConfig, TrainConfig, train
 from cocomix.base.errors import CocomixError
 from cocomix.cli.main import main
 from cocomix.cli.options import parse
+from cocomix.experiment.stages import read_experiment
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
 from tests.conftest import STUDENT, Tiny
@@ -156,7 +156,7 @@ def test_words_that_are_wrong_are_one_sentence(argv: list[str], said: str) -> No
 def test_labels_mean_cocomix_as_recommended() -> None:
     """Without a recipe; one mixer, loss and choice of labels for the command, the recipe and the demo."""
     recommended = find_recipe("gpt2-small-recommended").config()
-    demo = demo_size("default").students["cocomix"]
+    demo = read_experiment(RunConfig("demo")).students["cocomix"].run
     for argv in (["--labels", "l"], ["--teacher", "t", "--sae", "s"], ["--student.mixer", "concept", "--labels", "l"]):
         config = parse_train(*argv)
         mixers = (config.student.mixer, demo.student.mixer, recommended.student.mixer)

@@ -64,6 +64,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "contradiction": (changed(labels={"batch_size": -3}), "labels: batch_size is -3"),
     "name": (changed(students={"sae": {}}), "students.sae would have the folder of another stage"),
     "missing": (changed(sae="./nowhere.pt"), "sae names ./nowhere.pt, which does not exist"),
+    "benchmarks": (
+        {"data": {}, "students": {"x": {}}, "evaluation": {"tasks": ["lambada"], "task_data": "./nowhere"}},
+        "nowhere is not a folder",
+    ),
     "base": (changed(base="dema"), "no experiment of that name; perhaps demo"),
     "no options": (changed(report="yes"), "report holds 'yes'; it takes options"),
     "no labels": (changed(students={"cocomix": {"student": {"mixer": "none"}}}), "student"),
@@ -120,6 +124,16 @@ def test_a_file_is_printed_to_start_from(tmp_path: Path, capsys: pytest.CaptureF
         printed.replace("output: runs/demo", f"output: {tmp_path}/mine").replace("text: null", "text: a.txt")
     )
     assert read(mine).stages[0].config.text == (Path("a.txt"),)
+
+
+def test_the_example_of_the_page_is_whole(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (tmp_path / "example.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
+    stages = {stage.name: stage.config for stage in read(tmp_path / "example.yaml", output=tmp_path).stages}
+    assert list(stages) == ["data", "sae", "concepts", "upcycled", "evaluation/upcycled", "inspection"]
+    assert stages["upcycled"].student.pretrained == stages["sae"].teacher == stages["inspection"].teacher
+    assert stages["upcycled"].labels == stages["inspection"].labels == tmp_path / "concepts"
+    assert (stages["sae"].layer, stages["upcycled"].layer, stages["upcycled"].student.mixer.layer) == (14, None, 14)
 
 
 def test_the_command_of_version_0_1_still_runs_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,9 @@ wired: the folders of earlier stages, the seed, the layer, and for every student
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,8 @@ LIVE = "live"
 _LAUNCHED = ("teacher", "labels", "targets", "students")
 
 Options = dict[str, Any]
+#: Parts of the file by their place in it, later ones over earlier ones.
+Sources = list[tuple[str, Options]]
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Student:
-    """What a report says of a student's settings."""
+    """What is known of a student before there is anything to train it on."""
 
     title: str
     run: TrainConfig
+    sources: Sources
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class Experiment:
                 artifacts.check_output(self.root / stage.name, writes, self.with_windows(stage).config.settings())
             if stage.section == "data":
                 check_paths(stage.config, "")
+            if stage.section == "evaluation":  # its benchmarks; the model is not there yet
+                replace(stage.config, probes=False, teacher=None, sae=None).check_files()
             labels = getattr(stage.config, "labels", None)
             if stage.section == "students" and labels is not None and (labels / artifacts.MANIFEST_NAME).exists():
                 stored = artifacts.read(labels, CONCEPT_DATASET, files=()).settings["attribution"]
@@ -234,32 +238,32 @@ class _Reader:
     def experiment(self) -> Experiment:
         values, machine = self.values, None
         if values.get("plan") is not None:
-            machine = self._parsed(Machine, "plan", values["plan"], [("plan", values["plan"])])
+            machine = self._parsed(Machine, values["plan"], [("plan", values["plan"])])
         students = {name: self._student(name) for name in self._section("students")}
         labels = self._labels(students)
         if self._makes("data"):
             text = {} if values.get("text") is None else {"text": values["text"]}
             self._add("data", "data", [("data", self._section("data"))], text)
         if self._makes("teacher"):
-            options = _merged(self._section("train"), self._section("teacher"))
-            run = self._draft("teacher", options)
-            self._add_run("teacher", "teacher", SECTIONS["teacher"][1], options, run)
+            sources = self._sources("teacher", self._section("teacher"))
+            run = self._draft(sources)
+            self._add("teacher", "teacher", sources, {"data": self.data}, run.num_tokens)
         if self._makes("sae"):
             self._add("sae", "sae", [("sae", self._section("sae"))], {"teacher": self.teacher, "data": self.data})
         most = max((student.run.num_tokens for student in students.values()), default=None)
-        sources = {"teacher": self.teacher, "sae": self.sae, "data": self.data}
         for attribution, folder in labels.items():
-            wired = sources | {"attribution": dataclasses.asdict(attribution)}
-            need = [
-                s.run.num_tokens for s in students.values() if s.run.attribution == attribution and _reads_labels(s.run)
-            ]
-            self._add("labels", folder, [("labels", self._section("labels"))], wired, max(need))
+            wired: Options = {"teacher": self.teacher, "sae": self.sae, "data": self.data}
+            wired |= {"attribution": dataclasses.asdict(attribution)}
+            readers = [each.run for each in students.values() if _reads_labels(each.run)]
+            need = max(run.num_tokens for run in readers if run.attribution == attribution)
+            self._add("labels", folder, [("labels", self._section("labels"))], wired, need)
         if self._makes("targets"):
             wired = {"teacher": self.teacher, "data": self.data}
             self._add("targets", "targets", [("targets", self._section("targets"))], wired, most)
         for name, student in students.items():
-            options = _merged(self._section("train"), self._section("students")[name])
-            self._add_run("students", name, f"student: {student.title}", options, student.run, labels)
+            wired = {"data": self.data, **self._lessons(student.run, labels)}
+            title = f"student: {student.title}"
+            self._add("students", name, student.sources, wired, student.run.num_tokens, title)
         self._add_readings(students, labels)
         return Experiment(self.file, self.root, values, tuple(self.stages), students, machine)
 
@@ -307,17 +311,19 @@ class _Reader:
             raise CocomixError(
                 f"{self.file}: students.{name} would have the folder of another stage; choose another name"
             )
-        options = _merged(self._section("train"), self._section("students")[name])
+        options = dict(self._section("students")[name])
         title = str(options.pop("title", name))
-        return Student(title, self._draft(f"students.{name}", options))
+        sources = self._sources(f"students.{name}", options)
+        return Student(title, self._draft(sources), sources)
 
-    def _draft(self, place: str, options: Options) -> TrainConfig:
+    def _sources(self, place: str, options: Options) -> Sources:
+        return [("train", self._section("train")), (place, options)]
+
+    def _draft(self, sources: Sources) -> TrainConfig:
         """A training run that has neither data nor labels yet."""
-        options = {name: value for name, value in options.items() if name not in ("title", "launch")}
-        own = self.values.get(place) if place == "teacher" else (self._section("students")).get(place.partition(".")[2])
-        sources = [("train", self._section("train")), (place, own or {})]
-        wired = {"seed": self.values.get("seed", 0), "data": str(NOT_NEEDED), "output": str(NOT_NEEDED)}
-        run: TrainConfig = self._parsed(TrainConfig, place, wired | options, sources, "train")
+        options = _merged({"data": str(NOT_NEEDED), "output": str(NOT_NEEDED)}, *(part for _, part in sources))
+        options.pop("launch", None)
+        run: TrainConfig = self._parsed(TrainConfig, options, sources, "train")
         run.student.check_family()
         return run
 
@@ -335,56 +341,31 @@ class _Reader:
                 folders.setdefault(student.run.attribution, f"concepts-{name}" if folders else "concepts")
         return folders
 
-    def _add_run(
-        self,
-        section: str,
-        name: str,
-        title: str,
-        options: Options,
-        run: TrainConfig,
-        labels: Mapping[AttributionConfig, str] | None = None,
-    ) -> None:
-        """A training run, with what it learns from."""
-        wired: Options = {"data": self.data, "output": str(self.root / name), "seed": self.values.get("seed", 0)}
-        if labels is not None and _reads_labels(run) and run.labels is None and run.sae is None:
+    def _lessons(self, run: TrainConfig, labels: Mapping[AttributionConfig, str]) -> Options:
+        """What a student learns from: labels or their source, draws or the teacher."""
+        wired: Options = {}
+        if _reads_labels(run) and run.labels is None and run.sae is None:
             given = self.values.get("labels")
             if given == LIVE:
-                wired |= {"teacher": self.teacher, "sae": self.sae, "layer": self.values.get("layer")}
+                wired |= {"teacher": self.teacher, "sae": self.sae}
             elif given is not None:
-                wired["labels"] = str(given if isinstance(given, str) else self.root / labels[run.attribution])
-        if labels is not None and run.distillation.weight and self.targets:
+                wired["labels"] = given if isinstance(given, str) else str(self.root / labels[run.attribution])
+        if run.distillation.weight and self.targets:
             wired["distillation"] = {"targets": self.targets}
-        elif labels is not None and any(objective.uses_teacher(run) for objective in run.objectives):
+        elif any(objective.uses_teacher(run) for objective in run.objectives):
             wired["teacher"] = self.teacher
-        wired = {key: value for key, value in wired.items() if value is not None}
-        changes: Options = {key: Path(value) for key, value in wired.items() if key in ("labels", "teacher", "sae")}
-        if "distillation" in wired:
-            changes["distillation"] = replace(run.distillation, targets=Path(wired["distillation"]["targets"]))
-        if "layer" in wired:
-            changes["layer"] = int(wired["layer"])
-        changes |= {
-            "data": Path(wired.get("data", NOT_NEEDED)),
-            "output": self.root / name,
-            "overwrite": self.overwrite,
-        }
-        options = {key: value for key, value in options.items() if key != "title"}
-        launch = options.pop("launch", self.values.get("launch", ""))
-        with self._said_in(name if section == "teacher" else f"students.{name}"):
-            config = replace(run, **{key: value for key, value in changes.items() if key not in options})
-        need = None if config.num_windows else config.num_tokens
-        options = _merged(wired, options) | ({"overwrite": True} if self.overwrite else {})
-        self.stages.append(Stage(name, section, title, options, config, launch, need))
+        return wired
 
     def _add(
         self,
         section: str,
         name: str,
-        sources: list[tuple[str, Options]],
+        sources: Sources,
         wired: Options,
         num_tokens: int | None = None,
         title: str = "",
     ) -> None:
-        """A stage that is no training run."""
+        """A stage, with what is wired and what the file says over it."""
         command = COMMANDS[SECTIONS[section][0]]
         config_class = imported(command.config)
         names = {each.name for each in fields(config_class)}
@@ -397,7 +378,7 @@ class _Reader:
             wired["overwrite"] = True
         options = _merged(wired, *(part for _, part in sources))
         launch = options.pop("launch", self.values.get("launch", "") if section in _LAUNCHED else "")
-        config = self._parsed(config_class, section, options, sources, SECTIONS[section][0])
+        config = self._parsed(config_class, options, sources, SECTIONS[section][0])
         need = None if getattr(config, "num_windows", None) else num_tokens
         self.stages.append(Stage(name, section, title or SECTIONS[section][1], options, config, launch, need))
 
@@ -409,22 +390,9 @@ class _Reader:
     def _makes(self, name: str) -> bool:
         return name in self.values and not isinstance(self.values[name], str)
 
-    @contextlib.contextmanager
-    def _said_in(self, place: str) -> Iterator[None]:
-        try:
-            yield
-        except CocomixError as error:
-            raise CocomixError(f"{self.file}, {place}: {error}") from error
-
-    def _parsed(
-        self,
-        config_class: type[Any],
-        place: str,
-        options: Options,
-        sources: list[tuple[str, Options]],
-        command: str = "plan",
-    ) -> Any:
+    def _parsed(self, config_class: type[Any], options: Options, sources: Sources, command: str = "plan") -> Any:
         """A configuration from nested options; the message about a wrong one says where in the file it is."""
+        place = sources[-1][0]
         try:
             return parse(config_class, f"cocomix {command}", "", _arguments(options))
         except CocomixError as error:

@@ -120,6 +120,10 @@ def most_steerable(
     Returns:
         None where no candidate has a direction, or none rises clearly in readable text.
     """
+    num_prompt_tokens = min(num_prompt_tokens, dataset.context_length // 3)
+    num_new_tokens = min(
+        num_new_tokens, dataset.context_length - num_prompt_tokens
+    )  # a model may have no more positions
     directions = concept_directions(model, dataset, max_windows)
     statistics = dataclasses.replace(concept_activations(model, dataset, max_windows), directions=directions)
     candidates = [concept for concept in concepts if bool(directions[concept].any())][:NUM_CANDIDATES]
