@@ -34,8 +34,7 @@ from cocomix.tools.inspect.prediction_quality import PredictionQuality
 # Shapes: B windows, T tokens, K concepts of a token, A labels of a token, C concepts, N occurrences kept of a concept,
 # M occurrences in hand, V vocabulary, E tokens of an excerpt.
 
-#: Elements of one chunk of what is looked for in excerpts: 64 MB in float32.
-CHUNK_ELEMENTS = 2**24
+_OFFSETS = torch.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
 
 
 class StrongestOccurrences:
@@ -76,7 +75,9 @@ class StrongestOccurrences:
         concepts, values, present = concepts.cpu(), values.float().cpu(), present.cpu()
         row, position, slot = present.nonzero(as_tuple=True)
         concept, value = concepts[row, position, slot], (values if ranks is None else ranks)[row, position, slot]
-        active = torch.where(present, values, 0.0)
+        C, T = len(self.counts), concepts.shape[1]
+        keys, by_key = ((row * T + position) * C + concept).sort()
+        sorted_values = values[row, position, slot][by_key]
         self.counts += torch.bincount(concept, minlength=len(self.counts))
         better = value > self.values[concept, -1]
         row, position, concept, value = row[better], position[better], concept[better], value[better]
@@ -86,7 +87,10 @@ class StrongestOccurrences:
         row, position, concept, value = row[first], position[first], concept[first], value[first]
 
         def around(kept: Tensor) -> Tensor:
-            return _around(concepts, active, row[kept], position[kept], concept[kept])
+            at = position[kept].unsqueeze(-1) + _OFFSETS
+            wanted = (row[kept].unsqueeze(-1) * T + at.clamp(0, T - 1)) * C + concept[kept].unsqueeze(-1)
+            places = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+            return torch.where((keys[places] == wanted) & (at >= 0) & (at < T), sorted_values[places], 0.0)
 
         self._merge(concept, value, window_ids[row], position, around)
 
@@ -110,20 +114,6 @@ class StrongestOccurrences:
         kept_excerpts[is_new] = around(order[is_new] - len(old_row))
         self.around[place] = kept_excerpts
         self.values[place] = values[order]
-
-
-def _around(concepts: Tensor, values: Tensor, row: Tensor, position: Tensor, concept: Tensor) -> Tensor:
-    """Values of M concepts around their positions, [M, E], from the concepts of a batch and their values, [B, T, K]."""
-    T, K = concepts.shape[1:]
-    offsets = torch.arange(-TOKENS_BEFORE, TOKENS_AFTER + 1)
-    found = [torch.empty(0, len(offsets))]
-    size = max(1, CHUNK_ELEMENTS // (K * len(offsets)))
-    for r, t, c in zip(row.split(size), position.split(size), concept.split(size), strict=True):
-        at = t.unsqueeze(-1) + offsets
-        is_inside, places = (at >= 0) & (at < T), (r.unsqueeze(-1), at.clamp(0, T - 1))
-        is_same = (concepts[places] == c[:, None, None]) & is_inside.unsqueeze(-1)
-        found.append(torch.where(is_same, values[places], 0.0).sum(-1))
-    return torch.cat(found)
 
 
 @dataclass(frozen=True)
