@@ -80,4 +80,4 @@ class EvalConfig(CommandConfig):
             assert self.task_data is not None
             find_task_files(name, self.task_data)
         if self.tasks and find_spec("lm_eval") is None:
-            raise CocomixError("--tasks needs lm_eval; install it with `pip install lm-eval accelerate`")
+            raise CocomixError("--tasks needs lm_eval; install it with `pip install 'cocomix[eval]'`")
