@@ -282,5 +282,5 @@ class TestCommand:
             run_benchmarks(load_causal_lm(folders["plain"]), load_tokenizer(tiny.teacher), documents)
         monkeypatch.delitem(sys.modules, "cocomix.evaluation.benchmarks")
         monkeypatch.setitem(sys.modules, "lm_eval.api.task", None)
-        with pytest.raises(CocomixError, match=r"pip install 'cocomix\[eval\]'"):
+        with pytest.raises(CocomixError, match=r"pip install"):
             evaluate(config(tasks=("lambada",), task_data=files))

@@ -55,7 +55,7 @@ def test_a_port_in_use_is_named() -> None:
 
 def test_the_missing_extra_is_named(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(CocomixError, match=r"nicegui.* 'cocomix\[studio\]'"):
+    with pytest.raises(CocomixError, match=r"nicegui.* nicegui"):
         studio(StudioConfig((demo.root,)))
 
 

@@ -125,7 +125,7 @@ def test_the_real_ones_work_without_a_network(tmp_path: Path) -> None:
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else object())
-    with pytest.raises(CocomixError, match=r"wandb.*cocomix\[track\]"):
+    with pytest.raises(CocomixError, match=r"wandb.*pip install wandb"):
         Trackers(["wandb"], tmp_path)
     assert not (tmp_path / TRACKERS_FOLDER).exists()
 

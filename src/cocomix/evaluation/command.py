@@ -109,7 +109,7 @@ def _run_tasks(
         from cocomix.evaluation.benchmarks import run_benchmarks
     except ModuleNotFoundError as error:
         missing = (error.name or "lm_eval").partition(".")[0]
-        raise CocomixError(f"--tasks needs {missing}; install it with `pip install 'cocomix[eval]'`") from error
+        raise CocomixError(f"--tasks needs {missing}; install it with `pip install lm-eval accelerate`") from error
     documents = {files.name: files.documents(config.limit) for files in task_files}
     return run_benchmarks(model, tokenizer, documents, batch_size=config.batch_size)
 

@@ -58,7 +58,7 @@ def _source(path: Path | str) -> tuple[Path | str, dict[str, str]]:
     if not file.is_file():
         raise CocomixError(f"{path} is not a file")
     if importlib.util.find_spec("gguf") is None:
-        raise CocomixError(f"{path} needs the package gguf; install it with `pip install 'cocomix[gguf]'`")
+        raise CocomixError(f"{path} needs the package gguf; install it with `pip install gguf accelerate`")
     return file.parent, {"gguf_file": file.name}
 
 

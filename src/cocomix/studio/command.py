@@ -44,7 +44,7 @@ def studio(config: StudioConfig) -> str:
             port is in use.
     """
     if importlib.util.find_spec("nicegui") is None:
-        raise CocomixError("the studio needs the package nicegui; install it with `pip install 'cocomix[studio]'`")
+        raise CocomixError("the studio needs the package nicegui; install it with `pip install nicegui`")
     runs = find_runs(config.runs)
     port = free_port(config.host, config.port)
     # These take seconds to import; a mistake above should not cost that.

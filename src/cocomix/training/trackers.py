@@ -77,7 +77,7 @@ def require_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker that is not installed, before any work is done."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise CocomixError(f"the tracker {name} is not installed; install it with `pip install 'cocomix[track]'`")
+            raise CocomixError(f"the tracker {name} is not installed; install it with `pip install {name}`")
 
 
 class _TensorBoard:
