@@ -57,6 +57,7 @@ class EvalConfig(CommandConfig):
         *("model", "output", "data", "probes", "teacher", "sae", "max_windows", "tasks", "task_data", "limit"),
         *("batch_size", "compute", "json", "overwrite"),
     )
+    opens: ClassVar[str] = "evaluation.json"
 
     def __post_init__(self) -> None:
         require_at_least(1, self, "max_windows", "limit")
@@ -96,8 +97,8 @@ class EvalConfig(CommandConfig):
 
 
 def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a result, with the names of what they stand in."""
-    for name, value in result.items():
+    """All numbers of a result, with the names of what they stand in; its own come first."""
+    for name, value in sorted(result.items(), key=lambda item: isinstance(item[1], dict)):
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{name} ")
         elif isinstance(value, int | float):
