@@ -77,7 +77,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+#: The others are cases of these.
+FAST = ("section", "shared option", "value", "missing", "report")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MISTAKES]
+)
 def test_a_mistake_is_one_sentence_with_its_place(name: str, tmp_path: Path) -> None:
     values, expected = MISTAKES[name]
     with pytest.raises(CocomixError, match=expected):
@@ -85,21 +91,25 @@ def test_a_mistake_is_one_sentence_with_its_place(name: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_of_an_experiment(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "tiny.yaml", DEMO)
-    options = ["--output", str(tmp_path / "out"), "--text", str(tiny.corpus)]
-    assert main(["run", str(file), *options, "--dry-run", "--from", "ntp"]) == 0
+    run(RunConfig(str(file), output=tmp_path / "out", start="ntp", dry_run=True))
     shown = capsys.readouterr().err
     assert "student: NTP" in shown
     assert "text to tokens" not in shown
     assert not (tmp_path / "out").exists()
     with pytest.raises(CocomixError, match=r"--only ntq: .* perhaps ntp"):
         run(RunConfig(str(file), output=tmp_path / "out", only=("ntq",)))
-    assert main(["run", str(file), *options, "--only", "data"]) == 0
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["data", "experiment.yaml"]
-    assert yaml.safe_load((tmp_path / "out" / "experiment.yaml").read_text())["text"] == [str(tiny.corpus)]
-    with pytest.raises(CocomixError, match="not an experiment's"):
-        read(file, output=tiny.root).check()
+
+
+@pytest.mark.slow
+def test_a_stage_alone(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = write(tmp_path / "tiny.yaml", DEMO), tmp_path / "out"
+    assert main(["run", str(file), "--output", str(out), "--text", str(tiny.corpus), "--only", "data"]) == 0
+    assert [path.name for path in sorted(out.iterdir())] == ["data", "experiment.yaml"]
+    assert yaml.safe_load((out / "experiment.yaml").read_text())["text"] == [str(tiny.corpus)]
+    assert main(["run", str(file), "--output", str(tiny.root), "--only", "data"]) == 1
+    assert "not an experiment's" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ class InspectConfig(CommandConfig):
         return {name: getattr(self, name) for name in names}
 
     def next_command(self) -> Sequence[object]:
-        return ("studio", self.model, self.output)
+        return ("studio", self.model, self.output) if self.model is not None else ()
 
     def check_files(self) -> None:
         if self.model is not None:
