@@ -137,7 +137,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
     }
     for name, path in (("as it was", model), ("plain", work / "plain"), ("concepts", work / "concepts")):
         evaluation = ["eval", "--model", path, "--data", data, "--max-windows", size.windows // 2, *fast]
-        evaluation += ["--output", work / f"evaluation-{name}"]
+        evaluation += ["--output", evaluated(work, name)]
         if texts["task-data"]:
             evaluation += [
                 "--tasks",
@@ -151,6 +151,11 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
             ]
         lines[f"evaluation, {name}"] = evaluation
     return {name: [str(word) for word in line] for name, line in lines.items()}
+
+
+def evaluated(work: Path, name: str) -> Path:
+    """Folder of a model's evaluation."""
+    return work / f"evaluation-{name.replace(' ', '-')}"
 
 
 def run(command: Sequence[str]) -> dict[str, float]:
@@ -171,7 +176,7 @@ def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[
     return {
         "size": dataclasses.asdict(size),
         "sae": read_json(work / "sae" / "quality.json")["quality"],
-        "evaluations": {name: read_json(work / f"evaluation-{name}" / "evaluation.json") for name in STUDENTS},
+        "evaluations": {name: read_json(evaluated(work, name) / "evaluation.json") for name in STUDENTS},
         "probes": cards.summary["probes"],
         "steering": {name: score[name] for name in kept},
         "cards": [card(cards, concept) for concept in concepts],
