@@ -4,7 +4,7 @@
 
 *speed*: the same weights in both precisions take turns in this process; processor time, one thread. *generation*: CoCoMix and
 plain next-token prediction write a text each, a part of it in turn. *loss*: students of the recipe
-`gpt2-tiny-cocomix`, half of its tokens, on the source of Python's standard library; runs of a seed share initial weights
+`gpt2-tiny-cocomix`, a quarter of its tokens, on the source of Python's standard library; runs of a seed share initial weights
 and the order of data. `--only` measures a part of a result again.
 """
 
@@ -70,8 +70,8 @@ SAE = SaeShape(tokens_per_update=512)
 NUM_PROMPT, NUM_TOKENS, NUM_TOKENS_A_TURN = 128, 256, 32
 
 TINY = SIZES["tiny"]
-#: Half of the recipe's; the teacher sees four times as many, its dictionary half as many.
-STUDENT_TOKENS = TINY.num_tokens // 2
+#: A quarter of the recipe's; the teacher sees eight times as many.
+STUDENT_TOKENS = TINY.num_tokens // 4
 RECIPE = f"gpt2-{TINY.name}-cocomix"
 SEEDS = (0, 1, 2)
 #: A student's row: the precision of its labels, and its own.
@@ -165,7 +165,7 @@ def writer(machine: Machine, *, has_concepts: bool) -> Callable[[], None]:
 CASES: dict[str, Callable[[Machine], Callable[[], object]]] = {
     "training step, 69M": lambda machine: training(PAPER, machine),
     "training step, the demo's size": lambda machine: training(DEMO, machine),
-    "labels of a window by attribution": extraction,
+    "labels by attribution of a window": extraction,
     "an autoencoder's update": autoencoder,
 }
 
@@ -200,7 +200,7 @@ def loss(work: Path) -> dict[str, Any]:
     train(replace(teacher, data=data, output=work / "teacher"))
     sources = {"teacher": work / "teacher", "data": data}
     sae = {"layer": TINY.teacher_layer, "num_latents": TINY.num_concepts, "num_counted_tokens": 0}
-    train_sae(TrainSaeConfig(output=work / "sae", num_tokens=STUDENT_TOKENS // 2, **sources, **sae))
+    train_sae(TrainSaeConfig(output=work / "sae", num_tokens=STUDENT_TOKENS, **sources, **sae))
     tokens, labels, same = TokenDataset(data, "train"), {}, {}
     for criterion in (attribution.criterion, "activation_value"):
         chosen = attribution if criterion == attribution.criterion else AttributionConfig(criterion="activation_value")
