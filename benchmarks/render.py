@@ -22,10 +22,21 @@ from cocomix.sae.formats import FORMATS, saelens
 from cocomix.sae.formats.files import NEEDED
 from cocomix.sae.formats.readers import DICTIONARY_LEARNING
 from cocomix.tools.bench.command import heading, sections
+from cocomix.tools.bench.report import ratio, seconds
 
 PAGES = tuple(
     DOCS / f"{name}.md"
-    for name in ("results", "data", "steering", "families", "dictionaries", "benchmarks", "scale", "smollm2")
+    for name in (
+        "results",
+        "data",
+        "steering",
+        "families",
+        "dictionaries",
+        "benchmarks",
+        "scale",
+        "pretrained",
+        "smollm2",
+    )
 )
 VARIANTS = {
     "ntp": "next-token prediction alone",
@@ -64,6 +75,10 @@ def blocks() -> dict[str, str]:
         "scale memory": scale_memory(),
         "scale messages": scale_messages(),
         **smollm2.blocks(stored("smollm2")),
+        "learning": learning(),
+        "precision speed": precision_speed(),
+        "precision generation": precision_generation(),
+        "precision loss": precision_loss(),
         **{f"upcycling {name}": upcycling(model) for name, model in models.items()},
         **{name: bench(stored(name)) for name in ("bench", "bench_two_threads")},
     }
@@ -86,7 +101,7 @@ def scale_run() -> str:
     text = 2 * tokens
     hours = duration["hours"] + duration["labels_hours"]
     rows = [
-        ["labels, before training", format_hours(duration["labels_hours"]), "plan; the teacher in float32"],
+        ["labels, before training", format_hours(duration["labels_hours"]), f"plan, in {duration['labels_precision']}"],
         ["training", format_hours(duration["hours"]), f"plan, at {duration['utilisation']:.0%} of the peak"],
         ["device-hours", f"{duration['device_hours']:,.0f}", "plan"],
         ["a step", f"{step_seconds:.2f} s", f"of {run['num_steps']:,}"],
@@ -162,6 +177,49 @@ def scale_messages() -> str:
         rows.append([strategy, "in all", "", "", *totals])
     head = ["", "collective", "bytes", "a step", "to a device within its node", "over a device's link to others"]
     return table(head, rows)
+
+
+def learning() -> str:
+    rows = [
+        [
+            f"`{mixing}`",
+            f"`{learns}`",
+            f"{row['time_over_all']:.2f}",
+            f"{row['flops_over_all']:.2f}",
+            format_bytes(row["measured_bytes"]),
+            f"{row['measured_over_planned']:.2f}",
+        ]
+        for mixing, by_learning in stored("learning")["mixings"].items()
+        for learns, row in by_learning.items()
+    ]
+    return table(["mixing", "learns", "time of a step over `all`", "FLOPs", "memory", "over the plan's"], rows)
+
+
+def precision_speed() -> str:
+    rows = [
+        [name, seconds(row["float32"]), seconds(row["bfloat16"]), ratio(row["times_as_fast"])]
+        for name, row in stored("precision")["speed"]["rows"].items()
+    ]
+    return table(["", "float32", "bfloat16", "times as fast"], rows)
+
+
+def precision_generation() -> str:
+    run = stored("precision")["generation"]
+    taken = run["seconds"]
+    rows = [
+        [name, f"{1000 * taken[name] / run['num_tokens']:.1f} ms", f"{taken[name] / taken['NTP']:.2f}"]
+        for name in taken
+    ]
+    return table(["", "a token", "over NTP"], rows)
+
+
+def precision_loss() -> str:
+    run = stored("precision")["loss"]
+    rows = [
+        [name, losses(values), signed(run["difference"][name]), signed([run["mean_difference"][name]])]
+        for name, values in run["validation_loss"].items()
+    ]
+    return table(["student", "loss by seed", "difference to float32", "its mean"], rows)
 
 
 def demo_seeds() -> str:

@@ -20,7 +20,8 @@ import torch
 import cocomix
 from benchmarks.common import options, store
 from benchmarks.evidence.corpora import Places
-from benchmarks.evidence.inputs import Inputs, TeacherSpec, windows_of
+from benchmarks.evidence.inputs import Inputs
+from benchmarks.evidence.sizes import Regime, Teacher
 from cocomix import EvalConfig, StudentConfig, evaluate, train
 from cocomix.base.host import tune_process
 from cocomix.modeling.flops import training_flops_per_token
@@ -33,7 +34,12 @@ RECIPE = find_recipe(f"gpt2-{SIZE.name}-activation-labels")
 #: Settings of the student, by the name of a row.
 SETTINGS: dict[str, dict[str, int]] = {"exact": {}, "stride 2": {"concept_stride": 2}}
 NUM_TOKENS = 256_000
-TEACHER = TeacherSpec("the shape of its students", None, None, 2 * NUM_TOKENS, dictionary_tokens=NUM_TOKENS)
+REGIME = Regime(
+    replace(SIZE, num_tokens=NUM_TOKENS),
+    {"own": Teacher(SIZE.teacher, SIZE.teacher_layer, 2 * NUM_TOKENS)},
+    rates=(SIZE.learning_rate,),
+    dictionary_tokens=NUM_TOKENS,
+)
 SEEDS = (0, 1, 2)
 NUM_STEPS = 20
 #: Evenly spaced windows of the validation split for each loss.
@@ -44,7 +50,7 @@ def main() -> None:
     arguments = options("stride", __doc__, "work").parse_args()
     tune_process()
     torch.set_num_threads(1)
-    inputs = Inputs(Places(arguments.work), "standard_library", TEACHER, SIZE.name, arguments.work)
+    inputs = Inputs(Places(arguments.work), REGIME, "standard_library", "own")
     found = {name: {str(seed): loss_of(inputs, name, seed) for seed in SEEDS} for name in SETTINGS}
     rows: dict[str, Any] = {}
     for name, losses in found.items():
@@ -67,15 +73,14 @@ def student_of(name: str) -> StudentConfig:
 def loss_of(inputs: Inputs, name: str, seed: int) -> float:
     """Train a student and evaluate it."""
     output = inputs.folder / f"{name.replace(' ', '-')}-{seed}"
-    num_windows = windows_of(NUM_TOKENS, SIZE)
     config = cocomix.recipe(
         RECIPE.name,
         data=inputs.data,
-        labels=inputs.labels(RECIPE.config().attribution, num_windows),
+        labels=inputs.labels(RECIPE.config().attribution),
         output=output,
         student=student_of(name),
         num_tokens=NUM_TOKENS,
-        num_windows=num_windows,
+        num_windows=inputs.num_windows(NUM_TOKENS),
         seed=seed,
         num_evaluations=1,
     )

@@ -9,11 +9,11 @@ buffer of a chunk ever has C columns.
 The concept head and the vocabulary loss both use this. From torch 2.13 on, `torch.nn.functional.linear_cross_entropy` does
 the same for the vocabulary; docs/design.md says why it is not used.
 
-Logits have a multiple of 64 columns, as kernels like them. Products below float32 run on operands that are cast here, the
-weight filled up likewise; logits, sums and gradients of weights stay in float32 and are never rounded to that dtype.
+Logits have a multiple of 64 columns, as kernels like them. Products below float32 run on operands that are cast here, with
+the weight filled up likewise; logits, sums and gradients of weights stay in float32, never rounded to the products' dtype.
 
-Shapes: N rows, D width, C classes (concepts, tokens), P columns of logits, W rows of the weight that is multiplied,
-K largest, A labels per row; n rows of a chunk.
+Shapes: N rows, D width, C classes (concepts, tokens), P columns of logits, W rows of the multiplied weight, K largest, A
+labels per row; n rows of a chunk.
 """
 
 from __future__ import annotations
