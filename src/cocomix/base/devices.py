@@ -22,8 +22,8 @@ from cocomix.base.errors import CocomixError
 from cocomix.base.progress import say
 
 #: `auto` measures both precisions in turn, in rounds until this time has passed: some processors need a hundred times
-#: as long in bfloat16.
-MEASURED_SECONDS = 0.02
+#: as long in bfloat16. A few rounds there are in any case: on a busy machine a single one tells nothing.
+MEASURED_SECONDS, MIN_ROUNDS = 0.02, 5
 #: Largest product that it measures.
 MAX_ROWS, MAX_WIDTH = 128, 1024
 
@@ -108,7 +108,7 @@ def bfloat16_speed(num_rows: int, width: int) -> float:
     rounded = weight.bfloat16()
     products: tuple[Callable[[], object], ...] = (lambda: x @ weight, lambda: x.bfloat16() @ rounded)
     times: list[list[float]] = [[], []]
-    while sum(map(sum, times)) < MEASURED_SECONDS:
+    while len(times[0]) < MIN_ROUNDS or sum(map(sum, times)) < MEASURED_SECONDS:
         for product, seconds in zip(products, times, strict=True):
             started = time.perf_counter()
             product()

@@ -100,12 +100,22 @@ def load_causal_lm(
             f"no causal language model could be loaded from {folder}: {loading_reason(error, folder)}"
         ) from error
     check_loading_report(report, str(folder))
+    if options:
+        _forget_quantization(model)
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise CocomixError(
                 f"{folder} is damaged: {name} holds values that are not finite; make or get the model again"
             )
     return _placed(cast(PreTrainedModel, model.eval()), machine or Machine())
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF file's weights are float32 now. `transformers` still holds the model for a quantized one, which it refuses to save."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def _placed(model: PreTrainedModel, machine: Machine) -> PreTrainedModel:
