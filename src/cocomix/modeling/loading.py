@@ -111,7 +111,7 @@ def load_causal_lm(
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """A GGUF file's weights are float32 now. `transformers` still holds the model for a quantized one, which it refuses to save."""
+    """Weights from a GGUF file are float32 now, but `transformers` holds the model for quantized and refuses to save it."""
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
