@@ -59,7 +59,7 @@ class Size:
     prompt_tokens: int = 16
     new_tokens: int = 24
     concepts: int = 100
-    items: int = 300
+    items: int = 150
     """Of each benchmark, and of each of blimp's paradigms."""
     precision: str = "auto"
 
