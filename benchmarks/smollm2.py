@@ -40,6 +40,7 @@ TASKS = ("lambada", "blimp", "arc_easy")
 NUM_CONTEXTS, NUM_PROMOTED = 4, 6
 NUM_BEST, NUM_FAILED = 10, 3
 NUM_PROMPTS = 16
+STRENGTHS = (0.25, 0.5, 0.8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Size:
     sae_tokens: int = 2_000_000
     student_tokens: int = 500_000
     windows: int = 192
-    """Windows that the steering score and the inspection read; half of it for validation losses, a quarter for probes."""
-    prompts: int = 24
+    """Windows that the inspection reads; half of it for the score and for validation losses, a quarter for probes."""
+    prompts: int = 16
     prompt_tokens: int = 16
-    new_tokens: int = 24
+    new_tokens: int = 16
     concepts: int = 100
     items: int = 150
     """Of each benchmark, and of each of blimp's paradigms."""
@@ -125,9 +126,16 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
         "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
         "steering": [
-            *("steer-eval", "--model", work / "concepts", *teacher, "--data", data, "--num-windows", size.windows),
+            *("steer-eval", "--model", work / "concepts", *teacher, "--data", data, "--num-windows", size.windows // 2),
             *("--num-concepts", size.concepts, "--num-prompts", size.prompts, *fast, "--output", work / "steering"),
-            *("--num-prompt-tokens", size.prompt_tokens, "--num-new-tokens", size.new_tokens),
+            *(
+                "--num-prompt-tokens",
+                size.prompt_tokens,
+                "--num-new-tokens",
+                size.new_tokens,
+                "--strengths",
+                *STRENGTHS,
+            ),
         ],
         "inspection": [
             *("inspect", "--model", work / "concepts", *teacher, "--data", data, "--max-windows", size.windows),
