@@ -15,11 +15,13 @@ backward pass over some text gives s, and with it the directions toward all conc
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cocomix.base.errors import CocomixError
 from cocomix.data.token_dataset import TokenDataset
@@ -45,6 +47,19 @@ class _Leaf(ConceptEdit):
     def edit_vectors(self, vectors: Tensor) -> Tensor:
         self.vectors = vectors.detach().requires_grad_(True)
         return self.vectors
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Gradients of the mixture alone: those of weights, and what they need kept, would take most of the time and memory."""
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 @torch.enable_grad()
@@ -73,7 +88,7 @@ def concept_directions(
     leaf = _Leaf()
     for windows in dataset.batches(BATCH_SIZE, max_windows, description=description):
         inputs = {name: tensor.to(model.device) for name, tensor in windows.inputs().items()}
-        with concept_edits(model, leaf):
+        with _frozen(model), concept_edits(model, leaf):
             output = model(**inputs, labels=inputs["input_ids"], use_cache=False, return_logits=False)
         (gradients,) = torch.autograd.grad(-output.lm_loss_sum, leaf.vectors)
         scores = gradients[:, :-1].flatten(0, 1).float()  # (B * (T - 1), D)
