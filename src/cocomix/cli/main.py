@@ -173,7 +173,7 @@ def _dispatch(argv: list[str]) -> int:
     except CocomixError as error:
         say(f"error: {error}")
         return EXIT_USAGE
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
         print(_overview())
         return 0 if argv else EXIT_USAGE
     if argv[0] == "--version":

@@ -28,7 +28,9 @@ PAGES = ("report/report.html", "comparison/comparison.html", "inspection/index.h
 
 
 def run(config: RunConfig) -> Path | str:
-    """Run or continue an experiment; returns the page to open, or its folder, or with `print` the text of the file.
+    """Run or continue an experiment; returns the page to open, or its folder.
+
+    With `print` it returns the text of the file, with `dry_run` nothing.
 
     Raises:
         CocomixError: the file is wrong, a stage's folder holds something else, or a stage fails.
@@ -39,13 +41,9 @@ def run(config: RunConfig) -> Path | str:
     experiment = read_experiment(config)
     chosen = _chosen(experiment, config)
     _show_plan(experiment, chosen)
-    if config.dry_run:
-        try:
-            experiment.check()
-        except CocomixError as error:
-            say(f"it would not start: {error}")
-        return experiment.root
     experiment.check()
+    if config.dry_run:
+        return ""
     experiment.root.mkdir(parents=True, exist_ok=True)
     artifacts.write_yaml(experiment.root / COPY_NAME, experiment.values)
     for number, stage in enumerate(chosen, 1):
