@@ -41,6 +41,7 @@ NUM_CONTEXTS, NUM_PROMOTED = 4, 6
 NUM_BEST, NUM_LEAST = 10, 3
 NUM_PROMPTS = 16
 STRENGTHS = (0.25, 0.5, 0.8)
+PAIR_STRENGTH, PAIR_TEMPERATURE, NUM_PAIR_TOKENS = 0.5, 0.7, 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +189,7 @@ def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[
         "probes": cards.summary["probes"],
         "steering": {name: score[name] for name in kept},
         "cards": [card(cards, concept) for concept in concepts],
-        "pairs": pairs(size, model, work, score, cards),
+        "pairs": pairs(size, model, work, concepts, cards),
     }
 
 
@@ -205,16 +206,11 @@ def card(cards: CardReader, concept: int) -> dict[str, Any]:
     }
 
 
-def pairs(size: Size, model: str, work: Path, score: Mapping[str, Any], cards: CardReader) -> list[dict[str, Any]]:
-    """Continuations with and without steering.
+def pairs(size: Size, model: str, work: Path, concepts: Sequence[int], cards: CardReader) -> list[dict[str, Any]]:
+    """Continuations with and without steering toward each of some concepts, those that rise most first.
 
-    The concepts are the ten whose latents rise most in the steering score at the strength that it chose, and the three that
-    rise least. Prompts are others than the score's; shown is the one with the largest rise.
+    Prompts are held out and not the steering score's; shown is the one on which the concept rises most.
     """
-    rows = [row for row in score["concepts"] if row["strength"] is not None]
-    rows.sort(key=lambda row: row["unsteered_activation"] - row["steered_activation"])
-    chosen = rows[:NUM_BEST] + rows[-NUM_LEAST:]
-
     student = load_causal_lm(work / "concepts")
     assert isinstance(student, CoCoMixForCausalLM)
     extractor = load_extractor(Path(model), work / "sae", AttributionConfig())
@@ -224,36 +220,37 @@ def pairs(size: Size, model: str, work: Path, score: Mapping[str, Any], cards: C
     (windows,) = validation.batches(NUM_PROMPTS, NUM_PROMPTS)
     middle = windows.input_ids.shape[1] // 2
     prompts = windows.input_ids[:, middle : middle + size.prompt_tokens]
+    metadata = read_metadata(work / "concepts", student.config.num_concepts)
+    directions = None if metadata.statistics is None else metadata.statistics.directions
+    assert directions is not None, "the inspection writes them"
+    concepts = [concept for concept in concepts if bool(directions[concept].any())]
     settings = GenerationSettings(
-        num_new_tokens=size.new_tokens,
+        num_new_tokens=NUM_PAIR_TOKENS,
         end_token_id=validation.eos_token_id,
-        temperature=1.0,  # the score's
-        mode=score["mode"],
-        unit="usual",
-        metadata=read_metadata(work / "concepts", student.config.num_concepts),
+        temperature=PAIR_TEMPERATURE,
+        mode="toward",
+        metadata=metadata,
     )
-    edits = [{}, *({row["concept"]: row["strength"]} for row in chosen)]
+    edits = [{}, *({concept: PAIR_STRENGTH} for concept in concepts)]
     ids = torch.cat(list(continue_all(student, prompts, edits, settings)))  # (1 + N, P, T)
-    reader = TextReader(extractor.teacher, extractor.sae, [row["concept"] for row in chosen])
-    activations = reader.read(ids, size.prompt_tokens).activations  # (1 + N, P, N)
+    activations = TextReader(extractor.teacher, extractor.sae, concepts).read(ids, size.prompt_tokens).activations
     found = []
-    for n, row in enumerate(chosen):
+    for n, concept in enumerate(concepts):
         rises = activations[n + 1, :, n] - activations[0, :, n]
         best = int(rises.argmax())
-        texts = [tokenizer.decode(ids[edit, best, size.prompt_tokens :]) for edit in (0, n + 1)]
+        plain, steered = (tokenizer.decode(ids[edit, best, size.prompt_tokens :]) for edit in (0, n + 1))
         found.append(
             {
-                "concept": row["concept"],
-                "name": cards.card(row["concept"]).name,
-                "strength": row["strength"],
-                "is_best": n < NUM_BEST,
+                "concept": concept,
+                "name": cards.card(concept).name,
                 "prompt": tokenizer.decode(prompts[best]),
-                "plain": texts[0],
-                "steered": texts[1],
+                "plain": plain,
+                "steered": steered,
                 "activations": [float(activations[edit, best, n]) for edit in (0, n + 1)],
+                "mean_rise": float(rises.mean()),
             }
         )
-    return found
+    return sorted(found, key=lambda pair: -pair["mean_rise"])
 
 
 def main() -> None:
@@ -290,8 +287,8 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
         "smollm2 probes": _probes(kept["probes"]),
         "smollm2 strengths": _strengths(kept["steering"]["strengths"]),
         "smollm2 concepts": "\n".join(map(_shown_card, kept["cards"])),
-        "smollm2 pairs": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if pair["is_best"]),
-        "smollm2 least": "\n".join(_shown_pair(pair) for pair in kept["pairs"] if not pair["is_best"]),
+        "smollm2 pairs": "\n".join(map(_shown_pair, kept["pairs"][:NUM_BEST])),
+        "smollm2 least": "\n".join(map(_shown_pair, kept["pairs"][-NUM_LEAST:])),
     }
 
 
@@ -354,8 +351,7 @@ def _shown_card(shown: Mapping[str, Any]) -> str:
 
 def _shown_pair(pair: Mapping[str, Any]) -> str:
     before, after = pair["activations"]
-    name, strength = code(pair["name"]), f"{pair['strength']:g}"
-    head = f"**{pair['concept']}** ({name}), strength {strength}; its latent {before:.2f} → {after:.2f}"
+    head = f"**{pair['concept']}** ({code(pair['name'])}); its latent {before:.2f} → {after:.2f}"
     lines = [
         f"prompt   …{visible(pair['prompt'])}",
         f"plain    {visible(pair['plain'])}",

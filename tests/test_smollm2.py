@@ -39,6 +39,7 @@ def test_the_example_from_text_to_steered_pairs(tiny: Tiny, tmp_path: Path) -> N
     result = read_json(output)
     assert result["costs"].keys() == commands.keys()
     assert [card["concept"] for card in result["cards"]] == [1, 2]
+    assert {pair["concept"] for pair in result["pairs"]} <= {1, 2}
     assert all(pair["plain"] and pair["steered"] for pair in result["pairs"])
     for name in smollm2.STUDENTS:
         assert 0 < result["evaluations"][name]["validation_loss"] < 20
