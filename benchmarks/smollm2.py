@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.common import code, options, store, table, visible
 from cocomix import CoCoMixForCausalLM, TokenDataset, load_causal_lm
-from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.artifacts import MANIFEST_NAME, read_json, write_json
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_bytes, format_signed
 from cocomix.labels.config import AttributionConfig
@@ -267,9 +267,11 @@ def main() -> None:
     costs_path = arguments.work / "costs.json"
     costs = read_json(costs_path) if costs_path.exists() else {}
     for name, command in stages(size, model, arguments.work, texts).items():
+        is_done = (Path(command[command.index("--output") + 1]) / MANIFEST_NAME).exists()
         cost = run(command)
-        costs.setdefault(name, cost)  # a finished stage is recognised in seconds: the first time counts
-        write_json(costs_path, costs)
+        if not is_done:
+            costs[name] = cost
+            write_json(costs_path, costs)
     store(arguments.output, "smollm2", costs=costs, **result(size, model, arguments.work, arguments.concepts))
 
 
