@@ -93,7 +93,7 @@ class EvalConfig(CommandConfig):
             assert self.task_data is not None
             find_task_files(name, self.task_data)
         if self.tasks and find_spec("lm_eval") is None:
-            raise CocomixError("--tasks needs lm_eval; install it with `pip install 'cocomix[eval]'`")
+            raise CocomixError("--tasks needs lm_eval; install it with `pip install lm-eval accelerate`")
 
 
 def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
