@@ -204,7 +204,7 @@ def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
         artifacts.atomic(folder / CARDS_NAME) as partial,
         pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
     ):
-        for group in _groups(cards):
+        for group in in_groups(cards):
             rows = [dataclasses.asdict(card) for card in group]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
 
@@ -350,7 +350,8 @@ def _tuples(item: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
 
 
-def _groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:
+def in_groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:
+    """Lists of `ROWS_PER_GROUP` cards."""
     group: list[ConceptCard] = []
     for card in cards:
         group.append(card)

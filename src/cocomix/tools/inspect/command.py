@@ -26,12 +26,12 @@ from cocomix.base.kinds import INSPECTION
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
-from cocomix.data.token_dataset import TokenDataset
+from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
 from cocomix.labels.live import TeacherLabels
-from cocomix.modeling.loading import check_data, load_causal_lm, product_size
+from cocomix.modeling.loading import check_data, load_causal_lm, load_config, product_size
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.sae.quality import TOKENS_PER_BATCH
 from cocomix.steering.concept_metadata import read_metadata, write_statistics
@@ -41,7 +41,8 @@ from cocomix.tools.inspect.card_making import InspectionResults, make_cards
 from cocomix.tools.inspect.cards import CARDS_NAME, SUMMARY_NAME, read_columns, read_summary, rename, write_cards
 from cocomix.tools.inspect.config import InspectConfig
 from cocomix.tools.inspect.effects import direct_effects, measured_effects, nearest_concepts
-from cocomix.tools.inspect.occurrences import Occurrences, find_occurrences
+from cocomix.tools.inspect.export import write_delphi, write_neuronpedia
+from cocomix.tools.inspect.occurrences import Occurrences, find_occurrences, predict, read_batches
 from cocomix.tools.inspect.site import write_site
 from cocomix.tools.inspect.summary import summarize
 
@@ -66,6 +67,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         CocomixError: the model has no concepts, the labels or the autoencoder do not fit them, or a metadata file is damaged.
     """
+    given = config.model or config.teacher
+    assert given is not None
     teacher = None if config.teacher is None else local_model(config.teacher)
     model = None if config.model is None else local_model(config.model)
     config = dataclasses.replace(config, model=model, teacher=teacher)
@@ -75,15 +78,42 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
             with inputs.machine.products():
                 _compute(config, inputs)
         names = _current_names(config)
-        if finished is None or names != read_columns(config.output, "name")["name"]:
+        missing = [name for name in config.export if not (config.output / name).exists()]
+        if finished is None or missing or names != read_columns(config.output, "name")["name"]:
             _record(config.output)
             (config.output / artifacts.MANIFEST_NAME).unlink(missing_ok=True)  # unfinished from here on
             rename(config.output, names)
             _record(config.output)
             write_site(config.output, inputs.inspected.name)
+            for name in config.export if finished is None else missing:
+                say(f"writing {config.output / name}")
+                _export(name, config, inputs, given)
             artifacts.finish(config.output)
             shutil.rmtree(config.output / WORK_FOLDER)
         return read_summary(config.output)
+
+
+def _export(name: str, config: InspectConfig, inputs: _Inputs, given: Path) -> None:
+    """Write the folder of a format; `given` is the path or name of the model that is read."""
+    source, text = inputs.source, config.data.name
+    layer = source.layer if source and config.model is None else load_config(inputs.inspected).mixer.layer
+    if name == "neuronpedia":
+        write_neuronpedia(config.output, given.name, inputs.inspected.name, layer, text)
+        return
+    model = None if config.model is None else load_causal_lm(config.model, inputs.machine)
+    extractor = source.extractor if source and config.model is None else None
+
+    def read(windows: Windows) -> tuple[Tensor, Tensor]:
+        if isinstance(model, CoCoMixForCausalLM):
+            return predict(model, windows.to(model.device))[1:]
+        assert extractor is not None
+        windows = windows.to(extractor.teacher.model.device)
+        latents = extractor.sae.read(extractor.teacher.residual(**windows.inputs()), **windows.inputs())
+        return latents.indices, latents.values
+
+    batches = (windows for _, windows in read_batches(inputs.dataset, inputs.read_labels, config.max_windows))
+    with inputs.machine.products(), torch.no_grad():
+        write_delphi(config.output, str(given), layer, text, batches, read)
 
 
 def _is_computed(output: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
@@ -48,6 +48,9 @@ class InspectConfig(CommandConfig):
     """Number of evenly spaced windows to read."""
     num_probe_windows: int = 256
     """Number of windows for the causal probes; 0: no probes."""
+    export: tuple[Literal["neuronpedia", "delphi"], ...] = ()
+    """Formats to write as well, each into a folder of its name: the batches that Neuronpedia's converter reads, and delphi's cache
+    of latents, for which the text is read once more. They hold the concepts of --model, without it the latents."""
     compute: Compute = field(default_factory=ComputeConfig)
     json: bool = False
     """Print the numbers of the whole model as JSON."""
@@ -59,7 +62,7 @@ class InspectConfig(CommandConfig):
     )
     common: ClassVar[Sequence[str]] = (
         *("model", "data", "output", "labels", "teacher", "sae", "num_contexts", "num_measured", "max_windows"),
-        *("compute", "json", "overwrite"),
+        *("export", "compute", "json", "overwrite"),
     )
     opens: ClassVar[str] = "index.html"
 

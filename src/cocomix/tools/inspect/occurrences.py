@@ -23,6 +23,7 @@ from cocomix.data.concept_dataset import ConceptDataset
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.mixers.base import MixerInputs
+from cocomix.mixers.edits import ConceptEdit
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.sae.quality import windows_per_batch
 from cocomix.steering.activations import ActivationRecorder
@@ -180,7 +181,7 @@ def find_occurrences(
         if source == names[0]:
             sample.add(window_ids, concepts, values, present, torch.rand(concepts.shape, generator=generator))
 
-    for ids, windows in _batches(dataset, labels, max_windows):
+    for ids, windows in read_batches(dataset, labels, max_windows):
         num_windows += len(ids)
         token_counts += torch.bincount(windows.input_ids.flatten(), minlength=len(token_counts))
         window_ids, windows = torch.from_numpy(ids), windows.to(device)
@@ -192,7 +193,7 @@ def find_occurrences(
             kept = extractor.sae.kept(h, **windows.inputs())
         if model is None or recorder is None:
             continue
-        hidden, indices, values = _predict(model, windows, recorder)
+        hidden, indices, values = predict(model, windows, recorder)
         present = torch.ones_like(indices, dtype=torch.bool)
         if kept is not None:
             present &= kept.unsqueeze(-1)  # elsewhere no label was learned
@@ -208,9 +209,7 @@ def find_occurrences(
     return Occurrences(num_windows, num_tokens, strongest, histograms, sample, token_counts, activations, quality)
 
 
-def _predict(
-    model: CoCoMixForCausalLM, windows: Windows, recorder: ActivationRecorder
-) -> tuple[Tensor, Tensor, Tensor]:
+def predict(model: CoCoMixForCausalLM, windows: Windows, *edits: ConceptEdit) -> tuple[Tensor, Tensor, Tensor]:
     """The mixer's input [B, T, D] and its active concepts and values [B, T, K]; blocks above the mixer do not run."""
     adapter, T = model.adapter, windows.input_ids.shape[1]
     positions = (
@@ -220,11 +219,11 @@ def _predict(
     hidden = adapter.run_blocks(
         hidden, 0, model.config.mixer.insertion, position_ids=positions, packed_positions=windows.position_ids
     )
-    mixed = model.mixer(hidden, MixerInputs(edits=(recorder,)))
+    mixed = model.mixer(hidden, MixerInputs(edits=edits))
     return hidden, mixed.concept_indices, mixed.concept_values
 
 
-def _batches(
+def read_batches(
     dataset: TokenDataset, labels: ConceptDataset | None, max_windows: int | None
 ) -> Iterator[tuple[np.ndarray, Windows]]:
     """Evenly spaced windows and their indices in the split; with labels, only windows that have them."""
