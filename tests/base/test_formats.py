@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cocomix.base.formats import format_count, format_flops, format_seconds, format_signed
+from cocomix.base.formats import counted, format_count, format_flops, format_seconds, format_signed
 
 
 def spaced(text: str) -> str:
@@ -24,6 +24,11 @@ def test_format_count(value: float, text: str) -> None:
 )
 def test_format_count_of_a_part(value: float, whole: float, text: str) -> None:
     assert format_count(value, whole) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "model") for n in (0, 1, 2, 2000)] == ["0 models", "1 model", "2 models", "2,000 models"]
+    assert [counted(n, "process", "es") for n in (1, 2)] == ["1 process", "2 processes"]
 
 
 def test_other_formats() -> None:

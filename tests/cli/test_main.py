@@ -15,6 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 import cocomix
+from cocomix import TokenDataset
 from cocomix.cli import main as cli
 from cocomix.cli.main import COMMANDS, main
 from cocomix.cli.usage import options_of
@@ -111,6 +112,25 @@ def test_a_command_runs_and_prints_its_result(tiny: Tiny, tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.out.strip() == output
     assert said.err.splitlines()[-1] == f"next  cocomix train --data {output} --output {tmp_path / 'teacher'}"
+
+
+def test_commands_say_the_sizes_that_nobody_gave(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    assert main(["prepare", "--output", data, "--text", str(tiny.corpus), "--vocab-size", "300"]) == 0
+    assert re.search(r"data: \d+ training windows of 128 tokens \(--context-length\)", capsys.readouterr().err)
+    tiny_student = ["--student.hidden-size", "16", "--student.num-layers", "2", "--student.num-heads", "2"]
+    data, labels = str(tiny.data), str(tiny.concepts)
+    assert (
+        main(["train", "--data", data, "--labels", labels, "--output", run, "--num-tokens", "2048", *tiny_student]) == 0
+    )
+    said = capsys.readouterr().err
+    windows = TokenDataset(tiny.data).num_windows
+    assert f"2.05k tokens (--num-tokens), {2048 / windows / 16:.2g} times {windows:,} windows of 16 tokens" in said
+    # Of stored labels only a person knows the teacher and the dictionary.
+    given = ["--model", run, "--data", data, "--labels", labels, "--teacher", "TEACHER", "--sae", "SAE"]
+    assert said.splitlines()[-1] == f"next  cocomix inspect {' '.join(given)} --output {tmp_path / 'inspection'}"
 
 
 def test_a_reader_that_has_read_enough_is_no_failure() -> None:

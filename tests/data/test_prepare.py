@@ -278,7 +278,7 @@ def test_validation_text_is_the_validation_split_whole(tiny: Tiny, tmp_path: Pat
     made = prepare(config(tiny, tmp_path / "data", validation_text=(held_out,), stream=stream))
     assert [made.facts["splits"][split]["num_documents"] for split in SPLITS] == [60, 3]
     assert made.fingerprint != TokenDataset(tiny.data).fingerprint
-    with pytest.raises(CocomixError, match=r"60 documents of --validation-text"):
+    with pytest.raises(CocomixError, match=r"--validation-text shares 60 documents"):
         prepare(config(tiny, tmp_path / "shared", validation_text=(tiny.corpus,), stream=stream))
     assert not (tmp_path / "shared").exists()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +66,19 @@ def test_bad_input_is_one_sentence(tiny: Tiny, run: Path, tmp_path: Path) -> Non
         load_causal_lm(tmp_path)
     with pytest.raises(CocomixError, match=r"mixing .none.*probes"):
         run_probes(student(mixing="none"), TokenDataset(tiny.data, "validation"))
+
+
+def test_progress_says_which_probe(tiny: Tiny, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    batches = TokenDataset.batches
+
+    def noted(data: TokenDataset, *given: Any, description: str, **options: Any) -> Iterator[Any]:
+        said.append(description)
+        return batches(data, *given, **options)
+
+    monkeypatch.setattr(TokenDataset, "batches", noted)
+    found = run_probes(load_causal_lm(run), TokenDataset(tiny.data, "validation"), max_windows=4)  # type: ignore[arg-type]
+    assert said == ["loss without a probe", *(f"probe {name}" for name in found)]
 
 
 class TestProbes:

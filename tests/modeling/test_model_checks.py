@@ -169,6 +169,7 @@ def test_windows_beyond_rotary_positions_are_warned_about(
         assert main(list(map(str, argv))) == 0
         error = capsys.readouterr().err
         assert error.count("warning: the context of") == num_warnings
+        assert error.count("make shorter ones with `cocomix prepare --context-length`") == num_warnings
 
 
 @pytest.mark.parametrize("command", WITH_CONCEPTS)

@@ -71,6 +71,17 @@ def test_the_next_token_without_and_with_an_edit(model: StudioModel) -> None:
     assert model.next_tokens("", {}, "add") == []
 
 
+def test_what_is_promoted_most_is_shown_however_unlikely(model: StudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.tensor([*[0.12] * 8, 0.039, 1e-4, 0.0, 0.0])
+    after = torch.tensor([*[0.115] * 8, 0.059, 0.02, 0.0, 1e-3])
+    passes = [before, after, before]
+    monkeypatch.setattr(model, "_next_probabilities", lambda _: passes.pop(0))
+    edited = model.next_tokens(PROMPT, {3: 4.0}, "add")
+    assert (edited[-1].before, edited[-1].after) == pytest.approx((1e-4, 0.02))
+    assert [token.after for token in edited[:-1]] == pytest.approx([0.115] * 7)
+    assert [token.after for token in model.next_tokens(PROMPT, {}, "add")] == pytest.approx([0.12] * 8)
+
+
 def test_a_prompt_longer_than_the_context_tells_both_lengths(model: StudioModel) -> None:
     message = rf"\d+ tokens.* demo/cocomix .*{CONTEXT_LENGTH}"
     with pytest.raises(CocomixError, match=message):

@@ -20,6 +20,11 @@ def format_count(value: float | int, whole: float | int | None = None) -> str:
     return digits + prefix
 
 
+def counted(number: int, noun: str, end: str = "s") -> str:
+    """1 model, 2,000 models: a number and its noun, whose plural has one more `end`."""
+    return f"{number:,} {noun}{end * (number != 1)}"
+
+
 def format_flops(value: float | int) -> str:
     """6.796e12 as 6.80 TFLOP."""
     digits, prefix = _scaled(value, FLOP_PREFIXES)

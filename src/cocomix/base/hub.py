@@ -58,12 +58,14 @@ def download(name: str, repository: str, patterns: Sequence[str], **options: Any
     Raises:
         CocomixError: the files can't be downloaded.
     """
-    from huggingface_hub import snapshot_download  # only when needed
+    from huggingface_hub import errors, snapshot_download  # only when needed
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
     except Exception as error:  # the library raises a dozen types of its own
-        raise CocomixError(
-            f"{name} does not exist here, and {repository} could not be downloaded from the Hugging Face Hub: "
-            f"{reason_of(error)}"
-        ) from error
+        found = f"did not give {repository}: {reason_of(error)}"
+        if isinstance(error, errors.RepositoryNotFoundError):
+            found = f"has no {repository}, or shows it only after a login"
+        elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+            found = f"can't be reached for {repository}"
+        raise CocomixError(f"there is no folder or file {name} here, and the Hugging Face Hub {found}") from error

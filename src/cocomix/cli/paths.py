@@ -62,7 +62,7 @@ def _check_fields(config: Any, *, is_planned: bool) -> None:
         elif field.name in _TEXTS:
             for path in value or ():
                 if not path.exists():
-                    raise CocomixError(f"{path} does not exist")
+                    raise CocomixError(f"{field.name} names {path}, which does not exist")
 
 
 def _check_layer(config: Any) -> None:

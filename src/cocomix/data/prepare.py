@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError
+from cocomix.base.formats import counted
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine, say
 from cocomix.data.config import PrepareConfig
@@ -85,6 +86,8 @@ def prepare(config: PrepareConfig) -> artifacts.Manifest:
                 shutil.rmtree(config.output / WORK_FOLDER)
             raise
         manifest = artifacts.finish(config.output, facts)
+        made = counted(facts["splits"]["train"]["num_windows"], "training window")
+        say(f"{config.output}: {made} of {config.context_length} tokens (--context-length)")
         shutil.rmtree(config.output / WORK_FOLDER)
         return manifest
 
@@ -175,7 +178,7 @@ def _make(
         num_shared = len(np.intersect1d(text.column("digest"), piles["validation"].column("digest")))
         if num_shared:
             raise CocomixError(
-                f"{num_shared:,} documents of --validation-text are also in the training text; remove them there"
+                f"--validation-text shares {counted(num_shared, 'document')} with the training text; remove what both have"
             )
     # Copied, because saving it again could give other files than an uninterrupted process.
     shutil.copytree(work / TOKENIZER_FOLDER, config.output / TOKENIZER_FOLDER, dirs_exist_ok=True)
@@ -183,8 +186,8 @@ def _make(
     left_out_counts = _count_left_out(set(piles.values()))
     num_duplicates = sum(count for _, count in shuffled.values())
     if num_duplicates:
-        outcome = "were left out" if config.drop_duplicates else "are kept; --drop-duplicates leaves them out"
-        say(f"{num_duplicates:,} documents are exact copies of another and {outcome}")
+        outcome = "left out" if config.drop_duplicates else "kept; --drop-duplicates leaves them out"
+        say(f"exact copies of other documents: {num_duplicates:,}, {outcome}")
     return {
         "context_length": config.context_length,
         "isolate_documents": config.isolate_documents,
@@ -255,7 +258,7 @@ def _read(
         return
     num_done = pile.num_documents
     if num_done:
-        say(f"continuing {config.output} after {num_done:,} documents")
+        say(f"continuing {config.output} after {counted(num_done, 'document')}")
     for _ in itertools.islice(texts, num_done):
         pass
     pile.left_out = left_out.counts()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cocomix.base.errors import CocomixError
+from cocomix.base.formats import counted
 from cocomix.data.shards import write_shard
 
 WINDOWS_PER_SHARD = 8192
@@ -69,7 +70,7 @@ class WindowWriter:
         self._write_shard()
         if self.num_windows == 0:
             raise CocomixError(
-                f"the {self.folder.name} text has {self.num_tokens} tokens, less than one window of "
+                f"the {self.folder.name} text has {counted(self.num_tokens, 'token')}, less than one window of "
                 f"{self.context_length}: give more text, a smaller context_length or another validation_fraction"
             )
         names = ("num_documents", "num_bytes", "num_tokens", "num_windows", "num_shards")

@@ -153,7 +153,7 @@ def run_probes(
             )
     model.eval()
     recorder, oracle = _Recorder(), Oracle()
-    base = _window_losses(model, dataset, max_windows, recorder)
+    base = _window_losses(model, dataset, max_windows, recorder, "loss without a probe")
     edits: dict[str, ConceptEdit] = {
         "zero": Zero(),
         "mean": Mean(recorder.mean()),
@@ -164,7 +164,8 @@ def run_probes(
         edits["oracle"] = oracle
     results = {}
     for name, edit in edits.items():
-        losses = _window_losses(model, dataset, max_windows, edit, extractor if edit is oracle else None)
+        labelling = extractor if edit is oracle else None
+        losses = _window_losses(model, dataset, max_windows, edit, f"probe {name}", labelling)
         delta = losses - base
         error = float(delta.std()) / math.sqrt(len(delta)) if len(delta) > 1 else None
         results[name] = ProbeResult(float(losses.mean()), float(delta.mean()), error)
@@ -176,11 +177,11 @@ def _window_losses(
     dataset: TokenDataset,
     max_windows: int | None,
     edit: ConceptEdit,
+    description: str,
     extractor: ConceptExtractor | None = None,
 ) -> Tensor:
     """Mean loss of each window under an edit: [num_windows], float64."""
     parts = []
-    description = f"probe: {type(edit).__name__.strip('_').lower()}"
     for windows in dataset.batches(BATCH_SIZE, max_windows, mixed=True, description=description):
         windows = windows.to(model.device)
         if extractor is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cocomix.base import artifacts
 from cocomix.base.errors import CocomixError, nearest
-from cocomix.base.formats import format_bytes, format_seconds
+from cocomix.base.formats import counted, format_bytes, format_seconds
 from cocomix.base.progress import say
 from cocomix.base.remote_code import OPTION, is_trusted
 from cocomix.base.stopping import Stopped, StopRequest
@@ -75,7 +75,7 @@ def _show_plan(experiment: Experiment, chosen: Sequence[Stage]) -> None:
         from cocomix.experiment.costs import costs_of  # loads torch
 
         costs = costs_of(experiment)
-    say(f"{experiment.file.name}: {len(chosen)} stages in {experiment.root}")
+    say(f"{experiment.file.name}: {counted(len(chosen), 'stage')} in {experiment.root}")
     width = max((len(stage.name) for stage in chosen), default=0)
     hours, num_bytes = 0.0, 0
     for stage in chosen:

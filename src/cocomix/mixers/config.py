@@ -184,7 +184,10 @@ class InsertedConfig(MixerConfig):
 
     def check(self, num_blocks: int) -> None:
         if self.layer >= num_blocks - 1:
-            raise CocomixError(f"layer is {self.layer}; with {num_blocks} blocks it must be -1 to {num_blocks - 2}")
+            raise CocomixError(
+                f"--student.layer is {self.layer}, but a mixer stands between two blocks: with {num_blocks} it must be -1 to "
+                f"{num_blocks - 2}, also where the dictionary reads after the last"
+            )
 
     def describe(self) -> str:
         return f"{self.mixer} ({self.mixing}), after block {self.layer}"

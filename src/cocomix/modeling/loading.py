@@ -150,7 +150,8 @@ def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:
             are not finite.
     """
     data.check_model(path, model.config.vocab_size)
-    check_context(model, path, data.context_length, f"windows of {data.path}")
+    remedy = "make shorter ones with `cocomix prepare --context-length`"
+    check_context(model, path, data.context_length, f"windows of {data.path}", remedy)
     with torch.no_grad():
         logits = model(**data.windows([0]).to(model.device).inputs(), use_cache=False).logits
     if not bool(logits[..., : data.vocab_size].isfinite().all()):  # rows beyond the tokenizer's tokens are padding
@@ -159,7 +160,9 @@ def check_data(model: PreTrainedModel, path: Path, data: TokenDataset) -> None:
         )
 
 
-def check_context(model: PreTrainedModel, path: Path, num_tokens: int, texts: str) -> None:
+def check_context(
+    model: PreTrainedModel, path: Path, num_tokens: int, texts: str, remedy: str = "use shorter ones"
+) -> None:
     """Refuse texts longer than a table of learned positions; warn about texts longer than rotary positions were trained for.
 
     Args:
@@ -167,6 +170,7 @@ def check_context(model: PreTrainedModel, path: Path, num_tokens: int, texts: st
         path: its folder, for messages.
         num_tokens: of the longest text.
         texts: what they are, for messages: a plural.
+        remedy: what to do, for messages.
 
     Raises:
         CocomixError: they are longer than the table.
@@ -177,5 +181,5 @@ def check_context(model: PreTrainedModel, path: Path, num_tokens: int, texts: st
         return
     longer = f"the context of {path} is {context} tokens, but the {texts} have {num_tokens}"
     if getattr(config, "rope_parameters", None) is None:
-        raise CocomixError(f"{longer}; use shorter ones, or another model")
-    say(f"warning: {longer}; the model was not trained for the positions beyond")
+        raise CocomixError(f"{longer}; {remedy}, or use another model")
+    say(f"warning: {longer}; it was not trained for the positions beyond: {remedy}")

@@ -13,6 +13,7 @@ import tyro
 from cocomix.base.command import CommandConfig
 from cocomix.base.compute import Compute, ComputeConfig
 from cocomix.base.errors import CocomixError
+from cocomix.base.formats import counted
 from cocomix.base.progress import say
 from cocomix.studio.address import free_port
 from cocomix.studio.runs import find_runs
@@ -54,6 +55,7 @@ def studio(config: StudioConfig) -> str:
     from cocomix.studio.model_cache import ModelCache
     from cocomix.studio.server import serve
 
-    say(f"{len(runs.models)} models with concepts, {len(runs.curves)} loss curves, {len(runs.inspections)} inspections")
+    found = counted(len(runs.models), "model"), counted(len(runs.curves), "loss curve")
+    say(f"{found[0]} with concepts, {found[1]}, {counted(len(runs.inspections), 'inspection')}")
     serve(ModelCache(runs, config.compute), config.host, port, open_browser=config.open)
     return "the studio has ended"

@@ -306,7 +306,7 @@ class StudioModel:
 
     @torch.no_grad()
     def next_tokens(self, prompt: str, strengths: Mapping[int, float], mode: str) -> list[NextToken]:
-        """The likeliest next tokens without and with the edits, by the larger of both probabilities."""
+        """The likeliest next tokens by the larger of both probabilities, and the one that the edits promote most."""
         ids = self.encode(prompt)
         if not ids:
             return []
@@ -317,6 +317,10 @@ class StudioModel:
         else:
             after = before
         best = torch.maximum(before, after).topk(min(NUM_NEXT_TOKENS, len(before))).indices.tolist()
+        # What is promoted most, by its part of the divergence, shows what an edit does, and may be far from the likeliest.
+        promoted = int(torch.xlogy(after, after / before.clamp(min=torch.finfo().tiny)).argmax())
+        if strengths and promoted not in best:
+            best[-1] = promoted
         texts = self.tokenizer.batch_decode([[token] for token in best])
         return [
             NextToken(text, float(before[token]), float(after[token])) for text, token in zip(texts, best, strict=True)

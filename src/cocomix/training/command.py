@@ -12,6 +12,7 @@ from cocomix.base import artifacts
 from cocomix.base.checkpoints import clear_checkpoints
 from cocomix.base.devices import chosen_precision, this_device
 from cocomix.base.errors import CocomixError
+from cocomix.base.formats import counted, format_count
 from cocomix.base.hub import local_model, require_known_place
 from cocomix.base.kinds import TRAINING_RUN
 from cocomix.base.progress import say
@@ -58,6 +59,12 @@ def train(config: TrainConfig) -> artifacts.Manifest:
                 say(f"{config.output}: the training run is already finished")
                 clear_checkpoints(config.output)  # in case the earlier process ended right before this
             return finished
+        if ranks.is_first:
+            num_windows, length = settings["num_windows"], data.context_length
+            passes, windows = config.num_tokens / (num_windows * length), counted(num_windows, "window")
+            say(
+                f"{format_count(config.num_tokens)} tokens (--num-tokens), {passes:.2g} times {windows} of {length} tokens"
+            )
         return Trainer(config, batches, settings, ranks, device).finish()
 
 
@@ -77,7 +84,7 @@ def _check_shares(config: TrainConfig, ranks: Ranks) -> None:
     """Refuse a batch that the ranks can't share equally."""
     divisor = ranks.size * (config.micro_batch_size or 1)
     if config.batch_size % divisor:
-        sizes = f"{ranks.size} processes"
+        sizes = counted(ranks.size, "process", "es")
         if config.micro_batch_size is not None:
             sizes += f" of micro_batch_size {config.micro_batch_size}"
         raise CocomixError(
@@ -94,7 +101,7 @@ def _fingerprinted_settings(config: TrainConfig, batches: Batches) -> dict[str, 
     if settings["num_windows"] > batches.num_windows:
         named = " with " + " and ".join(sorted(batches.more)).replace("_", " ") if batches.more else ""
         raise CocomixError(
-            f"num_windows is {config.num_windows}, but there are only {batches.num_windows} windows{named}"
+            f"num_windows is {config.num_windows}, but the data has only {counted(batches.num_windows, 'window')}{named}"
         )
     settings["inputs"] = {
         "teacher": artifacts.fingerprint_of_path(config.teacher) if config.teacher is not None else None,

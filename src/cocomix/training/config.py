@@ -342,8 +342,10 @@ class TrainConfig(CommandConfig):
     def next_command(self) -> Sequence[object]:
         data = ("--data", self.data)
         if self.student.mixer.has_concepts:
-            pairs = (("--labels", self.labels), ("--teacher", self.sae and self.teacher), ("--sae", self.sae))
-            sources = [word for name, path in pairs if path is not None for word in (name, path)]
+            # Whose labels stored ones are, only a person knows.
+            sources = ("--labels", self.labels, *("--teacher", "TEACHER", "--sae", "SAE"))
+            if self.labels is None:
+                sources = ("--teacher", self.teacher, "--sae", self.sae) if self.sae else ()
             return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
         if self.student.mixer.inserts or self.teacher is not None:
             return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))

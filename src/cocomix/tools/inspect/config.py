@@ -49,8 +49,8 @@ class InspectConfig(CommandConfig):
     num_probe_windows: int = 256
     """Number of windows for the causal probes; 0: no probes."""
     export: tuple[Literal["neuronpedia", "delphi"], ...] = ()
-    """Formats to write as well, each into a folder of its name: the batches that Neuronpedia's converter reads, and delphi's cache
-    of latents, for which the text is read once more. They hold the concepts of --model, without it the latents."""
+    """Formats to write as well, each into a folder of its name: batches for Neuronpedia's converter, and delphi's cache, for
+    which the text is read once more. They hold the concepts of --model, without it the latents."""
     compute: Compute = field(default_factory=ComputeConfig)
     json: bool = False
     """Print the numbers of the whole model as JSON."""

@@ -61,7 +61,7 @@ def write_neuronpedia(folder: Path, model: str, dictionary: str, layer: int, tex
 
 
 def _feature(card: ConceptCard, source: str) -> dict[str, Any]:
-    feature: dict[str, Any] = dict.fromkeys(_NOT_MEASURED, []) | {"feature_index": card.concept}
+    feature: dict[str, Any] = {name: [] for name in _NOT_MEASURED} | {"feature_index": card.concept}
     feature["frac_nonzero"] = card.prediction_rate if source == "prediction" else card.sae_rate
     for name, effects in (("pos", card.promoted), ("neg", card.suppressed)):
         feature[f"{name}_str"] = [effect.token for effect in effects]

@@ -46,6 +46,7 @@ let chosen = 0; // place in `order`
 let search = 0; // number of the current search
 let listTop = 0;
 
+const counted = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 const byId = (id) => document.getElementById(id);
 
 function element(name, className, ...children) {
@@ -213,7 +214,7 @@ async function find() {
   byId("rows").scrollTop = 0;
   if (!text) {
     list(null);
-    byId("status").textContent = `${numConcepts.toLocaleString("en")} concepts`;
+    byId("status").textContent = counted(numConcepts, "concept");
     return;
   }
   const has = (other) => other.toLowerCase().includes(text);
@@ -225,7 +226,7 @@ async function find() {
     else if (index.tokens[concept].some(has)) found.set(concept, RANKS.token);
   }
   const say = (more) => {
-    byId("status").textContent = `${found.size.toLocaleString("en")} of ${numConcepts.toLocaleString("en")} concepts${more}`;
+    byId("status").textContent = `${found.size.toLocaleString("en")} of ${counted(numConcepts, "concept")}${more}`;
   };
   list(found);
   const numFiles = Math.ceil(numConcepts / index.cards_per_file);
@@ -291,7 +292,7 @@ function facts(concept, card) {
     const value = index[key][concept];
     if (value === null && isAbsent(key)) continue;
     const counts = { prediction_rate: card.num_predicted, label_rate: card.num_labels };
-    const times = counts[key] === undefined || counts[key] === null ? "" : ` (${counts[key].toLocaleString("en")} times)`;
+    const times = counts[key] === undefined || counts[key] === null ? "" : ` (${counted(counts[key], "time")})`;
     made.append(element("div", "", element("dt", "", heading), element("dd", "number", format(value)), element("dd", "note", note + times)));
   }
   return made;
@@ -329,7 +330,7 @@ function histogram([of, start, width, counts]) {
     drawn.append(bar);
   });
   return element("figure", "card", element("h3", "", HISTOGRAMS[of]), drawn,
-    element("figcaption", "", element("span", "", plain(start)), element("span", "", `${total.toLocaleString("en")} ${of === "logits" ? "tokens of the vocabulary" : "occurrences"}`), element("span", "", plain(end))));
+    element("figcaption", "", element("span", "", plain(start)), element("span", "", of === "logits" ? `${counted(total, "token")} of the vocabulary` : counted(total, "occurrence")), element("span", "", plain(end))));
 }
 
 function contexts(card) {
