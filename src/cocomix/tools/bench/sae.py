@@ -41,10 +41,7 @@ class SaeShape:
     repetitions: int = 9
 
 
-SIZES = {
-    "default": SaeShape(),
-    "smoke": SaeShape(width=16, num_latents=64, k=4, tokens_per_update=48, repetitions=2),
-}
+SIZES = {"default": SaeShape(), "smoke": SaeShape(width=16, num_latents=64, k=4, tokens_per_update=48, repetitions=2)}
 
 Update = Callable[[], object]
 

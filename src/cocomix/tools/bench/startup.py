@@ -12,10 +12,7 @@ from cocomix.tools.bench.report import Section, seconds
 from cocomix.tools.bench.timing import spread_of
 
 REPETITIONS = 7
-_CODE = {
-    "import cocomix": "import cocomix",
-    "cocomix --help": "from cocomix.cli.main import main; main(['--help'])",
-}
+_CODE = {"import cocomix": "import cocomix", "cocomix --help": "from cocomix.cli.main import main; main(['--help'])"}
 NAMES = ("the interpreter alone", *_CODE)
 
 

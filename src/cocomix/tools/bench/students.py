@@ -9,13 +9,7 @@ from cocomix.modeling.configuration import CoCoMixConfig
 
 
 def student_config(
-    *,
-    width: int,
-    num_blocks: int,
-    num_heads: int,
-    vocab_size: int,
-    num_positions: int,
-    mixer: MixerConfig,
+    *, width: int, num_blocks: int, num_heads: int, vocab_size: int, num_positions: int, mixer: MixerConfig
 ) -> CoCoMixConfig:
     """The configuration of a student whose backbone is a GPT-2 without dropout."""
     backbone = GPT2Config(

@@ -98,12 +98,7 @@ def _difference(group: Group, reference: Group) -> dict[str, Any]:
     all_pairs = {run.seed: _pair(run, partners[run.seed]) for run in group.runs if run.seed in partners}
     pairs = {seed: pair for seed, pair in all_pairs.items() if pair is not None}
     values = [pair["difference"] for pair in pairs.values()]
-    return {
-        "pairs": pairs,
-        **mean_and_spread(values),
-        "interval": bootstrap_interval(values),
-        "level": LEVEL,
-    }
+    return {"pairs": pairs, **mean_and_spread(values), "interval": bootstrap_interval(values), "level": LEVEL}
 
 
 def _pair(run: TrainingRun, partner: TrainingRun) -> dict[str, float] | None:

@@ -9,6 +9,7 @@ Reading one card reads only its group of `ROWS_PER_GROUP` rows.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,7 @@ def write_cards(folder: Path, cards: Iterable[ConceptCard]) -> None:
         artifacts.atomic(folder / CARDS_NAME) as partial,
         pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
     ):
-        for group in in_groups(cards):
+        for group in _groups(cards):
             rows = [dataclasses.asdict(card) for card in group]
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROWS_PER_GROUP)
 
@@ -307,9 +308,14 @@ def read_cards(folder: Path | str, concepts: Sequence[int] | None = None) -> lis
 
 def iter_rows(folder: Path | str) -> Iterator[dict[str, Any]]:
     """All cards as dictionaries, in order of their ids, a group of rows in memory at a time."""
+    return itertools.chain.from_iterable(row_groups(folder))
+
+
+def row_groups(folder: Path | str) -> Iterator[list[dict[str, Any]]]:
+    """The same by `ROWS_PER_GROUP`."""
     with _open(folder) as file:
         for group in range(file.num_row_groups):
-            yield from file.read_row_group(group).to_pylist()
+            yield file.read_row_group(group).to_pylist()
 
 
 def read_card(folder: Path | str, concept: int) -> ConceptCard:
@@ -350,13 +356,7 @@ def _tuples(item: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in item.items()}
 
 
-def in_groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:
-    """Lists of `ROWS_PER_GROUP` cards."""
-    group: list[ConceptCard] = []
-    for card in cards:
-        group.append(card)
-        if len(group) == ROWS_PER_GROUP:
-            yield group
-            group = []
-    if group:
+def _groups(cards: Iterable[ConceptCard]) -> Iterator[list[ConceptCard]]:
+    rest = iter(cards)
+    while group := list(itertools.islice(rest, ROWS_PER_GROUP)):
         yield group

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cocomix.base.kinds import INSPECTION
 from cocomix.base.progress import say
 from cocomix.data import IGNORED_LABEL
 from cocomix.data.concept_dataset import ConceptDataset
-from cocomix.data.token_dataset import TokenDataset, Windows
+from cocomix.data.token_dataset import TokenDataset
 from cocomix.evaluation.probes import run_probes
 from cocomix.labels.attribution import ConceptExtractor
 from cocomix.labels.config import DERIVED_CONTROLS, AttributionConfig
@@ -100,20 +101,23 @@ def _export(name: str, config: InspectConfig, inputs: _Inputs, given: Path) -> N
     if name == "neuronpedia":
         write_neuronpedia(config.output, given.name, inputs.inspected.name, layer, text)
         return
-    model = None if config.model is None else load_causal_lm(config.model, inputs.machine)
-    extractor = source.extractor if source and config.model is None else None
-
-    def read(windows: Windows) -> tuple[Tensor, Tensor]:
-        if isinstance(model, CoCoMixForCausalLM):
-            return predict(model, windows.to(model.device))[1:]
-        assert extractor is not None
-        windows = windows.to(extractor.teacher.model.device)
-        latents = extractor.sae.read(extractor.teacher.residual(**windows.inputs()), **windows.inputs())
-        return latents.indices, latents.values
-
-    batches = (windows for _, windows in read_batches(inputs.dataset, inputs.read_labels, config.max_windows))
     with inputs.machine.products(), torch.no_grad():
-        write_delphi(config.output, str(given), layer, text, batches, read)
+        write_delphi(config.output, str(given), layer, text, _activations(config, inputs))
+
+
+def _activations(config: InspectConfig, inputs: _Inputs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Windows [B, T] and their active concepts or latents, with values, both [B, T, K], on the CPU."""
+    model = None if config.model is None else load_causal_lm(config.model, inputs.machine)
+    for _, windows in read_batches(inputs.dataset, inputs.read_labels, config.max_windows):
+        windows = windows.to(inputs.machine.device)
+        if isinstance(model, CoCoMixForCausalLM):
+            _, indices, values = predict(model, windows)
+        else:
+            assert inputs.source is not None
+            sae, teacher = inputs.source.extractor.sae, inputs.source.extractor.teacher
+            latents = sae.read(teacher.residual(**windows.inputs()), **windows.inputs())
+            indices, values = latents.indices, latents.values
+        yield windows.input_ids.cpu(), indices.cpu(), values.cpu()
 
 
 def _is_computed(output: Path) -> bool:

@@ -10,7 +10,7 @@ are compared with those of the unedited model, through all blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +111,8 @@ def measured_effects(
     base = _probabilities(model, prompts, kept)
     parts, changes = [], []
     with ProgressLine("setting concepts", len(concepts) * P * T) as progress:
-        for chunk in _chunks(concepts, max(1, ROWS_PER_PASS // P)):
+        size = max(1, ROWS_PER_PASS // P)
+        for chunk in (concepts[start : start + size] for start in range(0, len(concepts), size)):
             inputs = {name: tensor.repeat(len(chunk), 1) for name, tensor in prompts.items()}
             strengths = [{concept: float(activations[concept])} for concept in chunk]
             with concept_edits(model, Steer(strengths, "set", num_concepts=model.config.num_concepts)):
@@ -159,8 +160,3 @@ def _extremes(change: Float[Tensor, "c V"], num_tokens: int) -> tuple[Tensor, ..
 
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> Effects:
     return Effects(*(torch.cat([part[i] for part in parts]) for i in range(4)))
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

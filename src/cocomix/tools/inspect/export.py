@@ -9,7 +9,7 @@ What an inspection does not measure is left empty there: alignment with neurons,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from cocomix.base.artifacts import atomic, write_json
 from cocomix.base.page import write_file
-from cocomix.data.token_dataset import Windows
-from cocomix.tools.inspect.cards import ConceptCard, Context, Histogram, card_of, in_groups, iter_rows, read_summary
+from cocomix.tools.inspect.cards import ConceptCard, Context, Histogram, card_of, read_summary, row_groups
 
 # Shapes: B windows, T tokens, K concepts of a token.
 
@@ -35,7 +34,6 @@ _STRONGEST = -1.0
 #: Smaller activations are none in delphi.
 _SMALLEST = 1e-5
 _MAX_UINT16 = 2**16
-Active = tuple[Tensor, Tensor]
 
 
 def write_neuronpedia(folder: Path, model: str, dictionary: str, layer: int, text: str) -> None:
@@ -53,9 +51,9 @@ def write_neuronpedia(folder: Path, model: str, dictionary: str, layer: int, tex
     N = summary["num_windows"]
     read = {"n_prompts_total": N, "n_tokens_in_prompt": summary["num_tokens"] // N, "dataset": text}
     output.mkdir(exist_ok=True)
-    for number, cards in enumerate(in_groups(map(card_of, iter_rows(folder)))):
+    for number, rows in enumerate(row_groups(folder)):
         batch = {"model_id": model, "layer": layer, "sae_set": dictionary, "sae_id_suffix": None}
-        features = {"features": [_feature(card, source) | read for card in cards]}
+        features = {"features": [_feature(card_of(row), source) | read for row in rows]}
         content = json.dumps(batch | features, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         write_file(output / f"batch-{number}.json", content.encode())
 
@@ -86,7 +84,7 @@ def _activation(context: Context, bin_min: float, bin_max: float, bin_contains: 
 
 
 def write_delphi(
-    folder: Path, model: str, layer: int, text: str, batches: Iterable[Windows], read: Callable[[Windows], Active]
+    folder: Path, model: str, layer: int, text: str, read: Iterable[tuple[Tensor, Tensor, Tensor]]
 ) -> None:
     """Write `delphi/`: every activation, in one file.
 
@@ -95,24 +93,20 @@ def write_delphi(
         model: name or path of the model, whose tokenizer delphi loads unless it is given another.
         layer: 0-based block after which the concepts are read.
         text: name of the text.
-        batches: of it.
-        read: gives the concepts of windows and their activations, both [B, T, K].
+        read: windows of it [B, T], their concepts and the activations of these, both [B, T, K].
     """
     summary, output = read_summary(folder), folder / "delphi" / "latents" / f"layers.{layer}"
     tokens, locations, activations = list[Tensor](), list[Tensor](), list[Tensor]()
-    for windows in batches:
-        concepts, values = (tensor.cpu() for tensor in read(windows))
+    for input_ids, concepts, values in read:
         row, position, slot = (values.abs() > _SMALLEST).nonzero(as_tuple=True)  # in order of windows, as delphi needs
         locations.append(torch.stack([row + sum(map(len, tokens)), position, concepts[row, position, slot]], -1))
         activations.append(values[row, position, slot].half())
-        tokens.append(windows.input_ids)
+        tokens.append(input_ids)
     (N, T), C = (ids := torch.cat(tokens)).shape, summary["num_concepts"]
     integer = np.uint16 if max(N, T, C) <= _MAX_UINT16 else np.uint32
     found = {"locations": torch.cat(locations).numpy().astype(integer), "activations": torch.cat(activations).numpy()}
     output.mkdir(parents=True, exist_ok=True)
     with atomic(output / f"0_{C - 1}.safetensors") as partial:
         save_file(found | {"tokens": ids.numpy()}, partial)
-    read_from = {"dataset_repo": text, "dataset_split": summary["split"], "dataset_name": "", "dataset_column": "text"}
-    write_json(
-        output / "config.json", {**read_from, "ctx_len": T, "n_tokens": N * T, "n_splits": 1, "model_name": model}
-    )
+    source = {"dataset_repo": text, "dataset_split": summary["split"], "dataset_name": "", "dataset_column": "text"}
+    write_json(output / "config.json", {**source, "model_name": model, "ctx_len": T, "n_tokens": N * T, "n_splits": 1})

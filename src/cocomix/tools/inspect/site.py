@@ -3,7 +3,7 @@
     index.html       the numbers of the whole model, and an empty frame for the cards
     inspect.js       fills the frame
     data/index.js    name, numbers and first promoted tokens of every concept, for the list
-    data/00000.js    whole cards, `CARDS_PER_FILE` per file, loaded when one of them is opened
+    data/00000.js    whole cards, `ROWS_PER_GROUP` per file, loaded when one of them is opened
 
 A page opened from disk may not fetch data, but it may add a script, so each data file is a script that calls one function.
 The content security policy allows only the page's own scripts, and text enters the page as `textContent` only.
@@ -25,14 +25,13 @@ from cocomix.base.artifacts import atomic
 from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import NARROW_SPACE
 from cocomix.base.page import page_environment, write_file
-from cocomix.tools.inspect.cards import SOURCES, ConceptCard, card_of, iter_rows, read_summary
+from cocomix.tools.inspect.cards import ROWS_PER_GROUP, SOURCES, ConceptCard, card_of, read_summary, row_groups
 from cocomix.tools.inspect.summary import BINS_PER_DECADE, SMALL_NORM
 
 PAGE_NAME = "index.html"
 SCRIPT_NAME = "inspect.js"
 DATA_NAME = "data"
 LINES_NAME = "concepts.jsonl"
-CARDS_PER_FILE = 128
 NUM_LISTED_TOKENS = 3
 #: Digits of the numbers in a list.
 LISTED_DIGITS = 4
@@ -69,20 +68,16 @@ def write_site(folder: Path, model_name: str) -> None:
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir()
     index: dict[str, list[Any]] = {"name": [], "tokens": [], **{name: [] for name in NUMBERS}}
-    cards: list[dict[str, Any]] = []
-    num_files = 0
     with atomic(folder / LINES_NAME) as partial, partial.open("w", encoding="utf-8") as lines:
-        for row in iter_rows(folder):
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-            index["name"].append(row["name"])
-            index["tokens"].append([effect["token"] for effect in row["promoted"][:NUM_LISTED_TOKENS]])
-            for name in NUMBERS:
-                index[name].append(_short(row[name]))
-            cards.append(_compact(card_of(row)))
-            if len(cards) == CARDS_PER_FILE or row["concept"] == summary["num_concepts"] - 1:
-                _write_script(data / f"{num_files:05d}.js", "cocomixCards", num_files, cards)
-                num_files, cards = num_files + 1, []
-    _write_script(data / "index.js", "cocomixIndex", index | {"cards_per_file": CARDS_PER_FILE})
+        for number, rows in enumerate(row_groups(folder)):
+            for row in rows:
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                index["name"].append(row["name"])
+                index["tokens"].append([effect["token"] for effect in row["promoted"][:NUM_LISTED_TOKENS]])
+                for name in NUMBERS:
+                    index[name].append(_short(row[name]))
+            _write_script(data / f"{number:05d}.js", "cocomixCards", number, [_compact(card_of(row)) for row in rows])
+    _write_script(data / "index.js", "cocomixIndex", index | {"cards_per_file": ROWS_PER_GROUP})
     script = resources.files("cocomix.tools.inspect") / "templates" / SCRIPT_NAME
     write_file(folder / SCRIPT_NAME, script.read_bytes())
     write_file(folder / PAGE_NAME, page(summary, model_name).encode())

@@ -33,13 +33,7 @@ from cocomix.tools.generate.continuations import GenerationSettings
 from cocomix.tools.steer_eval.config import SteerEvalConfig
 from cocomix.tools.steer_eval.reading import TextReader, most_used_latents
 from cocomix.tools.steer_eval.report import draw_figures, headline, markdown, summarize_strengths
-from cocomix.tools.steer_eval.score import (
-    ConceptScore,
-    Measurements,
-    measure_steering,
-    random_others,
-    score_steering,
-)
+from cocomix.tools.steer_eval.score import ConceptScore, Measurements, measure_steering, random_others, score_steering
 
 RESULT_NAME, TABLE_NAME = "steering.json", "steering.md"
 
