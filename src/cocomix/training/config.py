@@ -342,10 +342,9 @@ class TrainConfig(CommandConfig):
     def next_command(self) -> Sequence[object]:
         data = ("--data", self.data)
         if self.student.mixer.has_concepts:
-            # Whose labels stored ones are, only a person knows.
-            sources = ("--labels", self.labels, *("--teacher", "TEACHER", "--sae", "SAE"))
-            if self.labels is None:
-                sources = ("--teacher", self.teacher, "--sae", self.sae) if self.sae else ()
+            sources: Sequence[object] = ("--teacher", self.teacher, "--sae", self.sae) if self.sae else ()
+            if self.labels is not None:  # of stored labels only a person knows the teacher and the dictionary
+                sources = ("--labels", self.labels, "--teacher", "TEACHER", "--sae", "SAE")
             return ("inspect", "--model", self.output, *data, *sources, "--output", beside(self.output, "inspection"))
         if self.student.mixer.inserts or self.teacher is not None:
             return ("eval", "--model", self.output, *data, "--output", beside(self.output, "evaluation"))
