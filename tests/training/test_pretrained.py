@@ -210,7 +210,7 @@ def test_a_plan_counts_what_learns(
         (["MODEL", "--student.train", "above"], "stands nowhere; give student.train_above"),
         (["MODEL", "--student.train=above", "--student.train-above=1"], "with 2 blocks it must be -1 to 0"),
         (
-            ["MODEL", "--student.mixer=concept", "--student.layer=1"],
+            ["MODEL", "--student.mixer=concept", "--student.layer=1", "--labels=LABELS"],
             "--student.layer is 1, but a mixer stands between two",
         ),
         (["MODEL", "--student.train-above", "0"], "student.train is not 'above'"),
@@ -233,9 +233,8 @@ def test_what_contradicts_is_one_sentence(
 ) -> None:
     words = ["train", "--data", str(tiny.data), "--output", str(tmp_path / "run")]
     for option in options:
-        words += (
-            ["--student.pretrained", str(tiny.teacher)] if option == "MODEL" else [option.replace("SAE", str(tiny.sae))]
-        )
+        named = option.replace("SAE", str(tiny.sae)).replace("LABELS", str(tiny.concepts))
+        words += ["--student.pretrained", str(tiny.teacher)] if option == "MODEL" else [named]
     with contextlib.suppress(SystemExit):
         assert main(words) == 1
     lines = capsys.readouterr().err.splitlines()

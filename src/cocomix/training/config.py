@@ -100,6 +100,8 @@ class StudentConfig:
                 "student.train_above is set, but student.train is not 'above'; set that, or leave it out"
             )
         require_at_least(-1, self, "train_above")
+        if self.num_layers is not None:
+            self.mixer.check(self.num_layers)
         highest = math.inf if self.num_layers is None else self.num_layers - 2
         if self.train_above is not None and self.train_above > highest:
             raise CocomixError(
