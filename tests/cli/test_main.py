@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import pytest
 from safetensors import SafetensorError
 
 import cocomix
-from cocomix import TokenDataset
 from cocomix.cli import main as cli
 from cocomix.cli.main import COMMANDS, main
 from cocomix.cli.usage import options_of
@@ -126,7 +126,7 @@ def test_commands_say_the_sizes_that_nobody_gave(
         main(["train", "--data", data, "--labels", labels, "--output", run, "--num-tokens", "2048", *tiny_student]) == 0
     )
     said = capsys.readouterr().err
-    windows = TokenDataset(tiny.data).num_windows
+    windows = cocomix.TokenDataset(tiny.data).num_windows
     assert f"2.05k tokens (--num-tokens), {2048 / windows / 16:.2g} times {windows:,} windows of 16 tokens" in said
     # Of stored labels only a person knows the teacher and the dictionary.
     given = ["--model", run, "--data", data, "--labels", labels, "--teacher", "TEACHER", "--sae", "SAE"]
@@ -145,6 +145,19 @@ def test_a_reader_that_has_read_enough_is_no_failure() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_nobody_reads_the_help() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "cocomix.cli.main", "train", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_unknown_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ In a terminal it is a `rich` bar; elsewhere (logs, CI) it is an occasional plain
 from __future__ import annotations
 
 import os
+import sys
 import time
 from types import TracebackType
 
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 
 PLAIN_LINE_EVERY_SECONDS = 15.0
+#: As of a process that SIGPIPE ended.
+EXIT_BROKEN_PIPE = 141
 
 
 class ProgressLine:
@@ -110,6 +113,16 @@ def say(message: str) -> None:
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def printed(result: str) -> int:
+    """Print a result on standard output; returns the exit code."""
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:  # as in `cocomix recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush at exit succeeds
+        return EXIT_BROKEN_PIPE
+    return 0
 
 
 def _figure(value: float | int | str) -> str:

@@ -32,7 +32,7 @@ from cocomix.base.kinds import (
     TOKEN_DATASET,
     TRAINING_RUN,
 )
-from cocomix.base.progress import say
+from cocomix.base.progress import printed, say
 from cocomix.base.remote_code import OPTION, trust_remote_code
 from cocomix.base.stopping import Stopped
 from cocomix.cli.failures import sentence_of, unforeseen
@@ -50,7 +50,6 @@ GROUPS = {
 EXIT_ERROR = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _dispatch(argv: list[str]) -> int:
         say(f"error: {error}")
         return EXIT_USAGE
     if not argv or argv[0] in ("-h", "--help", "--help-all"):
-        print(_overview())
+        printed(_overview())
         return 0 if argv else EXIT_USAGE
     if argv[0] == "--version":
         from importlib.metadata import version
@@ -192,7 +191,7 @@ def _dispatch(argv: list[str]) -> int:
     result, following = _call(COMMANDS[argv[0]], argv[0], argv[1:])
     if os.environ.get("RANK", "0") != "0":  # only one of torchrun's processes prints
         return 0
-    code = _print(result) if result else 0
+    code = printed(result) if result else 0
     for line in following:
         say(line)
     return code
@@ -231,16 +230,6 @@ def import_plugin(name: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
-
-
-def _print(result: str) -> int:
-    """Print a result; returns the exit code."""
-    try:
-        print(result, flush=True)
-    except BrokenPipeError:  # as in `cocomix recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush at exit succeeds
-        return EXIT_BROKEN_PIPE
-    return 0
 
 
 def _call(command: Command, name: str, argv: Sequence[str]) -> tuple[str, list[str]]:

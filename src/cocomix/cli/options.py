@@ -21,6 +21,7 @@ import yaml
 from cocomix.base.artifacts import CONFIG_NAME
 from cocomix.base.errors import CocomixError, nearest, reason_of, shortened
 from cocomix.base.numbers import parse_count
+from cocomix.base.progress import printed
 from cocomix.cli import usage
 
 #: Longest part of a wrong value that an error shows.
@@ -58,8 +59,7 @@ def parse(config_class: type[Any], prog: str, summary: str, arguments: Sequence[
     options = list(usage.options_of(config_class if default is None else default))
     if asked := {"-h", "--help", "--help-all"} & {*argv}:
         example = getattr(config_class, "example", "")
-        print(usage.page(prog, summary, example, options, more, whole="--help-all" in asked))
-        raise SystemExit(0)
+        raise SystemExit(printed(usage.page(prog, summary, example, options, more, whole="--help-all" in asked)))
     argv, from_file = list(_with_whole_counts(argv)), list(_with_whole_counts(from_file))
     try:
         usage.check_names(from_file, options, prog)
