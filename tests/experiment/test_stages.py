@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "recipe": (changed(students={"x": {"recipe": "gpt2-69m-ntq"}}), "students.x: .*perhaps gpt2-69m-ntp"),
     "contradiction": (changed(labels={"batch_size": -3}), "labels: batch_size is -3"),
     "name": (changed(students={"sae": {}}), "students.sae would have the folder of another stage"),
-    "text": (changed(text=["./nowhere.txt"]), "text names nowhere.txt, which does not exist"),
+    "text": (changed(text=["./nowhere.txt"]), "mistake.yaml: text names nowhere.txt, which does not exist"),
     "missing": (changed(sae="./nowhere.pt"), "sae names ./nowhere.pt, which does not exist"),
     "benchmarks": (
         {"data": {}, "students": {"x": {}}, "evaluation": {"tasks": ["lambada"], "task_data": "./nowhere"}},

@@ -154,7 +154,10 @@ class Experiment:
                 writes = COMMANDS[stage.command].writes
                 artifacts.check_output(self.root / stage.name, writes, self.with_windows(stage).config.settings())
             if stage.section == "data":
-                check_paths(stage.config, "")
+                try:
+                    check_paths(stage.config, "")
+                except CocomixError as error:
+                    raise CocomixError(f"{self.file}: {error}") from None
             if stage.section == "evaluation":  # its benchmarks; the model is not there yet
                 replace(stage.config, probes=False, teacher=None, sae=None).check_files()
             labels = getattr(stage.config, "labels", None)
