@@ -211,7 +211,7 @@ def test_a_plan_counts_what_learns(
         (["MODEL", "--student.train=above", "--student.train-above=1"], "with 2 blocks it must be -1 to 0"),
         (
             ["MODEL", "--student.mixer=concept", "--student.layer=1", "--labels=LABELS"],
-            "--student.layer is 1, but a mixer stands between two",
+            "--student.layer is 1, but a mixer stands below the last block: it must be -1 to 0",
         ),
         (["MODEL", "--student.train-above", "0"], "student.train is not 'above'"),
         (["MODEL", "--student.start-from-sae", "SAE"], "student.start_from_sae is set, but the mixer is 'none'"),

@@ -185,8 +185,8 @@ class InsertedConfig(MixerConfig):
     def check(self, num_blocks: int) -> None:
         if self.layer >= num_blocks - 1:
             raise CocomixError(
-                f"--student.layer is {self.layer}, but a mixer stands between two blocks: with {num_blocks} it must be -1 to "
-                f"{num_blocks - 2}, also where the dictionary reads after the last"
+                f"--student.layer is {self.layer}, but a mixer stands below the last block: it must be -1 to "
+                f"{num_blocks - 2}, also where the dictionary reads after {num_blocks - 1}"
             )
 
     def describe(self) -> str:

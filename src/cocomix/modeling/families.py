@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.formats import counted
 from cocomix.base.parsing import parse_json
 
 #: `model_type` of each family, and the names of its well-known models; `register_adapter` adds others.
@@ -43,4 +44,6 @@ def num_blocks(folder: Path) -> int | None:
 def require_layer(layer: int, num_blocks: int) -> None:
     """Refuse a layer that a teacher of so many blocks lacks."""
     if not 0 <= layer < num_blocks:
-        raise CocomixError(f"layer is {layer}; for a teacher of {num_blocks} blocks it must be 0 to {num_blocks - 1}")
+        raise CocomixError(
+            f"layer is {layer}; for a teacher of {counted(num_blocks, 'block')} it must be 0 to {num_blocks - 1}"
+        )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar, cas
 
 from cocomix.base.compute import PrecisionChoice
 from cocomix.base.errors import CocomixError, require_at_least
+from cocomix.base.formats import counted
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig
 
@@ -268,8 +269,8 @@ class HiddenRegressionConfig(ObjectiveConfig):
         num_layers: int | None = run.student.num_layers  # not known before a pretrained student's files are read
         if self.layer is not None and num_layers is not None and self.layer >= num_layers:
             raise CocomixError(
-                f"hidden_regression.layer is {self.layer}; with {run.student.num_layers} blocks it must be 0 to "
-                f"{run.student.num_layers - 1}"
+                f"hidden_regression.layer is {self.layer}; with {counted(num_layers, 'block')} it must be 0 to "
+                f"{num_layers - 1}"
             )
 
     def uses_teacher(self, run: RunSettings) -> bool:

@@ -15,6 +15,7 @@ from cocomix.base.artifacts import CARD_NAME
 from cocomix.base.command import CommandConfig, beside
 from cocomix.base.compute import ComputeConfig, PrecisionChoice
 from cocomix.base.errors import MAX_SIZE, CocomixError, require_at_least
+from cocomix.base.formats import counted
 from cocomix.labels.config import AttributionConfig
 from cocomix.mixers.config import MixerConfig, NoMixerConfig
 from cocomix.modeling.families import require_family
@@ -105,7 +106,8 @@ class StudentConfig:
         highest = math.inf if self.num_layers is None else self.num_layers - 2
         if self.train_above is not None and self.train_above > highest:
             raise CocomixError(
-                f"student.train_above is {self.train_above}; with {self.num_layers} blocks it must be -1 to {highest}"
+                f"student.train_above is {self.train_above}; with {counted(self.num_layers or 0, 'block')} it must be -1 to "
+                f"{highest}"
             )
 
     def check_family(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.artifacts import CARD_NAME, atomic
+from cocomix.base.formats import counted
 from cocomix.base.kinds import read_metrics
 from cocomix.mixers.config import MixerConfig
 from cocomix.training.config import TrainConfig
@@ -55,8 +56,9 @@ def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, A
     student, inputs = config.student, settings["inputs"]
     on = [each for each in config.objectives if each.is_on(config)]
     losses = [line["validation_loss"] for line in read_metrics(config.output) if "validation_loss" in line]
+    blocks = counted(student.num_layers or 0, "block")
     rows = {
-        "decoder": f"{student.family}, {student.num_layers} blocks of width {student.hidden_size}, {student.num_heads} heads",
+        "decoder": f"{student.family}, {blocks} of width {student.hidden_size}, {counted(student.num_heads, 'head')}",
         "parameters": f"{facts['num_parameters']:,}",
         **_pretrained_rows(config, facts),
         "mixer": ", ".join(f"{name}: {value}" for name, value in mixer.settings().items()),
@@ -67,7 +69,7 @@ def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, A
             f"{name} {value[:12]}" for name, value in inputs.items() if isinstance(value, str)
         ),
         "validation loss": f"{losses[-1]:.4f} nats a token",
-        "training": f"{facts['num_steps']:,} steps, {facts['train_flops']:.3g} FLOPs",
+        "training": f"{counted(facts['num_steps'], 'step')}, {facts['train_flops']:.3g} FLOPs",
         "teacher's FLOPs": f"{facts['teacher_flops']:.3g}",
         "seed": str(config.seed),
     }

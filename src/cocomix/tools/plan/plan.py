@@ -15,6 +15,7 @@ from typing import Any
 from cocomix.base.accelerators import DeviceSpec
 from cocomix.base.compute import Precision
 from cocomix.base.errors import CocomixError, nearest
+from cocomix.base.formats import counted
 from cocomix.base.numbers import parse_count
 from cocomix.modeling.flops import forward_flops_per_token, key_width, training_flops_per_token
 from cocomix.modeling.model import CoCoMixForCausalLM
@@ -300,7 +301,7 @@ def _windows_per_pass(config: PlanConfig) -> int:
     if batch_size % divisor:
         of_size = "" if micro_batch_size is None else f" of micro_batch_size {micro_batch_size}"
         raise CocomixError(
-            f"batch_size {batch_size} can't be shared equally by {config.devices} devices{of_size}; "
+            f"batch_size {batch_size} can't be shared equally by {counted(config.devices, 'device')}{of_size}; "
             f"make it a multiple of {divisor}"
         )
     return micro_batch_size or batch_size // config.devices

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cocomix.base.formats import format_bytes, format_count, format_flops, format_hours
+from cocomix.base.formats import counted, format_bytes, format_count, format_flops, format_hours
 from cocomix.base.tables import rendered_text
 from cocomix.tools.plan.config import PlanConfig
 from cocomix.tools.plan.plan import Plan, make_plan, peak_flops
@@ -22,8 +22,9 @@ def show_plan(config: PlanConfig) -> str | dict[str, Any]:
 def _model(plan: Plan) -> str:
     student = plan.config.run.student
     table = _table("the model")
-    blocks = f"{student.num_layers} blocks, width {student.hidden_size}, {student.num_heads} heads"
-    table.add_row("decoder", f"{student.family}, {blocks}", f"mixer {student.mixer.describe()}")
+    blocks, heads = counted(student.num_layers, "block"), counted(student.num_heads, "head")
+    shape = f"{student.family}, {blocks}, width {student.hidden_size}, {heads}"
+    table.add_row("decoder", shape, f"mixer {student.mixer.describe()}")
     table.add_row("parameters", format_count(plan.num_parameters), f"{plan.num_parameters:,}")
     table.add_row("active parameters", format_count(plan.num_active_parameters), f"{plan.num_active_parameters:,}")
     if plan.num_learning_parameters < plan.num_parameters:
