@@ -66,9 +66,14 @@ def format_signed(value: float | int) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def to_digits(value: float, digits: int = 6) -> float:
+    """A number with so many significant digits: further ones are rounding errors, or take room."""
+    return float(f"{value:.{digits}g}")
+
+
 def _scaled(value: float | int, prefixes: Sequence[str]) -> tuple[str, str]:
     """The value to three digits, and the prefix for its power of a thousand."""
-    rounded = float(f"{value:.3g}")
+    rounded = to_digits(value, 3)
     power = min(max(int(math.log10(rounded) // 3), 0), len(prefixes) - 1) if rounded else 0
     scaled = rounded / 1000**power
     if power == 0 and scaled == int(scaled):

@@ -14,6 +14,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from cocomix.base.formats import to_digits
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.tools.inspect.cards import (
     SOURCES,
@@ -34,7 +35,6 @@ from cocomix.tools.inspect.occurrences import Occurrences, StrongestOccurrences
 
 #: Random positions of the text; a name is a pattern that is rarer there than in the concept's contexts.
 NUM_BACKGROUND_POSITIONS = 8192
-SIGNIFICANT_DIGITS = 6
 WINDOWS_PER_READ = 1024
 
 
@@ -111,7 +111,7 @@ def _histograms(results: InspectionResults, concept: int) -> Iterator[Histogram]
     for name, histogram in found.items():
         if histogram is not None:
             start, width, counts = histogram
-            yield Histogram(name, _round(start), _round(width), tuple(counts))
+            yield Histogram(name, to_digits(start), to_digits(width), tuple(counts))
 
 
 def _row(columns: Mapping[str, Any], concept: int) -> dict[str, Any]:
@@ -190,26 +190,21 @@ class _Tokens:
         new = [token for token in ids.unique().tolist() if token not in self._texts]
         self._texts.update(zip(new, self._decode([[token] for token in new]), strict=True))
         return [
-            tuple(TokenEffect(token, self._texts[token], _round(change)) for token, change in zip(*row, strict=True))
+            tuple(TokenEffect(token, self._texts[token], to_digits(change)) for token, change in zip(*row, strict=True))
             for row in zip(ids.tolist(), changes.tolist(), strict=True)
         ]
 
 
 def _neighbours(concepts: Tensor, similarities: Tensor) -> list[tuple[Neighbour, ...]]:
     return [
-        tuple(Neighbour(concept, _round(similarity)) for concept, similarity in zip(*row, strict=True))
+        tuple(Neighbour(concept, to_digits(similarity)) for concept, similarity in zip(*row, strict=True))
         for row in zip(concepts.tolist(), similarities.tolist(), strict=True)
     ]
 
 
 def _rounded(column: Tensor) -> list[float | None]:
     """Rounded numbers; None for nan."""
-    return [None if math.isnan(value) else _round(value) for value in column.tolist()]
-
-
-def _round(value: float) -> float:
-    """Further digits are rounding errors."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return [None if math.isnan(value) else to_digits(value) for value in column.tolist()]
 
 
 def decoder_of(tokenizer: PreTrainedTokenizerFast) -> Callable[[Sequence[Any]], list[str]]:
@@ -254,11 +249,11 @@ def excerpts(dataset: TokenDataset, strongest: StrongestOccurrences, source: str
                 before[i],
                 token[i],
                 after[i],
-                _round(activations[at[i] - first[i]]),
+                to_digits(activations[at[i] - first[i]]),
                 int(windows[place]),
                 at[i],
                 split(tokens[i], before[i] + token[i] + after[i]),
-                tuple(float(f"{value:.3g}") if value else 0.0 for value in activations),
+                tuple(to_digits(value, 3) if value else 0.0 for value in activations),
             )
     by_concept: list[list[Context]] = [[] for _ in windows]
     seen: set[tuple[int, str, str, str]] = set()

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from cocomix.base.artifacts import atomic
 from cocomix.base.drawing import MUTED, RULE, SERIES, Drawing, panel, save
-from cocomix.base.formats import NARROW_SPACE
+from cocomix.base.formats import NARROW_SPACE, to_digits
 from cocomix.base.page import page_environment, write_file
 from cocomix.tools.inspect.cards import ROWS_PER_GROUP, SOURCES, ConceptCard, card_of, read_summary, row_groups
 from cocomix.tools.inspect.summary import BINS_PER_DECADE, SMALL_NORM
@@ -156,6 +156,4 @@ def _compact(card: ConceptCard) -> dict[str, Any]:
 
 
 def _short(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{LISTED_DIGITS}g}")
+    return None if value is None or not math.isfinite(value) else to_digits(value, LISTED_DIGITS)
