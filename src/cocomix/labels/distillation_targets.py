@@ -30,6 +30,7 @@ from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
+from cocomix.labels.passes import windows_per_pass, windows_that_fit
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data, product_size
@@ -49,7 +50,7 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     num_windows = config.num_windows or data.num_windows
     if num_windows > data.num_windows:
         raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
-    size = functools.partial(product_size, config.teacher, config.batch_size * data.context_length)
+    size = functools.partial(product_size, config.teacher, (config.batch_size or 1) * data.context_length)
     with machine_of_ranks(config.compute, size, config.output) as machine:
         return _draw_all(config, data, num_windows, machine)
 
@@ -57,18 +58,30 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
 def _draw_all(
     config: DistillTargetsConfig, data: TokenDataset, num_windows: int, machine: Machine
 ) -> artifacts.Manifest:
+    @functools.cache
+    def teacher() -> Teacher:
+        """Opened below its head; loaded when it is first needed."""
+        model = load_teacher(config.teacher, machine)
+        with machine.products():
+            check_data(model, config.teacher, data)
+        return Teacher(model, adapter_for(model).num_blocks - 1)
+
+    def fitting() -> int:
+        return windows_that_fit(teacher().residual, machine, data.context_length)
+
     settings: dict[str, Any] = {
         "data": data.parts,
         "teacher": artifacts.fingerprint_of_path(config.teacher),
         **config.settings(),
         **machine.settings,
         "num_windows": num_windows,
+        "batch_size": windows_per_pass(config.batch_size, config.output, fitting, overwrite=config.overwrite),
     }
     return finish_work(
         config.output,
         DISTILLATION_TARGETS,
         settings,
-        lambda: _Shards(config, data, settings, machine),
+        lambda: _Shards(config, data, settings, machine, teacher()),
         overwrite=config.overwrite,
     )
 
@@ -79,18 +92,15 @@ class _Shards(ShardWork):
     description = "drawing distillation targets"
 
     def __init__(
-        self, config: DistillTargetsConfig, data: TokenDataset, settings: dict[str, Any], machine: Machine
+        self,
+        config: DistillTargetsConfig,
+        data: TokenDataset,
+        settings: dict[str, Any],
+        machine: Machine,
+        teacher: Teacher,
     ) -> None:
-        super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, data.context_length)
-        self.config, self.data, self.machine = config, data, machine
-
-    @functools.cached_property
-    def teacher(self) -> Teacher:
-        """The teacher, opened below its head; loaded when it is first needed."""
-        model = load_teacher(self.config.teacher, self.machine)
-        with self.machine.products():
-            check_data(model, self.config.teacher, self.data)
-        return Teacher(model, adapter_for(model).num_blocks - 1)
+        super().__init__(config.output, settings, config.windows_per_shard, settings["batch_size"], data.context_length)
+        self.config, self.data, self.machine, self.teacher = config, data, machine, teacher
 
     def make(self, batches: Iterator[range]) -> SampledTargets:
         with self.machine.products():
