@@ -151,14 +151,3 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory of an accelerator that nothing uses, or of this machine, for each of the ranks on it."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = memory_bytes(device)
-    with contextlib.suppress(OSError):  # only Linux says what can be had
-        found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE)
-        free = 1024 * int(found[1]) if found else free
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     if num_windows > data.num_windows:
         raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
     size = functools.partial(product_size, config.teacher, (config.batch_size or 1) * data.context_length)
-    with machine_of_ranks(config.compute, size, config.output) as machine:
+    with machine_of_ranks(config.compute, size, config.output) as machine, machine.products():
         return _draw_all(config, data, num_windows, machine)
 
 
@@ -62,12 +62,8 @@ def _draw_all(
     def teacher() -> Teacher:
         """Opened below its head; loaded when it is first needed."""
         model = load_teacher(config.teacher, machine)
-        with machine.products():
-            check_data(model, config.teacher, data)
+        check_data(model, config.teacher, data)
         return Teacher(model, adapter_for(model).num_blocks - 1)
-
-    def fitting() -> int:
-        return windows_that_fit(teacher().residual, machine, data.context_length)
 
     settings: dict[str, Any] = {
         "data": data.parts,
@@ -75,13 +71,15 @@ def _draw_all(
         **config.settings(),
         **machine.settings,
         "num_windows": num_windows,
-        "batch_size": windows_per_pass(config.batch_size, config.output, fitting, overwrite=config.overwrite),
+        "batch_size": windows_per_pass(
+            config, lambda: windows_that_fit(teacher().residual, machine, data.context_length)
+        ),
     }
     return finish_work(
         config.output,
         DISTILLATION_TARGETS,
         settings,
-        lambda: _Shards(config, data, settings, machine, teacher()),
+        lambda: _Shards(config, data, settings, teacher()),
         overwrite=config.overwrite,
     )
 
@@ -92,19 +90,13 @@ class _Shards(ShardWork):
     description = "drawing distillation targets"
 
     def __init__(
-        self,
-        config: DistillTargetsConfig,
-        data: TokenDataset,
-        settings: dict[str, Any],
-        machine: Machine,
-        teacher: Teacher,
+        self, config: DistillTargetsConfig, data: TokenDataset, settings: Mapping[str, Any], teacher: Teacher
     ) -> None:
-        super().__init__(config.output, settings, config.windows_per_shard, settings["batch_size"], data.context_length)
-        self.config, self.data, self.machine, self.teacher = config, data, machine, teacher
+        super().__init__(config.output, settings, data.context_length)
+        self.config, self.data, self.teacher = config, data, teacher
 
     def make(self, batches: Iterator[range]) -> SampledTargets:
-        with self.machine.products():
-            parts = [self._draw(batch).to("cpu") for batch in batches]
+        parts = [self._draw(batch).to("cpu") for batch in batches]
         return SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
 
     def write(self, index: int, content: SampledTargets) -> dict[str, Any]:
@@ -122,7 +114,7 @@ class _Shards(ShardWork):
 
     def _draw(self, windows: Sequence[int]) -> SampledTargets:
         config, V = self.config, self.data.vocab_size
-        device = self.machine.device
+        device = self.teacher.model.device
         hidden = self.teacher.residual(**self.data.windows(windows).to(device).inputs())[:, :-1]
         B, P, _ = hidden.shape
         uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))

@@ -67,9 +67,7 @@ def _extract(config: ExtractConfig, data: TokenDataset, machine: Machine) -> art
         **config.settings(),
         **source.settings,
         "num_windows": num_windows,
-        "batch_size": windows_per_pass(
-            config.batch_size, config.output, source.windows_that_fit, overwrite=config.overwrite
-        ),
+        "batch_size": windows_per_pass(config, source.windows_that_fit),
     }
     return finish_work(
         config.output,
@@ -98,7 +96,7 @@ class _Shards(ShardWork):
     def __init__(
         self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any], context_length: int
     ) -> None:
-        super().__init__(config.output, settings, config.windows_per_shard, settings["batch_size"], context_length)
+        super().__init__(config.output, settings, context_length)
         self.config, self.source = config, source
 
     def make(self, batches: Iterator[range]) -> tuple[Tensor, Tensor | None]:
