@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +16,7 @@ from cocomix.labels.live import TeacherLabels
 from tests.conftest import Tiny
 
 
-def with_memory(num_bytes: int) -> mock._patch[object]:
+def with_memory(num_bytes: int) -> AbstractContextManager[object]:
     return mock.patch.object(passes, "memory_bytes", return_value=num_bytes)
 
 
