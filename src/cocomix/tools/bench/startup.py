@@ -12,12 +12,9 @@ from cocomix.tools.bench.report import Section, seconds
 from cocomix.tools.bench.timing import spread_of
 
 REPETITIONS = 7
-_CODE = {
-    "import cocomix": "import cocomix",
-    "cocomix --help": "from cocomix.cli.main import main; main(['--help'])",
-    "cocomix recipes": "from cocomix.cli.main import main; main(['recipes'])",
-    "cocomix train --batch-size 0": "from cocomix.cli.main import main; main(['train', '--batch-size', '0'])",
-}
+_COMMANDS = ("cocomix --help", "cocomix recipes", "cocomix train --batch-size 0")
+_RUN = "from cocomix.cli.main import main\ntry: main({words!r})\nexcept SystemExit: pass"
+_CODE = {"import cocomix": "import cocomix"} | {name: _RUN.format(words=name.split()[1:]) for name in _COMMANDS}
 NAMES = ("the interpreter alone", *_CODE)
 
 
