@@ -123,7 +123,7 @@ def test_a_missing_rank_leaves_no_finished_folder(tiny: Tiny, tmp_path: Path) ->
     source = TeacherLabels(TokenDataset(tiny.data), tiny.teacher, tiny.sae, None, AttributionConfig())
     made_with = {"num_windows": 100, "windows_per_shard": 32, "batch_size": 16}
     artifacts.write_json(tmp_path / "settings.json", {"kind": "concept-dataset", "settings": made_with})
-    shards = extraction._Shards(settings, source, made_with, 16)
+    shards = extraction._Shards(settings, source, made_with)
     shards.write_missing(Ranks(1, 2))
     assert sorted(file.name for file in tmp_path.glob("*.parquet")) == ["00001.parquet", "00003.parquet"]
     with pytest.raises(CocomixError, match=r"00000\.parquet"):

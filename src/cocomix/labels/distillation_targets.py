@@ -30,7 +30,7 @@ from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
-from cocomix.labels.passes import windows_per_pass, windows_that_fit
+from cocomix.labels.passes import most_windows, windows_per_pass
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data, product_size
@@ -71,9 +71,7 @@ def _draw_all(
         **config.settings(),
         **machine.settings,
         "num_windows": num_windows,
-        "batch_size": windows_per_pass(
-            config, lambda: windows_that_fit(teacher().residual, machine, data.context_length)
-        ),
+        "batch_size": windows_per_pass(config, lambda: most_windows(teacher().residual, machine, data.context_length)),
     }
     return finish_work(
         config.output,
@@ -113,8 +111,7 @@ class _Shards(ShardWork):
         }
 
     def _draw(self, windows: Sequence[int]) -> SampledTargets:
-        config, V = self.config, self.data.vocab_size
-        device = self.teacher.model.device
+        config, V, device = self.config, self.data.vocab_size, self.teacher.model.device
         hidden = self.teacher.residual(**self.data.windows(windows).to(device).inputs())[:, :-1]
         B, P, _ = hidden.shape
         uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))

@@ -73,7 +73,7 @@ def _extract(config: ExtractConfig, data: TokenDataset, machine: Machine) -> art
         config.output,
         CONCEPT_DATASET,
         settings,
-        lambda: _Shards(config, source, settings, data.context_length),
+        lambda: _Shards(config, source, settings),
         overwrite=config.overwrite,
     )
 
@@ -93,10 +93,8 @@ class _Shards(ShardWork):
 
     description = "extracting concept labels"
 
-    def __init__(
-        self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any], context_length: int
-    ) -> None:
-        super().__init__(config.output, settings, context_length)
+    def __init__(self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any]) -> None:
+        super().__init__(config.output, settings, source.data.context_length)
         self.config, self.source = config, source
 
     def make(self, batches: Iterator[range]) -> tuple[Tensor, Tensor | None]:

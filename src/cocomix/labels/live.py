@@ -26,7 +26,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.gradients import residual_gradient
-from cocomix.labels.passes import windows_that_fit
+from cocomix.labels.passes import most_windows
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
@@ -133,7 +133,7 @@ class TeacherLabels:
             if self.attribution.criterion == "attribution":
                 residual_gradient(extractor.teacher, input_ids, h, loss=self.attribution.loss)
 
-        return windows_that_fit(one_pass, self.machine, self.data.context_length)
+        return most_windows(one_pass, self.machine, self.data.context_length)
 
     def check(self) -> None:
         """Refuse a teacher that was not finite at some window so far; waits for the device."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -17,10 +16,6 @@ from cocomix.base.progress import say
 from cocomix.base.ranks import joined_ranks
 from cocomix.labels.config import DistillTargetsConfig, ExtractConfig
 
-# Shapes: B windows, T tokens.
-
-#: Of a device's memory a pass takes this much; weights, and chunks of logits and latents, come on top.
-SHARE_OF_MEMORY = 0.25
 #: Tokens beyond which a pass gains nothing: a CPU's caches hold less, an accelerator's kernels are long enough.
 MAX_TOKENS_ON_CPU, MAX_TOKENS = 2**11, 2**16
 
@@ -41,11 +36,11 @@ def windows_per_pass(config: ExtractConfig | DistillTargetsConfig, choose: Calla
         return config.batch_size or ranks.on_first_rank(begun_or_chosen)
 
 
-def windows_that_fit(run: Callable[[Int64[Tensor, "B T"]], object], machine: Machine, context_length: int) -> int:
+def most_windows(run: Callable[[Tensor], object], machine: Machine, context_length: int) -> int:
     """The largest power of two of windows for which a pass has the memory, and says so.
 
     Args:
-        run: a pass of the teacher; it runs on tensors without numbers, which cost no time.
+        run: a pass of the teacher over token ids [windows, T]; it runs on tensors without numbers, which cost no time.
         machine: whose memory counts.
         context_length: T.
     """
@@ -58,6 +53,7 @@ def windows_that_fit(run: Callable[[Int64[Tensor, "B T"]], object], machine: Mac
         peaks.append(ledger.peak_excluding())
     each, memory = max(1, peaks[1] - peaks[0]), memory_bytes(machine.device)
     most = (MAX_TOKENS_ON_CPU if machine.device.type == "cpu" else MAX_TOKENS) // context_length
-    count = 1 << max(1, min(most, int(SHARE_OF_MEMORY * memory / each))).bit_length() - 1
+    # A quarter of the memory: weights, and chunks of logits and latents, come on top.
+    count = 1 << max(1, min(most, memory // (4 * each))).bit_length() - 1
     say(f"{count} windows in a pass of the teacher: each takes {format_bytes(each)} of {format_bytes(memory)}")
     return count
