@@ -44,7 +44,7 @@ def most_windows(run: Callable[[Tensor], object], machine: Machine, context_leng
         machine: whose memory counts.
         context_length: T.
     """
-    peaks = []
+    peaks: list[int] = []
     for num_windows in (1, 2):
         # An accelerator's backward runs in a thread of its own, which sees no modes.
         eager, alone = torch.compiler.set_stance("force_eager"), torch.autograd.set_multithreading_enabled(False)
