@@ -13,6 +13,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from benchmarks import smollm2
+from benchmarks.aims import aims
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_bytes, format_flops, format_hours, format_signed
 from cocomix.modeling.backbones import supported_families
@@ -75,6 +76,7 @@ def blocks() -> dict[str, str]:
         "scale memory": scale_memory(),
         "scale messages": scale_messages(),
         **smollm2.blocks(stored("smollm2")),
+        "aims": aims(),
         "learning": learning(),
         "precision speed": precision_speed(),
         "precision generation": precision_generation(),

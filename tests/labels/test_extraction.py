@@ -121,9 +121,9 @@ def test_two_processes_of_torchrun_write_the_same_bytes(tiny: Tiny, tmp_path: Pa
 def test_a_missing_rank_leaves_no_finished_folder(tiny: Tiny, tmp_path: Path) -> None:
     settings = config(tiny, tmp_path, windows_per_shard=32)
     source = TeacherLabels(TokenDataset(tiny.data), tiny.teacher, tiny.sae, None, AttributionConfig())
-    made_with = {"num_windows": 100}
+    made_with = {"num_windows": 100, "windows_per_shard": 32, "batch_size": 16}
     artifacts.write_json(tmp_path / "settings.json", {"kind": "concept-dataset", "settings": made_with})
-    shards = extraction._Shards(settings, source, made_with, 16)
+    shards = extraction._Shards(settings, source, made_with)
     shards.write_missing(Ranks(1, 2))
     assert sorted(file.name for file in tmp_path.glob("*.parquet")) == ["00001.parquet", "00003.parquet"]
     with pytest.raises(CocomixError, match=r"00000\.parquet"):
@@ -215,7 +215,7 @@ class TestVerify:
         self.run(tiny, tiny.concepts)
         assert str(tiny.concepts) in capsys.readouterr().err
         self.run(tiny, tiny.concepts, **self.given(tiny))
-        assert "1,024 of 1,024" in capsys.readouterr().err
+        assert "8,192 of 8,192" in capsys.readouterr().err
 
     def test_damage_and_shards_of_another_run(self, tiny: Tiny, tmp_path: Path) -> None:
         shutil.copytree(tiny.concepts, tmp_path / "flipped")

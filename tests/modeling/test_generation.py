@@ -54,6 +54,18 @@ def test_static_cache(family: str, mixer: str, mixing: str) -> None:
     assert torch.equal(static, uncached(model, ids))
 
 
+@pytest.mark.slow
+@pytest.mark.unchecked_shapes
+def test_compiled_blocks_with_a_static_cache() -> None:
+    model, ids = student("llama"), prompt()
+    given = settings(ids, cache_implementation="static")
+    expected = model.generate(ids, **given)
+    model.compile_blocks()
+    assert torch.equal(model.generate(ids, **given), expected)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(model.generate(ids, **given), expected)
+
+
 @pytest.mark.parametrize(("family", "mixer", "mixing"), every_family_with(MIXERS, adapters_with_all=False))
 def test_beams_equal_a_search_by_hand(family: str, mixer: str, mixing: str) -> None:
     model, ids = student(family, mixer, mixing), prompt(1)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from cocomix.modeling import backbones
@@ -62,6 +63,21 @@ def test_logits_and_gradients_equal_those_of_the_whole_block(family: str, mixing
         skipped, expected = step(model, **given, **more), whole(lambda more=more: step(model, **given, **more))
         torch.testing.assert_close(skipped, expected, **tolerance)
     assert seen == 3 * [T, 2 * T]
+
+
+@pytest.mark.parametrize("mixing", ["add", "interleave"])
+def test_no_other_block_asks_for_a_mask(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask rules out flash kernels."""
+    masked, attend = [], F.scaled_dot_product_attention
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        masked.append(options["attn_mask"] is not None)
+        return attend(*arguments, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    model, ids = student("llama", mixing=mixing).train(), tokens(2, 7)
+    model(input_ids=ids, labels=ids, concept_labels=concept_labels(2, 7))
+    assert masked == [False] * (model.adapter.num_blocks - 1) + [mixing == "interleave"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

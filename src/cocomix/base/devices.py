@@ -116,6 +116,11 @@ def bfloat16_speed(num_rows: int, width: int) -> float:
     return min(times[0]) / min(times[1])
 
 
+def sent(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on another device; on the way to an accelerator, what that still computes is not waited for."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 def device_spec(device: torch.device) -> DeviceSpec | None:
     """The accelerator's data sheet; None for a CPU or an accelerator that is not in the table."""
     if device.type != "cuda":

@@ -31,22 +31,20 @@ class ShardWork(abc.ABC):
 
     Args:
         folder: of the dataset.
-        settings: of the whole dataset, with `num_windows`; a shard that was made with other settings is made again.
-        windows_per_shard: windows in one file.
-        batch_size: windows in one pass.
+        settings: of the whole dataset; a shard that was made with other settings is made again. `num_windows` of it are
+            in all, `windows_per_shard` in one file, and `batch_size` in one pass and, without the former, in one file.
         context_length: tokens of a window.
     """
 
     description: str
     extension = "parquet"
 
-    def __init__(
-        self, folder: Path, settings: Mapping[str, Any], windows_per_shard: int, batch_size: int, context_length: int
-    ) -> None:
-        self.folder, self.num_windows = folder, int(settings["num_windows"])
-        self.windows_per_shard, self.batch_size, self.context_length = windows_per_shard, batch_size, context_length
+    def __init__(self, folder: Path, settings: Mapping[str, Any], context_length: int) -> None:
+        self.folder, self.context_length = folder, context_length
+        self.num_windows, self.batch_size = int(settings["num_windows"]), int(settings["batch_size"])
+        self.windows_per_shard = int(settings.get("windows_per_shard", self.batch_size))
         self.made_with = artifacts.fingerprint_of_json(dict(settings))
-        self.num_shards = -(-self.num_windows // windows_per_shard)
+        self.num_shards = -(-self.num_windows // self.windows_per_shard)
 
     @abc.abstractmethod
     def make(self, batches: Iterator[range]) -> Any:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from cocomix.base import artifacts
+from cocomix.base.devices import sent
 from cocomix.base.errors import CocomixError
 from cocomix.base.kinds import TOKEN_DATASET
 from cocomix.base.progress import ProgressLine
@@ -48,7 +49,7 @@ class Windows:
     def to(self, device: torch.device | str) -> Windows:
         """The windows on another device."""
         positions = self.position_ids
-        return Windows(self.input_ids.to(device), None if positions is None else positions.to(device))
+        return Windows(sent(self.input_ids, device), None if positions is None else sent(positions, device))
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a model, a `Teacher` or a `ConceptExtractor`."""

@@ -14,6 +14,9 @@ from cocomix.base.ranks import Ranks
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 
+#: Logits of a pass: a gigabyte in float32.
+MAX_LOGITS = 2**28
+
 
 @dataclass(frozen=True)
 class LossResult:
@@ -49,7 +52,7 @@ def validation_loss(
         model: causal LM; its training mode is restored.
         dataset: split to evaluate on.
         max_windows: number of windows; None: all.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass at most; fewer if their logits take more than a gigabyte.
         description: name of the work in a progress line; None: no line.
         ranks: ranks that share the work; all get the result of a single process, bit for bit if their models are identical.
 
@@ -62,6 +65,7 @@ def validation_loss(
     device = next(model.parameters()).device
     sums: list[Tensor] = []
     num_tokens = 0
+    batch_size = max(1, min(batch_size, MAX_LOGITS // (dataset.context_length * dataset.vocab_size)))
     for index, windows in enumerate(dataset.batches(batch_size, max_windows, description=description)):
         sums.append(torch.zeros((), dtype=torch.float64, device=device))
         num_tokens += windows.input_ids[:, 1:].numel()

@@ -105,8 +105,8 @@ class ExtractConfig(CommandConfig):
     """Store the scores of the labels beside them, as float32."""
     num_windows: int | None = None
     """Label the first N training windows; by default all."""
-    batch_size: int = 16
-    """Windows in one pass of the teacher."""
+    batch_size: int | None = None
+    """Windows in one pass of the teacher; by default as many as fit into memory and are faster together."""
     windows_per_shard: int = 512
     """Windows in one file. An interruption can lose the labels of one file, ranks share the work by files, and the labels
     of two files are held in memory: one is written while the next is made."""
@@ -183,8 +183,8 @@ class DistillTargetsConfig(CommandConfig):
     """Seed of the draws."""
     num_windows: int | None = None
     """Draw for the first N training windows; by default all."""
-    batch_size: int = 16
-    """Windows in one pass of the teacher."""
+    batch_size: int | None = None
+    """Windows in one pass of the teacher; by default as many as fit into memory and are faster together."""
     windows_per_shard: int = 512
     """Windows in one file. An interruption can lose the draws of one file, ranks share the work by files, and the draws
     of two files are held in memory: one is written while the next is made."""

@@ -29,7 +29,7 @@ from cocomix.labels.config import AttributionConfig
 
 # Shapes: B batch, T tokens, C concepts, A labels a token, n labelled positions of a window.
 
-WINDOWS_PER_COUNT = 512
+WINDOWS_PER_COUNT, WINDOWS_PER_PASS = 512, 16
 
 
 class DerivedLabels:
@@ -59,6 +59,10 @@ class DerivedLabels:
             labels = self.source.labels(range(start, min(start + WINDOWS_PER_COUNT, self.num_windows)))
             counts += torch.bincount(labels[labels != IGNORED_LABEL], minlength=self.num_concepts)
         return counts
+
+    def windows_that_fit(self) -> int:
+        """Windows at a time; they take next to no memory."""
+        return WINDOWS_PER_PASS
 
     def check(self) -> None:
         """Stored labels were checked when they were made."""

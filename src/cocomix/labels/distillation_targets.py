@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from cocomix.data.shards import shard_name
 from cocomix.data.target_dataset import SampledTargets, write_targets
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import DistillTargetsConfig
+from cocomix.labels.passes import most_windows, windows_per_pass
 from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token
 from cocomix.modeling.loading import check_data, product_size
@@ -49,26 +50,34 @@ def distill_targets(config: DistillTargetsConfig) -> artifacts.Manifest:
     num_windows = config.num_windows or data.num_windows
     if num_windows > data.num_windows:
         raise CocomixError(f"num_windows is {num_windows}, but {config.data} has {data.num_windows} training windows")
-    size = functools.partial(product_size, config.teacher, config.batch_size * data.context_length)
-    with machine_of_ranks(config.compute, size, config.output) as machine:
+    size = functools.partial(product_size, config.teacher, (config.batch_size or 1) * data.context_length)
+    with machine_of_ranks(config.compute, size, config.output) as machine, machine.products():
         return _draw_all(config, data, num_windows, machine)
 
 
 def _draw_all(
     config: DistillTargetsConfig, data: TokenDataset, num_windows: int, machine: Machine
 ) -> artifacts.Manifest:
+    @functools.cache
+    def teacher() -> Teacher:
+        """Opened below its head; loaded when it is first needed."""
+        model = load_teacher(config.teacher, machine)
+        check_data(model, config.teacher, data)
+        return Teacher(model, adapter_for(model).num_blocks - 1)
+
     settings: dict[str, Any] = {
         "data": data.parts,
         "teacher": artifacts.fingerprint_of_path(config.teacher),
         **config.settings(),
         **machine.settings,
         "num_windows": num_windows,
+        "batch_size": windows_per_pass(config, lambda: most_windows(teacher().residual, machine, data.context_length)),
     }
     return finish_work(
         config.output,
         DISTILLATION_TARGETS,
         settings,
-        lambda: _Shards(config, data, settings, machine),
+        lambda: _Shards(config, data, settings, teacher()),
         overwrite=config.overwrite,
     )
 
@@ -79,22 +88,13 @@ class _Shards(ShardWork):
     description = "drawing distillation targets"
 
     def __init__(
-        self, config: DistillTargetsConfig, data: TokenDataset, settings: dict[str, Any], machine: Machine
+        self, config: DistillTargetsConfig, data: TokenDataset, settings: Mapping[str, Any], teacher: Teacher
     ) -> None:
-        super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, data.context_length)
-        self.config, self.data, self.machine = config, data, machine
-
-    @functools.cached_property
-    def teacher(self) -> Teacher:
-        """The teacher, opened below its head; loaded when it is first needed."""
-        model = load_teacher(self.config.teacher, self.machine)
-        with self.machine.products():
-            check_data(model, self.config.teacher, self.data)
-        return Teacher(model, adapter_for(model).num_blocks - 1)
+        super().__init__(config.output, settings, data.context_length)
+        self.config, self.data, self.teacher = config, data, teacher
 
     def make(self, batches: Iterator[range]) -> SampledTargets:
-        with self.machine.products():
-            parts = [self._draw(batch).to("cpu") for batch in batches]
+        parts = [self._draw(batch).to("cpu") for batch in batches]
         return SampledTargets(torch.cat([p.tokens for p in parts]), torch.cat([p.entropy for p in parts]))
 
     def write(self, index: int, content: SampledTargets) -> dict[str, Any]:
@@ -111,8 +111,7 @@ class _Shards(ShardWork):
         }
 
     def _draw(self, windows: Sequence[int]) -> SampledTargets:
-        config, V = self.config, self.data.vocab_size
-        device = self.machine.device
+        config, V, device = self.config, self.data.vocab_size, self.teacher.model.device
         hidden = self.teacher.residual(**self.data.windows(windows).to(device).inputs())[:, :-1]
         B, P, _ = hidden.shape
         uniform = torch.from_numpy(np.stack([stratified(config.seed, w, P, config.num_samples) for w in windows]))

@@ -29,6 +29,7 @@ from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.config import AttributionConfig, ExtractConfig
 from cocomix.labels.controls import DerivedLabels
 from cocomix.labels.live import TeacherLabels
+from cocomix.labels.passes import windows_per_pass
 from cocomix.modeling.loading import product_size
 
 LabelSource = TeacherLabels | DerivedLabels
@@ -49,7 +50,7 @@ def extract(config: ExtractConfig) -> artifacts.Manifest:
         device = this_device(config.compute.device)
         return verify(config.output, data, config.teacher, config.sae, config.layer, device)
     # Without a teacher nothing is multiplied, and `ExtractConfig` refuses `auto`.
-    size = functools.partial(product_size, config.teacher or Path(), config.batch_size * data.context_length)
+    size = functools.partial(product_size, config.teacher or Path(), (config.batch_size or 1) * data.context_length)
     with machine_of_ranks(config.compute, size, config.output) as machine:
         return _extract(config, data, machine)
 
@@ -66,12 +67,13 @@ def _extract(config: ExtractConfig, data: TokenDataset, machine: Machine) -> art
         **config.settings(),
         **source.settings,
         "num_windows": num_windows,
+        "batch_size": windows_per_pass(config, source.windows_that_fit),
     }
     return finish_work(
         config.output,
         CONCEPT_DATASET,
         settings,
-        lambda: _Shards(config, source, settings, data.context_length),
+        lambda: _Shards(config, source, settings),
         overwrite=config.overwrite,
     )
 
@@ -91,10 +93,8 @@ class _Shards(ShardWork):
 
     description = "extracting concept labels"
 
-    def __init__(
-        self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any], context_length: int
-    ) -> None:
-        super().__init__(config.output, settings, config.windows_per_shard, config.batch_size, context_length)
+    def __init__(self, config: ExtractConfig, source: LabelSource, settings: dict[str, Any]) -> None:
+        super().__init__(config.output, settings, source.data.context_length)
         self.config, self.source = config, source
 
     def make(self, batches: Iterator[range]) -> tuple[Tensor, Tensor | None]:

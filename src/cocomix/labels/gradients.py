@@ -25,7 +25,7 @@ from cocomix.modeling.teacher import Teacher
 # Shapes: B batch, T tokens, D width of the teacher, V vocabulary, P copies in one pass.
 
 
-#: Elements of one chunk's logits: 64 MB in float32.
+#: Elements of one chunk's logits: 64 MB in float32. An accelerator multiplies larger ones faster (`mixers/linear_head.py`).
 CHUNK_ELEMENTS = 2**24
 #: Positions of a window that are copied in one pass: their mask is [P, T + P].
 COPIES_PER_PASS = 512
@@ -106,7 +106,8 @@ def _backward(teacher: Teacher, hidden: Tensor, targets: Tensor, leaf: Tensor) -
     """d(summed loss)/d(leaf): through the head in chunks of positions, then once through the blocks."""
     rows, flat_targets = hidden.detach().flatten(0, 1), targets.flatten()
     grad = torch.empty_like(rows)
-    size = max(1, CHUNK_ELEMENTS // teacher.model.config.vocab_size)
+    most = CHUNK_ELEMENTS if rows.device.type == "cpu" else 8 * CHUNK_ELEMENTS
+    size = max(1, most // teacher.model.config.vocab_size)
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
         chunk = rows[part].unsqueeze(0).requires_grad_(True)

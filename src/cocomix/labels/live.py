@@ -25,6 +25,8 @@ from cocomix.base.progress import say
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.labels.attribution import ConceptExtractor, ScoredLabels
 from cocomix.labels.config import AttributionConfig
+from cocomix.labels.gradients import residual_gradient
+from cocomix.labels.passes import most_windows
 from cocomix.modeling.flops import attention_flops_per_token, head_flops, span_flops_per_token
 from cocomix.modeling.loading import check_data
 from cocomix.modeling.teacher import load_teacher
@@ -121,6 +123,17 @@ class TeacherLabels:
         self.extractor.teacher.model.to(device)
         self.extractor.sae.to(device)
         self.machine = dataclasses.replace(self.machine, device=torch.device(device))
+
+    def windows_that_fit(self) -> int:
+        """Windows that the teacher reads in one pass, by this machine's memory."""
+        extractor = self.extractor
+
+        def one_pass(input_ids: Tensor) -> None:
+            h = extractor.teacher.residual(input_ids)
+            if self.attribution.criterion == "attribution":
+                residual_gradient(extractor.teacher, input_ids, h, loss=self.attribution.loss)
+
+        return most_windows(one_pass, self.machine, self.data.context_length)
 
     def check(self) -> None:
         """Refuse a teacher that was not finite at some window so far; waits for the device."""

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cocomix.base.devices import sent
 from cocomix.data.token_dataset import Windows
 from cocomix.mixers.config import MixerConfig
 from cocomix.modeling.output import CoCoMixOutput
@@ -69,8 +70,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        windows = self.windows.to(device)
-        return replace(self, windows=windows, extra={name: value.to(device) for name, value in self.extra.items()})
+        extra = {name: sent(x, device) if isinstance(x, Tensor) else x.to(device) for name, x in self.extra.items()}
+        return replace(self, windows=self.windows.to(device), extra=extra)
 
 
 @dataclass(frozen=True)

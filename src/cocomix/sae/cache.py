@@ -97,8 +97,7 @@ class _Steps(ShardWork):
         context_length: int,
         residuals: Callable[[int], Sequence[Tensor]],
     ) -> None:
-        batch_size = settings["batch_size"]
-        super().__init__(folder, settings, batch_size, batch_size, context_length)
+        super().__init__(folder, settings, context_length)
         self.layers, self.residuals = settings["layers"], residuals
 
     def make(self, batches: Iterator[range]) -> dict[str, Tensor]:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cocomix.base.ledger import Ledger
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.config import ConceptConfig
 from cocomix.modeling.model import CoCoMixForCausalLM
-from cocomix.tools.plan.memory import Precision, _Ledger, device_memory, peak_bytes, saved_bytes
+from cocomix.tools.plan.memory import Precision, device_memory, peak_bytes, saved_bytes
 from cocomix.training.config import StudentConfig, TrainConfig
 from cocomix.training.recipes import find_recipe
 from cocomix.training.sizes import SIZES
@@ -75,7 +76,7 @@ def test_what_is_frozen_takes_weights_alone(tiny: Tiny) -> None:
 
 def test_the_peak_is_that_of_the_tensors_alive() -> None:
     """Against what the process holds, as a tensor of known size shows."""
-    with _Ledger() as ledger:
+    with Ledger() as ledger:
         kept = torch.zeros(1000)
         for _ in range(3):
             torch.zeros(2000)  # freed each time

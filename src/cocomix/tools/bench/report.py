@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from cocomix.base.formats import format_bytes
-from cocomix.base.tables import rendered_text
+from cocomix.tools.tables import rendered_text
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from rich import box
 from rich.text import Text
 
 from cocomix.base.formats import NARROW_SPACE, format_count, format_flops, format_seconds, format_signed
-from cocomix.base.tables import rendered_text
 from cocomix.tools.compare.comparison import mean_of
 from cocomix.tools.compare.curves import CURVE_AXES
+from cocomix.tools.tables import rendered_text
 
 NOTHING = "–"
 FORMATS: Mapping[str, Callable[[float | int], str]] = {

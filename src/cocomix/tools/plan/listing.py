@@ -12,7 +12,7 @@ from rich.table import Table
 from cocomix.base.artifacts import read_json
 from cocomix.base.command import CommandConfig
 from cocomix.base.formats import format_count, format_flops
-from cocomix.base.tables import rendered_text
+from cocomix.tools.tables import rendered_text
 
 #: File written by `recipe_rows.py`.
 ROWS_PATH = Path(__file__).with_name("recipes.json")

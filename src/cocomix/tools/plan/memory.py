@@ -9,9 +9,7 @@ Weights, gradients and AdamW's two moments are float32, as in the engine, for an
 
 from __future__ import annotations
 
-import itertools
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from cocomix.base.compute import Precision
+from cocomix.base.ledger import Ledger
 from cocomix.mixers.linear_head import default_megabytes
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.training.config import TrainConfig
@@ -82,7 +79,7 @@ def peak_bytes(
     Returns:
         the peak without the weights' gradients, and with them if there were none before.
     """
-    with _Ledger(model.parameters()) as ledger:
+    with Ledger(model.parameters()) as ledger:
         _forward(model, num_windows, context_length, precision, num_labels).backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     peaks = ledger.peak_excluding(gradients), ledger.peak_excluding([])
@@ -100,41 +97,6 @@ def _forward(
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         loss: Tensor = model(input_ids=ids, labels=ids, concept_labels=concepts).loss
     return loss
-
-
-class _Ledger(TorchDispatchMode):
-    """A record of when storages are allocated and freed, but for those of tensors that are there `before`."""
-
-    def __init__(self, before: Iterable[Tensor] = ()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._events: list[tuple[int, int]] = []
-        """Number of a storage and its bytes: positive when allocated, negative when freed."""
-        # A view of a weight, as a product makes one, has its storage.
-        self._alive = {tensor.untyped_storage()._cdata: -1 for tensor in before}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._record(tensor.untyped_storage())
-        return result
-
-    def _record(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address not in self._alive:
-            number = self._alive[address] = len(self._events)
-            self._events.append((number, size))
-            weakref.finalize(storage, self._record_freed, address, number, size)
-
-    def _record_freed(self, address: int, number: int, size: int) -> None:
-        self._alive.pop(address, None)
-        self._events.append((number, -size))
-
-    def peak_excluding(self, tensors: list[Tensor]) -> int:
-        """Peak bytes, without the storages of `tensors`, which must still be alive."""
-        excluded = {self._alive.get(tensor.untyped_storage()._cdata) for tensor in tensors}
-        sizes = [size for number, size in self._events if number not in excluded]
-        return max(itertools.accumulate(sizes), default=0)
 
 
 @contextmanager

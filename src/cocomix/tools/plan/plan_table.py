@@ -7,9 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from cocomix.base.formats import counted, format_bytes, format_count, format_flops, format_hours
-from cocomix.base.tables import rendered_text
 from cocomix.tools.plan.config import PlanConfig
 from cocomix.tools.plan.plan import Plan, make_plan, peak_flops
+from cocomix.tools.tables import rendered_text
 from cocomix.training.widths import MatchedWidth
 
 
