@@ -123,7 +123,7 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     axes.set_ylim(lowest - 0.2 * height, highest)
     axes.set_xlim(0, largest / divisor * 1.02)
     axes.set_xlabel(f"{axis.name[0].upper()}{axis.name[1:]} ({unit})", loc="left")
-    axes.set_title("Validation loss (nats per token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    axes.set_title("Validation loss (nats a token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
     if direct:
         _label_ends(axes, lines, gap=0.095 * height)
     else:
@@ -195,7 +195,7 @@ def _mark_target(axes: Axes, target: Target, height: float, *, crosses_early: bo
     """The target as a line, labelled on the side where no curve crosses it."""
     axes.axhline(target.loss, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     right = axes.get_xlim()[1]
-    text = f"{target.title}, {target.loss:.3f}"
+    text = f"{target.title} {target.loss:.3f}"
     x, side = (0.985 * right, "right") if crosses_early else (0.015 * right, "left")
     axes.text(x, target.loss - 0.02 * height, text, va="top", ha=side, color=MUTED, fontsize=8)
 
