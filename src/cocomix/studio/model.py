@@ -257,7 +257,7 @@ class StudioModel:
         ranked = ranked[:NUM_OPENINGS]
         best: tuple[float, Opening] | None = None
         for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
-            prompt = max(map(_prompt_before, self.cards.card(other).contexts), key=len, default="")
+            prompt = max(map(prompt_before, self.cards.card(other).contexts), key=len, default="")
             found = Opening(prompt, concept, OPENING_STRENGTH)
             ids = self.encode(prompt)
             if ids:
@@ -362,8 +362,8 @@ class StudioModel:
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
 
 
-def _prompt_before(context: Context) -> str:
-    """Up to three lines of text before a token, without parts of words at its start and end, and without spaces at its end."""
+def prompt_before(context: Context) -> str:
+    """Up to three lines of text before a token, without parts of words at both ends, and without spaces at its end."""
     text = context.before.partition(" ")[2].lstrip() or context.before
     if text[-1:].isalnum() and context.token[:1].isalnum():
         text = text.rpartition(" ")[0] or text

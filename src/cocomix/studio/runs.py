@@ -61,7 +61,7 @@ def find_runs(paths: Sequence[Path]) -> Runs:
         inspections |= dict.fromkeys(sibling.resolve() for sibling in _inspections_in(path.parent))
     if not models and not curves:
         folder = next(iter(inspections))
-        raise CocomixError(f"{folder} is an inspection without its model: open {folder / 'index.html'}, or name a model")
+        raise CocomixError(f"{folder} is an inspection without its model; open {folder / 'index.html'}")
     return Runs(tuple(models), tuple(curves), tuple(inspections))
 
 

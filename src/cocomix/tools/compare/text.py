@@ -90,7 +90,7 @@ def _differences(result: Mapping[str, Any]) -> Table:
     for name, facts in result["groups"].items():
         if "difference" in facts:
             difference = facts["difference"]
-            rows.append((name, _difference_text(difference), *_reached_texts(facts, reference)))
+            rows.append((name, _difference_text(difference), *(_cell(facts, reference, axis) for axis in CURVE_AXES)))
     axes = tuple(f"{AXIS_NAMES[axis]} to its final loss" for axis in CURVE_AXES)
     return Table(f"Against {reference}", ("run", "difference of the loss", *axes), tuple(rows))
 
@@ -147,10 +147,6 @@ def _difference_text(difference: Mapping[str, Any]) -> str:
         return text
     low, high = map(format_signed, difference["interval"])
     return f"{text} ({100 * difference['level']:.0f}{NARROW_SPACE}%: {low} to {high})"
-
-
-def _reached_texts(facts: Mapping[str, Any], other: str) -> tuple[str, ...]:
-    return tuple(_cell(facts, other, axis) for axis in CURVE_AXES)
 
 
 def _cell(facts: Mapping[str, Any], other: str, axis: str) -> str:

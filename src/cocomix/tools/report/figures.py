@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cocomix.base.drawing import INK, MUTED, RULE, SERIES, Drawing, panel, save
@@ -14,14 +14,13 @@ from cocomix.tools.compare.figures import AXES, Axis, Line, Target, draw_curves
 
 def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
     """Validation loss of every student against tokens, FLOPs and seconds."""
-    students = [summary[name] for name in summary["students"]]
     crossing = {axis.key: summary[_match_key(axis)] for axis in AXES}
     lines = [
         Line(summary[name]["title"], summary[name]["curve"], series, crossing if name == "cocomix" else None)
         for name, series in series_of(summary["students"]).items()
     ]
     target = Target(summary["ntp"]["title"], summary["ntp"]["curve"][-1]["validation_loss"])
-    return [draw_curves(lines, target, axis, _curves_alt(students, summary, axis)) for axis in AXES]
+    return [draw_curves(lines, target, axis, _curves_alt(summary, axis)) for axis in AXES]
 
 
 def probe_figures(summary: Mapping[str, Any]) -> dict[str, Drawing]:
@@ -37,8 +36,8 @@ def _match_key(axis: Axis) -> str:
     return f"{axis.key.removeprefix('train_')}_to_match_ntp"
 
 
-def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], axis: Axis) -> str:
-    ends = {student["title"]: student["curve"][-1] for student in students}
+def _curves_alt(summary: Mapping[str, Any], axis: Axis) -> str:
+    ends = {summary[name]["title"]: summary[name]["curve"][-1] for name in summary["students"]}
     largest = max(end[axis.key] for end in ends.values())
     curves = "; ".join(
         f"{title} ends at {end['validation_loss']:.3f} after {axis.text(end[axis.key], largest)}"
