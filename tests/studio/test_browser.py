@@ -270,7 +270,8 @@ def test_a_view_is_taken_along_and_a_name_is_edited(
         assert json.loads(names.read_bytes())["3"] == "imports & <i>exports</i>"
         assert json.loads(names.read_bytes())["5"] == "string formatting"
     finally:
-        names.write_bytes(before)
+        (tmp_path / "names.json").write_bytes(before)
+        (tmp_path / "names.json").replace(names)  # at once: the page may be reading
 
 
 def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page: Callable[..., Any]) -> None:

@@ -27,7 +27,7 @@ LOOK = """(minContrast) => {
     const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
     texts.forEach(([text, box], i) => {
       for (const [other, place] of texts.slice(i + 1)) if (meet(box, place)) said.push(`${text} overlaps ${other}`);
-      for (const line of svg.querySelectorAll("path[style*='--series'][style*='fill: none']")) {
+      for (const line of svg.querySelectorAll("path[clip-path][style*='--series'][style*='fill: none']")) {
         const [length, matrix] = [line.getTotalLength(), line.getScreenCTM()];
         const clip = svg.querySelector(line.getAttribute("clip-path").match(/#[^")]+/)[0] + " *").getBBox();
         for (let i = 0; i <= 400; i++) {
