@@ -197,7 +197,8 @@ def _mark_target(axes: Axes, target: Target) -> None:
     (bottom, top), right = axes.get_ylim(), axes.get_xlim()[1]
     text = f"{target.title} {target.loss:.3f}"
     width, height = 0.026 * len(text) * right, top - bottom
-    curves = [xy.T for line in axes.lines if len(xy := line.get_xydata()) > 2]  # no ends, and not the target
+    # The ends of runs are lines of one point, the target one of two.
+    curves = [xy for line in axes.lines if (xy := np.asarray(line.get_xydata()).T).shape[1] > 2]
 
     def in_the_way(place: tuple[float, int]) -> int:
         x = np.linspace(place[0], place[0] + width, 40)
