@@ -264,7 +264,8 @@ class StudioModel:
                 before = self._next_probabilities(ids)
                 with self.steered({concept: found.strength}, DEFAULT_MODE):
                     change = float((self._next_probabilities(ids) - before).abs().sum())
-                    loops = len(set(self._continued(ids))) < NUM_OPENING_TOKENS / 2
+                    written = self._continued(ids)
+                loops = len(set(written)) < len(written) / 2
                 # A text that repeats itself, as small models write it, shows less than any other.
                 best = max(filter(None, (best, (change - 2 * loops, found))), key=lambda pair: pair[0])
         return None if best is None else best[1]
@@ -339,10 +340,11 @@ class StudioModel:
         return logits.softmax(-1)
 
     def _continued(self, ids: Sequence[int]) -> list[int]:
-        """The likeliest next tokens, one after another."""
+        """The likeliest next tokens, one after another, as far as the context reaches."""
         input_ids = torch.tensor([list(ids)], device=self.model.device)
+        num_tokens = max(1, min(NUM_OPENING_TOKENS, self.context_length - len(ids)))
         with self.machine.products():
-            written = self.model.generate(input_ids, max_new_tokens=NUM_OPENING_TOKENS, do_sample=False, pad_token_id=0)
+            written = self.model.generate(input_ids, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
         return list(map(int, written[0, len(ids) :]))
 
     def _read(self, ids: Sequence[int]) -> Any:
