@@ -138,6 +138,11 @@ def wait_for(condition: Callable[[], bool], timeout_seconds: float = TIMEOUT_SEC
         time.sleep(0.02)
 
 
+def top_of(page: Any, selector: str) -> float:
+    """Where an element begins, in pixels from the top of the page."""
+    return float(page.locator(selector).first.evaluate("(one) => one.getBoundingClientRect().top + scrollY"))
+
+
 def num_running(address: str) -> int:
     return int(httpx.get(f"{address}/status").json()["running_continuations"])
 
@@ -217,6 +222,7 @@ def test_a_first_visit_shows_what_steering_does(address: str, new_page: Callable
     expect(page.locator(".continuations .steered h3")).to_contain_text("→0.5")
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     page.wait_for_url(re.compile("prompt=.*pins="))
+    assert top_of(page, ".continuations .steered .running") < 900, "what steering does is in sight"
 
 
 def test_a_view_is_taken_along_and_a_name_is_edited(
@@ -264,7 +270,8 @@ def test_a_view_is_taken_along_and_a_name_is_edited(
         assert json.loads(names.read_bytes())["3"] == "imports & <i>exports</i>"
         assert json.loads(names.read_bytes())["5"] == "string formatting"
     finally:
-        names.write_bytes(before)
+        (tmp_path / "names.json").write_bytes(before)
+        (tmp_path / "names.json").replace(names)  # at once: the page may be reading
 
 
 def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page: Callable[..., Any]) -> None:
@@ -388,8 +395,15 @@ def test_a_prompt_of_a_megabyte_is_a_sentence_and_the_page_lives_on(address: str
 
 
 def test_loss_curves_themes_and_a_telephone(address: str, new_page: Callable[..., Any]) -> None:
-    page = new_page(link(address, prompt=PROMPT), viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page = new_page(
+        link(address, prompt=PROMPT, pins="3:1"), viewport={"width": 390, "height": 844}, color_scheme="dark"
+    )
     expect(page.locator(".tokens .token").first).to_be_visible()
+    expect(page.locator(".pin-row")).to_be_visible()
+    parts = (".prompt-field", ".pin-row", ".go", ".share", ".tokens", "[aria-label='Find concepts']")
+    tops = [top_of(page, part) for part in parts]
+    assert tops == sorted(tops)
+    assert tops[2] < 844, "what is steered and the button are in sight"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     paper = "getComputedStyle(document.body).getPropertyValue('--paper').trim()"
     assert page.evaluate(paper) == "#14171a"

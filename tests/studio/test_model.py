@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from cocomix import CocomixError, steer
-from cocomix.studio.model import StudioModel
+from cocomix.studio.model import StudioModel, prompt_before
 from cocomix.studio.writing_panel import changed_tokens
+from cocomix.tools.inspect.cards import Context
 from tests.studio.conftest import ATTACK, CONTEXT_LENGTH
 
 PROMPT = "<b>def</b> read(self, naïve ☕): return path\n"
@@ -86,6 +89,27 @@ def test_a_prompt_longer_than_the_context_tells_both_lengths(model: StudioModel)
     message = rf"\d+ tokens.* demo/cocomix .*{CONTEXT_LENGTH}"
     with pytest.raises(CocomixError, match=message):
         model.read("def " * 800)
+
+
+def test_the_opening_is_not_a_text_that_repeats_itself(model: StudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = model.opening()
+    assert usual is not None
+    # Concepts 0 to 3 are tried, in this order.
+    tried = itertools.count()
+    monkeypatch.setattr(model, "_continued", lambda ids: [7] * 24 if next(tried) == usual.concept else list(range(24)))
+    other = model.opening()
+    assert other is not None
+    assert other.concept != usual.concept
+
+
+def test_the_opening_prompt_is_short_and_of_whole_words() -> None:
+    def prompt(before: str, token: str) -> str:
+        return prompt_before(Context("sae", before, token, "", 1.0, 0, 0))
+
+    assert prompt("ize the size of a bro", "ken") == "the size of a"
+    assert prompt("ize the size of a broken ", "vase") == "the size of a broken"
+    assert prompt("x a\nb\n\n  c", "(") == "b\n\n  c"
+    assert prompt("word", "s") == "word"
 
 
 def test_what_differs_is_what_is_not_shared_in_order() -> None:

@@ -48,6 +48,12 @@ def test_equal_names_become_paths(demo: Demo, tmp_path: Path) -> None:
     assert [run.name for run in runs.models] == [str(demo.model), str(tmp_path / "cocomix")]
 
 
+def test_an_inspection_alone_names_its_page(demo: Demo, tmp_path: Path) -> None:
+    shutil.copytree(demo.inspection, tmp_path / "latents")
+    with pytest.raises(CocomixError, match=re.escape(str(tmp_path / "latents" / "index.html"))):
+        find_runs([tmp_path / "latents"])
+
+
 def test_mistakes_are_one_sentence(demo: Demo, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CocomixError, match=r"runs/demo .*make demo"):

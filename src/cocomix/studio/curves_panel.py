@@ -14,7 +14,7 @@ from cocomix.base.kinds import METRICS_NAME, read_metrics
 from cocomix.studio.rendering import render
 from cocomix.studio.runs import NamedFolder
 from cocomix.studio.tasks import Coalesced
-from cocomix.tools.compare.curves import validation_curve
+from cocomix.tools.compare.curves import series_of, validation_curve
 
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
@@ -47,16 +47,8 @@ def read_curves(runs: Sequence[NamedFolder]) -> tuple[dict[str, list[dict[str, A
     return curves, problems
 
 
-def _rank(name: str) -> int:
-    """NTP first and CoCoMix next, which have the same colours in every figure."""
-    folder = name.rpartition("/")[2]
-    return 0 if folder.startswith("ntp") else 1 if folder.startswith("cocomix") else 2
-
-
 def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[str, Any]:
     """Options of ECharts for one axis. Colours are CSS variables, so that light and dark reach into the chart."""
-    ordered = sorted(curves, key=_rank)
-    first = 1 if ordered and _rank(ordered[0]) else 0  # the first colour is NTP's
     series = [
         {
             "name": name,
@@ -67,7 +59,7 @@ def chart_options(curves: dict[str, list[dict[str, Any]]], axis: str) -> dict[st
             "color": f"var(--series-{index % NUM_COLORS + 1})",
             "data": [[point[f"train_{axis}"], round(point["validation_loss"], 4)] for point in points],
         }
-        for index, name in enumerate(ordered, start=first)
+        for name, index in sorted(series_of(curves).items(), key=lambda item: item[1])
         for points in [curves[name]]
     ]
     key = f"train_{axis}"

@@ -31,13 +31,14 @@ from cocomix.steering.concept_names import NAMES_NAME, rename_concept
 from cocomix.steering.modes import DEFAULT_MODE
 from cocomix.steering.steer import steer
 from cocomix.studio.runs import NamedFolder
-from cocomix.tools.inspect.cards import CardReader, ConceptCard
+from cocomix.tools.inspect.cards import CardReader, ConceptCard, Context
 
 # Shapes: T tokens, K active concepts, C concepts, V vocabulary.
 
 NUM_ENTRIES = 12
 #: Concepts that are tried for the first view.
 NUM_OPENINGS = 4
+NUM_OPENING_TOKENS = 24
 #: Between a touch and much; at it most concepts of the demo rise in the text that follows.
 OPENING_STRENGTH = 0.5
 NUM_NEXT_TOKENS = 8
@@ -256,16 +257,17 @@ class StudioModel:
         ranked = ranked[:NUM_OPENINGS]
         best: tuple[float, Opening] | None = None
         for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
-            prompt = max(
-                (_whole_words(context.before) for context in self.cards.card(other).contexts), key=len, default=""
-            )
+            prompt = max(map(prompt_before, self.cards.card(other).contexts), key=len, default="")
             found = Opening(prompt, concept, OPENING_STRENGTH)
             ids = self.encode(prompt)
             if ids:
                 before = self._next_probabilities(ids)
                 with self.steered({concept: found.strength}, DEFAULT_MODE):
                     change = float((self._next_probabilities(ids) - before).abs().sum())
-                best = max(filter(None, (best, (change, found))), key=lambda pair: pair[0])
+                    written = self._continued(ids)
+                loops = len(set(written)) < len(written) / 2
+                # A text that repeats itself, as small models write it, shows less than any other.
+                best = max(filter(None, (best, (change - 2 * loops, found))), key=lambda pair: pair[0])
         return None if best is None else best[1]
 
     def card(self, concept: int) -> ConceptCard | None:
@@ -341,6 +343,14 @@ class StudioModel:
         logits: Tensor = self._read(ids).logits[0, -1].float().cpu()
         return logits.softmax(-1)
 
+    def _continued(self, ids: Sequence[int]) -> list[int]:
+        """The likeliest next tokens, one after another, as far as the context reaches."""
+        input_ids = torch.tensor([list(ids)], device=self.model.device)
+        num_tokens = max(1, min(NUM_OPENING_TOKENS, self.context_length - len(ids)))
+        with self.machine.products():
+            written = self.model.generate(input_ids, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+        return list(map(int, written[0, len(ids) :]))
+
     def _read(self, ids: Sequence[int]) -> Any:
         """The model's output, with the logits of the last token."""
         input_ids = torch.tensor([list(ids)], device=self.model.device)
@@ -358,9 +368,12 @@ class StudioModel:
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
 
 
-def _whole_words(text: str) -> str:
-    """An excerpt without the part of a word that it begins with, and without spaces at its end."""
-    return (text.partition(" ")[2].lstrip() or text).rstrip(" ")
+def prompt_before(context: Context) -> str:
+    """Up to three lines of text before a token, without parts of words at both ends, and without spaces at its end."""
+    text = context.before.partition(" ")[2].lstrip() or context.before
+    if text[-1:].isalnum() and context.token[:1].isalnum():
+        text = text.rpartition(" ")[0] or text
+    return "\n".join(text.split("\n")[-3:]).rstrip(" ")
 
 
 def _name(names: Mapping[int, str], concept: int) -> str:

@@ -89,7 +89,7 @@ class StudioPage:
             self._actions |= panel.actions
         for element in (root, self.cards.body):
             element.on("click", self._act, js_handler=ON_ACTION)
-        self._show_view(self.state.view)
+        self._show_view(self.state.view if self.models.runs.models else "curves")
         self.client.on_disconnect(self.writing.stop)
         ui.timer(0, self._start, once=True)
 

@@ -15,7 +15,7 @@ from cocomix.studio.tasks import Coalesced
 if TYPE_CHECKING:
     from cocomix.studio.page import StudioPage
 
-NUM_SHOWN = 12
+NUM_SHOWN = 6
 #: The browser cuts a longer text where it is typed or pasted: a message to the server holds a megabyte, and a text may grow
 #: fourfold in it. What is left is refused with both lengths, as any prompt that the context can't hold.
 MAX_PROMPT_CHARS = 200_000

@@ -31,7 +31,7 @@ def page_style() -> str:
     """The whole style sheet of the page."""
     house = _text("cocomix.base", "style.css")
     light, dark = re.findall(r":root \{([^}]*)\}", house)[:2]
-    marks = "\n".join(re.findall(r"^(?:\.text|mark|\.sign|\.scroll) \{[^}]*\}", house, re.MULTILINE))
+    marks = "\n".join(re.findall(r"^(?:\.text|mark|\.sign|mark \.sign|\.scroll) \{[^}]*\}", house, re.MULTILINE))
     chosen = f"body.body--light {{ color-scheme: light; }}\nbody.body--dark {{ color-scheme: dark; {dark} }}\n"
     colors = f":root {{{light}}}\n{chosen}"
     return colors + marks + "\n" + _text("cocomix.studio", "studio.css")

@@ -59,6 +59,9 @@ def find_runs(paths: Sequence[Path]) -> Runs:
     inspections = {path: None for path in folders if _kind_of(path) == INSPECTION}
     for path in folders:  # also an inspection beside a run that was named alone
         inspections |= dict.fromkeys(sibling.resolve() for sibling in _inspections_in(path.parent))
+    if not models and not curves:
+        folder = next(iter(inspections))
+        raise CocomixError(f"{folder} is an inspection without its model; open {folder / 'index.html'}")
     return Runs(tuple(models), tuple(curves), tuple(inspections))
 
 

@@ -18,7 +18,7 @@ from cocomix import CocomixError, CompareConfig, TrainConfig, compare, train
 from cocomix.base.artifacts import begin, finish, write_json
 from cocomix.cli.main import main
 from cocomix.tools.compare.comparison import compare_groups
-from cocomix.tools.compare.curves import loss_at, units_to_match
+from cocomix.tools.compare.curves import loss_at, series_of, units_to_match
 from cocomix.tools.compare.intervals import bootstrap_interval
 from cocomix.tools.compare.runs import read_groups
 from cocomix.tools.compare.text import headline, tables
@@ -245,6 +245,18 @@ def test_one_run_and_many_groups_have_a_page(tmp_path: Path) -> None:
     for number, words in enumerate(([paths[0]], paths, [unevaluated, paths[0]])):
         compare(CompareConfig(tuple(map(str, words)), output=tmp_path / f"out{number}"))
         assert (tmp_path / f"out{number}" / "comparison.html").exists()
+
+
+def test_ntp_and_cocomix_have_their_colours_wherever_they_stand() -> None:
+    assert series_of(["a/pause", "CoCoMix-paper", "a/cocomix", "b", "ntp"]) == {
+        "a/pause": 2,
+        "CoCoMix-paper": 3,
+        "a/cocomix": 1,
+        "b": 4,
+        "ntp": 0,
+    }
+    assert series_of(["kd", "cocomix"]) == {"kd": 2, "cocomix": 1}
+    assert series_of(["a", "b"]) == {"a": 0, "b": 1}
 
 
 def test_comparing_loads_nothing_that_it_does_not_use(tmp_path: Path) -> None:

@@ -137,6 +137,18 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Callable[..., Any], sche
         assert not page.evaluate("document.documentElement.scrollWidth > innerWidth"), address
 
 
+@pytest.mark.parametrize("width", [1400, 390])
+def test_headings_stand_above_their_numbers(open_page: Callable[..., Any], width: int) -> None:
+    page = open_page(viewport={"width": width, "height": 800})
+    page.wait_for_selector(".row[aria-selected]")
+    ends = (
+        "[...document.querySelectorAll('{} .value')].map((cell) => cell.getBoundingClientRect().right).filter(Boolean)"
+    )
+    heads = page.evaluate(ends.format(".row.head"))
+    assert heads
+    assert page.evaluate(ends.format("#rows .row:nth-child(3)")) == heads
+
+
 def test_a_search_is_an_address(open_page: Callable[..., Any]) -> None:
     page = open_page("#/?q=token7%3C&sort=concept&up=1")
     wait_until(page, "document.getElementById('status').textContent.startsWith('1 of 300')")

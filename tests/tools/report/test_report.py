@@ -223,7 +223,9 @@ def test_figures_are_there_as_png_and_in_the_page(tmp_path: Path) -> None:
     assert all((tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
     assert page.count("<svg ") == page.count('role="img"') == len(names)
     assert "CoCoMix reaches NTP’s final loss at" in page
-    assert "var(--series-2)" in page
+    probes = page[page.index('aria-label="Change of CoCoMix') :]
+    assert "var(--series-2)" in probes[: probes.index("</svg>")]
+    assert "var(--series-1)" not in probes[: probes.index("</svg>")]
     assert not list(tmp_path.rglob(".*.partial"))
 
 
@@ -258,6 +260,7 @@ def test_two_runs_give_equal_bytes(tmp_path: Path) -> None:
 def test_what_steering_changed_is_marked_and_without_effect_it_is_left_out(tmp_path: Path) -> None:
     page = report(tmp_path, make_summary())
     assert " path<mark>.close()" in page
+    assert "concept 17</a> (name 17 &lt;b&gt;)" in page
     assert "One concept steered" not in report(tmp_path, make_summary() | {"steering": None})
 
 
@@ -274,6 +277,7 @@ def test_the_first_screen_says_what_happened(tmp_path: Path) -> None:
     assert headline(make_summary()) in first
     assert "the concepts are used" in first
     assert first.count("<svg ") == 1
+    assert not re.search(r"[a-z]\.[A-Z]", re.sub("<[^>]*>", "", page)), "a space is missing between sentences"
 
 
 def test_report_with_five_students(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cocomix.base.kinds import METRIC_AXES
@@ -12,6 +12,20 @@ CURVE_AXES = METRIC_AXES
 
 Curve = Sequence[Mapping[str, float | int]]
 """Points in order, each with `validation_loss` and the axes above."""
+
+
+def series_of(names: Collection[str]) -> dict[str, int]:
+    """The number of each run's colour by its name: NTP has the first and CoCoMix the second in every figure.
+
+    Args:
+        names: of folders, or paths; other runs take the colours from the third on, or all where there is neither.
+    """
+    fixed: dict[str, int] = {}
+    for series, start in enumerate(("ntp", "cocomix")):
+        alike = [name for name in names if name.rpartition("/")[2].casefold().startswith(start)]
+        fixed |= {min(alike, key=len): series} if alike else {}
+    free = itertools.count(2 if fixed else 0)
+    return {name: fixed[name] if name in fixed else next(free) for name in names}
 
 
 def validation_curve(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, float | int]]:

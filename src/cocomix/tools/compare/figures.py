@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -77,9 +79,7 @@ def _flop_unit(largest: float | int) -> tuple[float, str]:
 
 
 def _time_unit(largest: float | int) -> tuple[float, str]:
-    if largest < 120:
-        return 1.0, "seconds"
-    return (60.0, "minutes") if largest < 7200 else (3600.0, "hours")
+    return (1.0, "seconds") if largest < 120 else (60.0, "minutes") if largest < 7200 else (3600.0, "hours")
 
 
 def _tokens_text(part: float | int, whole: float | int) -> str:
@@ -123,7 +123,7 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     axes.set_ylim(lowest - 0.2 * height, highest)
     axes.set_xlim(0, largest / divisor * 1.02)
     axes.set_xlabel(f"{axis.name[0].upper()}{axis.name[1:]} ({unit})", loc="left")
-    axes.set_title("Validation loss (nats per token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
+    axes.set_title("Validation loss (nats a token)", loc="left", fontsize=8.5, color=MUTED, pad=7)
     if direct:
         _label_ends(axes, lines, gap=0.095 * height)
     else:
@@ -131,7 +131,7 @@ def draw_curves(lines: Sequence[Line], target: Target | None, axis: Axis, alt: s
     crossings = [(line, line.crossing[axis.key]) for line in lines if line.crossing is not None]
     crossed = [(line, x) for line, x in crossings if x is not None]
     if target is not None:
-        _mark_target(axes, target, height, crosses_early=any(x < 0.6 * largest for _, x in crossed))
+        _mark_target(axes, target)
         for line, x in crossed:
             text = axis.text(x, largest) if len(crossed) == 1 else ""  # several texts would overlap
             _mark_crossing(axes, x / divisor, target.loss, text, line.color)
@@ -163,8 +163,8 @@ def _legend(figure: Figure, axes: Axes, *, inside: bool) -> None:
     if inside:
         axes.legend(loc="upper right", **look)
     else:
-        left = axes.get_position().x0
-        figure.legend(loc="lower left", bbox_to_anchor=(left, 0.01), borderpad=0, labelspacing=0.35, **look)
+        look |= {"bbox_to_anchor": (axes.get_position().x0, 0.01), "borderpad": 0, "labelspacing": 0.35}
+        figure.legend(loc="lower left", **look)
 
 
 def _loss_range(curves: Sequence[Sequence[Mapping[str, float | int]]], key: str) -> tuple[float, float]:
@@ -191,13 +191,23 @@ def _label_ends(axes: Axes, lines: Sequence[Line], gap: float) -> None:
         )
 
 
-def _mark_target(axes: Axes, target: Target, height: float, *, crosses_early: bool) -> None:
-    """The target as a line, labelled on the side where no curve crosses it."""
+def _mark_target(axes: Axes, target: Target) -> None:
+    """The target as a line, labelled at that end and on that side of it where the curves are least in the way."""
     axes.axhline(target.loss, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    right = axes.get_xlim()[1]
-    text = f"{target.title}, {target.loss:.3f}"
-    x, side = (0.985 * right, "right") if crosses_early else (0.015 * right, "left")
-    axes.text(x, target.loss - 0.02 * height, text, va="top", ha=side, color=MUTED, fontsize=8)
+    (bottom, top), right = axes.get_ylim(), axes.get_xlim()[1]
+    text = f"{target.title} {target.loss:.3f}"
+    width, height = 0.026 * len(text) * right, top - bottom
+    # The ends of runs are lines of one point, the target one of two.
+    curves = [xy for line in axes.lines if (xy := np.asarray(line.get_xydata()).T).shape[1] > 2]
+
+    def in_the_way(place: tuple[float, int]) -> int:
+        x = np.linspace(place[0], place[0] + width, 40)
+        away = [place[1] * (np.interp(x, *curve) - target.loss) for curve in curves]
+        return int(sum(((y > 0) & (y < 0.09 * height)).sum() for y in away))
+
+    x, side = min(itertools.product((0.985 * right - width, 0.015 * right), (-1, 1)), key=in_the_way)
+    va = "top" if side < 0 else "bottom"
+    axes.text(x, target.loss + side * 0.015 * height, text, va=va, color=MUTED, fontsize=8)
 
 
 def _mark_crossing(axes: Axes, x: float, target: float, text: str, color: str) -> None:

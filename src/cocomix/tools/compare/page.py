@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from cocomix.base.drawing import Drawing
 from cocomix.base.page import page_environment, write_file
+from cocomix.tools.compare.curves import series_of
 from cocomix.tools.compare.figures import AXES, Axis, Line, Target, draw_curves
 from cocomix.tools.compare.text import NOTHING, headline, tables
 
@@ -43,19 +44,14 @@ def _figure(result: Mapping[str, Any], axis: Axis) -> Drawing:
     """The curve of every run; without seeds, rings mark where a run reaches the baseline's final loss."""
     groups, baseline = result["groups"], result["baseline"]
     is_single = all(len(facts["runs"]) == 1 for facts in groups.values())
-    lines = []
-    for series, (name, facts) in enumerate(groups.items()):
+    lines, series = [], series_of(groups)
+    for name, facts in groups.items():
         reached = facts["to_reach"].get(baseline) if is_single else None
         crossing = None if reached is None else {key: value["amount"] for key, value in reached.items()}
-        lines += [Line(name, run["curve"], series, crossing) for run in facts["runs"] if run["curve"]]
+        lines += [Line(name, run["curve"], series[name], crossing) for run in facts["runs"] if run["curve"]]
     loss = groups[baseline]["validation_loss"]["mean"]
-    target = None if loss is None else Target(_target_title(baseline, groups[baseline]), loss)
+    target = None if loss is None else Target(baseline, loss)
     return draw_curves(lines, target, axis, _alt(result, axis))
-
-
-def _target_title(name: str, facts: Mapping[str, Any]) -> str:
-    title = "final loss" if facts["is_finished"] else "loss so far"
-    return f"{name}’s {title}" if len(facts["runs"]) == 1 else f"{name}’s {title}, mean"
 
 
 def _alt(result: Mapping[str, Any], axis: Axis) -> str:

@@ -57,7 +57,7 @@ def headline(result: Mapping[str, Any]) -> str:
     losses = {name: facts["validation_loss"]["mean"] for name, facts in result["groups"].items()}
     known = {name: loss for name, loss in losses.items() if loss is not None}
     best = min(known, key=known.__getitem__)
-    text = f"The lowest validation loss is that of {best}, {known[best]:.3f} nats per token"
+    text = f"The lowest validation loss is that of {best}, {known[best]:.3f} nats a token"
     difference = result["groups"][best].get("difference", {"mean": None})
     if difference["mean"] is None:
         return f"{text}."

@@ -96,7 +96,7 @@ def page(summary: Mapping[str, Any], model_name: str) -> str:
 def norm_figure(histogram: dict[str, Any]) -> Drawing:
     """Concepts by the length of their row of the compression."""
     edges, numbers = histogram["log10_edges"], histogram["num_concepts"]
-    figure, axes = panel(5.6, 2.3, left=0.45, right=0.25, bottom=0.47, top=0.28)
+    figure, axes = panel(4.2, 2.1, left=0.45, right=0.25, bottom=0.47, top=0.28)
     axes.bar(
         edges[:-1], numbers, width=1 / BINS_PER_DECADE, align="edge", color=SERIES[0], edgecolor=RULE, linewidth=0.4
     )

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cocomix.base.drawing import INK, MUTED, RULE, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_signed
+from cocomix.tools.compare.curves import series_of
 from cocomix.tools.compare.figures import AXES, Axis, Line, Target, draw_curves
 
 
 def curve_figures(summary: Mapping[str, Any]) -> list[Drawing]:
     """Validation loss of every student against tokens, FLOPs and seconds."""
-    students = [summary[name] for name in summary["students"]]
     crossing = {axis.key: summary[_match_key(axis)] for axis in AXES}
     lines = [
         Line(summary[name]["title"], summary[name]["curve"], series, crossing if name == "cocomix" else None)
-        for series, name in enumerate(summary["students"])
+        for name, series in series_of(summary["students"]).items()
     ]
-    target = Target("NTP’s final loss", summary["ntp"]["curve"][-1]["validation_loss"])
-    return [draw_curves(lines, target, axis, _curves_alt(students, summary, axis)) for axis in AXES]
+    target = Target(summary["ntp"]["title"], summary["ntp"]["curve"][-1]["validation_loss"])
+    return [draw_curves(lines, target, axis, _curves_alt(summary, axis)) for axis in AXES]
 
 
 def probe_figures(summary: Mapping[str, Any]) -> dict[str, Drawing]:
     """The effect of each probe on the loss, for every student with probes."""
-    students = {name: summary[name] for name in summary["students"]}
     return {
-        name: _probes(f"probes-{name}", student["title"], student["probes"])
-        for name, student in students.items()
-        if "probes" in student
+        name: _probes(f"probes-{name}", summary[name]["title"], summary[name]["probes"], SERIES[series % len(SERIES)])
+        for name, series in series_of(summary["students"]).items()
+        if "probes" in summary[name]
     }
 
 
@@ -37,8 +36,8 @@ def _match_key(axis: Axis) -> str:
     return f"{axis.key.removeprefix('train_')}_to_match_ntp"
 
 
-def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], axis: Axis) -> str:
-    ends = {student["title"]: student["curve"][-1] for student in students}
+def _curves_alt(summary: Mapping[str, Any], axis: Axis) -> str:
+    ends = {summary[name]["title"]: summary[name]["curve"][-1] for name in summary["students"]}
     largest = max(end[axis.key] for end in ends.values())
     curves = "; ".join(
         f"{title} ends at {end['validation_loss']:.3f} after {axis.text(end[axis.key], largest)}"
@@ -53,14 +52,14 @@ def _curves_alt(students: Sequence[Mapping[str, Any]], summary: Mapping[str, Any
     return f"Validation loss against {axis.name}: {curves}. CoCoMix {match}."
 
 
-def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]]) -> Drawing:
+def _probes(name: str, title: str, probes: Mapping[str, Mapping[str, Any]], color: str) -> Drawing:
     figure, axes = panel(4.2, 0.5 + 0.28 * len(probes), left=1.0, right=0.08, bottom=0.46, top=0.02)
     reaches = []
     for row, (probe, result) in enumerate(probes.items()):
         delta, error = result["loss_delta"], 2 * (result["standard_error"] or 0.0)
         # The bar of the oracle is hollow: it needs the teacher and is not a model of its own.
-        face = "none" if probe == "oracle" else SERIES[0]
-        axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=SERIES[0], linewidth=1)
+        face = "none" if probe == "oracle" else color
+        axes.barh(row, delta, height=0.56, facecolor=face, edgecolor=color, linewidth=1)
         axes.errorbar(delta, row, xerr=error, color=INK, linewidth=1, capsize=2.5, capthick=1)
         reach = delta + math.copysign(error, delta)
         axes.annotate(

@@ -116,7 +116,7 @@ def _histogram(card: Mapping[str, Any]) -> Drawing:
     density, quality = card["density"], card["quality"]
     edges, numbers = density["log10_edges"], density["num_latents"]
     decades = range(round(edges[0]), 1)
-    figure, axes = panel(5.6, 2.3, left=0.45, right=0.25, bottom=0.47, top=0.28)
+    figure, axes = panel(4.2, 2.1, left=0.45, right=0.25, bottom=0.47, top=0.28)
     axes.bar(
         edges[:-1], numbers, width=1 / BINS_PER_DECADE, align="edge", color=SERIES[0], edgecolor=RULE, linewidth=0.4
     )

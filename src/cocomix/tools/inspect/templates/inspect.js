@@ -8,7 +8,7 @@ const SPARE_ROWS = 8;
 const FILES_AT_ONCE = 8;
 
 const share = (value) => (value === null ? "–" : `${Number((100 * value).toPrecision(3))}\u202f%`);
-const plain = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+const plain = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
 
 // Key, heading of a column, name in the menu, format, and what a card says of it.
 const NUMBERS = [
@@ -330,7 +330,7 @@ function histogram([of, start, width, counts]) {
     drawn.append(bar);
   });
   return element("figure", "card", element("h3", "", HISTOGRAMS[of]), drawn,
-    element("figcaption", "", element("span", "", plain(start)), element("span", "", of === "logits" ? `${counted(total, "token")} of the vocabulary` : counted(total, "occurrence")), element("span", "", plain(end))));
+    element("figcaption", "", element("span", "", plain(start)), element("span", "", of === "logits" ? `${counted(total, "token")}` : counted(total, "occurrence")), element("span", "", plain(end))));
 }
 
 function contexts(card) {
