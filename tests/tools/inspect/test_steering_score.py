@@ -34,13 +34,22 @@ from tests.reference import steering_score as reference
 
 
 def test_p_values_equal_their_definition() -> None:
-    differences = torch.randn(5, 9) + 0.3
-    differences[1, 2:7] = 0.0
-    expected = [reference.sign_flip_p_value(row) for row in differences.tolist()]
+    differences = torch.randn(5, 2, 8) + 0.3
+    differences[1, 0, 2:7] = 0.0
+    expected = [reference.sign_flip_p_value(rows) for rows in differences.tolist()]
     assert sign_flip_p_values(differences).tolist() == pytest.approx(expected)
-    many = torch.randn(200, 40)
-    assert float((sign_flip_p_values(many) <= 0.05).float().mean()) == pytest.approx(0.05, abs=0.04)
-    assert float(sign_flip_p_values(many.abs()).max()) < 1e-3
+    risen, affordable = differences.abs(), torch.tensor([[True, False]] * 4 + [[False, False]])
+    expected = [*(reference.sign_flip_p_value(rows[:1]) for rows in risen[:4].tolist()), 1.0]
+    assert sign_flip_p_values(risen, affordable).tolist() == pytest.approx(expected)
+
+
+def test_choosing_among_strengths_is_paid_for() -> None:
+    """Activations are mostly 0 and sometimes large, and a draw is compared with a mean of eight, as in the command."""
+    draws = torch.rand(400, 12, 64).log().neg() * (torch.rand(400, 12, 64) < 0.3)
+    idle = draws[:, :4] - draws[:, 4:].mean(1, keepdim=True)
+    assert 0.01 < float((sign_flip_p_values(idle) <= 0.05).float().mean()) < 0.07
+    risen = 3 * draws[:, :4] - draws[:, 4:].mean(1, keepdim=True)
+    assert float((sign_flip_p_values(risen) <= 0.05).float().mean()) > 0.9
 
 
 def test_adjusted_p_values_equal_their_definition() -> None:
