@@ -44,7 +44,7 @@ TASKS = ("lambada", "blimp", "arc_easy")
 NUM_CONTEXTS, NUM_PROMOTED = 4, 6
 NUM_BEST, NUM_LEAST = 10, 3
 NUM_PROMPTS = 16
-STRENGTHS = (0.25, 0.5, 0.8)
+STRENGTHS = (0.3, 0.35, 0.4, 0.45)
 PAIR_STRENGTH, PAIR_TEMPERATURE, NUM_PAIR_TOKENS = 0.5, 0.7, 28
 
 
@@ -61,7 +61,7 @@ class Size:
     student_tokens: int = 500_000
     windows: int = 192
     """Windows that the inspection reads; half of it for the score and for validation losses, a quarter for probes."""
-    prompts: int = 16
+    prompts: int = 64
     prompt_tokens: int = 16
     new_tokens: int = 16
     concepts: int = 100

@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -131,7 +131,7 @@ def score_steering(
     costs = measured.costs()[rows]
     standard_errors = costs.std(-1) / math.sqrt(costs.shape[-1])
     is_affordable = costs.mean(-1) + standard_errors <= max_cost  # (N, S)
-    p_values = sign_flip_p_values(rises, is_affordable)
+    p_values = sign_flip_p_values(rises * is_affordable.unsqueeze(-1))
     adjusted = benjamini_hochberg(p_values)
     chosen = torch.where(is_affordable, _sureness(rises).sum(-1), -torch.inf).argmax(-1)
     repetition = measured.repetition[rows] - measured.unsteered_repetition  # (N, S, P)
@@ -172,22 +172,13 @@ def _sureness(differences: Float[Tensor, "*N P"]) -> Float[Tensor, "*N P"]:
     return F.normalize(differences.double(), dim=-1)
 
 
-def sign_flip_p_values(
-    differences: Float[Tensor, "N S P"], is_affordable: Bool[Tensor, "N S"] | None = None
-) -> Float[Tensor, " N"]:
+def sign_flip_p_values(differences: Float[Tensor, "N S P"]) -> Float[Tensor, " N"]:
     """One-sided p values of no rise at any strength: the share of sign patterns whose largest t is at least the observed one.
 
     A prompt's sign is that of all its strengths. Uses all patterns for few prompts, else `NUM_SIGN_FLIPS` random ones, one
-    of them the observed.
-
-    Args:
-        differences: of each prompt from the same prompt without steering.
-        is_affordable: the strengths among which the largest is taken; None: all. Where there is none the p value is 1.
+    of them the observed. A strength whose differences are all 0 shows no rise, and where there is no other the p value is 1.
     """
-    P = differences.shape[-1]
-    terms = _sureness(differences)
-    if is_affordable is not None:
-        terms = terms * is_affordable.unsqueeze(-1)
+    P, terms = differences.shape[-1], _sureness(differences)
     if 2**P <= NUM_SIGN_FLIPS:
         flips = torch.arange(2**P).unsqueeze(1) >> torch.arange(P) & 1
     else:
