@@ -15,7 +15,7 @@ from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 
 MAX_WINDOWS = 32
-#: Of a batch in float32: copies on the way to the losses take a few times as much, and a training run has it beside its state.
+#: Of a batch in float32. Copies on the way to the losses take a few times as much, and a training run holds its state beside.
 LOGITS_BYTES = 2**28
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError, nearest
-from cocomix.mixers.config import MIXERS, ConceptConfig, MixerConfig
+from cocomix.mixers.config import MIXERS, RECOMMENDED_MIXING, ConceptConfig, MixerConfig
 from cocomix.objectives.config import OBJECTIVES
 from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
-from cocomix.training.recipes import RECOMMENDED_LOSS, RECOMMENDED_MIXING, Recipe, find_recipe
+from cocomix.training.recipes import RECOMMENDED_LOSS, Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
 _MIXER, _PRETRAINED, _SAE = "--student.mixer", "--student.pretrained", "--student.start-from-sae"
