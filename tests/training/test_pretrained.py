@@ -291,6 +291,13 @@ def test_a_student_with_a_mixer_is_continued_with_it(
     )
 
 
+def test_labels_of_another_dictionary_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    model = CoCoMixForCausalLM.from_backbone(load_causal_lm(tiny.teacher), num_concepts=8, num_active_concepts=2)
+    model.save_pretrained(tmp_path / "mixed")
+    with pytest.raises(CocomixError, match=r"mixed has 8 concepts, but the labels have 32$"):
+        train(run(tiny, tmp_path / "run", StudentConfig(pretrained=tmp_path / "mixed", mixer=model.config.mixer)))
+
+
 def test_dropout_is_off_as_from_scratch(tiny: Tiny, tmp_path: Path) -> None:
     shape = GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=2, n_head=2)
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "gpt2")

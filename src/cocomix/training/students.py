@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -163,8 +163,12 @@ def build_student(
         torch.manual_seed(config.seed)
         if student.pretrained is None or only_shape:
             model = CoCoMixForCausalLM(whole)
-        elif isinstance(load_config(student.pretrained), CoCoMixConfig):
-            model = load_causal_lm(student.pretrained, config=whole)
+        elif isinstance(own := load_config(student.pretrained), CoCoMixConfig):
+            if mixer != own.mixer:
+                raise CocomixError(
+                    f"{student.pretrained} has {own.num_concepts} concepts, but the labels have {whole.num_concepts}"
+                )
+            model = cast(CoCoMixForCausalLM, load_causal_lm(student.pretrained, config=whole))
             model.config.name_or_path = ""
         else:
             sae, decoder = student.start_from_sae, load_causal_lm(student.pretrained, config=backbone)
