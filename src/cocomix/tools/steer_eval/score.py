@@ -30,7 +30,7 @@ SIGNIFICANCE = 0.05
 #: With at most 14 prompts these are all sign patterns, and the test is exact.
 NUM_SIGN_FLIPS = 2**14
 #: Sign patterns in memory at a time.
-SIGN_FLIP_BATCH = 1024
+SIGN_FLIP_BATCH = 256
 #: Unsteered continuations per prompt; a steered one is compared with their mean.
 NUM_UNSTEERED = 8
 
@@ -175,20 +175,23 @@ def _sureness(differences: Float[Tensor, "*N P"]) -> Float[Tensor, "*N P"]:
 def sign_flip_p_values(differences: Float[Tensor, "N S P"]) -> Float[Tensor, " N"]:
     """One-sided p values of no rise at any strength: the share of sign patterns whose largest t is at least the observed one.
 
-    A prompt's sign is that of all its strengths. Uses all patterns for few prompts, else `NUM_SIGN_FLIPS` random ones, one
-    of them the observed. A strength whose differences are all 0 shows no rise, and where there is no other the p value is 1.
+    A prompt's sign is that of all its strengths. Uses all patterns for few prompts, else `NUM_SIGN_FLIPS` random ones and the
+    observed one. A strength whose differences are all 0 shows no rise, and where there is no other the p value is 1.
     """
-    P, terms = differences.shape[-1], _sureness(differences)
-    if 2**P <= NUM_SIGN_FLIPS:
-        flips = torch.arange(2**P).unsqueeze(1) >> torch.arange(P) & 1
-    else:
-        flips = torch.randint(2, (NUM_SIGN_FLIPS, P), generator=torch.Generator().manual_seed(0))
-        flips[0] = 0
-    observed = terms.sum(-1).amax(1, keepdim=True)
-    counts = torch.zeros(len(terms))
-    for part in (1.0 - 2 * flips).to(terms).split(SIGN_FLIP_BATCH):
-        counts += ((terms @ part.t()).amax(1) >= observed - 1e-9).sum(1)
-    return counts / len(flips)
+    from scipy.stats import permutation_test  # takes a second to import
+
+    result = permutation_test(
+        (_sureness(differences).numpy(),),
+        lambda terms, axis: terms.sum(axis).max(-1),
+        permutation_type="samples",  # of one sample: flips signs, the same ones of all concepts and strengths
+        alternative="greater",
+        n_resamples=NUM_SIGN_FLIPS,
+        batch=SIGN_FLIP_BATCH,
+        vectorized=True,
+        axis=-1,
+        rng=0,
+    )
+    return torch.from_numpy(result.pvalue).float()
 
 
 def benjamini_hochberg(p_values: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
