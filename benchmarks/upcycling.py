@@ -30,9 +30,9 @@ from cocomix.modeling.losses import next_token_losses
 NUM_CONCEPTS = 1024
 NUM_ACTIVE = 32
 STARTS: dict[str, dict[str, Any]] = {
-    "interleave_residual": {},
-    "interleave_residual, sequential positions": {"position_mode": "sequential"},
-    "add": {"mixing": "add"},
+    "interleave_residual": {"mixing": "interleave_residual"},
+    "interleave_residual, sequential positions": {"mixing": "interleave_residual", "position_mode": "sequential"},
+    "add": {},
     "pause, interleave_residual": {"mixer": "pause"},
     "interleave": {"mixing": "interleave"},
     "interleave, from the autoencoder": {"mixing": "interleave", "sae": True},

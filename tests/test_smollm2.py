@@ -10,8 +10,8 @@ from benchmarks import smollm2
 
 from cocomix import TrainConfig, train
 from cocomix.base.artifacts import read_json
+from cocomix.base.errors import CocomixError
 from cocomix.base.stopping import Stopped
-from cocomix.cli.main import main
 from cocomix.cli.options import parse
 from tests.conftest import Tiny, write_corpus
 from tests.training.helpers import in_step, on_ranks, terminate
@@ -23,8 +23,7 @@ def test_the_example_from_text_to_steered_pairs(tiny: Tiny, tmp_path: Path) -> N
     texts = {"text": [tiny.corpus], "validation-text": [validation], "task-data": []}
     work, output = tmp_path / "work", tmp_path / "result.json"
     commands = smollm2.stages(smollm2.SIZES["toy"], str(tiny.teacher), work, texts)
-    for name in ("data", "sae", "labels"):
-        assert main(commands[name]) == 0
+    smollm2.run({name: commands[name] for name in ("data", "sae", "labels")}, work)
 
     def stopped(rank: int) -> None:
         config = parse(TrainConfig, "cocomix train", "", commands["concepts"][1:])
@@ -37,9 +36,36 @@ def test_the_example_from_text_to_steered_pairs(tiny: Tiny, tmp_path: Path) -> N
     with mock.patch("sys.argv", words):
         smollm2.main()
     result = read_json(output)
-    assert result["costs"].keys() == commands.keys() - {"data", "sae", "labels"}  # which were there
+    assert result["costs"].keys() == commands.keys()
+    assert all(cost["minutes"] > 0 and cost["peak_bytes"] > 1e8 for cost in result["costs"].values())
     assert [card["concept"] for card in result["cards"]] == [1, 2]
     assert {pair["concept"] for pair in result["pairs"]} <= {1, 2}
     assert all(pair["plain"] and pair["steered"] for pair in result["pairs"])
     for name in smollm2.STUDENTS:
         assert 0 < result["evaluations"][name]["validation_loss"] < 20
+
+
+def test_costs_are_those_of_all_tries_and_a_finished_stage_keeps_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    work, texts = tmp_path / "work", {"text": [tmp_path / "text.txt"], "validation-text": [], "task-data": []}
+    commands = smollm2.stages(smollm2.SIZES["toy"], str(tiny.teacher), work, texts)
+    data = {"data": commands["data"]}
+    with pytest.raises(CocomixError, match="exit code 1"):
+        smollm2.run(data, work)
+    (tmp_path / "text.txt").write_bytes(tiny.corpus.read_bytes())
+    tried = read_json(work / "costs.json")["data"]
+    first = smollm2.run(data, work)
+    assert first["data"]["minutes"] > tried["minutes"] > 0
+    assert first["data"]["peak_bytes"] > 1e8
+    assert smollm2.run(data, work) == first == read_json(work / "costs.json")
+
+
+def test_the_text_of_the_package_and_what_is_said_without_it(tmp_path: Path) -> None:
+    file = tmp_path / "summaries_en-us.json"
+    file.write_text(
+        '{"Ant": {"title": "Ant", "extract": "An ant is \\"small\\"."}, "Bee": {"extract": "So is a bee."}}'
+    )
+    with mock.patch.object(smollm2, "packaged", return_value=file):
+        path = smollm2.packaged_text(tmp_path / "work")
+    assert path.read_text().splitlines() == [r'"An ant is \"small\"."', '"So is a bee."']
+    with pytest.raises(SystemExit, match=r"nowhere-at-all.* is missing.*--no-deps nowhere-at-all`.* --text"):
+        smollm2.packaged("nowhere-at-all", ".json")

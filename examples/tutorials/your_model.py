@@ -36,8 +36,8 @@ def main(model: Path, sae: Path, layer: int, text: Path, output: Path, num_token
     cocomix.prepare(cocomix.PrepareConfig(output=data, text=(text,), tokenizer=str(model)))
     cocomix.extract(cocomix.ExtractConfig(teacher=model, sae=sae, layer=layer, data=data, output=labels))
 
-    # The concept position starts as a copy of its token, so that at first the model says what it said before.
-    mixer = ConceptConfig(mixing="interleave_residual", layer=layer)
+    # What is added starts as next to nothing, so that at first the model says what it said before.
+    mixer = ConceptConfig(mixing="add", layer=layer)
     cocomix.train(
         cocomix.TrainConfig(
             data=data,

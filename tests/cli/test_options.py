@@ -6,6 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -169,8 +170,20 @@ def test_labels_mean_cocomix_as_recommended() -> None:
     assert parse_train("--labels", "l", "--recipe", "gpt2-small-cocomix").concept_loss.weight == 0.1
     with pytest.raises(CocomixError, match=r"'none'.* leave them out"):
         parse_train("--labels", "l", "--student.mixer", "none")
-    pretrained = parse_train("--labels", "l", "--student.pretrained", "p")
-    assert pretrained.student.mixer.mixing == "interleave_residual"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "mixing"),
+    [
+        (["--labels", "l"], "add"),
+        (["--labels", "l", "--recipe", "gpt2-small-ntp", "--student.mixer", "concept"], "add"),
+        (["--labels", "l", "--student.start-from-sae", "s"], "interleave"),
+        (["--student.mixer", "pause"], "interleave_residual"),
+    ],
+)
+def test_a_pretrained_student_starts_close_to_what_it_was(options: list[str], mixing: str) -> None:
+    mixer: Any = parse_train("--student.pretrained", "p", *options).student.mixer
+    assert mixer.mixing == mixing
 
 
 def test_options_of_version_0_1_are_taken(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from cocomix import CocomixError, EvalConfig, TokenDataset, TrainConfig, evaluate, run_probes, train
+from cocomix.evaluation import loss
 from cocomix.evaluation.loss import validation_loss
 from cocomix.evaluation.probes import Mean, Oracle, ShuffleBatch, ShufflePosition, Zero
 from cocomix.mixers.edits import ConceptEdit, concept_edits
@@ -41,6 +42,17 @@ def test_loss_is_the_mean_over_all_predicted_tokens(tiny: Tiny, run: Path) -> No
     facts = data.tokens_per_byte
     assert result.bits_per_byte(data) == pytest.approx(result.loss / math.log(2) * facts)
     assert not model.training
+
+
+def test_logits_of_a_large_vocabulary_come_from_few_windows_at_a_time(
+    tiny: Tiny, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = load_causal_lm(run), TokenDataset(tiny.data, "validation")
+    expected, sizes = validation_loss(model, data).loss, []
+    model.register_forward_pre_hook(lambda _, arguments, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr(loss, "LOGITS_BYTES", 3 * 4 * data.context_length * data.vocab_size)
+    assert validation_loss(model, data).loss == pytest.approx(expected, rel=1e-6)
+    assert max(sizes) == 3
 
 
 def test_command_writes_and_recognises_its_result(tiny: Tiny, run: Path, tmp_path: Path) -> None:

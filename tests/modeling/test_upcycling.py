@@ -66,7 +66,7 @@ def test_default_start_is_close_and_every_parameter_can_learn(family: str) -> No
     backbone, ids = pretrained(family), tokens()
     model = upcycled(backbone)
     expected, found = backbone(input_ids=ids).logits.log_softmax(-1), model(input_ids=ids).logits.log_softmax(-1)
-    assert model.config.mixing == "interleave_residual"
+    assert model.config.mixing == "add"
     divergence = (expected.exp() * (expected - found)).sum(-1).mean()
     alone = CoCoMixForCausalLM.from_backbone(backbone, layer=0, num_concepts=8, num_active_concepts=2)
     alone.mixer.reset_parameters(1.0)  # what a start of another kind gives
@@ -82,7 +82,8 @@ def test_interleaved_concept_starts_as_the_autoencoders_reconstruction(subtract:
     backbone, ids = pretrained("llama"), tokens()
     sae = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, subtract_decoder_bias=subtract))
     torch.nn.init.normal_(sae.decoder_bias)
-    model = CoCoMixForCausalLM.from_backbone(backbone, layer=0, mixing="interleave", sae=sae).eval()
+    model = CoCoMixForCausalLM.from_backbone(backbone, layer=0, sae=sae).eval()
+    assert model.config.mixing == "interleave"
     assert (model.config.num_concepts, model.config.num_active_concepts) == (24, 4)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
     assert (sae.encode(hidden).values > 0).all()  # the mixer has no ReLU, which has nothing to do here

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 
 
-def sign_flip_p_value(differences: list[float]) -> float:
-    """Share of all sign patterns whose sum is at least the one found."""
-    found = sum(differences)
-    sums = [
-        sum(sign * difference for sign, difference in zip(signs, differences, strict=True))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    ]
-    return sum(total >= found - 1e-9 for total in sums) / len(sums)
+def sign_flip_p_value(differences: list[list[float]]) -> float:
+    """Share of all sign patterns whose largest t over the strengths is at least the one found; a row is a strength."""
+
+    def t(row: list[float]) -> float:
+        error = statistics.stdev(row) / math.sqrt(len(row))
+        return statistics.fmean(row) / error if error else 0.0
+
+    patterns = list(itertools.product((1, -1), repeat=len(differences[0])))
+    largest = [max(t([s * d for s, d in zip(signs, row, strict=True)]) for row in differences) for signs in patterns]
+    return sum(found >= largest[0] - 1e-9 for found in largest) / len(patterns)
 
 
 def benjamini_hochberg(p_values: list[float]) -> list[float]:

@@ -154,7 +154,7 @@ def test_on_the_command_line_the_start_is_close_to_the_decoders_own(tiny: Tiny, 
     argv += ["--optimizer.learning-rate", "1e-9"]
     assert main(argv) == 0
     stored = read_json(tmp_path / "run" / "config.json")
-    assert (stored["mixing"], stored["backbone_config"]["num_hidden_layers"]) == ("interleave_residual", 2)
+    assert (stored["mixing"], stored["backbone_config"]["num_hidden_layers"]) == ("add", 2)
     train(
         run(
             tiny,
@@ -253,12 +253,52 @@ def test_models_that_can_be_no_student_are_refused(tiny: Tiny, tmp_path: Path) -
         LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     ).eval()
     own.save_pretrained(tmp_path / "small vocabulary")
-    CoCoMixForCausalLM.from_backbone(own, num_concepts=8, num_active_concepts=2).save_pretrained(tmp_path / "mixed")
-    for name, said in (("small vocabulary", "has 40 tokens"), ("mixed", "has a mixer already")):
-        student = StudentConfig(pretrained=tmp_path / name)
-        with pytest.raises(CocomixError, match=said):
-            train(run(tiny, tmp_path / "run", student))
+    with pytest.raises(CocomixError, match="has 40 tokens"):
+        train(run(tiny, tmp_path / "run", StudentConfig(pretrained=tmp_path / "small vocabulary")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mixer", ["concept", "pause"])
+def test_a_student_with_a_mixer_is_continued_with_it(
+    tiny: Tiny, tmp_path: Path, mixer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [
+        "train",
+        "--data",
+        str(tiny.data),
+        "--num-tokens",
+        "128",
+        "--max-validation-windows=8",
+        "--num-evaluations=1",
+    ]
+    labels = ["--labels", str(tiny.concepts)] if mixer == "concept" else []
+    first = [*short, *labels, "--student.pretrained", str(tiny.teacher), "--student.mixer", mixer, "--student.layer=0"]
+    first += ["--student.num-active-concepts=3"] if labels else []
+    assert main([*first, "--student.mixing=interleave_residual", "--output", str(tmp_path / "first")]) == 0
+    more = [*short, *labels, "--student.pretrained", str(tmp_path / "first")]
+    assert main([*more, "--student.train", "mixer", "--output", str(tmp_path / "second")]) == 0
+    assert [read_json(tmp_path / name / "config.json")["mixing"] for name in ("first", "second")] == [
+        "interleave_residual"
+    ] * 2
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert {name for name, tensor in after.items() if not torch.equal(tensor, before[name])} <= {
+        name for name in before if name.startswith("mixer.")
+    }
+    assert not equal_weights(tmp_path / "first", tmp_path / "second")
+    assert main(["train", "--config", str(tmp_path / "second")]) == 0  # recognised
+    capsys.readouterr()
+    assert main([*more, "--student.mixing", "add", "--output", str(tmp_path / "other")]) == 1
+    assert (
+        f"has a mixer already, {mixer} (interleave_residual), after block 0, and is continued"
+        in capsys.readouterr().err
+    )
+
+
+def test_labels_of_another_dictionary_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    model = CoCoMixForCausalLM.from_backbone(load_causal_lm(tiny.teacher), num_concepts=8, num_active_concepts=2)
+    model.save_pretrained(tmp_path / "mixed")
+    with pytest.raises(CocomixError, match=r"mixed has 8 concepts, but the labels have 32$"):
+        train(run(tiny, tmp_path / "run", StudentConfig(pretrained=tmp_path / "mixed", mixer=model.config.mixer)))
 
 
 def test_dropout_is_off_as_from_scratch(tiny: Tiny, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from cocomix.base.ranks import Ranks
 from cocomix.data.token_dataset import TokenDataset, Windows
 from cocomix.modeling.losses import next_token_losses
 
-#: Logits of a pass: a gigabyte in float32.
-MAX_LOGITS = 2**28
+MAX_WINDOWS = 32
+#: Of a batch in float32. Copies on the way to the losses take a few times as much, and a training run holds its state beside.
+LOGITS_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def validation_loss(
     dataset: TokenDataset,
     *,
     max_windows: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = MAX_WINDOWS,
     description: str | None = None,
     ranks: Ranks | None = None,
 ) -> LossResult:
@@ -52,7 +53,7 @@ def validation_loss(
         model: causal LM; its training mode is restored.
         dataset: split to evaluate on.
         max_windows: number of windows; None: all.
-        batch_size: windows per forward pass at most; fewer if their logits take more than a gigabyte.
+        batch_size: windows per forward pass, at most; fewer where their logits would take more than `LOGITS_BYTES`.
         description: name of the work in a progress line; None: no line.
         ranks: ranks that share the work; all get the result of a single process, bit for bit if their models are identical.
 
@@ -63,9 +64,9 @@ def validation_loss(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    batch_size = max(1, min(batch_size, LOGITS_BYTES // (4 * dataset.context_length * dataset.vocab_size)))
     sums: list[Tensor] = []
     num_tokens = 0
-    batch_size = max(1, min(batch_size, MAX_LOGITS // (dataset.context_length * dataset.vocab_size)))
     for index, windows in enumerate(dataset.batches(batch_size, max_windows, description=description)):
         sums.append(torch.zeros((), dtype=torch.float64, device=device))
         num_tokens += windows.input_ids[:, 1:].numel()

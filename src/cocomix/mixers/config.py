@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PositionMode = Literal["shared", "sequential"]
 Count = Literal["algorithmic", "counter"]
 
+#: How concepts are mixed in where nobody says it: by the command line, the recipe `recommended` and `from_backbone`.
+RECOMMENDED_MIXING = "add"
+
 
 @dataclass(frozen=True)
 class MixerConfig:

@@ -26,7 +26,7 @@ from cocomix.base.remote_code import is_trusted
 from cocomix.data import IGNORED_LABEL
 from cocomix.mixers.base import AutoencoderWeights, MixerInputs, MixerOutput
 from cocomix.mixers.concept import ConceptMixer
-from cocomix.mixers.config import MIXERS
+from cocomix.mixers.config import MIXERS, RECOMMENDED_MIXING
 from cocomix.mixers.edits import ConceptEdit, edits_at, generating
 from cocomix.modeling.backbones import DecoderAdapter, adapter_for, positions_from_mask
 from cocomix.modeling.body import Body
@@ -70,10 +70,11 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
     ) -> CoCoMixForCausalLM:
         """Build around a trained decoder, so that the first logits are close to the decoder's.
 
-        The compression starts at zero and `mixing` defaults to `interleave_residual`, so each concept position starts as a
-        copy of its token at the same position and attends to pairs of equal keys, which weigh as much as one key did. With
-        `mixing="interleave"` the concept position holds only the concept vector: pass the `sae` of the backbone's residual
-        stream after block `layer`, and that vector starts as its reconstruction.
+        The compression starts at zero and `mixing` defaults to `add`, so what is added starts as the token's mean. With
+        `mixing="interleave_residual"`, the default of a mixer without concepts, each inserted position starts as a copy of
+        its token at the same position and attends to pairs of equal keys, which weigh as much as one key did. With an `sae`
+        of the backbone's residual stream after block `layer`, the default is `interleave`: the concept position holds only
+        the concept vector, which starts as the reconstruction.
 
         Args:
             backbone: any supported causal LM; kept, not copied.
@@ -88,8 +89,8 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
             raise CocomixError(f"backbone is {backbone!r}; expected a loaded model, such as load_causal_lm gives")
         adapter_for(backbone)
         named = MIXERS.get(settings.get("mixer", "concept"))
-        if getattr(named, "mixing", None) == "interleave":  # a mixer with another default keeps it
-            settings.setdefault("mixing", "interleave_residual")
+        if named is not None and getattr(named, "mixing", None) == "interleave" and sae is None:
+            settings.setdefault("mixing", RECOMMENDED_MIXING if named.has_concepts else "interleave_residual")
         if sae is not None:
             settings.setdefault("num_concepts", len(sae.encoder_bias))
             # Without a fixed number of latents it is refused below, by the formula that the mixer lacks.

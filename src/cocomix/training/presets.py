@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cocomix.base.errors import CocomixError, nearest
-from cocomix.mixers.config import MIXERS, ConceptConfig, MixerConfig
+from cocomix.mixers.config import MIXERS, RECOMMENDED_MIXING, ConceptConfig, MixerConfig
 from cocomix.objectives.config import OBJECTIVES
 from cocomix.training.config import NOT_NEEDED, StudentConfig, TrainConfig
-from cocomix.training.recipes import RECOMMENDED_LOSS, RECOMMENDED_MIXING, Recipe, find_recipe
+from cocomix.training.recipes import RECOMMENDED_LOSS, Recipe, find_recipe
 from cocomix.training.renamed import renamed_arguments
 
 _MIXER, _PRETRAINED, _SAE = "--student.mixer", "--student.pretrained", "--student.start-from-sae"
@@ -71,17 +71,19 @@ def with_mixer(
         from_file = [argument for argument in from_file if not argument.startswith("--output=")]
     typed = [*from_file, *argv]
     name, pretrained, sae = (_last_value(typed, option) for option in (_MIXER, _PRETRAINED, _SAE))
+    mixer = _own_mixer(pretrained) or run.student.mixer
     if name is None and recipe is None and any(_last_value(typed, option) for option in _LABELS):
-        name = ConceptConfig.mixer
-    if name is not None and name != run.student.mixer.mixer:
+        name = mixer.mixer if mixer.has_concepts else ConceptConfig.mixer
+    if name is not None and name != mixer.mixer:
         if name not in MIXERS:
             raise CocomixError(f"there is no mixer {name!r}{nearest(name, MIXERS)}")
-        mixer = _as_other(run.student.mixer, MIXERS[name])
-        if getattr(mixer, "mixing", None) == "interleave":  # a mixer with another default keeps it
-            if pretrained is not None and sae is None:
-                mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
-            elif pretrained is None and recipe is None and mixer.has_concepts:
+        mixer = _as_other(mixer, MIXERS[name])
+        if getattr(mixer, "mixing", None) == "interleave" and sae is None:  # a mixer with another default keeps it
+            if mixer.has_concepts and (recipe is None or pretrained is not None):
                 mixer = mixer.changed(mixing=RECOMMENDED_MIXING)
+            elif pretrained is not None:
+                mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
+    if mixer is not run.student.mixer:
         loss = RECOMMENDED_LOSS if recipe is None and mixer.has_concepts else run.concept_loss
         run = dataclasses.replace(run, student=dataclasses.replace(run.student, mixer=mixer), concept_loss=loss)
     if pretrained is not None:  # sizes that are left out are not a scratch decoder's, nor a recipe's
@@ -96,6 +98,16 @@ def with_mixer(
     # Version 0.1 wrote every mixer's settings into config.yaml.
     from_file = [argument for argument in from_file if argument.partition("=")[0] not in others]
     return default, from_file, argv
+
+
+def _own_mixer(pretrained: str | None) -> MixerConfig | None:
+    """The mixer of the model that a student continues from, if it has one."""
+    file = None if pretrained is None else Path(pretrained, "config.json")
+    if file is None or not file.is_file() or b'"cocomix"' not in file.read_bytes():
+        return None
+    from cocomix.modeling.loading import load_config  # loads torch, which such a student needs in any case
+
+    return getattr(load_config(file.parent), "mixer", None)
 
 
 def _as_other(mixer: MixerConfig, other: type[MixerConfig]) -> MixerConfig:

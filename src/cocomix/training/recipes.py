@@ -20,7 +20,7 @@ from cocomix.base.errors import CocomixError, nearest
 from cocomix.base.kinds import CONCEPT_DATASET, TOKEN_DATASET
 from cocomix.base.progress import say
 from cocomix.labels.config import AttributionConfig, require_labels
-from cocomix.mixers.config import ConceptConfig, PauseConfig
+from cocomix.mixers.config import RECOMMENDED_MIXING, ConceptConfig, PauseConfig
 from cocomix.objectives.config import ConceptLossConfig, DistillationConfig, HiddenRegressionConfig
 from cocomix.training.config import OptimizerConfig, StudentConfig, TrainConfig
 from cocomix.training.renamed import renamed
@@ -31,7 +31,6 @@ PAPER_LABELS = AttributionConfig(criterion="attribution", point="original", loss
 #: The labels of the paper's ablation.
 ACTIVATION_LABELS = AttributionConfig(criterion="activation_value")
 #: What `recommended` and, on the command line, a run with concepts but no recipe take.
-RECOMMENDED_MIXING = "add"
 RECOMMENDED_LOSS = ConceptLossConfig(weight=1.0, schedule="cosine")
 
 

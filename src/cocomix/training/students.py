@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -64,8 +64,13 @@ def settled(config: TrainConfig, *, downloads: bool = True) -> TrainConfig:
     require_known_place("student.pretrained", student.pretrained)
     path = local_model(student.pretrained) if downloads else student.pretrained
     own = load_config(path)
-    if own.model_type == CoCoMixConfig.model_type:
-        raise CocomixError(f"{path} has a mixer already; student.pretrained takes a plain decoder")
+    if isinstance(own, CoCoMixConfig):
+        if student.mixer != own.mixer or student.start_from_sae is not None:
+            raise CocomixError(
+                f"{path} has a mixer already, {own.mixer.describe()}, and is continued with it as it is: give no settings of "
+                "a mixer and no student.start_from_sae, in Python student.mixer as its config.json has it"
+            )
+        own = own.backbone_config
     if own.model_type not in supported_families():
         raise CocomixError(
             f"{path} is a model of the family {own.model_type!r}, which has no adapter (docs/families.md says how to add one)"
@@ -95,6 +100,7 @@ def backbone_config(student: StudentConfig, data: TextShape) -> PreTrainedConfig
     """
     if student.pretrained is not None:
         own = load_config(student.pretrained)
+        own = getattr(own, "backbone_config", own)  # of a student that has a mixer already
         for name, value in own.to_dict().items():  # a resumed run would draw other numbers
             if "drop" in name and isinstance(value, float):
                 setattr(own, name, 0.0)
@@ -150,12 +156,20 @@ def build_student(
     Raises:
         CocomixError: the decoder or the autoencoder can't be loaded, or the autoencoder does not fit the mixer.
     """
-    backbone, student = backbone_config(config.student, data), config.student
-    weight = config.concept_loss.weight
+    student, weight = config.student, config.concept_loss.weight
+    backbone = backbone_config(student, data)
+    whole = CoCoMixConfig(backbone_config=backbone, mixer=mixer, concept_loss_weight=weight)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if student.pretrained is None or only_shape:
-            model = CoCoMixForCausalLM(CoCoMixConfig(backbone_config=backbone, mixer=mixer, concept_loss_weight=weight))
+            model = CoCoMixForCausalLM(whole)
+        elif isinstance(own := load_config(student.pretrained), CoCoMixConfig):
+            if mixer != own.mixer:
+                raise CocomixError(
+                    f"{student.pretrained} has {own.num_concepts} concepts, but the labels have {whole.num_concepts}"
+                )
+            model = cast(CoCoMixForCausalLM, load_causal_lm(student.pretrained, config=whole))
+            model.config.name_or_path = ""
         else:
             sae, decoder = student.start_from_sae, load_causal_lm(student.pretrained, config=backbone)
             decoder.config.name_or_path = ""  # equal runs are equal wherever their inputs lie

@@ -10,11 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from cocomix import AttributionConfig, CocomixError, TokenDataset, steer
+from cocomix import (
+    AttributionConfig,
+    CocomixError,
+    SparseAutoencoder,
+    SparseAutoencoderConfig,
+    TokenDataset,
+    steer,
+)
 from cocomix.cli.main import main
 from cocomix.labels.live import load_extractor
 from cocomix.modeling.loading import load_causal_lm
+from cocomix.modeling.losses import next_token_losses
+from cocomix.modeling.teacher import Teacher
+from cocomix.sae.config import ExcludedPositions
 from cocomix.steering.activations import concept_activations
 from cocomix.steering.concept_metadata import ConceptMetadata
 from cocomix.steering.concept_names import write_names
@@ -30,17 +41,27 @@ from cocomix.tools.steer_eval.score import (
     sign_flip_p_values,
 )
 from tests.conftest import Tiny
+from tests.modeling.helpers import FAMILIES, backbone_config, tokens
 from tests.reference import steering_score as reference
 
 
 def test_p_values_equal_their_definition() -> None:
-    differences = torch.randn(5, 9) + 0.3
-    differences[1, 2:7] = 0.0
-    expected = [reference.sign_flip_p_value(row) for row in differences.tolist()]
+    differences = torch.randn(5, 2, 8) + 0.3
+    differences[1, 0, 2:7] = 0.0
+    expected = [reference.sign_flip_p_value(rows) for rows in differences.tolist()]
     assert sign_flip_p_values(differences).tolist() == pytest.approx(expected)
-    many = torch.randn(200, 40)
-    assert float((sign_flip_p_values(many) <= 0.05).float().mean()) == pytest.approx(0.05, abs=0.04)
-    assert float(sign_flip_p_values(many.abs()).max()) < 1e-3
+    risen = differences.abs() * torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 0.0]]).unsqueeze(-1)
+    expected = [*(reference.sign_flip_p_value(rows[:1]) for rows in risen[:4].tolist()), 1.0]
+    assert sign_flip_p_values(risen).tolist() == pytest.approx(expected)
+
+
+def test_choosing_among_strengths_is_paid_for() -> None:
+    """Activations are mostly 0 and sometimes large, and a draw is compared with a mean of eight, as in the command."""
+    draws = torch.rand(100, 12, 40).log().neg() * (torch.rand(100, 12, 40) < 0.5)
+    idle = draws[:, :4] - draws[:, 4:].mean(1, keepdim=True)
+    assert float((sign_flip_p_values(idle) <= 0.05).float().mean()) < 0.08
+    risen = 3 * draws[:, :4] - draws[:, 4:].mean(1, keepdim=True)
+    assert float((sign_flip_p_values(risen) <= 0.05).float().mean()) > 0.9
 
 
 def test_adjusted_p_values_equal_their_definition() -> None:
@@ -116,6 +137,22 @@ def test_readings_equal_teacher_and_autoencoder(tiny: Tiny) -> None:
     repeated = [reference.repetition(row) for row in ids[:, 5:].tolist()]
     assert read.repetition.flatten().tolist() == pytest.approx(repeated)
     assert repeated[0] > 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_of_one_prompt_are_read_as_if_each_stood_alone(family: str) -> None:
+    """Their prompt runs once, for every kind of keys: positions that are learned, windows that slide over the prompt."""
+    decoder = AutoModelForCausalLM.from_config(backbone_config(family)).eval().requires_grad_(False)
+    sae = SparseAutoencoder(SparseAutoencoderConfig(16, 24, 4, excluded=ExcludedPositions(tokens=(1, 2, 3))))
+    teacher, ids = Teacher(decoder, 0), tokens(6, 9)
+    ids[2:4, :5] = ids[0, :5]
+    found = TextReader(teacher, sae, range(24)).read(ids, 5)
+    h = teacher.residual(ids)
+    active = sae.read(h, ids)
+    expected = h.new_zeros(6, 9, 24).scatter_add(-1, active.indices, active.values)[:, 5:].mean(1)
+    torch.testing.assert_close(found.activations, expected, atol=1e-5, rtol=1e-4)
+    losses = next_token_losses(teacher.logits(h), ids)[:, 4:].mean(1)
+    torch.testing.assert_close(found.losses, losses, atol=1e-5, rtol=1e-4)
 
 
 def test_most_used_latents_are_the_most_frequent_labels(tiny: Tiny) -> None:

@@ -65,7 +65,7 @@ def _write(config: SteerEvalConfig, settings: dict[str, Any], layer: int, machin
     with machine.products():
         measured, concepts, names = _measure(config, settings["strengths"], layer, machine)
     scores = {
-        name: score_steering(measured, concepts, steered, config.max_fluency_cost, seed=config.seed)
+        name: score_steering(measured, concepts, steered, config.max_fluency_cost)
         for name, steered in (
             ("concepts", list(range(len(concepts)))),
             ("others", random_others(len(concepts), config.seed)),

@@ -22,7 +22,7 @@ STRENGTHS = {
     "scale_logits": (2.0, 3.0, 5.0, 10.0),
 }
 
-#: Half of them are scored, and with fewer than five a sign-flip test can't be significant at 5 % (2^-5 < 0.05).
+#: No p value of a sign-flip test is below 2^-prompts, and adjusting for the number of concepts multiplies it.
 MIN_PROMPTS = 10
 
 
@@ -51,7 +51,7 @@ class SteerEvalConfig(CommandConfig):
     num_concepts: int = 100
     """Size of the sample without --concepts: the concepts most often among the four strongest of a token."""
     num_prompts: int = 64
-    """Half of the prompts choose the strengths, the other half scores them."""
+    """Prompts that each concept is steered on, at each strength."""
     num_prompt_tokens: int = 16
     """Tokens of each prompt."""
     num_new_tokens: int = 32
@@ -67,7 +67,7 @@ class SteerEvalConfig(CommandConfig):
     batch_size: int = 256
     """Continuations in a batch."""
     seed: int = 0
-    """Of sampling, of the split into halves and of the controls."""
+    """Of sampling and of the controls."""
     compute: Compute = field(default_factory=ComputeConfig)
     overwrite: bool = False
     """Replace what a former run left in the output folder."""
@@ -95,7 +95,7 @@ class SteerEvalConfig(CommandConfig):
     def settings(self) -> dict[str, Any]:
         left_out = ("model", "teacher", "sae", "data", "output", "overwrite", "layer", "compute")
         settings = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return settings | {"strengths": self.strengths or STRENGTHS[self.mode]}
+        return settings | {"strengths": self.strengths or STRENGTHS[self.mode], "test": "largest t"}
 
     def next_command(self) -> Sequence[object]:
         return ("studio", self.model)

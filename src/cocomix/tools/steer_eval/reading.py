@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from transformers import Cache, DynamicCache
 
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.modeling.losses import next_token_losses
@@ -49,21 +51,41 @@ class TextReader:
 
     @torch.no_grad()
     def read(self, ids: Int64[Tensor, "*B T"], num_prompt_tokens: int) -> Readings:
-        """Read the tokens after the first `num_prompt_tokens`, which are their context."""
-        parts = [self._read(batch, num_prompt_tokens) for batch in ids.flatten(0, -2).split(BATCH_SIZE)]
+        """Read the tokens after the first `num_prompt_tokens`, which are their context. A prompt of many texts runs once."""
+        rows = ids.flatten(0, -2).to(self.slots.device)
+        prompts, places = rows[:, :num_prompt_tokens].unique(dim=0, return_inverse=True)
+        cache = DynamicCache(config=self.teacher.model.config)
+        ends = self._run(prompts, cache, 0)[1][:, -1:]
+        parts = []
+        for texts, place in zip(rows.split(BATCH_SIZE), places.split(BATCH_SIZE), strict=True):
+            own = copy.deepcopy(cache)
+            own.batch_select_indices(place)
+            parts.append(self._read(texts[:, num_prompt_tokens - 1 :], own, ends[place], num_prompt_tokens))
         columns = (torch.cat(column).cpu().unflatten(0, ids.shape[:-1]) for column in zip(*parts, strict=True))
         return Readings(*columns)
 
-    def _read(self, ids: Tensor, num_prompt_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        ids = ids.to(self.slots.device)
-        hidden = self.teacher.residual(ids)
-        latents = self.sae.encode(hidden[:, num_prompt_tokens:])
-        kept = self.sae.kept(hidden, ids)[:, num_prompt_tokens:]
+    def _read(self, ids: Tensor, cache: Cache, ends: Tensor, num_past: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Reads continuations from their prompts' last token on, whose state below the head is `ends`."""
+        new = ids[:, 1:]
+        hidden, top = self._run(new, cache, num_past)
+        latents = self.sae.encode(hidden)
+        kept = self.sae.kept(hidden, new, _positions(new, num_past))
         dense = hidden.new_zeros(*latents.values.shape[:2], self.num_latents + 1)
         dense.scatter_add_(-1, self.slots[latents.indices], latents.values * kept.unsqueeze(-1))
-        losses = next_token_losses(self.teacher.logits(hidden), ids)[:, num_prompt_tokens - 1 :]
-        repetition = torch.tensor([_repetition(row) for row in ids[:, num_prompt_tokens:].tolist()])
+        losses = next_token_losses(self.teacher.adapter.logits(torch.cat([ends, top], 1)), ids)
+        repetition = torch.tensor([_repetition(row) for row in new.tolist()])
         return dense[..., :-1].mean(1), losses.mean(1), repetition
+
+    def _run(self, ids: Tensor, cache: Cache, num_past: int) -> tuple[Tensor, Tensor]:
+        """The residual stream that the autoencoder reads, and the head's."""
+        adapter, positions = self.teacher.adapter, _positions(ids, num_past)
+        hidden = adapter.embed(adapter.token_embeddings(ids), positions)
+        hidden = adapter.run_blocks(hidden, 0, self.teacher.layer + 1, position_ids=positions, cache=cache)
+        return hidden, self.teacher.hidden(hidden, position_ids=positions, cache=cache)
+
+
+def _positions(ids: Tensor, num_past: int) -> Tensor:
+    return torch.arange(num_past, num_past + ids.shape[1], device=ids.device).unsqueeze(0)
 
 
 def _repetition(tokens: Sequence[int]) -> float:

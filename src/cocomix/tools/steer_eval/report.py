@@ -30,7 +30,7 @@ def summarize_strengths(measured: Measurements, max_cost: float) -> list[dict[st
     for number, strength in enumerate(measured.strengths):
         ratios = 1 + differences[:, number].mean(1) / unsteered  # (N, N)
         cost = measured.costs()[:, number].mean(-1)
-        p_values = sign_flip_p_values(differences[:, number].diagonal(dim1=0, dim2=2).t())
+        p_values = sign_flip_p_values(differences[:, number].diagonal(dim1=0, dim2=2).t().unsqueeze(1))
         rows.append(
             {
                 "strength": strength,
@@ -76,8 +76,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "Medians over concepts (quartiles in brackets), all prompts. Below: strengths chosen on one half of the prompts, "
-        "scored on the other.",
+        "Medians over concepts (quartiles in brackets). Below: at the strength where the concept rises most surely, among "
+        "those whose cost with its standard error is allowed.",
         "",
         "| concept | name | strength | activation without | with | p, adjusted | cost | rises | other, steered | rises |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -3,10 +3,10 @@
 Every concept of a sample is steered at every strength on every prompt, and all concepts of the sample are read in each text.
 The control needs no further texts: it reads the same concept in texts where a random other concept of the sample was steered.
 
-Strengths are chosen on one half of the prompts and scored on the other, both for the concept itself and for the control. The
-test compares each prompt of the second half with the same prompt's mean without steering and flips the signs of the
-differences: without an effect both signs are equally likely. P values are adjusted for the number of concepts (Benjamini and
-Hochberg 1995), because the score is the share of concepts that rise.
+The test compares each prompt with the same prompt's mean without steering and flips the signs of the differences: without an
+effect both signs are equally likely. What counts is the largest t over the strengths that cost little enough, observed and
+in each pattern of flips, which pays for the choice (Westfall and Young 1993): every prompt both chooses and scores. P values
+are adjusted for the number of concepts (Benjamini and Hochberg 1995), because the score is the share of concepts that rise.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.tools.generate.continuations import GenerationSettings, continue_all
@@ -55,13 +55,13 @@ class Measurements:
 
 @dataclass(frozen=True)
 class ConceptScore:
-    """The score of one concept on the scoring half of the prompts."""
+    """The score of one concept."""
 
     concept: int
     steered: int
     """The steered concept: itself, or the random other."""
     strength: float | None
-    """Chosen on the other half; None: every strength cost too much there, and the fields below keep their defaults."""
+    """The surest rise; None: every strength costs too much, and the fields below keep their defaults."""
     unsteered_activation: float
     steered_activation: float | None = None
     p_value: float = 1.0
@@ -72,7 +72,7 @@ class ConceptScore:
     """What steering adds to the teacher's loss on the text, nats per token."""
     repetition_change: float | None = None
     rises: bool = False
-    """Whether it rises significantly at a strength whose cost on this half is allowed as well."""
+    """Whether it rises significantly."""
 
 
 def measure_steering(
@@ -116,7 +116,7 @@ def measure_steering(
 
 
 def score_steering(
-    measured: Measurements, concepts: Sequence[int], steered: Sequence[int], max_cost: float, *, seed: int = 0
+    measured: Measurements, concepts: Sequence[int], steered: Sequence[int], max_cost: float
 ) -> list[ConceptScore]:
     """Score every concept of the sample while itself or another is steered.
 
@@ -124,40 +124,36 @@ def score_steering(
         measured: see `measure_steering`.
         concepts: the sample.
         steered: for each concept the index in the sample of the steered one.
-        max_cost: nats per token that steering may cost.
-        seed: of the split into halves.
+        max_cost: nats per token that steering may cost, its standard error included.
     """
-    P = measured.losses.shape[-1]
-    order = torch.randperm(P, generator=torch.Generator().manual_seed(seed))
-    choosing, scoring = order[: P // 2], order[P // 2 :]
     rows, columns = torch.tensor(list(steered)), torch.arange(len(concepts))
     rises = measured.activations[rows, :, :, columns] - measured.unsteered_activations.t().unsqueeze(1)  # (N, S, P)
     costs = measured.costs()[rows]
-    chosen, is_affordable = _choose(rises[..., choosing], costs[..., choosing], max_cost)
-
-    differences = rises[columns, chosen][:, scoring]
-    p_values = torch.where(is_affordable, sign_flip_p_values(differences), 1.0)
+    standard_errors = costs.std(-1) / math.sqrt(costs.shape[-1])
+    is_affordable = costs.mean(-1) + standard_errors <= max_cost  # (N, S)
+    p_values = sign_flip_p_values(rises * is_affordable.unsqueeze(-1))
     adjusted = benjamini_hochberg(p_values)
-    cost = costs[columns, chosen][:, scoring].mean(-1)
-    repetition = measured.repetition[rows, chosen][:, scoring] - measured.unsteered_repetition[scoring]
-    unsteered = measured.unsteered_activations[scoring].mean(0)
+    chosen = torch.where(is_affordable, _sureness(rises).sum(-1), -torch.inf).argmax(-1)
+    repetition = measured.repetition[rows] - measured.unsteered_repetition  # (N, S, P)
+    unsteered = measured.unsteered_activations.mean(0)
     scores = []
     for n, concept in enumerate(concepts):
-        if not is_affordable[n]:
+        if not is_affordable[n].any():
             scores.append(ConceptScore(concept, concepts[steered[n]], None, float(unsteered[n])))
             continue
+        strength = int(chosen[n])
         scores.append(
             ConceptScore(
                 concept=concept,
                 steered=concepts[steered[n]],
-                strength=measured.strengths[int(chosen[n])],
+                strength=measured.strengths[strength],
                 unsteered_activation=float(unsteered[n]),
-                steered_activation=float(unsteered[n] + differences[n].mean()),
+                steered_activation=float(unsteered[n] + rises[n, strength].mean()),
                 p_value=float(p_values[n]),
                 adjusted_p_value=float(adjusted[n]),
-                fluency_cost=float(cost[n]),
-                repetition_change=float(repetition[n].mean()),
-                rises=bool(adjusted[n] <= SIGNIFICANCE) and bool(cost[n] <= max_cost),
+                fluency_cost=float(costs[n, strength].mean()),
+                repetition_change=float(repetition[n, strength].mean()),
+                rises=bool(adjusted[n] <= SIGNIFICANCE),
             )
         )
     return scores
@@ -171,30 +167,23 @@ def random_others(num_concepts: int, seed: int = 0) -> list[int]:
     return [int(other) for other in others]
 
 
-def _choose(
-    rises: Float[Tensor, "N S P"], costs: Float[Tensor, "N S P"], max_cost: float
-) -> tuple[Int64[Tensor, " N"], Bool[Tensor, " N"]]:
-    """The strength with the surest rise among those that surely cost little enough, and whether there is one."""
-    is_affordable = costs.mean(-1) + _standard_error(costs) <= max_cost
-    sureness = rises.mean(-1) / _standard_error(rises).clamp(min=1e-12)
-    return torch.where(is_affordable, sureness, -torch.inf).argmax(-1), is_affordable.any(-1)
+def _sureness(differences: Float[Tensor, "*N P"]) -> Float[Tensor, "*N P"]:
+    """Terms of a statistic that grows with Student's t, whatever the signs; all 0 where there is no difference."""
+    return F.normalize(differences.double(), dim=-1)
 
 
-def _standard_error(values: Float[Tensor, "*N P"]) -> Float[Tensor, "*N"]:
-    return values.std(-1) / math.sqrt(values.shape[-1])
+def sign_flip_p_values(differences: Float[Tensor, "N S P"]) -> Float[Tensor, " N"]:
+    """One-sided p values of no rise at any strength: the share of sign patterns whose largest t is at least the observed one.
 
-
-def sign_flip_p_values(differences: Float[Tensor, "N P"]) -> Float[Tensor, " N"]:
-    """One-sided p values of a mean of at most 0: the share of sign patterns whose mean is at least the observed one.
-
-    Uses all patterns for few prompts, else `NUM_SIGN_FLIPS` random ones and the observed one.
+    A prompt's sign is that of all its strengths. Uses all patterns for few prompts, else `NUM_SIGN_FLIPS` random ones and the
+    observed one. A strength whose differences are all 0 shows no rise, and where there is no other the p value is 1.
     """
     from scipy.stats import permutation_test  # takes a second to import
 
     result = permutation_test(
-        (differences.double().numpy(),),
-        np.mean,
-        permutation_type="samples",  # of one sample: flips signs
+        (_sureness(differences).numpy(),),
+        lambda terms, axis: terms.sum(axis).max(-1),
+        permutation_type="samples",  # of one sample: flips signs, the same ones of all concepts and strengths
         alternative="greater",
         n_resamples=NUM_SIGN_FLIPS,
         batch=SIGN_FLIP_BATCH,
