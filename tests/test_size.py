@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scripts.count_lines import CORE, count, parts, table, total
 
-BOUNDS = {"core": 12_020, "tools": 5_660, "experiment": 620, "studio": 1_720, "beside them": 200}
+BOUNDS = {"core": 12_020, "tools": 5_670, "experiment": 620, "studio": 1_720, "beside them": 200}
 
 
 def test_no_part_outgrows_its_bound() -> None:

@@ -330,7 +330,7 @@ function histogram([of, start, width, counts]) {
     drawn.append(bar);
   });
   return element("figure", "card", element("h3", "", HISTOGRAMS[of]), drawn,
-    element("figcaption", "", element("span", "", plain(start)), element("span", "", of === "logits" ? `${counted(total, "token")}` : counted(total, "occurrence")), element("span", "", plain(end))));
+    element("figcaption", "", element("span", "", plain(start)), element("span", "", counted(total, of === "logits" ? "token" : "occurrence")), element("span", "", plain(end))));
 }
 
 function contexts(card) {
