@@ -45,7 +45,7 @@ def fill(size: str, table: str, loss: Callable[[Cell], float]) -> None:
         store(cell, loss(cell))
         return 0
 
-    assert not jobs.run_table(lambda: tables.TABLES[table](size), start, num_workers=1)
+    assert not jobs.run_table(lambda: tables.TABLES[table](tables.Part(size)), start, num_workers=1)
 
 
 def best_at(rate: float, setting: str | None = None) -> Callable[[Cell], float]:
@@ -102,7 +102,7 @@ def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
     loss = best_at(0.008, "3-cosine")
     fill("toy", "rates", loss)
     with pytest.raises(CocomixError, match="--table weights --size toy"):
-        list(tables.main("toy"))
+        list(tables.main(tables.Part("toy")))
     fill("toy", "weights", loss)
     fill(
         "toy",
@@ -110,7 +110,7 @@ def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
         lambda cell: loss(cell) - 0.1 * (cell.seed > 0 and cell.row != "ntp") + (100 - cell.percent) / 250,
     )
     assert sorted(tables.results_of("toy", "prose", "strong", "kd")) == [0, 1]
-    cells = list(dict.fromkeys(tables.main("toy")))
+    cells = list(dict.fromkeys(tables.main(tables.Part("toy"))))
     assert {(cell.row, cell.setting, cell.rate) for cell in cells} == {
         ("ntp", "", 0.008),
         ("kd", "3-cosine", 0.008),
@@ -128,15 +128,27 @@ def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
     ]
 
 
+def test_a_part_of_a_table_needs_the_results_of_that_part_alone() -> None:
+    part = tables.Part("toy", corpora=["prose"], teachers=["weak"], rows=["ntp", "kd"])
+    for name in ("rates", "weights"):
+        for cell in list(tables.TABLES[name](part)):
+            store(cell, best_at(0.008)(cell))
+    cells = list(tables.main(part))
+    assert {(cell.corpus, cell.teacher, cell.row) for cell in cells} == {
+        ("prose", "none", "ntp"),
+        ("prose", "weak", "kd"),
+    }
+
+
 def test_base_asks_for_no_other_table() -> None:
-    cells = list(dict.fromkeys(tables.main("base")))
+    cells = list(dict.fromkeys(tables.main(tables.Part("base"))))
     assert [cell.name for cell in cells] == [
         "base/prose/none/ntp/100/0.002/0",
         "base/prose/weak/recommended_1-cosine/100/0.002/0",
         "base/prose/weak/both_1-cosine+1-cosine/100/0.002/0",
     ]
-    assert not list(tables.rates("base"))
-    assert not list(tables.weights("base"))
+    assert not list(tables.rates(tables.Part("base")))
+    assert not list(tables.weights(tables.Part("base")))
     assert parallel_of("cuda").compile
     assert parallel_of("cuda").precision == "bfloat16"
 
@@ -248,7 +260,9 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(run, "NUM_EVALUATIONS", 2)
     places = Places(tmp_path / "work", (write_corpus(tmp_path / "prose.jsonl"),))
     for table in ("rates", "weights", "main"):
-        assert not jobs.run_table(lambda name=table: tables.TABLES[name]("toy"), lambda cell: run_cell(cell, places), 1)
+        assert not jobs.run_table(
+            lambda name=table: tables.TABLES[name](tables.Part("toy")), lambda cell: run_cell(cell, places), 1
+        )
     cells = list(stored_cells("toy"))
     assert {cell.percent for cell in cells} > {50, 100}
     strong = next(cell for cell in cells if (cell.teacher, cell.row, cell.percent) == ("strong", "recommended", 100))

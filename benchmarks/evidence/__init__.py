@@ -11,7 +11,8 @@ by run, here or on another machine.
     python -m benchmarks.evidence --page                           # tables and figures from the stored results
 
 A table runs the cells that have no result yet: one a core, or one after the other on CUDA. `--size` chooses `nano` (the
-default), `small` or `base`; `--list` shows what a table would run and what it costs.
+default), `small` or `base`; `--corpus`, `--teacher` and `--row` a part; `--list`
+shows what would run and what it costs.
 
 sizes.py   shapes, tokens, teachers     cells.py    names and files      run.py     one cell, from nothing to its file
 rows.py    what is trained              choice.py   rates and weights    jobs.py    cells on cores or a GPU

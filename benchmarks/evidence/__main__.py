@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.evidence import __doc__ as description
 from benchmarks.evidence.cells import Cell, parse_cell
-from benchmarks.evidence.corpora import Places
+from benchmarks.evidence.corpora import CORPORA, Places
 from benchmarks.evidence.jobs import in_process_of_its_own, num_workers, run_table
 from benchmarks.evidence.page import refresh
+from benchmarks.evidence.rows import ROWS
 from benchmarks.evidence.run import run_cell
-from benchmarks.evidence.sizes import REGIMES
-from benchmarks.evidence.tables import TABLES, listing
+from benchmarks.evidence.sizes import REGIMES, TEACHERS
+from benchmarks.evidence.tables import TABLES, Part, listing
 from cocomix.base.errors import CocomixError
 from cocomix.base.host import tune_process
 from cocomix.base.progress import say
@@ -29,7 +31,8 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--table", choices=list(TABLES), help="run the cells of a table that have no result yet")
     parser.add_argument("--size", choices=list(REGIMES), default="nano", help="default: %(default)s")
-    parser.add_argument("--corpus", choices=["standard_library", "prose"], help="of a table, only this corpus")
+    for name, known in (("corpus", CORPORA), ("teacher", TEACHERS), ("row", ROWS)):
+        parser.add_argument(f"--{name}", nargs="+", default=(), choices=list(known), help="of a table, only these")
     parser.add_argument("--list", action="store_true", help="with --table: name the cells instead, with their FLOPs")
     parser.add_argument("--cell", help="run one: SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED")
     parser.add_argument("--again", action="store_true", help="with --cell: from its first step, and compare")
@@ -47,9 +50,8 @@ def main(words: list[str] | None = None) -> int:
             return run_cell(parse_cell(arguments.cell), places, again=arguments.again)
         if arguments.table:
 
-            def cells() -> list[Cell]:
-                found = TABLES[arguments.table](arguments.size)
-                return [cell for cell in found if arguments.corpus in (None, cell.corpus)]
+            def cells() -> Iterator[Cell]:
+                return TABLES[arguments.table](Part(arguments.size, arguments.corpus, arguments.teacher, arguments.row))
 
             if arguments.list:
                 say(listing(cells()))

@@ -13,6 +13,7 @@ from cocomix.training.sizes import Size
 FAMILY = "qwen3"
 #: Active latents of the dictionaries, as in the demo.
 NUM_ACTIVE_LATENTS = 16
+TEACHERS = ("weak", "strong")
 #: Rows of the smaller comparisons.
 MAIN_ROWS = ("ntp", "kd", "alignment", "recommended", "both")
 

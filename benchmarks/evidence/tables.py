@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.evidence.cells import Cell, cell_of
 from benchmarks.evidence.choice import chosen_rate, chosen_setting, rate_cells, weight_cells
+from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.numbers import whole_cost
 from benchmarks.evidence.rows import ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES
@@ -18,6 +19,28 @@ from cocomix.objectives.base import Cost
 from cocomix.tools.plan.costs import objectives_cost
 from cocomix.tools.plan.teachers import teacher_of_size
 from cocomix.training.widths import meta_model
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a table is narrowed to.
+
+    Args:
+        size: name.
+        corpora, teachers, rows: names; empty: all of the size.
+    """
+
+    size: str
+    corpora: Collection[str] = ()
+    teachers: Collection[str] = ()
+    rows: Collection[str] = ()
+
+    def comparisons(self) -> list[tuple[str, str]]:
+        corpora, teachers = self.corpora or CORPORA, self.teachers or REGIMES[self.size].teachers
+        return [pair for pair in comparisons(self.size) if pair[0] in corpora and pair[1] in teachers]
+
+    def keep(self, rows: Iterable[str]) -> list[str]:
+        return [row for row in rows if row in (self.rows or ROWS)]
 
 
 def comparisons(size: str) -> list[tuple[str, str]]:
@@ -42,35 +65,35 @@ def shorter_rows(size: str, teacher: str) -> list[str]:
     return [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size) and row not in left_out]
 
 
-def rates(size: str) -> Iterator[Cell]:
-    for corpus in REGIMES[size].corpora:
-        for row in rows_of(size):
-            yield from rate_cells(size, corpus, row)
+def rates(part: Part) -> Iterator[Cell]:
+    for corpus in dict(part.comparisons()):
+        for row in part.keep(rows_of(part.size)):
+            yield from rate_cells(part.size, corpus, row)
 
 
-def weights(size: str) -> Iterator[Cell]:
-    if REGIMES[size].sweep != size:
+def weights(part: Part) -> Iterator[Cell]:
+    if REGIMES[part.size].sweep != part.size:
         return
-    for corpus, teacher in comparisons(size):
-        for row in rows_of(size):
-            yield from weight_cells(size, corpus, teacher, row)
+    for corpus, teacher in part.comparisons():
+        for row in part.keep(rows_of(part.size)):
+            yield from weight_cells(part.size, corpus, teacher, row)
 
 
-def main(size: str) -> Iterator[Cell]:
+def main(part: Part) -> Iterator[Cell]:
     """Seed by seed, so that a table left half-way has all its rows; then the shorter runs, and NTP on more tokens."""
-    regime = REGIMES[size]
+    size, regime = part.size, REGIMES[part.size]
+    rows = part.keep(rows_of(size))
     for seed in regime.seeds:
-        for corpus, teacher in comparisons(size):
-            yield from (chosen_cell(size, corpus, teacher, row, seed) for row in rows_of(size))
+        for corpus, teacher in part.comparisons():
+            yield from (chosen_cell(size, corpus, teacher, row, seed) for row in rows)
     for seed in regime.seeds:
-        for corpus, teacher in comparisons(size):
+        for corpus, teacher in part.comparisons():
             for percent in regime.shares.get(teacher, ()):
-                yield from (
-                    chosen_cell(size, corpus, teacher, row, seed, percent) for row in shorter_rows(size, teacher)
-                )
-    for corpus in regime.corpora:
+                shorter = part.keep(shorter_rows(size, teacher))
+                yield from (chosen_cell(size, corpus, teacher, row, seed, percent) for row in shorter)
+    for corpus in dict(part.comparisons()):
         percent = cost_percent(size, corpus)
-        if percent is not None:
+        if percent is not None and "ntp" in rows:
             yield from (chosen_cell(size, corpus, "none", "ntp", seed, percent) for seed in regime.seeds[:1])
 
 
@@ -82,7 +105,7 @@ def cost_percent(size: str, corpus: str) -> int | None:
     return round(100 * whole_cost(recommended) / ntp["train_flops"])
 
 
-TABLES: dict[str, Callable[[str], Iterator[Cell]]] = {"rates": rates, "weights": weights, "main": main}
+TABLES: dict[str, Callable[[Part], Iterator[Cell]]] = {"rates": rates, "weights": weights, "main": main}
 
 
 def listing(cells: Iterable[Cell]) -> str:

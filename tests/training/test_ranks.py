@@ -230,5 +230,6 @@ def test_a_killed_rank_is_one_sentence_of_the_other(tiny: Tiny, tmp_path: Path) 
     said = (tmp_path / "said-0").read_text().splitlines()
     errors = [line for line in said if line.startswith("error")]
     assert (tmp_path / "code").read_text() == "1"
-    assert len(errors) == 1 and len(said) == 2  # and how much there is to train on
+    assert len(errors) == 1
+    assert len(said) == 2  # and how much there is to train on
     assert errors[0].startswith("error: another process of this run has ended")
