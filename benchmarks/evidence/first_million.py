@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, losses, mean, table
 from benchmarks.evidence.figures import End, label_axes, name_ends
-from benchmarks.evidence.numbers import differences, losses_of
+from benchmarks.evidence.numbers import COSTS, differences, losses_of
 from cocomix.base.artifacts import read_json
 from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_flops, format_signed
@@ -71,6 +71,7 @@ def blocks() -> dict[str, str]:
     return {
         "first million": main_table(),
         "found": summary_table(),
+        "first million costs": costs_table(),
         **{f"first million {corpus}": runs_table(corpus) for corpus in CORPORA},
     }
 
@@ -83,6 +84,19 @@ def main_table() -> str:
 def summary_table() -> str:
     """The differences alone, of the methods that matter."""
     return _table(SUMMARY, "", "{change}")
+
+
+def costs_table() -> str:
+    """What CoCoMix (ours) takes, as a multiple of NTP's FLOPs; those of dictionaries were not stored."""
+    comparisons = [(corpus, teacher) for corpus in CORPORA for teacher in PARTS]
+    body = []
+    for name in ("FLOPs", "with a teacher at hand", "with a teacher for ten", "with a teacher for one"):
+        row = [name]
+        for corpus, teacher in comparisons:
+            ours, ntp = (_part(corpus, teacher, part)[0] for part in ("CoCoMix (ours)", "NTP"))
+            row.append(f"{COSTS[name](ours) / COSTS['FLOPs'](ntp):.2f}")
+        body.append(row)
+    return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 
 
 def _table(parts: Iterable[str], of_ntp: str, of_others: str) -> str:
