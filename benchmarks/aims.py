@@ -1,6 +1,6 @@
 """What was aimed at in speed, what it was before, and what the stored results say.
 
-    python -m benchmarks.aims     # what no other result holds: the start of commands, and a plan's hours
+    python -m benchmarks.aims     # what no other result holds: a plan's hours
 
 "Before" was measured beside the paper's released code, on one core of a Xeon with AMX. A row says `met` by the numbers, so it
 changes with the results and never by hand.
@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.common import options, store, stored, table
 from cocomix.base.formats import format_bytes
-from cocomix.tools.bench import startup
 from cocomix.tools.plan.plan import plan
 
 RECIPE, TOKENS, DEVICES, DEVICE = "gpt2-69m-cocomix", "20B", 8, "h100"
@@ -22,7 +21,7 @@ RECIPE, TOKENS, DEVICES, DEVICE = "gpt2-69m-cocomix", "20B", 8, "h100"
 def main() -> None:
     arguments = options("aims", __doc__).parse_args()
     planned = plan(RECIPE, tokens=TOKENS, devices=DEVICES, device=DEVICE).as_dict()
-    store(arguments.output, "aims", startup=startup.measure(), duration=planned["duration"])
+    store(arguments.output, "aims", duration=planned["duration"])
 
 
 def aims() -> str:
@@ -63,7 +62,7 @@ def _bench() -> Iterator[list[str]]:
 
 def _beyond() -> Iterator[list[str]]:
     """Aims with a number from before."""
-    own, precision, rehearsal = stored("aims"), stored("precision"), stored("rehearsal")
+    bench, precision, rehearsal = stored("bench"), stored("precision"), stored("rehearsal")
     tokens = precision["generation"]["over_ntp"]
     yield _row("generation, 256 tokens after 128 over NTP's ([tokens](#tokens))", 1.4, tokens, before="1.81")
     step = precision["speed"]["rows"]["training step, 69M"]["times_as_fast"]["median"]
@@ -74,7 +73,7 @@ def _beyond() -> Iterator[list[str]]:
         before="1.9 to 2.5",
         at_least=True,
     )
-    duration = own["duration"]
+    duration = stored("aims")["duration"]
     hours = duration["labels_hours"] / duration["hours"]
     what = f"labels of the paper's 69M run ({TOKENS} tokens, {DEVICES} H100) over its training, planned"
     yield _row(what, 1, hours, before="13")
@@ -85,7 +84,7 @@ def _beyond() -> Iterator[list[str]]:
         ("cocomix train --batch-size 0", "10"),
     ):
         aim = {"import cocomix": 0.3, "cocomix --help": 0.5}.get(name, 1)
-        yield _row(f"`{name}`, seconds", aim, own["startup"]["cpu_seconds"][name]["median"], before=before)
+        yield _row(f"`{name}`, seconds", aim, bench["startup"]["cpu_seconds"][name]["median"], before=before)
     weights = rehearsal["plan"]["num_parameters"]
     kept = rehearsal["settings"]["fsdp"]["bytes_between_steps"]
     share = 12 * weights / rehearsal["devices"]

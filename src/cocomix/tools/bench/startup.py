@@ -35,6 +35,5 @@ def measure(repetitions: int = REPETITIONS) -> dict[str, Any]:
 
 def describe(result: dict[str, Any]) -> Section:
     """A section with a row for each command; the last one is refused."""
-    found = result["cpu_seconds"]
-    rows = [[f"`{name}`" if name in _CODE else name, seconds(spread)] for name in NAMES if (spread := found.get(name))]
+    rows = [[f"`{name}`" if name in _CODE else name, seconds(result["cpu_seconds"][name])] for name in NAMES]
     return Section("Start-up", "Processor time of a whole process.", ["", "time"], rows)
