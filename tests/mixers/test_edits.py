@@ -40,7 +40,7 @@ def test_other_models_and_threads_are_not_touched() -> None:
             barrier.wait()
             seen[name] = model(input_ids=ids).logits
 
-    barrier = threading.Barrier(2)
+    barrier = threading.Barrier(2, timeout=60)
     threads = [threading.Thread(target=work, args=(str(concept), concept)) for concept in (1, 2)]
     for thread in threads:
         thread.start()
@@ -58,7 +58,7 @@ def test_two_generations_at_once_equal_one_after_the_other() -> None:
     model, ids = student(mixing="interleave_residual"), tokens(1)
     jobs: list[dict[int, float]] = [{4: 50.0}, {7: 30.0}, {}]
     settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    barrier = threading.Barrier(len(jobs))
+    barrier = threading.Barrier(len(jobs), timeout=60)
     found: dict[int, torch.Tensor] = {}
 
     def work(number: int) -> None:

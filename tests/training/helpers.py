@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import itertools
 import os
 import signal
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch import multiprocessing as processes
 from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.multiprocessing.spawn import ProcessContext
 
 from cocomix import DistillationConfig, HiddenRegressionConfig, MultiTokenConfig, TrainConfig
 from cocomix.base.kinds import read_metrics
@@ -28,6 +30,8 @@ from cocomix.training import trainer
 from tests.conftest import CONCEPT, STUDENT, Tiny
 
 TIMES = ("train_seconds", "tokens_per_second")
+#: A rank that lives longer hangs.
+HANG_SECONDS = 300.0
 
 _numbers = itertools.count()
 
@@ -107,6 +111,22 @@ def full_disk(after: int = 0) -> Iterator[None]:
         yield
 
 
+def forked(work: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int) -> ProcessContext:
+    """Processes that call `work` with a rank and `arguments`; one that hangs says where, and ends."""
+
+    def watched(*given: Any) -> None:
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        work(*given)
+
+    return processes.start_processes(watched, arguments, num_ranks, join=False, start_method="fork")
+
+
+def joined(started: ProcessContext) -> None:
+    """Wait for all; what one raises is raised here."""
+    while not started.join():
+        pass
+
+
 def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
     """Call `work` with its rank in `num_ranks` forked processes, joined over gloo; what one raises is raised here.
 
@@ -116,7 +136,7 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
         work: function of the rank that each calls.
     """
     store = folder / f".store-{next(_numbers)}"
-    processes.start_processes(_joined, (num_ranks, store, work), num_ranks, start_method="fork")
+    joined(forked(_joined, (num_ranks, store, work), num_ranks))
 
 
 def command_on_ranks(num_ranks: int, argv: list[str]) -> None:
@@ -125,7 +145,7 @@ def command_on_ranks(num_ranks: int, argv: list[str]) -> None:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes.start_processes(_commanded, (shared, argv), num_ranks, start_method="fork")
+    joined(forked(_commanded, (shared, argv), num_ranks))
 
 
 def _commanded(rank: int, shared: dict[str, object], argv: list[str]) -> None:

@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from torch import multiprocessing as processes
 
 from cocomix import CocomixError, ParallelConfig, TrainConfig, train
 from cocomix.base.stopping import Stopped
@@ -23,7 +22,17 @@ from cocomix.cli.main import main
 from cocomix.data.order import windows_of_step
 from cocomix.training.batches import Batch, Batches
 from tests.conftest import Tiny
-from tests.training.helpers import config, equal_weights, full_disk, in_step, on_ranks, terminate, untimed, weights
+from tests.training.helpers import (
+    config,
+    equal_weights,
+    forked,
+    full_disk,
+    in_step,
+    on_ranks,
+    terminate,
+    untimed,
+    weights,
+)
 
 STRATEGIES = ("ddp", "fsdp")
 RUNS = (("ddp", "cocomix"), ("fsdp", "cocomix"), ("fsdp", "kd"))
@@ -224,8 +233,7 @@ def test_a_killed_rank_is_one_sentence_of_the_other(tiny: Tiny, tmp_path: Path) 
         with in_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL) if rank else None):
             (tmp_path / "code").write_text(str(main(argv)))
 
-    started = processes.start_processes(work, (), 2, join=False, start_method="fork")
-    for process in started.processes:
+    for process in forked(work, (), 2).processes:
         process.join()
     said = (tmp_path / "said-0").read_text().splitlines()
     errors = [line for line in said if line.startswith("error")]
