@@ -54,7 +54,7 @@ def steered(model_folder: Path, inspection: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     prompt = tokenizer("The ", return_tensors="pt")
     before = model.generate(**prompt, max_new_tokens=10)
-    with cocomix.steer(model, {concept: 1.0}, "toward"):
+    with cocomix.steer(model, {concept: 0.5}, "toward"):
         after = model.generate(**prompt, max_new_tokens=10)
     texts = [tokenizer.decode(ids[0]) for ids in (before, after)]
     return f"as it is: {texts[0]}\ntoward {cards.card(concept).name!r}: {texts[1]}"

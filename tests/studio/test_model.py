@@ -104,12 +104,14 @@ def test_the_opening_is_not_a_text_that_repeats_itself(model: StudioModel, monke
 
 def test_the_opening_prompt_is_short_and_of_whole_words() -> None:
     def prompt(before: str, token: str) -> str:
-        return prompt_before(Context("sae", before, token, "", 1.0, 0, 0))
+        return prompt_before(Context("sae", before, token, "", 1.0, 0, 0), "<end>")
 
     assert prompt("ize the size of a bro", "ken") == "the size of a"
     assert prompt("ize the size of a broken ", "vase") == "the size of a broken"
     assert prompt("x a\nb\n\n  c", "(") == "b\n\n  c"
     assert prompt("word", "s") == "word"
+    assert prompt("of another.<end>It was ", "big") == "was"
+    assert prompt("of another.<end>", "It") == ""
 
 
 def test_what_differs_is_what_is_not_shared_in_order() -> None:

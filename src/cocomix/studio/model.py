@@ -257,7 +257,8 @@ class StudioModel:
         ranked = ranked[:NUM_OPENINGS]
         best: tuple[float, Opening] | None = None
         for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
-            prompt = max(map(prompt_before, self.cards.card(other).contexts), key=len, default="")
+            contexts = self.cards.card(other).contexts
+            prompt = max((prompt_before(context, self.tokenizer.eos_token) for context in contexts), key=len, default="")
             found = Opening(prompt, concept, OPENING_STRENGTH)
             ids = self.encode(prompt)
             if ids:
@@ -368,9 +369,15 @@ class StudioModel:
         return f"nothing is called {text!r}; the nearest names are " + ", ".join(repr(names[name]) for name in nearest)
 
 
-def prompt_before(context: Context) -> str:
-    """Up to three lines of text before a token, without parts of words at both ends, and without spaces at its end."""
-    text = context.before.partition(" ")[2].lstrip() or context.before
+def prompt_before(context: Context, end: str) -> str:
+    """Up to three lines of text before a token, without parts of words at both ends, and without spaces at its end.
+
+    Args:
+        context: of the token.
+        end: what ends a document in it; the text of another one is left out.
+    """
+    text = context.before.rpartition(end)[2]
+    text = text.partition(" ")[2].lstrip() or text
     if text[-1:].isalnum() and context.token[:1].isalnum():
         text = text.rpartition(" ")[0] or text
     return "\n".join(text.split("\n")[-3:]).rstrip(" ")
