@@ -8,7 +8,6 @@ import json
 import os
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,23 +23,10 @@ import pytest
 
 from tests.studio.conftest import ATTACK, Demo
 
-sync_api = pytest.importorskip("playwright.sync_api")
-expect = sync_api.expect
+expect = pytest.importorskip("playwright.sync_api").expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
-
-BROWSER_ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TIMEOUT_SECONDS = 60.0
+expect.set_options(timeout=1000 * TIMEOUT_SECONDS)
 #: Importing torch on a busy machine takes long.
 START_SECONDS = 240.0
 #: What the event loop owes to everyone while continuations are written; a median of 74 ms when it was measured.
@@ -82,7 +68,10 @@ def studio(demo: Demo, *plugin: str) -> Iterator[str]:
         yield found[0]
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(TIMEOUT_SECONDS)
+        try:
+            code = process.wait(TIMEOUT_SECONDS)
+        finally:
+            process.kill()
     said += list(lines.queue)
     assert code == 0, said
     assert not any("Traceback" in line for line in said), "".join(said)
@@ -95,13 +84,6 @@ def address(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     plugin.write_text(SLOW_BLOCKS.replace("SECONDS", "0.003"))
     with studio(demo, "--plugin", str(plugin)) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    expect.set_options(timeout=1000 * TIMEOUT_SECONDS)
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGUMENTS)
 
 
 @pytest.fixture

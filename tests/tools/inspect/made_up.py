@@ -26,14 +26,6 @@ from cocomix.tools.inspect.site import write_site
 from cocomix.tools.inspect.summary import norm_histogram, usage
 
 WORDS = ("def", "return", "import", "self", "value", "None", "True", "for", "in", "range", "class", "yield", "lambda")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-BROWSER_ARGUMENTS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-]
 
 
 def wait_until(page: Any, condition: str, timeout_seconds: float = 300.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import pytest
 
 from cocomix.tools.inspect.cards import CardReader
 from cocomix.tools.inspect.site import script_json
-from tests.tools.inspect.made_up import BROWSER_ARGUMENTS, BROWSERS, make_inspection, wait_until
+from tests.tools.inspect.made_up import make_inspection, wait_until
 
 ATTACK = "</script><script>window.stolen=1</script><img src=x onerror='window.stolen=1'>&amp;\u2028${1}`\\"
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 NUM_CONCEPTS = 300
 
 
@@ -38,15 +36,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site") / "inspection"
     make_inspection(folder, NUM_CONCEPTS, num_contexts=2, text=ATTACK)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGUMENTS)
 
 
 @pytest.fixture

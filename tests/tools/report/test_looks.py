@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 from cocomix import CompareConfig, compare
 from cocomix.tools.report.report import write_report
 from tests.tools.compare.test_comparison import make_run
-from tests.tools.inspect.made_up import BROWSER_ARGUMENTS, BROWSERS
 from tests.tools.report.test_report import curve, make_summary
 
 #: Of text; names in a figure have the colours of their curves, the greenest of which has 3.4 on white.
@@ -66,16 +63,6 @@ LOOK = """(minContrast) => {
   }
   return said;
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=found, args=BROWSER_ARGUMENTS)
 
 
 @pytest.fixture(scope="module")
