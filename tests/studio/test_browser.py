@@ -176,7 +176,7 @@ def test_the_story_from_a_prompt_to_a_steered_continuation(address: str, new_pag
     page.get_by_role("button", name="Continue").click()
     expect(page.locator(".continuations .steered mark").first).to_be_visible()
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
-    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements →9.5")
+    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements at 9.5")
     written = page.locator(".continuations .running").all_inner_texts()
     assert written[0] != written[1]
     # The address restores the view.
@@ -201,7 +201,7 @@ def test_a_first_visit_shows_what_steering_does(address: str, new_page: Callable
     expect(page.get_by_role("button", name="toward")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".tokens .token").first).to_be_visible()
     expect(page.locator(".share.steered").first).to_be_visible()
-    expect(page.locator(".continuations .steered h3")).to_contain_text("→0.5")
+    expect(page.locator(".continuations .steered h3")).to_contain_text("at 0.5")
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     page.wait_for_url(re.compile("prompt=.*pins="))
     assert top_of(page, ".continuations .steered .running") < 900, "what steering does is in sight"
@@ -269,7 +269,7 @@ def test_toward_a_concept_and_where_there_is_no_direction(address: str, new_page
     slider.press("Home")
     expect(field).to_have_value("-2")
     page.get_by_role("button", name="Continue").click()
-    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements →−2")
+    expect(page.locator(".continuations .steered h3")).to_have_text("Steered: import statements at −2")
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     page = new_page(link(address, prompt=PROMPT, pins="5:1", mode="toward"))
     refusal = "there is no direction toward concept 5 (string formatting)"

@@ -258,7 +258,9 @@ class StudioModel:
         best: tuple[float, Opening] | None = None
         for concept, other in zip(ranked, [*ranked[1:], *ranked[:1]], strict=True):
             contexts = self.cards.card(other).contexts
-            prompt = max((prompt_before(context, self.tokenizer.eos_token) for context in contexts), key=len, default="")
+            prompt = max(
+                (prompt_before(context, self.tokenizer.eos_token) for context in contexts), key=len, default=""
+            )
             found = Opening(prompt, concept, OPENING_STRENGTH)
             ids = self.encode(prompt)
             if ids:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHOWN_EVERY_SECONDS = 0.1
 _MARK = Markup("<mark>{}</mark>")
 #: Before the strength of an edit, by its mode.
-_SIGNS = {"add": "+", "set": "=", "scale": "×", "toward": "→"}
+_SIGNS = {"add": "+", "set": "=", "scale": "×", "toward": "at "}
 
 
 class WritingPanel:
@@ -240,9 +240,11 @@ def _marked(texts: Sequence[Markup], marked: Sequence[bool]) -> Markup:
 def _steered_title(model: StudioModel, plan: Plan) -> str:
     if not plan.strengths:
         return "Steered: pin a concept and give it a strength"
-    sign = _SIGNS[plan.mode]
-    edits = (f"{model.name_of(concept)} {sign}{strength:g}" for concept, strength in plan.strengths.items())
-    return "Steered: " + ", ".join(edits).replace("+-", "−").replace("-", "−")
+    edits = []
+    for concept, strength in plan.strengths.items():
+        words = f"{_SIGNS[plan.mode]}{strength:g}".replace("+-", "−").replace("-", "−")
+        edits.append(f"{model.name_of(concept)} {words}")
+    return "Steered: " + ", ".join(edits)
 
 
 def changed_tokens(original: Sequence[int], steered: Sequence[int]) -> tuple[list[bool], list[bool]]:
