@@ -53,7 +53,7 @@ def test_the_papers_experiment_runs_from_end_to_end(tiny: Tiny, tmp_path: Path) 
     toy = {
         "base": "paper-69m",
         "layer": 1,
-        "launch": "torchrun --nproc-per-node 2",
+        "launch": "torchrun --standalone --nproc-per-node 2",
         "data": {
             "dataset": str(tiny.corpus),
             "tokenizer": str(tmp_path / "gpt2"),

@@ -143,7 +143,7 @@ def test_stages_in_processes_of_their_own_do_the_same(undisturbed: RunConfig, tm
     assert undisturbed.output is not None
     root = undisturbed.output
     values = {
-        "launch": "torchrun --nproc-per-node 1",
+        "launch": "torchrun --standalone --nproc-per-node 1",
         "layer": 0,
         "data": str(root / "data"),
         "teacher": str(root / "teacher"),

@@ -34,7 +34,7 @@ def test_shipped_files_are_whole(name: str, tmp_path: Path) -> None:
     assert stages["inspection"].config.labels == tmp_path / "concepts"
     assert stages["cocomix"].config.student.mixer.has_concepts
     if name.startswith("paper"):
-        assert stages["cocomix"].launch == "torchrun --nproc-per-node 8"
+        assert stages["cocomix"].launch == "torchrun --standalone --nproc-per-node 8"
         assert stages["recommended"].config.labels == tmp_path / "concepts-recommended"
         assert stages["kd"].config.teacher == Path("openai-community/gpt2")
         assert f"--recipe=gpt2-{name.removeprefix('paper-')}-kd" in stages["kd"].arguments

@@ -51,8 +51,9 @@ def time_ranks(folder: Path, shape: RanksShape) -> dict[str, list[float]]:
     """
     _prepare(folder, shape)
     times: dict[str, list[float]] = {"one": [], "two": []}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for repetition in range(shape.repetitions):
-        for name, starter in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
+        for name, starter in (("one", []), ("two", torchrun)):
             output = folder / f"labels-{name}-{repetition}"
             argv = ["-m", "cocomix.tools.bench.extract_ranks", str(folder), str(output), json.dumps(asdict(shape))]
             command = [sys.executable, *starter, *argv]
