@@ -215,7 +215,7 @@ def test_a_view_is_taken_along_and_a_name_is_edited(
     expect(page.locator(".tokens .token").first).to_be_visible()
     expect(page.locator(".share.steered").first).to_be_visible()
     page.get_by_role("button", name="Continue").click()
-    expect(page.locator(".continuations .steered h3")).to_contain_text("→1.5")
+    expect(page.locator(".continuations .steered h3")).to_contain_text("at 1.5")
     wait_for(lambda: num_running(address) == 0)
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     with page.expect_download() as download:

@@ -31,7 +31,7 @@ from tests.conftest import CONCEPT, STUDENT, Tiny
 
 TIMES = ("train_seconds", "tokens_per_second")
 #: A rank that lives longer hangs.
-HANG_SECONDS = 300.0
+HANG_SECONDS = 300
 
 _numbers = itertools.count()
 
@@ -115,7 +115,8 @@ def forked(work: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int
     """Processes that call `work` with a rank and `arguments`; one that hangs says where, and ends."""
 
     def watched(*given: Any) -> None:
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        faulthandler.register(signal.SIGALRM, chain=True)
+        signal.alarm(HANG_SECONDS)
         work(*given)
 
     return processes.start_processes(watched, arguments, num_ranks, join=False, start_method="fork")

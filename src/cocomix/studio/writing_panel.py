@@ -240,10 +240,9 @@ def _marked(texts: Sequence[Markup], marked: Sequence[bool]) -> Markup:
 def _steered_title(model: StudioModel, plan: Plan) -> str:
     if not plan.strengths:
         return "Steered: pin a concept and give it a strength"
-    edits = []
-    for concept, strength in plan.strengths.items():
-        words = f"{_SIGNS[plan.mode]}{strength:g}".replace("+-", "−").replace("-", "−")
-        edits.append(f"{model.name_of(concept)} {words}")
+    sign = _SIGNS[plan.mode]
+    words = (f"{sign}{strength:g}".replace("+-", "−").replace("-", "−") for strength in plan.strengths.values())
+    edits = map(" ".join, zip(map(model.name_of, plan.strengths), words, strict=True))
     return "Steered: " + ", ".join(edits)
 
 
