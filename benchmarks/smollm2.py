@@ -336,8 +336,10 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    order = stages(SIZES["default"], "", Path(), dict.fromkeys(("text", "validation-text", "task-data"), ()))
-    rows = [[name, f"{costs[name]['minutes']:.0f}", format_bytes(costs[name]["peak_bytes"])] for name in order]
+    rows = [
+        [name, f"{cost['minutes']:.0f}", "" if cost["peak_bytes"] is None else format_bytes(cost["peak_bytes"])]
+        for name, cost in costs.items()
+    ]
     return table(["stage", "minutes", "peak memory"], rows)
 
 

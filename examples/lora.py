@@ -1,10 +1,10 @@
 """A pretrained decoder with a mixer, in which adapters of low rank (LoRA, by `peft`) learn together with the mixer.
 
-    python examples/lora.py --data DATA --labels LABELS --student.pretrained MODEL --student.mixer concept --output RUN
+    python examples/lora.py --data DATA --labels LABELS --student.pretrained MODEL --student.layer N --output RUN
 
 `RUN/adapter` holds adapters and mixer, as `peft` saves them: `load` puts them into the decoder again. `RUN` itself holds the
-whole model with the adapters merged in, which every command of cocomix takes. Options are those of `cocomix train`. Needs
-`peft`.
+whole model with the adapters merged in, which every command of cocomix takes. Of the options of `cocomix train` it has those
+of data, length, concept loss and rate; it computes in float32 and is not resumed. Needs `peft`.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def train(config: TrainConfig) -> PeftModel:
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, num_steps)
+        model.get_base_model().config.concept_loss_weight = config.concept_loss.weight_at(step, num_steps)
         windows = windows_of_step(config.seed, step, config.batch_size, config.num_windows or labels.num_windows)
         inputs = data.windows(windows).inputs()
         loss = model(**inputs, labels=inputs["input_ids"], concept_labels=labels.labels(windows)).loss

@@ -16,8 +16,10 @@ from cocomix import CocomixError, CoCoMixForCausalLM, TrainConfig, train
 from cocomix.base.artifacts import CARD_NAME, read_header, read_json
 from cocomix.base.stopping import Stopped
 from cocomix.cli.main import main
+from cocomix.cli.options import parse
 from cocomix.data.token_dataset import TokenDataset
 from cocomix.mixers.config import ConceptConfig, MixerConfig, NoMixerConfig
+from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.loading import load_causal_lm
 from cocomix.sae.model import SparseAutoencoder
 from cocomix.training import students
@@ -292,6 +294,14 @@ def test_a_student_with_a_mixer_is_continued_with_it(
         f"has a mixer already, {mixer} (interleave_residual), after block 0, and is continued"
         in capsys.readouterr().err
     )
+
+
+def test_a_mixer_that_stands_higher_than_a_scratch_decoder_has_blocks_is_continued(tmp_path: Path) -> None:
+    backbone = LlamaConfig(num_hidden_layers=8, hidden_size=16, num_attention_heads=2)
+    CoCoMixConfig(backbone, layer=5, num_concepts=8, num_active_concepts=2).save_pretrained(tmp_path)
+    words = ["--data=d", "--output=o", "--labels=l", f"--student.pretrained={tmp_path}"]
+    student = parse(TrainConfig, "cocomix train", "", words).student
+    assert (student.mixer.layer, student.num_layers) == (5, None)
 
 
 def test_labels_of_another_dictionary_are_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -83,11 +83,13 @@ def with_mixer(
                 mixer = mixer.changed(mixing=RECOMMENDED_MIXING)
             elif pretrained is not None:
                 mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
-    if mixer is not run.student.mixer:
-        loss = RECOMMENDED_LOSS if recipe is None and mixer.has_concepts else run.concept_loss
-        run = dataclasses.replace(run, student=dataclasses.replace(run.student, mixer=mixer), concept_loss=loss)
+    if recipe is None and mixer.has_concepts and mixer is not run.student.mixer:
+        run = dataclasses.replace(run, concept_loss=RECOMMENDED_LOSS)
     if pretrained is not None:  # sizes that are left out are not a scratch decoder's, nor a recipe's
-        run = dataclasses.replace(run, student=StudentConfig(pretrained=Path(pretrained), mixer=run.student.mixer))
+        student = StudentConfig(pretrained=Path(pretrained), mixer=mixer)
+    else:
+        student = dataclasses.replace(run.student, mixer=mixer)
+    run = dataclasses.replace(run, student=student)
     default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
     others = _options_of_other_mixers(run.student.mixer)
     for argument in argv:
