@@ -85,11 +85,9 @@ def with_mixer(
                 mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
     if recipe is None and mixer.has_concepts and mixer is not run.student.mixer:
         run = dataclasses.replace(run, concept_loss=RECOMMENDED_LOSS)
-    if pretrained is not None:  # sizes that are left out are not a scratch decoder's, nor a recipe's
-        student = StudentConfig(pretrained=Path(pretrained), mixer=mixer)
-    else:
-        student = dataclasses.replace(run.student, mixer=mixer)
-    run = dataclasses.replace(run, student=student)
+    # Sizes that are left out are not a scratch decoder's, nor a recipe's, where a decoder is given.
+    given = None if pretrained is None else StudentConfig(pretrained=Path(pretrained), mixer=mixer)
+    run = dataclasses.replace(run, student=given or dataclasses.replace(run.student, mixer=mixer))
     default = run if isinstance(default, TrainConfig) else dataclasses.replace(default, run=run)
     others = _options_of_other_mixers(run.student.mixer)
     for argument in argv:
