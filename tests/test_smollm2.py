@@ -43,11 +43,17 @@ def test_the_example_from_text_to_steered_pairs(tiny: Tiny, tmp_path: Path) -> N
     assert all(pair["plain"] and pair["steered"] for pair in result["pairs"])
     for name in smollm2.STUDENTS:
         assert 0 < result["evaluations"][name]["validation_loss"] < 20
+    losses = [result["evaluations"][name]["validation_loss"] for name in ("concepts", "plain")]
+    assert result["concepts_minus_plain"]["mean"] == pytest.approx(losses[0] - losses[1], abs=1e-3)
 
 
 def test_costs_are_those_of_all_tries_and_a_finished_stage_keeps_its_own(tiny: Tiny, tmp_path: Path) -> None:
     work, texts = tmp_path / "work", {"text": [tmp_path / "text.txt"], "validation-text": [], "task-data": []}
     commands = smollm2.stages(smollm2.SIZES["toy"], str(tiny.teacher), work, texts)
+    windows = {
+        words[words.index("--num-windows") + 1] for words in (commands[n] for n in ("labels", "concepts", "plain"))
+    }
+    assert windows == {"256"}  # all on the same tokens
     data = {"data": commands["data"]}
     with pytest.raises(CocomixError, match="exit code 1"):
         smollm2.run(data, work)
