@@ -7,6 +7,7 @@ between its devices. When a rank dies, every rank that waits for it fails, so no
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -127,6 +128,8 @@ def joined_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
         except RuntimeError as error:
             if not isinstance(error, distributed.DistError) and not _EXCHANGE.search(str(error)):
                 raise
+            # Its frames hold the broken group, whose threads may wait for this one's lock while it waits for them to end.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
             raise CocomixError(
                 "another process of this run has ended or can't be reached, so this one stops; its own message says why, and "
                 "the same command continues"
