@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch import multiprocessing as processes
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.multiprocessing.spawn import ProcessContext
 
 from cocomix import DistillationConfig, HiddenRegressionConfig, MultiTokenConfig, TrainConfig
 from cocomix.base.kinds import read_metrics
@@ -111,7 +110,7 @@ def full_disk(after: int = 0) -> Iterator[None]:
         yield
 
 
-def forked(work: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int) -> ProcessContext:
+def forked(work: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int, *, join: bool = True) -> Any:
     """Processes that call `work` with a rank and `arguments`; one that hangs says where, and ends."""
 
     def watched(*given: Any) -> None:
@@ -119,13 +118,7 @@ def forked(work: Callable[..., None], arguments: tuple[Any, ...], num_ranks: int
         signal.alarm(HANG_SECONDS)
         work(*given)
 
-    return processes.start_processes(watched, arguments, num_ranks, join=False, start_method="fork")
-
-
-def joined(started: ProcessContext) -> None:
-    """Wait for all; what one raises is raised here."""
-    while not started.join():
-        pass
+    return processes.start_processes(watched, arguments, num_ranks, join=join, start_method="fork")
 
 
 def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
@@ -137,7 +130,7 @@ def on_ranks(num_ranks: int, folder: Path, work: Callable[[int], None]) -> None:
         work: function of the rank that each calls.
     """
     store = folder / f".store-{next(_numbers)}"
-    joined(forked(_joined, (num_ranks, store, work), num_ranks))
+    forked(_joined, (num_ranks, store, work), num_ranks)
 
 
 def command_on_ranks(num_ranks: int, argv: list[str]) -> None:
@@ -146,7 +139,7 @@ def command_on_ranks(num_ranks: int, argv: list[str]) -> None:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    joined(forked(_commanded, (shared, argv), num_ranks))
+    forked(_commanded, (shared, argv), num_ranks)
 
 
 def _commanded(rank: int, shared: dict[str, object], argv: list[str]) -> None:
