@@ -149,8 +149,8 @@ def test_base_asks_for_no_other_table() -> None:
     ]
     assert not list(tables.rates(tables.Part("base")))
     assert not list(tables.weights(tables.Part("base")))
-    assert parallel_of("cuda").compile
-    assert parallel_of("cuda").precision == "bfloat16"
+    assert parallel_of("cuda", REGIMES["base"]).compile
+    assert parallel_of("cuda", REGIMES["base"]).precision == "bfloat16"
 
 
 def test_a_failed_cell_stops_no_other_and_teachers_are_made_first() -> None:

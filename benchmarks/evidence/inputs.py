@@ -30,11 +30,11 @@ from cocomix.training.sizes import Size
 from cocomix.training.widths import meta_model
 
 
-def parallel_of(device: str) -> ParallelConfig:
-    """Precision and compilation that suit a device."""
-    if device == "cpu":
-        return ParallelConfig(device="cpu")
-    return ParallelConfig(device="cuda", precision="bfloat16", compile=True, logits_megabytes=1024)
+def parallel_of(device: str, regime: Regime) -> ParallelConfig:
+    """Precision and compilation that suit a device and a size."""
+    if device == "cpu":  # bfloat16 is slower at these widths, with its kernels too
+        return ParallelConfig(device="cpu", compile=regime.compile)
+    return ParallelConfig(device="cuda", precision="bfloat16", compile=regime.compile, logits_megabytes=1024)
 
 
 def dictionary_flops(teacher: str, regime: Regime) -> float:
@@ -94,7 +94,7 @@ class Inputs:
             student=spec.shape,
             num_tokens=spec.tokens,
             num_windows=self.num_windows(spec.tokens),
-            parallel=parallel_of(self.places.device),
+            parallel=parallel_of(self.places.device, self.regime),
         )
         with alone(output):
             train(config)

@@ -108,7 +108,7 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         num_windows=inputs.num_windows(cell.num_tokens),
         num_evaluations=NUM_EVALUATIONS,
         max_validation_windows=CURVE_WINDOWS,
-        parallel=parallel_of(inputs.places.device),
+        parallel=parallel_of(inputs.places.device, cell.regime),
         **given,
     )
 

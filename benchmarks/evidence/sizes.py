@@ -41,6 +41,7 @@ class Regime:
         shares: by teacher, whole schedules on shares of the tokens, in percent, to see where NTP's loss is reached.
         sweep: size whose table `weights` chooses the settings; None: each row's first setting.
         dictionary_tokens: each dictionary is trained on.
+        compile: blocks of students and teachers; on the CPU this needs a C++ compiler.
         max_bytes: of the standard library.
     """
 
@@ -53,6 +54,7 @@ class Regime:
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sweep: str | None = "nano"
     dictionary_tokens: int = 2_000_000
+    compile: bool = True
     max_bytes: int = 24_000_000
 
 
@@ -97,6 +99,7 @@ def toy() -> Regime:
         shares={"strong": (50,)},
         sweep="toy",
         dictionary_tokens=2048,
+        compile=False,
         max_bytes=400_000,
     )
 

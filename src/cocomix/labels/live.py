@@ -106,8 +106,7 @@ class TeacherLabels:
         if warning is not None:
             say(f"warning: {self.sae}: {warning}")
         if self.compile:
-            for block in extractor.teacher.adapter.blocks:
-                block.compile()
+            extractor.teacher.adapter.compile_blocks()
         return extractor
 
     @property

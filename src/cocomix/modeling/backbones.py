@@ -118,6 +118,11 @@ class DecoderAdapter(abc.ABC):
         """
         raise NotImplementedError
 
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` every block in place, with `options`; blocks share their code, so one graph serves them all."""
+        for block in self.blocks:
+            block.compile(**options)
+
     @property
     def knows_keys(self) -> bool:
         """Whether the adapter implements `keys_and_values`."""

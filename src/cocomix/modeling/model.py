@@ -120,8 +120,7 @@ class CoCoMixForCausalLM(CoCoMixPreTrainedModel, GenerationMixin):
 
         Blocks share their code, so two graphs serve them all: one for the length below the mixer, one for that above.
         """
-        for block in self.adapter.blocks:
-            block.compile(**options)
+        self.adapter.compile_blocks(**options)
 
     def limit_logits(self, megabytes: int | None) -> None:
         """Bound the memory of logits that are not returned: over concepts, and in training over the vocabulary.

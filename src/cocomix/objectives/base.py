@@ -154,7 +154,7 @@ class Objective(abc.ABC):
     head: nn.Module | None = None
     """Module trained beside the student and saved in checkpoints, but not in the finished model."""
     frozen: tuple[nn.Module, ...] = ()
-    """Frozen modules, such as a teacher, that must be moved to the student's device."""
+    """Frozen decoders, such as a teacher, that must be moved to the student's device, and compiled as it is."""
 
     def __init__(self, config: Any, surroundings: Surroundings) -> None:
         self.config = config

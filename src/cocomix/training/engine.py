@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.base.ranks import Ranks
+from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Batch
 from cocomix.training.config import ParallelConfig
@@ -50,6 +51,8 @@ class Engine:
         for objective in student.objectives:
             for module in objective.frozen:
                 module.to(device)
+                if config.compile:
+                    adapter_for(module).compile_blocks()
         student.model.limit_logits(config.logits_megabytes)
         if config.activation_checkpointing:
             _checkpoint_activations(student.model)
