@@ -17,6 +17,7 @@ from cocomix import (
     DistillTargetsConfig,
     HiddenRegressionConfig,
     MultiTokenConfig,
+    ParallelConfig,
     TokenDataset,
     TrainConfig,
     distill_targets,
@@ -25,6 +26,7 @@ from cocomix import (
 from cocomix.base import artifacts
 from cocomix.base.kinds import read_metrics
 from cocomix.mixers.config import ConceptConfig
+from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.flops import causal_lm_flops_per_token, span_flops_per_token
 from cocomix.modeling.teacher import Teacher
 from cocomix.objectives.base import Batch
@@ -162,9 +164,9 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
     both = config(
         tiny, tmp_path, teacher=tiny.teacher, hidden_regression=regression, distillation=DistillationConfig(weight=1.0)
     )
-    objectives = build_objectives(both, Batches(data))
-    teacher = objectives[-1].frozen[0]
-    assert objectives[1].frozen[0] is teacher  # loaded once
+    objectives = build_objectives(both, Batches(data), torch.device("cpu"))
+    teacher = objectives[-1].teacher.model
+    assert objectives[1].teacher is teacher  # loaded once
     whole, lower = (
         causal_lm_flops_per_token(teacher, 16),
         span_flops_per_token(objectives[-1].teacher.adapter, 0, 1, 16),
@@ -178,6 +180,14 @@ def test_what_teachers_cost_is_counted(tiny: Tiny, targets: Path, tmp_path: Path
     stored = DistillationConfig(weight=1.0, targets=targets)
     sampled = train(config(tiny, tmp_path / "sampled", distillation=stored))
     assert sampled.facts["teacher_flops"] == pytest.approx(30 * 16 * whole)
+
+
+def test_a_teacher_is_compiled_with_its_student(tiny: Tiny, tmp_path: Path) -> None:
+    distilled = config(tiny, tmp_path, teacher=tiny.teacher, distillation=DistillationConfig(weight=1.0))
+    for compiled in (False, True):
+        each = dataclasses.replace(distilled, parallel=ParallelConfig(compile=compiled))
+        teacher = build_objectives(each, Batches(TokenDataset(tiny.data)), torch.device("cpu"))[-1].teacher
+        assert all((block._compiled_call_impl is not None) == compiled for block in adapter_for(teacher).blocks)
 
 
 def test_what_has_ended_costs_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,8 +153,6 @@ class Objective(abc.ABC):
     needs_hidden_states: ClassVar[bool] = False
     head: nn.Module | None = None
     """Module trained beside the student and saved in checkpoints, but not in the finished model."""
-    frozen: tuple[nn.Module, ...] = ()
-    """Frozen decoders, such as a teacher, that must be moved to the student's device, and compiled as it is."""
 
     def __init__(self, config: Any, surroundings: Surroundings) -> None:
         self.config = config

@@ -39,7 +39,6 @@ class Distillation(Objective):
         super().__init__(config, surroundings)
         self.teacher = surroundings.teacher()
         adapter_for(self.teacher)  # refuses now a teacher whose FLOPs could not be counted at the end
-        self.frozen = (self.teacher,)
 
     def count(self, batch: Batch) -> Int64[Tensor, ""]:
         return num_next_tokens(batch)

@@ -46,7 +46,6 @@ class HiddenRegression(Objective):
         self.teacher = Teacher(model, _teacher_layer(config, adapter_for(model).num_blocks))
         self.is_cosine = config.loss == "cosine"
         self.layer, self.layout = config.student_layer(surroundings), surroundings.mixer.layout
-        self.frozen = (model,)
         self.head = nn.utils.skip_init(nn.Linear, surroundings.hidden_size, int(model.config.hidden_size))
         # A separate stream: torch's, with the same seed, would repeat numbers of the student's embedding.
         generator = np.random.default_rng([surroundings.seed, *self.name.encode()])

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cocomix.base.ranks import Ranks
-from cocomix.modeling.backbones import adapter_for
 from cocomix.modeling.model import CoCoMixForCausalLM
 from cocomix.objectives.base import Batch
 from cocomix.training.config import ParallelConfig
@@ -48,11 +47,6 @@ class Engine:
         num_shares = config.num_shares(ranks.size, ranks.num_on_node)
         self.is_sharded = num_shares > 1
         self.product_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
-        for objective in student.objectives:
-            for module in objective.frozen:
-                module.to(device)
-                if config.compile:
-                    adapter_for(module).compile_blocks()
         student.model.limit_logits(config.logits_megabytes)
         if config.activation_checkpointing:
             _checkpoint_activations(student.model)

@@ -19,7 +19,7 @@ from cocomix.base.formats import format_bytes, format_count
 from cocomix.base.hub import local_model, require_known_place
 from cocomix.labels.live import TeacherLabels
 from cocomix.mixers.config import MixerConfig
-from cocomix.modeling.backbones import supported_families
+from cocomix.modeling.backbones import adapter_for, supported_families
 from cocomix.modeling.configuration import CoCoMixConfig
 from cocomix.modeling.families import require_family
 from cocomix.modeling.loading import check_data, load_causal_lm, load_config
@@ -217,8 +217,8 @@ def num_learning_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
-def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
-    """The objectives that are on; they share one teacher, loaded when first read."""
+def build_objectives(config: TrainConfig, batches: Batches, device: torch.device) -> list[Objective]:
+    """The objectives that are on; they share one teacher on this rank's device, loaded when first read."""
 
     @functools.cache
     def teacher() -> PreTrainedModel:
@@ -227,7 +227,9 @@ def build_objectives(config: TrainConfig, batches: Batches) -> list[Objective]:
         assert config.teacher is not None
         model = labels.source.extractor.teacher.model if labels and is_live else load_teacher(config.teacher)
         check_data(model, config.teacher, batches.data)
-        return model
+        if config.parallel.compile:
+            adapter_for(model).compile_blocks()
+        return model.to(device)
 
     student, mixer = config.student, trained_mixer(config, batches)
     surroundings = Surroundings(student.hidden_size, student.num_layers, mixer, teacher, config.seed)

@@ -95,7 +95,7 @@ class Trainer:
             check_data(model.backbone, config.student.pretrained, data)
         for part in batches.more.values():
             part.to(device)
-        self.objectives = build_objectives(config, batches)
+        self.objectives = build_objectives(config, batches, device)
         self.tokens_per_step = config.batch_size * data.context_length
         self.num_steps = -(-config.num_tokens // self.tokens_per_step)
         # Without those of the concept loss, which end with it.
