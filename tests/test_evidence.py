@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence import choice, jobs, page, rows, run, sizes, tables
+from benchmarks.evidence import choice, dictionaries, jobs, page, rows, run, sizes, tables
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.cells import Cell, cell_of, parse_cell, stored_cells
 from benchmarks.evidence.corpora import Places, prepare_config
@@ -126,6 +126,19 @@ def test_the_main_table_takes_the_best_of_rates_and_weights() -> None:
         2,
         0,
     ]
+
+
+def test_a_variant_runs_at_the_rate_and_weight_of_what_it_varies_and_with_more_seeds_if_it_is_ahead() -> None:
+    loss = best_at(0.008, "3-cosine")
+    for name in ("rates", "weights"):
+        fill("toy", name, loss)
+    fill("toy", "variants", lambda cell: loss(cell) - 0.1 * (cell.row == "ended") + 0.1 * (cell.row == "next-tokens"))
+    cells = [cell for cell in stored_cells("toy") if cell.corpus == "prose" and cell.rate == 0.008]
+    seeds = {row: {cell.seed for cell in cells if cell.row == row} for row in ("random", "ended", "next-tokens")}
+    assert seeds == {"random": {0, 1}, "ended": {0, 1}, "next-tokens": {0}}
+    assert {cell.setting for cell in cells if cell.row in seeds} == {"3-cosine"}
+    (ahead,) = [line for line in page.variants_table("toy").splitlines() if "English prose | concept loss ends" in line]
+    assert "| 3.900, 3.900 | −0.100 |" in ahead
 
 
 def test_a_part_of_a_table_needs_the_results_of_that_part_alone() -> None:
@@ -259,10 +272,12 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(choice, "MAX_EXTENSIONS", 0)
     monkeypatch.setattr(run, "NUM_EVALUATIONS", 2)
     places = Places(tmp_path / "work", (write_corpus(tmp_path / "prose.jsonl"),))
-    for table in ("rates", "weights", "main"):
+    for table in ("rates", "weights", "main", "variants"):
         assert not jobs.run_table(
             lambda name=table: tables.TABLES[name](tables.Part("toy")), lambda cell: run_cell(cell, places), 1
         )
+    monkeypatch.setattr(dictionaries, "STEERING", {"num_new_tokens": 8, "num_concepts": 4, "num_prompts": 16})
+    dictionaries.read_students(tables.Part("toy"), places)
     cells = list(stored_cells("toy"))
     assert {cell.percent for cell in cells} > {50, 100}
     strong = next(cell for cell in cells if (cell.teacher, cell.row, cell.percent) == ("strong", "recommended", 100))
@@ -281,5 +296,5 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(page, "SIZE", "toy")
     monkeypatch.setattr(page, "CORPORA", {"prose": "English prose"})
     found = page.blocks()
-    names = ("main", "losses", "costs", "rates", "weights", "stability", "figure")
+    names = ("main", "losses", "costs", "rates", "weights", "one change", "readings", "stability", "figure")
     assert [name for name in names if found[name] == page.NOTHING] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from benchmarks import smollm2
+from benchmarks import scratch, smollm2
 
 from cocomix import TrainConfig, train
 from cocomix.base.artifacts import read_json
@@ -45,6 +45,21 @@ def test_the_example_from_text_to_steered_pairs(tiny: Tiny, tmp_path: Path) -> N
         assert 0 < result["evaluations"][name]["validation_loss"] < 20
     losses = [result["evaluations"][name]["validation_loss"] for name in ("concepts", "plain")]
     assert result["concepts_minus_plain"]["mean"] == pytest.approx(losses[0] - losses[1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_students_from_scratch_of_a_foreign_teacher(tiny: Tiny, tmp_path: Path) -> None:
+    validation = write_corpus(tmp_path / "validation.jsonl", seed=1)
+    output = tmp_path / "result.json"
+    words = ["scratch", "--size", "toy", "--model", str(tiny.teacher), "--work", str(tmp_path / "work")]
+    words += ["--output", str(output), "--text", str(tiny.corpus), "--validation-text", str(validation)]
+    with mock.patch("sys.argv", words):
+        scratch.main()
+    students = read_json(output)["students"]
+    assert students["NTP"]["0"]["teacher_flops"] == 0 < students["CoCoMix (ours)"]["0"]["teacher_flops"]
+    assert len({student["0"]["validation_loss"] for student in students.values()}) == len(scratch.STUDENTS)
+    (found,) = scratch.blocks(read_json(output)).values()
+    assert [line.count("|") for line in found.splitlines()] == [6] * (2 + len(scratch.STUDENTS))
 
 
 def test_costs_are_those_of_all_tries_and_a_finished_stage_keeps_its_own(tiny: Tiny, tmp_path: Path) -> None:

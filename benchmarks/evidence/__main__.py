@@ -12,6 +12,7 @@ import torch
 from benchmarks.evidence import __doc__ as description
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import CORPORA, Places
+from benchmarks.evidence.dictionaries import read_students
 from benchmarks.evidence.jobs import in_process_of_its_own, num_workers, run_table
 from benchmarks.evidence.page import refresh
 from benchmarks.evidence.rows import ROWS
@@ -36,6 +37,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="with --table: name the cells instead, with their FLOPs")
     parser.add_argument("--cell", help="run one: SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED")
     parser.add_argument("--again", action="store_true", help="with --cell: from its first step, and compare")
+    parser.add_argument("--dictionaries", action="store_true", help="read and steer the students of three dictionaries")
     parser.add_argument("--page", action="store_true", help="refresh the tables and figures of docs/evidence*.md")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
     parser.add_argument("--prose", type=Path, nargs="+", default=[], help="files of text; validation* is held out")
@@ -44,6 +46,7 @@ def main(words: list[str] | None = None) -> int:
     tune_process()
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     places = Places(arguments.work, tuple(arguments.prose), device)
+    part = Part(arguments.size, arguments.corpus, arguments.teacher, arguments.row)
     failed = 0
     try:
         if arguments.cell:
@@ -51,13 +54,15 @@ def main(words: list[str] | None = None) -> int:
         if arguments.table:
 
             def cells() -> Iterator[Cell]:
-                return TABLES[arguments.table](Part(arguments.size, arguments.corpus, arguments.teacher, arguments.row))
+                return TABLES[arguments.table](part)
 
             if arguments.list:
                 say(listing(cells()))
                 return 0
             failed = len(run_table(cells, in_process_of_its_own(places), num_workers(places)))
-        if arguments.table or arguments.page:
+        if arguments.dictionaries:
+            read_students(part, places)
+        if arguments.table or arguments.dictionaries or arguments.page:
             refresh()
     except CocomixError as error:
         say(f"error: {error}")

@@ -2,7 +2,7 @@
 
 Rate: every row runs at each rate of its size's grid, with its default weight, seed 0, and the weak teacher if it needs one.
 The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
-double of it until it is not. All teachers, weights and seeds of the row then have that rate.
+double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have its variants.
 
 Weight: at that rate, seed 0, every weight of the row runs with each teacher; the one with the lowest loss is taken.
 """
@@ -19,9 +19,9 @@ MAX_EXTENSIONS = 3
 
 
 def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
-    """A row at every rate of the grid, and beyond it as far as the stored results ask for."""
+    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none of a variant."""
     regime = REGIMES[size]
-    if len(regime.rates) == 1:
+    if len(regime.rates) == 1 or ROWS[row].variant_of:
         return []
     rates = sorted(regime.rates)
     while True:
@@ -44,12 +44,14 @@ def chosen_rate(size: str, corpus: str, row: str) -> float:
     Raises:
         CocomixError: not all of its rates have run.
     """
-    cells = rate_cells(size, corpus, row)
+    cells = rate_cells(size, corpus, ROWS[row].variant_of or row)
     return REGIMES[size].rates[0] if not cells else _best(cells, f"--table rates --size {size}").rate
 
 
 def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
-    """A row at its best rate with every weight."""
+    """A row at its best rate with every weight; none if its weights are other rows'."""
+    if ROWS[row].follows:
+        return []
     rate = chosen_rate(size, corpus, row)
     return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in ROWS[row].settings]
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.evidence.corpora import Places, prepare_config
-from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime
+from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime, Teacher
 from cocomix import (
     AttributionConfig,
     ExtractConfig,
@@ -23,7 +23,9 @@ from cocomix import (
     train_sae,
 )
 from cocomix.base.artifacts import fingerprint_of_json
+from cocomix.labels.attribution import random_dictionary
 from cocomix.modeling.flops import span_flops_per_token
+from cocomix.sae.model import SparseAutoencoder
 from cocomix.training import recipes
 from cocomix.training.config import TrainConfig
 from cocomix.training.sizes import Size
@@ -42,7 +44,11 @@ def dictionary_flops(teacher: str, regime: Regime) -> float:
     spec, size = regime.teachers[teacher], regime.size
     model = meta_model(TrainConfig(student=spec.shape), size)
     teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer + 1, size.context_length)
-    return regime.dictionary_tokens * (teacher_flops + 3 * (2 + 2) * size.num_concepts * spec.shape.hidden_size)
+    return regime.dictionary_tokens * (teacher_flops + 3 * (2 + 2) * num_latents(spec, size) * spec.shape.hidden_size)
+
+
+def num_latents(teacher: Teacher, size: Size) -> int:
+    return teacher.num_latents or size.num_concepts
 
 
 @contextmanager
@@ -87,8 +93,11 @@ class Inputs:
     @cached_property
     def teacher(self) -> Path:
         data, output, spec = self.data, self.folder / "teacher", self.regime.teachers[self.name]
+        base = recipes.ntp(self.size)
+        rate = spec.learning_rate or base.optimizer.learning_rate
         config = replace(
-            recipes.ntp(self.size),
+            base,
+            optimizer=replace(base.optimizer, learning_rate=rate),
             data=data,
             output=output,
             student=spec.shape,
@@ -101,17 +110,27 @@ class Inputs:
         return output
 
     @cached_property
+    def random_sae(self) -> Path:
+        """The dictionary of the labels of `random`."""
+        output = self.folder / "random-sae"
+        with alone(output):
+            if not output.exists():
+                seed = AttributionConfig().seed
+                random_dictionary(SparseAutoencoder.from_pretrained(self.sae), seed).save_pretrained(output)
+        return output
+
+    @cached_property
     def sae(self) -> Path:
-        teacher, output = self.teacher, self.folder / "sae"
+        teacher, output, spec = self.teacher, self.folder / "sae", self.regime.teachers[self.name]
         with alone(output):
             train_sae(
                 TrainSaeConfig(
                     teacher=teacher,
                     data=self.data,
                     output=output,
-                    layer=self.regime.teachers[self.name].layer,
-                    num_latents=self.size.num_concepts,
-                    k=min(NUM_ACTIVE_LATENTS, self.size.num_concepts),
+                    layer=spec.layer,
+                    num_latents=num_latents(spec, self.size),
+                    k=NUM_ACTIVE_LATENTS,
                     num_tokens=self.regime.dictionary_tokens,
                     num_counted_tokens=0,
                 )

@@ -12,10 +12,19 @@ from benchmarks.evidence import figures, first_million
 from benchmarks.evidence.cells import stored_cells
 from benchmarks.evidence.choice import rate_cells, weight_cells
 from benchmarks.evidence.corpora import CORPORA
-from benchmarks.evidence.numbers import COSTS, differences, losses_of, share_to_match
+from benchmarks.evidence.dictionaries import dictionaries_table
+from benchmarks.evidence.numbers import COSTS, at_hand_cost, differences, losses_of, share_to_match, whole_cost
 from benchmarks.evidence.rows import ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES
-from benchmarks.evidence.tables import chosen_cell, comparisons, cost_percent, results_of, rows_of
+from benchmarks.evidence.tables import (
+    VARIANTS,
+    chosen_cell,
+    comparisons,
+    cost_percent,
+    results_of,
+    rows_of,
+    variant_cell,
+)
 from cocomix.base.drawing import Drawing
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_signed
@@ -59,6 +68,8 @@ def blocks() -> dict[str, str]:
         "costs": costs_table(SIZE),
         "rates": rate_table(SIZE),
         "weights": weight_table(SIZE),
+        "one change": variants_table(SIZE),
+        "readings": dictionaries_table(SIZE) or NOTHING,
         **first_million.blocks(),
     }
 
@@ -179,6 +190,28 @@ def weight_table(size: str) -> str:
             if listed:
                 body.append([f"{CORPORA[corpus]}, {cells[0].teacher}", f"`{row}`", listed])
     return table(["corpus, teacher", "row", "loss by weight"], _unique(body)) if body else NOTHING
+
+
+def variants_table(size: str) -> str:
+    """What one change to the recommended run gives; differences are paired by seed, FLOPs shares of the recommended run's."""
+    body = []
+    for corpus in REGIMES[size].corpora:
+        base = results_of(size, corpus, "weak", "recommended")
+        for name in VARIANTS if base else ():
+            cells = [variant_cell(size, corpus, name, seed) for seed in REGIMES[size].seeds]
+            runs = {cell.seed: run for cell in cells if (run := cell.result()) is not None}
+            changes, seeds = differences(runs, base), runs.keys() & base.keys()
+            if changes:
+                costs = [
+                    statistics.fmean(cost(runs[s]) / cost(base[s]) for s in seeds)
+                    for cost in (at_hand_cost, whole_cost)
+                ]
+                body.append(
+                    [CORPORA[corpus], name, losses(losses_of(runs)), format_signed(statistics.fmean(changes))]
+                    + [f"{cost:.0%}" for cost in costs]
+                )
+    head = ["corpus", "variant", "loss by seed", "difference", "FLOPs, teacher at hand", "teacher for one"]
+    return table(head, body) if body else NOTHING
 
 
 def _unique(body: list[list[str]]) -> list[list[str]]:

@@ -32,12 +32,14 @@ class Row:
         build: function from a size and a setting to a run, with data, output, labels and teacher open.
         settings: weights, each with a schedule if it is not the row's own, such as `1-cosine`; the first is the default.
         follows: rows whose settings this one has, joined by `+`.
+        variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
     """
 
     what: str
     build: Callable[[Size, str], TrainConfig]
     settings: tuple[str, ...] = ("",)
     follows: tuple[str, ...] = ()
+    variant_of: str | None = None
 
     @property
     def default(self) -> str:
@@ -90,6 +92,20 @@ def _predicted(size: Size, setting: str) -> TrainConfig:
     return _student(config, mixer=config.student.mixer.changed(mixing="none"))
 
 
+def _random(size: Size, setting: str) -> TrainConfig:
+    config = _recommended(size, setting)
+    return replace(config, attribution=replace(config.attribution, control="random"))
+
+
+def _ended(size: Size, setting: str) -> TrainConfig:
+    config = _recommended(size, setting)
+    return replace(config, concept_loss=replace(config.concept_loss, end=0.5))
+
+
+def _next_tokens(size: Size, setting: str) -> TrainConfig:
+    return replace(_recommended(size, setting), multi_token=_multi_token(size, ROWS["multi-token"].default).multi_token)
+
+
 def _both(size: Size, setting: str) -> TrainConfig:
     concepts, distillation = setting.split("+")
     return replace(_recommended(size, concepts), distillation=DistillationConfig(**_weight(distillation)))
@@ -106,7 +122,12 @@ ROWS: dict[str, Row] = {
     "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
+    "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant_of="recommended"),
+    "ended": Row("concept loss ends half-way", _ended, follows=("recommended",), variant_of="recommended"),
+    "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant_of="recommended"),
 }
+#: Rows of the main table.
+COMPARED = tuple(name for name, row in ROWS.items() if row.variant_of is None)
 
 
 def needs_labels(config: TrainConfig) -> bool:

@@ -13,6 +13,7 @@ from cocomix.training.sizes import Size
 FAMILY = "qwen3"
 #: Active latents of the dictionaries, as in the demo.
 NUM_ACTIVE_LATENTS = 16
+#: Of the comparisons; others are for variants.
 TEACHERS = ("weak", "strong")
 #: Rows of the smaller comparisons.
 MAIN_ROWS = ("ntp", "kd", "alignment", "recommended", "both")
@@ -25,6 +26,21 @@ class Teacher:
     shape: StudentConfig
     layer: int
     tokens: int
+    #: None: that of its size.
+    learning_rate: float | None = None
+    #: Of its dictionary; None: as many as its size has concepts.
+    num_latents: int | None = None
+
+
+def more_teachers(weak: Teacher, student: StudentConfig, num_tokens: int, num_latents: int) -> dict[str, Teacher]:
+    """Of variants: the weak one with its initial weights, after one step at a rate that changes none; with fewer latents; and
+    one like its student.
+    """
+    return {
+        "untrained": replace(weak, tokens=1, learning_rate=1e-12),
+        "fewer-latents": replace(weak, num_latents=num_latents),
+        "like-student": Teacher(student, weak.layer, num_tokens),
+    }
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,10 @@ class Regime:
 
     Args:
         size: shape, tokens, batch and vocabulary of the students.
-        teachers: by name.
+        teachers: by name; those of `TEACHERS` are compared.
         rates: grid of learning rates; a single one needs no search.
         corpora: names.
-        rows: names of the rows; None: all.
+        rows: names of the main table's rows; None: all.
         seeds: of the main table.
         shares: by teacher, whole schedules on shares of the tokens, in percent, to see where NTP's loss is reached.
         sweep: size whose table `weights` chooses the settings; None: each row's first setting.
@@ -82,6 +98,7 @@ def size(name: str, student: StudentConfig, teacher: Teacher, **changes: object)
 def toy() -> Regime:
     """Seconds: for the tests."""
     teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048)}
+    teachers |= more_teachers(teachers["weak"], shape(16, 2, 8), 2048, 32)
     return Regime(
         size(
             "toy",
@@ -107,6 +124,7 @@ def toy() -> Regime:
 def nano() -> Regime:
     """0.5M parameters on 8M tokens, fifteen a parameter; ten to twenty minutes a run on one core. Carries all tables."""
     teachers = {"weak": Teacher(shape(64, 3), 1, 6_000_000), "strong": Teacher(shape(128, 4), 2, 16_000_000)}
+    teachers |= more_teachers(teachers["weak"], shape(96, 3), 8_000_000, 256)
     return Regime(
         size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
         teachers,

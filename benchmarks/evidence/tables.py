@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +11,8 @@ from benchmarks.evidence.cells import Cell, cell_of
 from benchmarks.evidence.choice import chosen_rate, chosen_setting, rate_cells, weight_cells
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.numbers import whole_cost
-from benchmarks.evidence.rows import ROWS, needs_teacher
-from benchmarks.evidence.sizes import REGIMES
+from benchmarks.evidence.rows import COMPARED, ROWS, needs_teacher
+from benchmarks.evidence.sizes import REGIMES, TEACHERS
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_flops
 from cocomix.modeling.flops import training_flops_per_token
@@ -19,6 +20,19 @@ from cocomix.objectives.base import Cost
 from cocomix.tools.plan.costs import objectives_cost
 from cocomix.tools.plan.teachers import teacher_of_size
 from cocomix.training.widths import meta_model
+
+#: Teacher and row of what is changed one at a time, by its name on the page.
+VARIANTS = {
+    "recommended": ("weak", "recommended"),
+    "random dictionary": ("weak", "random"),
+    "untrained teacher": ("untrained", "recommended"),
+    "fewer latents": ("fewer-latents", "recommended"),
+    "concept loss ends half-way": ("weak", "ended"),
+    "multi-token prediction too": ("weak", "next-tokens"),
+    "teacher like the student": ("like-student", "recommended"),
+}
+#: Those that also say what a dictionary is for.
+DICTIONARIES = ("random dictionary", "untrained teacher")
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Part:
     rows: Collection[str] = ()
 
     def comparisons(self) -> list[tuple[str, str]]:
-        corpora, teachers = self.corpora or CORPORA, self.teachers or REGIMES[self.size].teachers
+        corpora, teachers = self.corpora or CORPORA, self.teachers or TEACHERS
         return [pair for pair in comparisons(self.size) if pair[0] in corpora and pair[1] in teachers]
 
     def keep(self, rows: Iterable[str]) -> list[str]:
@@ -45,11 +59,12 @@ class Part:
 
 def comparisons(size: str) -> list[tuple[str, str]]:
     """Corpora and teachers."""
-    return [(corpus, teacher) for corpus in REGIMES[size].corpora for teacher in REGIMES[size].teachers]
+    teachers = [teacher for teacher in TEACHERS if teacher in REGIMES[size].teachers]
+    return [(corpus, teacher) for corpus in REGIMES[size].corpora for teacher in teachers]
 
 
 def rows_of(size: str) -> tuple[str, ...]:
-    return REGIMES[size].rows or tuple(ROWS)
+    return REGIMES[size].rows or COMPARED
 
 
 def chosen_cell(size: str, corpus: str, teacher: str, row: str, seed: int = 0, percent: int = 100) -> Cell:
@@ -61,7 +76,7 @@ def chosen_cell(size: str, corpus: str, teacher: str, row: str, seed: int = 0, p
 
 def shorter_rows(size: str, teacher: str) -> list[str]:
     """Rows that run on shares of the tokens too: with the weak teacher, which saves less, those that may reach NTP's loss."""
-    left_out = ("published", "alignment", "predicted") if teacher == "weak" else ("published",)
+    left_out = ("published", *(("alignment", "predicted") if teacher == "weak" else ()))
     return [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size) and row not in left_out]
 
 
@@ -105,7 +120,30 @@ def cost_percent(size: str, corpus: str) -> int | None:
     return round(100 * whole_cost(recommended) / ntp["train_flops"])
 
 
-TABLES: dict[str, Callable[[Part], Iterator[Cell]]] = {"rates": rates, "weights": weights, "main": main}
+def variant_cell(size: str, corpus: str, name: str, seed: int = 0) -> Cell:
+    """A variant of the recommended run, which has that run's rate and weight."""
+    teacher, row = VARIANTS[name]
+    like = chosen_cell(size, corpus, "weak", "recommended", seed)
+    return cell_of(size, corpus, teacher, row, like.rate, setting=like.setting, seed=seed)
+
+
+def variants(part: Part) -> Iterator[Cell]:
+    """All at seed 0; then, of those that are ahead there, and of the dictionaries, the other seeds."""
+    for corpus in dict(part.comparisons()):
+        first = {name: variant_cell(part.size, corpus, name) for name in VARIANTS}
+        yield from first.values()
+        losses = {name: (cell.result() or {}).get("validation_loss", math.inf) for name, cell in first.items()}
+        for seed in REGIMES[part.size].seeds[1:]:
+            ahead = [name for name in VARIANTS if losses[name] < losses["recommended"] or name in DICTIONARIES]
+            yield from (variant_cell(part.size, corpus, name, seed) for name in ("recommended", *ahead))
+
+
+TABLES: dict[str, Callable[[Part], Iterator[Cell]]] = {
+    "rates": rates,
+    "weights": weights,
+    "main": main,
+    "variants": variants,
+}
 
 
 def listing(cells: Iterable[Cell]) -> str:

@@ -67,6 +67,10 @@ class Namer:
             taken.add(names[-1])
         return names
 
+    def best(self, places: Sequence[set[str]]) -> str | None:
+        """The pattern that says most about places, each given by its `patterns`; None: no pattern is characteristic."""
+        return next(iter(self._ranked(places, MIN_SHARE)), None)
+
     def _proposals(self, contexts: Sequence[Context], promoted: Sequence[str]) -> Iterator[str]:
         """An endless sequence of names, best first."""
         per_context = [patterns(context) for context in contexts]

