@@ -129,7 +129,7 @@ def nano() -> Regime:
         size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
         teachers,
         (0.002, 0.004, 0.008),
-        shares={"weak": (85, 70), "strong": (50, 35, 25)},
+        shares={"weak": (70, 55), "strong": (50, 35, 25)},
     )
 
 
