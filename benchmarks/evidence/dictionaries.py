@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def read(cell: Cell, places: Places) -> dict[str, Any]:
         "layer": cell.regime.teachers[cell.teacher].layer,
     }
     cards, score = (inputs.folder / f"{cell.stem}-{name}" for name in ("cards", "score"))
-    inspect(InspectConfig(**given, output=cards, num_contexts=NUM_CONTEXTS, num_measured=0))
+    labels = replace(cell.config.attribution, control="none")  # the random dictionary is given as such
+    inspect(InspectConfig(**given, attribution=labels, output=cards, num_contexts=NUM_CONTEXTS, num_measured=0))
     reader = CardReader(cards)
     found = {
         "cell": cell.name,
