@@ -20,16 +20,16 @@ from benchmarks.common import losses, options, store, table
 from cocomix.base.artifacts import MANIFEST_NAME, read_json
 from cocomix.base.formats import format_flops, format_signed
 
+TEACHER = "the teacher"
 LABELS, DRAWS = "labels-of-students", "draws"
+_LABELLED = ["--labels", LABELS]
+_DISTILLED = ["--distillation.targets", DRAWS, "--distillation.weight", "10"]
 #: Options of each student, besides those that all have.
 STUDENTS = {
     "NTP": [],
-    "distillation": ["--distillation.targets", DRAWS, "--distillation.weight", "10"],
-    "CoCoMix (ours)": ["--labels", LABELS],
-    "CoCoMix (ours) with distillation": [
-        *("--labels", LABELS),
-        *("--distillation.targets", DRAWS, "--distillation.weight", "10"),
-    ],
+    "distillation from 16 draws": _DISTILLED,
+    "CoCoMix (ours)": _LABELLED,
+    "CoCoMix (ours) with distillation": [*_LABELLED, *_DISTILLED],
 }
 FACTS = ("num_parameters", "train_tokens", "train_flops", "teacher_flops")
 
@@ -61,9 +61,11 @@ def stages(
     lines: dict[str, list[Any]] = {
         "data": example["data"],
         "sae": example["sae"],
-        "labels": ["extract", *taught, "--sae", sae, "--output", work / LABELS],
+        "labels of students": ["extract", *taught, "--sae", sae, "--output", work / LABELS],
         "draws": ["distill-targets", *taught, "--output", work / DRAWS],
     }
+    read = ["eval", "--data", data, "--max-windows", shape.validation_windows, "--precision", size.precision]
+    lines["evaluation of the teacher"] = [*read, "--model", model, "--output", smollm2.evaluated(work, TEACHER)]
     for seed in seeds:
         for student, own in STUDENTS.items():
             output = folder(work, student, seed)
@@ -77,8 +79,8 @@ def stages(
                 *("--seed", seed, "--checkpoint-every-steps", 50, "--output", output),
             ]
             lines[f"evaluation of {student}, seed {seed}"] = [
-                *("eval", "--model", output, "--data", data, "--max-windows", shape.validation_windows),
-                *("--precision", size.precision, "--output", smollm2.evaluated(work, output.name)),
+                *read,
+                *("--model", output, "--output", smollm2.evaluated(work, output.name)),
             ]
     return {stage: [str(word) for word in line] for stage, line in lines.items()}
 
@@ -98,18 +100,29 @@ def main() -> None:
     model = arguments.model or str(smollm2.packaged(smollm2.MODEL_PACKAGE, ".gguf"))
     text = arguments.text or [smollm2.packaged_text(arguments.work)]
     texts = {"text": text, "validation-text": arguments.validation_text}
-    costs = smollm2.run(stages(arguments.size, model, arguments.work, texts, arguments.seeds), arguments.work)
+    commands = stages(arguments.size, model, arguments.work, texts, arguments.seeds)
+    costs = smollm2.run(commands, arguments.work)
     runs = {
         student: {str(seed): result(folder(arguments.work, student, seed), arguments.work) for seed in arguments.seeds}
         for student in STUDENTS
     }
-    store(arguments.output, "scratch", shape=dataclasses.asdict(SHAPES[arguments.size]), costs=costs, students=runs)
+    store(
+        arguments.output,
+        "scratch",
+        shape=dataclasses.asdict(SHAPES[arguments.size]),
+        costs={name: costs[name] for name in commands},
+        teacher_loss=loss(TEACHER, arguments.work),
+        students=runs,
+    )
 
 
 def result(output: Path, work: Path) -> dict[str, float]:
     facts = read_json(output / MANIFEST_NAME)["facts"]
-    loss = read_json(smollm2.evaluated(work, output.name) / "evaluation.json")["validation_loss"]
-    return {"validation_loss": loss, **{name: facts[name] for name in FACTS}}
+    return {"validation_loss": loss(output.name, work), **{name: facts[name] for name in FACTS}}
+
+
+def loss(name: str, work: Path) -> float:
+    return float(read_json(smollm2.evaluated(work, name) / "evaluation.json")["validation_loss"])
 
 
 def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
@@ -121,6 +134,7 @@ def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
         one = next(iter(runs.values()))
         cost = [format_flops(one["train_flops"]), format_flops(one["teacher_flops"])]
         body.append([student, losses(found), "" if student == "NTP" else format_signed(change), *cost])
+    body.append(["the teacher", losses([kept["teacher_loss"]]), "", "", ""])
     head = ["", "validation loss", "difference to NTP", "FLOPs", "teacher's passes"]
     return {"from scratch": table(head, body)}
 

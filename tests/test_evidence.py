@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence import choice, dictionaries, jobs, page, rows, run, sizes, tables
 from benchmarks.evidence.__main__ import main
@@ -19,10 +20,13 @@ from benchmarks.evidence.numbers import NOT_REACHED, share_to_match, student_cos
 from benchmarks.evidence.run import forget, run_cell, train_config
 from benchmarks.evidence.sizes import REGIMES
 
-from cocomix import CocomixError
+from cocomix import AttributionConfig, CocomixError, TokenDataset
+from cocomix.labels.attribution import ConceptExtractor, random_dictionary
+from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives.config import ConceptLossConfig, DistillationConfig
+from cocomix.sae.model import SparseAutoencoder
 from cocomix.training.widths import equal_flops_width
-from tests.conftest import write_corpus
+from tests.conftest import Tiny, write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -243,6 +247,20 @@ def test_prose_is_given_by_files(tmp_path: Path) -> None:
     train, more, held_out = (tmp_path / name for name in ("train.parquet", "more.parquet", "validation.parquet"))
     config = prepare_config("prose", REGIMES["nano"], Places(tmp_path, (train, held_out, more)))
     assert (config.text, config.validation_text) == ((train, more), (held_out,))
+
+
+def test_the_random_dictionary_that_reads_gives_the_labels_of_its_student(tiny: Tiny) -> None:
+    sae = SparseAutoencoder.from_pretrained(tiny.sae)
+    teacher, layer = load_teacher(tiny.teacher), 0
+    attribution = rows.ROWS["random"].build(REGIMES["toy"].size, "1").attribution
+    (windows,) = TokenDataset(tiny.data).batches(4, 4)
+    plain = replace(attribution, control="none")
+    random = random_dictionary(sae, AttributionConfig().seed)
+    made, read = (
+        ConceptExtractor(teacher, dictionary, layer, config)(windows.input_ids)
+        for dictionary, config in ((sae, attribution), (random, plain))
+    )
+    assert torch.equal(made, read)
 
 
 def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_students_from_scratch_of_a_foreign_teacher(tiny: Tiny, tmp_path: Path) 
     assert students["NTP"]["0"]["teacher_flops"] == 0 < students["CoCoMix (ours)"]["0"]["teacher_flops"]
     assert len({student["0"]["validation_loss"] for student in students.values()}) == len(scratch.STUDENTS)
     (found,) = scratch.blocks(read_json(output)).values()
-    assert [line.count("|") for line in found.splitlines()] == [6] * (2 + len(scratch.STUDENTS))
+    assert [line.count("|") for line in found.splitlines()] == [6] * (3 + len(scratch.STUDENTS))
 
 
 def test_costs_are_those_of_all_tries_and_a_finished_stage_keeps_its_own(tiny: Tiny, tmp_path: Path) -> None:

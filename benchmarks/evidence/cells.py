@@ -51,6 +51,11 @@ class Cell:
         return REGIMES[self.size]
 
     @property
+    def num_latents(self) -> int:
+        """Of the dictionary that its labels come from."""
+        return int(self.regime.size.num_concepts * ROWS[self.row].latents)
+
+    @property
     def num_tokens(self) -> int:
         return self.regime.size.num_tokens * self.percent // 100
 

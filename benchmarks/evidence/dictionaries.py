@@ -22,10 +22,9 @@ from typing import Any
 
 from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence.cells import Cell, parse_cell
+from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import CORPORA, Places
-from benchmarks.evidence.inputs import Inputs
-from benchmarks.evidence.run import train_config
+from benchmarks.evidence.run import inputs_of, train_config
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import DICTIONARIES, Part, variant_cell
 from cocomix import CardReader, InspectConfig, SteerEvalConfig, TokenDataset, inspect, steer_eval
@@ -60,7 +59,7 @@ def read_students(part: Part, places: Places) -> None:
 
 def read(cell: Cell, places: Places) -> dict[str, Any]:
     """One student's numbers; its cards and its score are kept in the work folder."""
-    inputs = Inputs(places, cell.regime, cell.corpus, cell.teacher)
+    inputs = inputs_of(cell, places)
     given: dict[str, Any] = {
         "model": train_config(cell, inputs).output,
         "data": inputs.data,
@@ -74,6 +73,7 @@ def read(cell: Cell, places: Places) -> dict[str, Any]:
     reader = CardReader(cards)
     found = {
         "cell": cell.name,
+        "validation_loss": (cell.result() or {})["validation_loss"],
         "recall_at_8": reader.summary["prediction"]["recall_at"]["8"],
         "patterns": detection(reader, TokenDataset(inputs.data, "validation")),
     }
@@ -92,17 +92,28 @@ def detection(reader: CardReader, text: TokenDataset) -> dict[str, dict[str, flo
     shares: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
     for card in map(reader.card, range(len(reader))):
         for source, found in shares.items():
-            strongest, random = (
-                [patterns(context) for context in some if context.source == source]
-                for some in (card.contexts, card.random_contexts)
-            )
+            strongest = [context for context in card.contexts if context.source == source]
             if len(strongest) >= MIN_CONTEXTS:
-                pattern = namer.best(strongest[::2])
-                held_out = {"strongest": strongest[1::2], "random": random, "elsewhere": elsewhere}
+                chosen_from = {(context.window, context.position) for context in strongest[::2]}
+                random = [
+                    context
+                    for context in card.random_contexts
+                    if context.source == source and (context.window, context.position) not in chosen_from
+                ]
+                pattern = namer.best([patterns(context) for context in strongest[::2]])
+                held_out = {
+                    "strongest": [patterns(context) for context in strongest[1::2]],
+                    "random": [patterns(context) for context in random],
+                    "elsewhere": elsewhere,
+                }
                 found.append({name: share(pattern, some) for name, some in held_out.items() if some})
     return {
         SOURCES[source]: {"num_concepts": len(found)}
-        | {name: statistics.fmean(each[name] for each in found) for name in found[0]}
+        | {
+            name: statistics.fmean(each[name] for each in found if name in each)
+            for name in ("strongest", "random", "elsewhere")
+            if any(name in each for each in found)
+        }
         for source, found in shares.items()
     }
 
@@ -122,12 +133,14 @@ def dictionaries_table(size: str) -> str:
             steering = found.get("steering", {})
             shares = [
                 found["recall_at_8"],
-                *(latents[name] for name in ("strongest", "random", "elsewhere")),
-                *(predictions[name] for name in ("strongest", "elsewhere")),
+                *(latents.get(name) for name in ("strongest", "random", "elsewhere")),
+                *(predictions.get(name) for name in ("strongest", "elsewhere")),
                 *(steering.get(name) for name in ("share_rising", "share_rising_by_others")),
             ]
-            loss = losses([(parse_cell(found["cell"]).result() or {})["validation_loss"]])
             percents = ["" if share is None else f"{share:.0%}" for share in shares]
-            body.append([CORPORA[corpus], dictionary, loss, *percents])
-    head = ["corpus", "dictionary", "loss", "recall at 8", "latents, strongest", "at random", "elsewhere"]
-    return table([*head, "predictions, strongest", "elsewhere", "steered", "by others"], body) if body else ""
+            counts = [f"{each['num_concepts']:,}" for each in (latents, predictions)]
+            loss, (recall, *others) = losses([found["validation_loss"]]), percents
+            body.append([CORPORA[corpus], dictionary, loss, recall, counts[0], *others[:3], counts[1], *others[3:]])
+    latents = ["latents", "strongest", "at random", "elsewhere"]
+    head = ["corpus", "dictionary", "loss", "recall at 8", *latents, "predictions", "strongest", "elsewhere"]
+    return table([*head, "steered", "by others"], body) if body else ""

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.evidence.corpora import Places, prepare_config
-from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime, Teacher
+from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime
 from cocomix import (
     AttributionConfig,
     ExtractConfig,
@@ -39,18 +39,6 @@ def parallel_of(device: str, regime: Regime) -> ParallelConfig:
     return ParallelConfig(device="cuda", precision="bfloat16", compile=regime.compile, logits_megabytes=1024)
 
 
-def dictionary_flops(teacher: str, regime: Regime) -> float:
-    """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense."""
-    spec, size = regime.teachers[teacher], regime.size
-    model = meta_model(TrainConfig(student=spec.shape), size)
-    teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer + 1, size.context_length)
-    return regime.dictionary_tokens * (teacher_flops + 3 * (2 + 2) * num_latents(spec, size) * spec.shape.hidden_size)
-
-
-def num_latents(teacher: Teacher, size: Size) -> int:
-    return teacher.num_latents or size.num_concepts
-
-
 @contextmanager
 def alone(output: Path) -> Iterator[None]:
     """Context in which one process makes a folder, while others that ask for it wait."""
@@ -68,10 +56,14 @@ class Inputs:
         regime: of the students.
         corpus: name.
         teacher: name; `none` for students that learn without one.
+        num_latents: of the dictionary; None: as many as the size has concepts.
     """
 
-    def __init__(self, places: Places, regime: Regime, corpus: str, teacher: str) -> None:
+    def __init__(
+        self, places: Places, regime: Regime, corpus: str, teacher: str, num_latents: int | None = None
+    ) -> None:
         self.places, self.regime, self.corpus, self.name = places, regime, corpus, teacher
+        self.num_latents = num_latents or regime.size.num_concepts
         self.folder = places.work / regime.size.name / corpus / teacher
 
     @property
@@ -98,6 +90,7 @@ class Inputs:
         config = replace(
             base,
             optimizer=replace(base.optimizer, learning_rate=rate),
+            seed=spec.seed,
             data=data,
             output=output,
             student=spec.shape,
@@ -112,7 +105,7 @@ class Inputs:
     @cached_property
     def random_sae(self) -> Path:
         """The dictionary of the labels of `random`."""
-        output = self.folder / "random-sae"
+        output = self.folder / f"random-sae-{self.num_latents}"
         with alone(output):
             if not output.exists():
                 seed = AttributionConfig().seed
@@ -121,7 +114,7 @@ class Inputs:
 
     @cached_property
     def sae(self) -> Path:
-        teacher, output, spec = self.teacher, self.folder / "sae", self.regime.teachers[self.name]
+        teacher, output, spec = self.teacher, self.folder / f"sae-{self.num_latents}", self.regime.teachers[self.name]
         with alone(output):
             train_sae(
                 TrainSaeConfig(
@@ -129,18 +122,27 @@ class Inputs:
                     data=self.data,
                     output=output,
                     layer=spec.layer,
-                    num_latents=num_latents(spec, self.size),
-                    k=NUM_ACTIVE_LATENTS,
+                    num_latents=self.num_latents,
+                    k=min(NUM_ACTIVE_LATENTS, self.num_latents),
                     num_tokens=self.regime.dictionary_tokens,
                     num_counted_tokens=0,
                 )
             )
         return output
 
+    @property
+    def dictionary_flops(self) -> float:
+        """Of training a dictionary: the teacher up to it, then encoder and decoder forward and backward, as if dense."""
+        spec = self.regime.teachers[self.name]
+        model = meta_model(TrainConfig(student=spec.shape), self.size)
+        teacher_flops = span_flops_per_token(model.adapter, 0, spec.layer + 1, self.size.context_length)
+        products = 3 * (2 + 2) * self.num_latents * spec.shape.hidden_size
+        return self.regime.dictionary_tokens * (teacher_flops + products)
+
     def labels(self, attribution: AttributionConfig) -> Path:
         """A concept dataset of the windows that a run of whole length needs."""
         source = {"teacher": self.teacher, "sae": self.sae, "data": self.data}
-        output = self.folder / f"labels-{fingerprint_of_json(vars(attribution))[:12]}"
+        output = self.folder / f"labels-{self.num_latents}-{fingerprint_of_json(vars(attribution))[:12]}"
         num_windows = self.num_windows(self.size.num_tokens)
         with alone(output):
             extract(ExtractConfig(output=output, attribution=attribution, num_windows=num_windows, **source))

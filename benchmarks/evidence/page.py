@@ -6,6 +6,8 @@ python -m benchmarks.evidence --page
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
+from typing import Any
 
 from benchmarks.common import DOCS, ROOT, fill, losses, mean, table
 from benchmarks.evidence import figures, first_million
@@ -75,16 +77,19 @@ def blocks() -> dict[str, str]:
 
 
 def main_table(size: str) -> str:
-    """Mean loss of every row in every comparison, its difference to NTP, and the tokens to NTP's loss."""
+    """Mean loss of every row in every comparison that has begun, its difference to NTP, and the tokens to NTP's loss."""
+    taught = [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size)]
+    begun = [pair for pair in comparisons(size) if any(results_of(size, *pair, row) for row in taught)]
+    begun = begun or comparisons(size)[:1]
     body = []
     for row in rows_of(size):
-        cells = [_summary(size, corpus, teacher, row) for corpus, teacher in comparisons(size)]
+        cells = [_summary(size, corpus, teacher, row) for corpus, teacher in begun]
         if any(cells):
             body.append([ROWS[row].what, *cells])
-    longer = [_longer_ntp(size, corpus) if teacher == "weak" else "" for corpus, teacher in comparisons(size)]
+    longer = [_longer_ntp(size, corpus) if teacher == "weak" else "" for corpus, teacher in begun]
     if any(longer):
         body.append(["NTP with all FLOPs of CoCoMix (ours), its teacher's too (seed 0)", *longer])
-    head = ["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons(size))]
+    head = ["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in begun)]
     return table(head, body) if body else NOTHING
 
 
@@ -93,11 +98,17 @@ def _summary(size: str, corpus: str, teacher: str, row: str) -> str:
     if not results or (teacher != "weak" and row != "ntp" and not needs_teacher(row, REGIMES[size].size)):
         return ""
     changes = differences(results, ntp)
-    text = f"{statistics.fmean(losses_of(results)):.3f}"
+    seeds = "" if len(results) == len(REGIMES[size].seeds) else f", {len(results)} of {len(REGIMES[size].seeds)} seeds"
+    text = f"{statistics.fmean(losses_of(results)):.3f}{seeds}"
     if row == "ntp" or not changes:
         return text
     shares = shares_to_match(size, corpus, teacher, row, "tokens")
-    return f"{text} ({format_signed(statistics.fmean(changes))}); {', '.join(dict.fromkeys(shares))}"
+    return "; ".join(
+        [
+            f"{text} ({format_signed(statistics.fmean(changes))})",
+            *([", ".join(dict.fromkeys(shares))] if shares else []),
+        ]
+    )
 
 
 def _longer_ntp(size: str, corpus: str) -> str:
@@ -107,12 +118,14 @@ def _longer_ntp(size: str, corpus: str) -> str:
 
 
 def shares_to_match(size: str, corpus: str, teacher: str, row: str, cost: str) -> list[str]:
-    """What reaching NTP's loss takes on each seed, as a share of NTP's."""
+    """What reaching NTP's loss takes on each seed that has shorter runs, as a share of NTP's."""
     percents = (*REGIMES[size].shares.get(teacher, ()), 100)
     runs = [results_of(size, corpus, teacher, row, percent) for percent in percents]
-    ntp = results_of(size, corpus, teacher, "ntp")
-    found = (share_to_match([some[seed] for some in runs if seed in some], ntp[seed], COSTS[cost]) for seed in ntp)
-    return [share for share in found if share]
+    ntp, by_seed = results_of(size, corpus, teacher, "ntp"), defaultdict[int, list[Any]](list)
+    for seed, run in (pair for some in runs for pair in some.items()):
+        by_seed[seed].append(run)
+    shares = [share_to_match(by_seed[seed], ntp[seed], COSTS[cost]) for seed in ntp if len(by_seed[seed]) > 1]
+    return [share for share in shares if share]
 
 
 def losses_table(size: str) -> str:
@@ -193,14 +206,15 @@ def weight_table(size: str) -> str:
 
 
 def variants_table(size: str) -> str:
-    """What one change to the recommended run gives; differences are paired by seed, FLOPs shares of the recommended run's."""
+    """What one change to the recommended run gives: differences, paired by seed, and FLOPs as shares of that run's."""
     body = []
     for corpus in REGIMES[size].corpora:
         base = results_of(size, corpus, "weak", "recommended")
         for name in VARIANTS if base else ():
             cells = [variant_cell(size, corpus, name, seed) for seed in REGIMES[size].seeds]
             runs = {cell.seed: run for cell in cells if (run := cell.result()) is not None}
-            changes, seeds = differences(runs, base), runs.keys() & base.keys()
+            later = {seed: run for seed, run in runs.items() if seed} or runs  # seed 0 chose what has more seeds
+            changes, seeds = differences(later, base), later.keys() & base.keys()
             if changes:
                 costs = [
                     statistics.fmean(cost(runs[s]) / cost(base[s]) for s in seeds)

@@ -33,6 +33,7 @@ class Row:
         settings: weights, each with a schedule if it is not the row's own, such as `1-cosine`; the first is the default.
         follows: rows whose settings this one has, joined by `+`.
         variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
+        latents: of its dictionary, as a share of the size's concepts.
     """
 
     what: str
@@ -40,6 +41,7 @@ class Row:
     settings: tuple[str, ...] = ("",)
     follows: tuple[str, ...] = ()
     variant_of: str | None = None
+    latents: float = 1.0
 
     @property
     def default(self) -> str:
@@ -123,6 +125,7 @@ ROWS: dict[str, Row] = {
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant_of="recommended"),
+    "fewer": Row("a quarter of the latents", _recommended, (), ("recommended",), "recommended", latents=0.25),
     "ended": Row("concept loss ends half-way", _ended, follows=("recommended",), variant_of="recommended"),
     "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant_of="recommended"),
 }

@@ -13,7 +13,7 @@ import transformers
 
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import Places, prepare_config
-from benchmarks.evidence.inputs import Inputs, alone, dictionary_flops, parallel_of
+from benchmarks.evidence.inputs import Inputs, alone, parallel_of
 from cocomix import AttributionConfig, EvalConfig, TrainConfig, evaluate, train
 from cocomix.base.artifacts import read_json, sha256_of_file, write_json
 from cocomix.base.kinds import read_metrics
@@ -51,7 +51,7 @@ def run_cell(cell: Cell, places: Places, *, again: bool = False) -> int:
 
 def run(cell: Cell, places: Places) -> dict[str, Any]:
     """Train and evaluate a cell, continuing what was begun; returns its result."""
-    inputs = Inputs(places, cell.regime, cell.corpus, cell.teacher)
+    inputs = inputs_of(cell, places)
     config = train_config(cell, inputs)
     manifest = train(config)
     evaluation = config.output.with_name(config.output.name + "-evaluation")
@@ -75,6 +75,11 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     return result
 
 
+def inputs_of(cell: Cell, places: Places) -> Inputs:
+    """What a cell learns from."""
+    return Inputs(places, cell.regime, cell.corpus, cell.teacher, cell.num_latents)
+
+
 def forget(cell: Cell, places: Places) -> None:
     """Remove what a cell's run and its evaluation left in the work folder; the data, teacher and labels stay.
 
@@ -82,7 +87,7 @@ def forget(cell: Cell, places: Places) -> None:
         CocomixError: the corpus is missing, and the run could not be repeated.
     """
     prepare_config(cell.corpus, cell.regime, places)
-    folder = Inputs(places, cell.regime, cell.corpus, cell.teacher).folder
+    folder = inputs_of(cell, places).folder
     for name in (cell.stem, f"{cell.stem}-evaluation"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -123,11 +128,9 @@ def teacher_facts(cell: Cell, inputs: Inputs) -> Mapping[str, Any]:
     with alone(output):
         loss = evaluate(EvalConfig(model=teacher, data=inputs.data, output=output))["validation_loss"]
     facts = {"teacher_loss": loss, "teacher_train_flops": _facts(teacher)["train_flops"]}
-    if not cell.has_labels:
+    if not cell.has_labels or cell.config.attribution.control == "random":  # which is not trained
         return facts
-    quality = _facts(inputs.sae)["quality"]
-    flops = dictionary_flops(cell.teacher, cell.regime)
-    return facts | {"dictionary_flops": flops, "dictionary_fvu": quality["fvu"]}
+    return facts | {"dictionary_flops": inputs.dictionary_flops, "dictionary_fvu": _facts(inputs.sae)["quality"]["fvu"]}
 
 
 def _facts(folder: Any) -> Mapping[str, Any]:

@@ -28,18 +28,16 @@ class Teacher:
     tokens: int
     #: None: that of its size.
     learning_rate: float | None = None
-    #: Of its dictionary; None: as many as its size has concepts.
-    num_latents: int | None = None
+    seed: int = 0
 
 
-def more_teachers(weak: Teacher, student: StudentConfig, num_tokens: int, num_latents: int) -> dict[str, Teacher]:
-    """Of variants: the weak one with its initial weights, after one step at a rate that changes none; with fewer latents; and
-    one like its student.
+def more_teachers(weak: Teacher, student: StudentConfig, num_tokens: int) -> dict[str, Teacher]:
+    """Of variants: the weak one with its initial weights, after one step at a rate that changes none; and one like its
+    student, of a seed that no student has.
     """
     return {
         "untrained": replace(weak, tokens=1, learning_rate=1e-12),
-        "fewer-latents": replace(weak, num_latents=num_latents),
-        "like-student": Teacher(student, weak.layer, num_tokens),
+        "like-student": Teacher(student, weak.layer, num_tokens, seed=1000),
     }
 
 
@@ -70,7 +68,7 @@ class Regime:
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sweep: str | None = "nano"
     dictionary_tokens: int = 2_000_000
-    compile: bool = True
+    compile: bool = False
     max_bytes: int = 24_000_000
 
 
@@ -98,7 +96,7 @@ def size(name: str, student: StudentConfig, teacher: Teacher, **changes: object)
 def toy() -> Regime:
     """Seconds: for the tests."""
     teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048)}
-    teachers |= more_teachers(teachers["weak"], shape(16, 2, 8), 2048, 32)
+    teachers |= more_teachers(teachers["weak"], shape(16, 2, 8), 2048)
     return Regime(
         size(
             "toy",
@@ -116,7 +114,6 @@ def toy() -> Regime:
         shares={"strong": (50,)},
         sweep="toy",
         dictionary_tokens=2048,
-        compile=False,
         max_bytes=400_000,
     )
 
@@ -124,12 +121,13 @@ def toy() -> Regime:
 def nano() -> Regime:
     """0.5M parameters on 8M tokens, fifteen a parameter; ten to twenty minutes a run on one core. Carries all tables."""
     teachers = {"weak": Teacher(shape(64, 3), 1, 6_000_000), "strong": Teacher(shape(128, 4), 2, 16_000_000)}
-    teachers |= more_teachers(teachers["weak"], shape(96, 3), 8_000_000, 256)
+    teachers |= more_teachers(teachers["weak"], shape(96, 3), 8_000_000)
     return Regime(
         size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
         teachers,
         (0.002, 0.004, 0.008),
-        shares={"weak": (70, 55), "strong": (50, 35, 25)},
+        compile=True,
+        shares={"weak": (85, 70), "strong": (50, 35, 25)},
     )
 
 
@@ -140,6 +138,7 @@ def small() -> Regime:
         size("small", shape(128, 4), teachers["weak"], context_length=256, num_tokens=16_000_000),
         teachers,
         (0.002, 0.004, 0.008),
+        compile=True,
         corpora=("prose",),
         rows=MAIN_ROWS,
         shares={"weak": (70,), "strong": (35,)},
@@ -155,6 +154,7 @@ def base() -> Regime:
         size("base", shape(512, 6, 64), teachers["weak"], num_concepts=4096, **changes),
         teachers,
         (0.002,),
+        compile=True,
         corpora=("prose",),
         rows=("ntp", "recommended", "both"),
         seeds=(0,),

@@ -84,8 +84,10 @@ class Surroundings:
     """Number of blocks of the student."""
     mixer: MixerConfig
     teacher: Callable[[], PreTrainedModel]
-    """Function that returns the run's frozen teacher, loaded on the first call."""
+    """Function that returns the run's frozen teacher on the device, loaded on the first call."""
     seed: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (it is immutable)
+    """Where frozen modules of its own must be; `head` is moved with the student."""
 
 
 @dataclass(frozen=True)

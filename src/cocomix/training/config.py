@@ -210,7 +210,7 @@ class ParallelConfig(ComputeConfig):
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False
-    """`torch.compile` the blocks of the decoder and of a teacher beside it."""
+    """`torch.compile` the blocks of the decoder, and of the teacher of distillation and regression."""
     logits_megabytes: int | None = None
     """Memory for a chunk of logits, over concepts or vocabulary; it changes only rounding. By default 512 on CUDA; 64 on a
     CPU, or 128 in bfloat16."""

@@ -227,10 +227,10 @@ def build_objectives(config: TrainConfig, batches: Batches, device: torch.device
         assert config.teacher is not None
         model = labels.source.extractor.teacher.model if labels and is_live else load_teacher(config.teacher)
         check_data(model, config.teacher, batches.data)
-        if config.parallel.compile:
+        if config.parallel.compile and not is_live:
             adapter_for(model).compile_blocks()
         return model.to(device)
 
     student, mixer = config.student, trained_mixer(config, batches)
-    surroundings = Surroundings(student.hidden_size, student.num_layers, mixer, teacher, config.seed)
+    surroundings = Surroundings(student.hidden_size, student.num_layers, mixer, teacher, config.seed, device)
     return [each.implementation()(each, surroundings) for each in config.objectives if each.is_on(config)]
