@@ -13,10 +13,8 @@ from functools import cache
 from typing import Any
 
 from benchmarks.common import RESULTS, losses, mean, table
-from benchmarks.evidence.figures import End, label_axes, name_ends
 from benchmarks.evidence.numbers import COSTS, differences, losses_of
 from cocomix.base.artifacts import read_json
-from cocomix.base.drawing import MUTED, SERIES, Drawing, panel, save
 from cocomix.base.formats import format_flops, format_signed
 
 FOLDER = RESULTS / "first_million"
@@ -51,9 +49,8 @@ PARTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
-#: What the README shows, and what the figure does.
+#: What the README shows.
 SUMMARY = ("distillation", "CoCoMix (paper)", "CoCoMix (ours)", "CoCoMix (ours) with distillation")
-DRAWN = ("NTP", "CoCoMix (ours)", "distillation", "CoCoMix (paper)")
 
 
 @cache
@@ -136,23 +133,3 @@ def runs_table(corpus: str) -> str:
             )
     head = ["teacher", "run", "tokens", "loss by seed", "mean ± sd", "FLOPs of the student"]
     return table([*head, "loss change, concepts shuffled (first seed)"], body)
-
-
-def drawing() -> Drawing:
-    """Validation loss against tokens, standard library, weak teacher: means over seeds."""
-    figure, axes = panel(6.4, 3.2, left=0.5, right=1.35, bottom=0.5, top=0.2)
-    ends: list[End] = []
-    found = {part: _part("standard_library", "weak", part) for part in DRAWN}
-    for color, (part, results) in zip(SERIES, found.items(), strict=False):
-        points = zip(*(result["curve"]["rows"] for result in results.values()), strict=True)
-        means = [(some[0][0], statistics.fmean(row[-1] for row in some)) for some in points]
-        axes.plot(*zip(*means, strict=True), color=color, linewidth=1.8)
-        ends.append((*means[-1], part, color))
-    teacher = next(iter(found["CoCoMix (ours)"].values()))["teacher_loss"]
-    axes.axhline(teacher, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    ends.append((ends[0][0], teacher, "the teacher's end", MUTED))
-    axes.set_xlim(right=ends[0][0])
-    name_ends(axes, ends)
-    label_axes(axes, "validation loss along each run, nats a token")
-    names = ", ".join(DRAWN)
-    return save(figure, "evidence-first-million", f"Validation loss against training tokens: {names}")

@@ -41,7 +41,7 @@ SIZE, CONFIRMS = "nano", "small"
 
 def refresh() -> None:
     """Put tables and figures as they are now on the pages."""
-    for drawing in (*drawings(), first_million.drawing()):
+    for drawing in drawings():
         (IMAGES / f"{drawing.name}.png").write_bytes(drawing.png)
     found = blocks()
     for page in PAGES:
