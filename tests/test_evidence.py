@@ -136,12 +136,14 @@ def test_a_variant_runs_at_the_rate_and_weight_of_what_it_varies_and_with_more_s
     loss = best_at(0.008, "3-cosine")
     for name in ("rates", "weights"):
         fill("toy", name, loss)
-    fill("toy", "variants", lambda cell: loss(cell) - 0.1 * (cell.row == "ended") + 0.1 * (cell.row == "next-tokens"))
+    fill("toy", "variants", lambda cell: loss(cell) - 0.1 * (cell.row == "fewer") + 0.1 * (cell.row == "next-tokens"))
     cells = [cell for cell in stored_cells("toy") if cell.corpus == "prose" and cell.rate == 0.008]
-    seeds = {row: {cell.seed for cell in cells if cell.row == row} for row in ("random", "ended", "next-tokens")}
-    assert seeds == {"random": {0, 1}, "ended": {0, 1}, "next-tokens": {0}}
+    seeds = {row: {cell.seed for cell in cells if cell.row == row} for row in ("random", "fewer", "next-tokens")}
+    assert seeds == {"random": {0, 1}, "fewer": {0, 1}, "next-tokens": {0}}
     assert {cell.setting for cell in cells if cell.row in seeds} == {"3-cosine"}
-    (ahead,) = [line for line in page.variants_table("toy").splitlines() if "English prose | concept loss ends" in line]
+    (ahead,) = [
+        line for line in page.variants_table("toy").splitlines() if "English prose | a quarter of the latents" in line
+    ]
     assert "| 3.900, 3.900 | −0.100 |" in ahead
 
 
@@ -226,6 +228,8 @@ def test_rows_are_what_their_names_say() -> None:
     assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
     assert made["published"].attribution.criterion == "attribution"
     assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
+    ended = rows.ROWS["recommended"].build(size, "1-cosine-0.5")
+    assert ended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
     assert made["predicted"].student.mixer.mixing == "none"
     both = rows.ROWS["both"].build(size, "0.3-cosine+10")
     assert both.concept_loss == ConceptLossConfig(weight=0.3, schedule="cosine")

@@ -30,7 +30,8 @@ class Row:
     Args:
         what: as the pages name it.
         build: function from a size and a setting to a run, with data, output, labels and teacher open.
-        settings: weights, each with a schedule if it is not the row's own, such as `1-cosine`; the first is the default.
+        settings: weights, each with schedule and end if they are not the row's own, such as `1-cosine-0.5`; the first is the
+            default.
         follows: rows whose settings this one has, joined by `+`.
         variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
         latents: of its dictionary, as a share of the size's concepts.
@@ -49,9 +50,10 @@ class Row:
 
 
 def _weight(setting: str) -> dict[str, Any]:
-    """Weight and schedule from their short form."""
-    weight, _, schedule = setting.partition("-")
-    return {"weight": float(weight), "schedule": cast(Schedule, schedule or "constant")}
+    """Weight, schedule and end from their short form."""
+    weight, *more = setting.split("-")
+    schedule, end = (*more, *("constant", "1")[len(more) :])
+    return {"weight": float(weight), "schedule": cast(Schedule, schedule), "end": float(end)}
 
 
 def _student(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -99,11 +101,6 @@ def _random(size: Size, setting: str) -> TrainConfig:
     return replace(config, attribution=replace(config.attribution, control="random"))
 
 
-def _ended(size: Size, setting: str) -> TrainConfig:
-    config = _recommended(size, setting)
-    return replace(config, concept_loss=replace(config.concept_loss, end=0.5))
-
-
 def _next_tokens(size: Size, setting: str) -> TrainConfig:
     return replace(_recommended(size, setting), multi_token=_multi_token(size, ROWS["multi-token"].default).multi_token)
 
@@ -121,12 +118,11 @@ ROWS: dict[str, Row] = {
     "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "10-cosine", "1", "3", "10")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
-    "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine")),
+    "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant_of="recommended"),
     "fewer": Row("a quarter of the latents", _recommended, (), ("recommended",), "recommended", latents=0.25),
-    "ended": Row("concept loss ends half-way", _ended, follows=("recommended",), variant_of="recommended"),
     "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant_of="recommended"),
 }
 #: Rows of the main table.

@@ -27,7 +27,6 @@ VARIANTS = {
     "random dictionary": ("weak", "random"),
     "untrained teacher": ("untrained", "recommended"),
     "a quarter of the latents": ("weak", "fewer"),
-    "concept loss ends half-way": ("weak", "ended"),
     "multi-token prediction too": ("weak", "next-tokens"),
     "teacher like the student": ("like-student", "recommended"),
 }
