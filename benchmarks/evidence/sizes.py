@@ -105,7 +105,7 @@ def toy() -> Regime:
             vocab_size=300,
             context_length=32,
             num_tokens=2048,
-            num_concepts=64,
+            num_concepts=128,
         ),
         teachers,
         (0.004, 0.008, 0.016),
