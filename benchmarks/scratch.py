@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import smollm2
-from benchmarks.common import losses, options, store, table
+from benchmarks.common import losses, store, table
 from cocomix.base.artifacts import MANIFEST_NAME, read_json
 from cocomix.base.formats import format_flops, format_signed
 
@@ -54,7 +54,7 @@ def stages(
 ) -> dict[str, list[str]]:
     """The command line of each stage by name, in order; those of the example come first."""
     size, shape = smollm2.SIZES[name], SHAPES[name]
-    example = smollm2.stages(size, model, work, {**texts, "task-data": ()})
+    example = smollm2.stages(size, model, work, texts)
     data, sae = work / "data", work / "sae"
     windows = -(-shape.num_tokens // size.context_length)
     taught = ["--teacher", model, "--data", data, "--num-windows", windows, "--precision", size.precision]
@@ -90,16 +90,10 @@ def folder(work: Path, student: str, seed: int) -> Path:
 
 
 def main() -> None:
-    parser = options("scratch", __doc__, "work")
-    parser.add_argument("--size", choices=SHAPES, default="default")
-    parser.add_argument("--model", help=f"decoder; default: the file in the package {smollm2.MODEL_PACKAGE}")
-    for name in ("text", "validation-text"):
-        parser.add_argument(f"--{name}", type=Path, nargs="+", default=(), help="files or folders, as for `prepare`")
+    parser = smollm2.parser_of("scratch", __doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
-    model = arguments.model or str(smollm2.packaged(smollm2.MODEL_PACKAGE, ".gguf"))
-    text = arguments.text or [smollm2.packaged_text(arguments.work)]
-    texts = {"text": text, "validation-text": arguments.validation_text}
+    model, texts = smollm2.sources(arguments)
     commands = stages(arguments.size, model, arguments.work, texts, arguments.seeds)
     costs = smollm2.run(commands, arguments.work)
     runs = {

@@ -11,6 +11,7 @@ The result holds numbers, names, contexts and continuations; models, labels and 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -297,18 +298,33 @@ def pairs(size: Size, model: str, work: Path, concepts: Sequence[int], cards: Ca
     return sorted(found, key=lambda pair: -pair["mean_rise"])
 
 
-def main() -> None:
-    parser = options("smollm2", __doc__, "work")
+def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Options of a script that has this decoder and text."""
+    parser = options(name, description, "work")
     parser.add_argument("--size", choices=SIZES, default="default")
     parser.add_argument("--model", help=f"decoder; default: the file in the package {MODEL_PACKAGE}")
-    for name in ("text", "validation-text"):
-        parser.add_argument(f"--{name}", type=Path, nargs="+", default=(), help="files or folders, as for `prepare`")
+    for files in ("text", "validation-text"):
+        parser.add_argument(f"--{files}", type=Path, nargs="+", default=(), help="files or folders, as for `prepare`")
+    return parser
+
+
+def sources(arguments: argparse.Namespace) -> tuple[str, dict[str, Sequence[Path]]]:
+    """The decoder and the files of text that were given, or those of the packages."""
+    model = arguments.model or str(packaged(MODEL_PACKAGE, ".gguf"))
+    return model, {
+        "text": arguments.text or [packaged_text(arguments.work)],
+        "validation-text": arguments.validation_text,
+        "task-data": (),
+    }
+
+
+def main() -> None:
+    parser = parser_of("smollm2", __doc__)
     parser.add_argument("--task-data", type=Path, nargs=1, default=(), help="folder of benchmarks, as for `eval`")
     parser.add_argument("--concepts", type=int, nargs="*", default=(), help="whose cards are kept; a person chooses")
     arguments = parser.parse_args()
-    size, model = SIZES[arguments.size], arguments.model or str(packaged(MODEL_PACKAGE, ".gguf"))
-    text = arguments.text or [packaged_text(arguments.work)]
-    texts = {"text": text, "validation-text": arguments.validation_text, "task-data": arguments.task_data}
+    size, (model, texts) = SIZES[arguments.size], sources(arguments)
+    texts["task-data"] = arguments.task_data
     if not arguments.task_data:
         say("without --task-data there are no benchmarks: models are evaluated by their validation loss alone")
     costs = run(stages(size, model, arguments.work, texts), arguments.work)
