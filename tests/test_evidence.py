@@ -277,6 +277,15 @@ def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"teacher", f"{cell.stem[:-1]}1"}
 
 
+def test_a_teacher_and_a_dictionary_beside_the_results_are_not_made_again(results: Path, tmp_path: Path) -> None:
+    beside = results / "toy" / "standard_library" / "weak"
+    for name in ("teacher", "sae-128"):
+        (beside / name).mkdir(parents=True)
+    inputs = Inputs(Places(tmp_path / "work"), REGIMES["toy"], "standard_library", "weak")
+    assert (inputs.teacher, inputs.sae) == (beside / "teacher", beside / "sae-128")
+    assert not (tmp_path / "work").exists()
+
+
 def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--table", "main", "--size", "base", "--list"]) == 0
     lines = capsys.readouterr().err.splitlines()

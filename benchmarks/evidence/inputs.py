@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from benchmarks.evidence import cells
 from benchmarks.evidence.corpora import Places, prepare_config
 from benchmarks.evidence.sizes import NUM_ACTIVE_LATENTS, Regime
 from cocomix import (
@@ -51,6 +52,9 @@ def alone(output: Path) -> Iterator[None]:
 class Inputs:
     """Folders of one size, corpus and teacher.
 
+    A teacher and a dictionary that stand beside the results are used as they are: made again on another machine they differ
+    by rounding, and so do their students.
+
     Args:
         places: on this machine.
         regime: of the students.
@@ -65,6 +69,7 @@ class Inputs:
         self.places, self.regime, self.corpus, self.name = places, regime, corpus, teacher
         self.num_latents = num_latents or regime.size.num_concepts
         self.folder = places.work / regime.size.name / corpus / teacher
+        self.kept = cells.RESULTS / regime.size.name / corpus / teacher
 
     @property
     def size(self) -> Size:
@@ -84,6 +89,8 @@ class Inputs:
 
     @cached_property
     def teacher(self) -> Path:
+        if (kept := self.kept / "teacher").exists():
+            return kept
         data, output, spec = self.data, self.folder / "teacher", self.regime.teachers[self.name]
         base = recipes.ntp(self.size)
         rate = spec.learning_rate or base.optimizer.learning_rate
@@ -114,7 +121,10 @@ class Inputs:
 
     @cached_property
     def sae(self) -> Path:
-        teacher, output, spec = self.teacher, self.folder / f"sae-{self.num_latents}", self.regime.teachers[self.name]
+        name, spec = f"sae-{self.num_latents}", self.regime.teachers[self.name]
+        if (kept := self.kept / name).exists():
+            return kept
+        teacher, output = self.teacher, self.folder / name
         with alone(output):
             train_sae(
                 TrainSaeConfig(

@@ -115,7 +115,7 @@ ROWS: dict[str, Row] = {
     "ntp-wider": Row("NTP with equal active parameters and FLOPs", _wider),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
-    "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "10-cosine", "1", "3", "10")),
+    "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "1-cosine-0.5", "3", "10")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
     "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")),

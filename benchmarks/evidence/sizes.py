@@ -127,7 +127,7 @@ def nano() -> Regime:
         teachers,
         (0.002, 0.004, 0.008),
         compile=True,
-        shares={"weak": (85, 70), "strong": (50, 35, 25)},
+        shares={"weak": (70, 55), "strong": (50, 35, 25)},
     )
 
 
