@@ -31,6 +31,7 @@ from cocomix import CardReader, InspectConfig, SteerEvalConfig, TokenDataset, in
 from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.progress import say
 from cocomix.tools.inspect.card_making import random_contexts
+from cocomix.tools.inspect.cards import ConceptCard
 from cocomix.tools.inspect.naming import Namer, patterns
 from cocomix.tools.steer_eval.command import RESULT_NAME
 
@@ -89,33 +90,33 @@ def detection(reader: CardReader, text: TokenDataset) -> dict[str, dict[str, flo
     """For latents and predictions, means over concepts of the shares of places at which a concept's pattern is found."""
     places = random_contexts(text, 2 * NUM_PLACES)
     namer, elsewhere = Namer(places[::2]), [patterns(place) for place in places[1::2]]
-    shares: dict[str, list[dict[str, float]]] = {source: [] for source in SOURCES}
-    for card in map(reader.card, range(len(reader))):
-        for source, found in shares.items():
-            strongest = [context for context in card.contexts if context.source == source]
-            if len(strongest) >= MIN_CONTEXTS:
-                chosen_from = {(context.window, context.position) for context in strongest[::2]}
-                random = [
-                    context
-                    for context in card.random_contexts
-                    if context.source == source and (context.window, context.position) not in chosen_from
-                ]
-                pattern = namer.best([patterns(context) for context in strongest[::2]])
-                held_out = {
-                    "strongest": [patterns(context) for context in strongest[1::2]],
-                    "random": [patterns(context) for context in random],
-                    "elsewhere": elsewhere,
-                }
-                found.append({name: share(pattern, some) for name, some in held_out.items() if some})
-    return {
-        SOURCES[source]: {"num_concepts": len(found)}
-        | {
-            name: statistics.fmean(each[name] for each in found if name in each)
-            for name in ("strongest", "random", "elsewhere")
-            if any(name in each for each in found)
+    cards = list(map(reader.card, range(len(reader))))
+    means = {}
+    for source, name in SOURCES.items():
+        shares = [found for card in cards if (found := detected(card, source, namer, elsewhere))]
+        means[name] = {"num_concepts": len(shares)} | {
+            where: statistics.fmean(each[where] for each in shares if where in each)
+            for where in dict.fromkeys(where for each in shares for where in each)
         }
-        for source, found in shares.items()
+    return means
+
+
+def detected(card: ConceptCard, source: str, namer: Namer, elsewhere: Sequence[set[str]]) -> dict[str, float]:
+    """Shares of places that have the pattern of a concept, by kind of place; empty: too few contexts."""
+    strongest = card.contexts_of(source)
+    if len(strongest) < MIN_CONTEXTS:
+        return {}
+    chosen_from = strongest[::2]
+    pattern = namer.best([patterns(context) for context in chosen_from])
+    seen = {(context.window, context.position) for context in chosen_from}
+    random = [context for context in card.random_contexts if context.source == source]
+    unseen = [context for context in random if (context.window, context.position) not in seen]
+    held_out = {
+        "strongest": [patterns(context) for context in strongest[1::2]],
+        "random": [patterns(context) for context in unseen],
+        "elsewhere": elsewhere,
     }
+    return {where: share(pattern, some) for where, some in held_out.items() if some}
 
 
 def share(pattern: str | None, places: Sequence[set[str]]) -> float:

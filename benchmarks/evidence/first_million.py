@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -49,10 +49,6 @@ PARTS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
-#: What the README shows.
-SUMMARY = ("distillation", "CoCoMix (paper)", "CoCoMix (ours)", "CoCoMix (ours) with distillation")
-
-
 @cache
 def runs() -> dict[tuple[str, str, str, str], dict[int, dict[str, Any]]]:
     """Results by corpus, teacher (or `none`), variant and tokens, then by seed."""
@@ -67,7 +63,6 @@ def runs() -> dict[tuple[str, str, str, str], dict[int, dict[str, Any]]]:
 def blocks() -> dict[str, str]:
     return {
         "first million": main_table(),
-        "found": summary_table(),
         "first million costs": costs_table(),
         **{f"first million {corpus}": runs_table(corpus) for corpus in CORPORA},
     }
@@ -75,12 +70,17 @@ def blocks() -> dict[str, str]:
 
 def main_table() -> str:
     """Mean loss over seeds of every row in every comparison, and its mean difference to NTP's, paired by seed."""
-    return _table(PARTS["weak"][1], "{loss:.3f}", "{loss:.3f} ({change})")
-
-
-def summary_table() -> str:
-    """The differences alone, of the methods that matter."""
-    return _table(SUMMARY, "", "{change}")
+    comparisons = [(corpus, teacher) for corpus in CORPORA for teacher in PARTS]
+    body = []
+    for part in PARTS["weak"][1]:
+        row = [part]
+        for corpus, teacher in comparisons:
+            results, ntp = _part(corpus, teacher, part), _part(corpus, teacher, "NTP")
+            loss = f"{statistics.fmean(losses_of(results)):.3f}" if results else ""
+            changes = differences(results, ntp) if part != "NTP" else []
+            row.append(f"{loss} ({format_signed(statistics.fmean(changes))})" if changes else loss)
+        body.append(row)
+    return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 
 
 def costs_table() -> str:
@@ -92,21 +92,6 @@ def costs_table() -> str:
         for corpus, teacher in comparisons:
             ours, ntp = (_part(corpus, teacher, part)[0] for part in ("CoCoMix (ours)", "NTP"))
             row.append(f"{COSTS[name](ours) / COSTS['FLOPs'](ntp):.2f}")
-        body.append(row)
-    return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
-
-
-def _table(parts: Iterable[str], of_ntp: str, of_others: str) -> str:
-    """A row a part, a column a comparison."""
-    comparisons = [(corpus, teacher) for corpus in CORPORA for teacher in PARTS]
-    body = []
-    for part in parts:
-        row = [part]
-        for corpus, teacher in comparisons:
-            results, ntp = _part(corpus, teacher, part), _part(corpus, teacher, "NTP")
-            shown = of_ntp if part == "NTP" else of_others
-            change = format_signed(statistics.fmean(differences(results, ntp))) if results else ""
-            row.append(shown.format(loss=statistics.fmean(losses_of(results)), change=change) if results else "")
         body.append(row)
     return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 

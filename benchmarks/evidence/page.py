@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import DOCS, ROOT, fill, losses, mean, table
@@ -37,6 +38,8 @@ IMAGES = DOCS / "images"
 NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
 SIZE, CONFIRMS = "nano", "small"
+#: What the README shows.
+SUMMARY = ("ntp", "multi-token", "alignment", "kd", "recommended")
 
 
 def refresh() -> None:
@@ -61,6 +64,7 @@ def blocks() -> dict[str, str]:
     curves = [image for image in images if image not in stability]
     return {
         "main": main_table(SIZE),
+        "found": main_table(SIZE, SUMMARY),
         "figure": "\n\n".join(curves[:1]) or NOTHING,
         "figures": "\n\n".join(curves[1:]) or NOTHING,
         "stability": "\n\n".join(stability) or NOTHING,
@@ -76,18 +80,18 @@ def blocks() -> dict[str, str]:
     }
 
 
-def main_table(size: str) -> str:
+def main_table(size: str, rows: Sequence[str] = ()) -> str:
     """Mean loss of every row in every comparison that has begun, its difference to NTP, and the tokens to NTP's loss."""
     taught = [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size)]
     begun = [pair for pair in comparisons(size) if any(results_of(size, *pair, row) for row in taught)]
     begun = begun or comparisons(size)[:1]
     body = []
-    for row in rows_of(size):
+    for row in rows or rows_of(size):
         cells = [_summary(size, corpus, teacher, row) for corpus, teacher in begun]
         if any(cells):
             body.append([ROWS[row].what, *cells])
     longer = [_longer_ntp(size, corpus) if teacher == "weak" else "" for corpus, teacher in begun]
-    if any(longer):
+    if any(longer) and not rows:
         body.append(["NTP with all FLOPs of CoCoMix (ours), its teacher's too (seed 0)", *longer])
     head = ["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in begun)]
     return table(head, body) if body else NOTHING
