@@ -299,7 +299,9 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     toy = replace(REGIMES["toy"], corpora=("prose",), rates=(0.004, 0.008))
     monkeypatch.setitem(sizes.REGIMES, "toy", toy)
     for name in ("kd", "recommended"):
-        monkeypatch.setitem(rows.ROWS, name, replace(rows.ROWS[name], settings=("1-cosine", "0.3-cosine")))
+        monkeypatch.setitem(
+            rows.ROWS, name, replace(rows.ROWS[name], settings=("1-cosine", "0.3-cosine"), settings_ahead=())
+        )
     monkeypatch.setattr(choice, "MAX_EXTENSIONS", 0)
     monkeypatch.setattr(run, "NUM_EVALUATIONS", 2)
     places = Places(tmp_path / "work", (write_corpus(tmp_path / "prose.jsonl"),))

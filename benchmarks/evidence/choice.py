@@ -53,7 +53,7 @@ def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
     if ROWS[row].follows:
         return []
     rate = chosen_rate(size, corpus, row)
-    return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in ROWS[row].settings]
+    return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in ROWS[row].settings_with(teacher)]
 
 
 def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
@@ -65,7 +65,7 @@ def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
     sweep = REGIMES[size].sweep
     if ROWS[row].follows:
         return "+".join(chosen_setting(size, corpus, teacher, name) for name in ROWS[row].follows)
-    if sweep is None or len(ROWS[row].settings) == 1:
+    if sweep is None or len(ROWS[row].settings_with(teacher)) == 1:
         return ROWS[row].default
     return _best(weight_cells(sweep, corpus, teacher, row), f"--table weights --size {sweep}").setting
 

@@ -32,6 +32,7 @@ class Row:
         build: function from a size and a setting to a run, with data, output, labels and teacher open.
         settings: weights, each with schedule and end if they are not the row's own, such as `1-cosine-0.5`; the first is the
             default.
+        settings_ahead: in their place with a teacher that no student overtakes; empty: the same.
         follows: rows whose settings this one has, joined by `+`.
         variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
         latents: of its dictionary, as a share of the size's concepts.
@@ -40,6 +41,7 @@ class Row:
     what: str
     build: Callable[[Size, str], TrainConfig]
     settings: tuple[str, ...] = ("",)
+    settings_ahead: tuple[str, ...] = ()
     follows: tuple[str, ...] = ()
     variant_of: str | None = None
     latents: float = 1.0
@@ -47,6 +49,9 @@ class Row:
     @property
     def default(self) -> str:
         return "+".join(ROWS[name].default for name in self.follows) if self.follows else self.settings[0]
+
+    def settings_with(self, teacher: str) -> tuple[str, ...]:
+        return self.settings_ahead if teacher == "strong" and self.settings_ahead else self.settings
 
 
 def _weight(setting: str) -> dict[str, Any]:
@@ -110,19 +115,24 @@ def _both(size: Size, setting: str) -> TrainConfig:
     return replace(_recommended(size, concepts), distillation=DistillationConfig(**_weight(distillation)))
 
 
+#: Of distillation and of concepts, which are searched alike.
+FALLING = ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")
+
 ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
     "ntp-wider": Row("NTP with equal active parameters and FLOPs", _wider),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
-    "kd": Row("distillation", _distilled, ("1-cosine", "3-cosine", "1-cosine-0.5", "3", "10")),
+    "kd": Row("distillation", _distilled, FALLING, ("3-cosine", "3", "10", "30")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
-    "recommended": Row("CoCoMix (ours)", _recommended, ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")),
+    "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "3-cosine", "1", "3")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant_of="recommended"),
-    "fewer": Row("a quarter of the latents", _recommended, (), ("recommended",), "recommended", latents=0.25),
+    "fewer": Row(
+        "a quarter of the latents", _recommended, follows=("recommended",), variant_of="recommended", latents=0.25
+    ),
     "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant_of="recommended"),
 }
 #: Rows of the main table.
