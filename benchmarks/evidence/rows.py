@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, FALLING, ("3-cosine", "3", "10", "30")),
-    "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1")),
+    "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
     "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "3-cosine", "1", "3")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
