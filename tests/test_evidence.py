@@ -277,13 +277,18 @@ def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"teacher", f"{cell.stem[:-1]}1"}
 
 
-def test_a_teacher_and_a_dictionary_beside_the_results_are_not_made_again(results: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_the_same_dataset_beside_the_results_is_not_made_again(
+    results: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     beside = results / "toy" / "standard_library" / "weak"
-    for name in ("teacher", "sae-128"):
+    for name, data in (("teacher", TokenDataset(tiny.data).fingerprint), ("sae-128", "another")):
         (beside / name).mkdir(parents=True)
+        (beside / name / "manifest.json").write_text(json.dumps({"settings": {"inputs": {"data": data}}}))
+    monkeypatch.setattr(Inputs, "data", tiny.data)
     inputs = Inputs(Places(tmp_path / "work"), REGIMES["toy"], "standard_library", "weak")
-    assert (inputs.teacher, inputs.sae) == (beside / "teacher", beside / "sae-128")
-    assert not (tmp_path / "work").exists()
+    assert inputs.teacher == beside / "teacher"
+    with pytest.raises(CocomixError, match="teacher"):  # begins to make a dictionary of its own
+        _ = inputs.sae
 
 
 def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ Rate: every row runs at each rate of its size's grid, with its default weight, s
 The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
 double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have its variants.
 
-Weight: at that rate, seed 0, every weight of the row runs with each teacher; the one with the lowest loss is taken.
+Weight: at that rate, seed 0, every weight that the row has with a teacher runs; the one with the lowest loss is taken.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
     sweep = REGIMES[size].sweep
     if ROWS[row].follows:
         return "+".join(chosen_setting(size, corpus, teacher, name) for name in ROWS[row].follows)
-    if sweep is None or len(ROWS[row].settings_with(teacher)) == 1:
-        return ROWS[row].default
+    settings = ROWS[row].settings_with(teacher)
+    if sweep is None or len(settings) == 1:
+        return settings[0]
     return _best(weight_cells(sweep, corpus, teacher, row), f"--table weights --size {sweep}").setting
 
 

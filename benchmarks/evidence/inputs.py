@@ -23,7 +23,7 @@ from cocomix import (
     train,
     train_sae,
 )
-from cocomix.base.artifacts import fingerprint_of_json
+from cocomix.base.artifacts import MANIFEST_NAME, fingerprint_of_json, read_json
 from cocomix.labels.attribution import random_dictionary
 from cocomix.modeling.flops import span_flops_per_token
 from cocomix.sae.model import SparseAutoencoder
@@ -52,8 +52,8 @@ def alone(output: Path) -> Iterator[None]:
 class Inputs:
     """Folders of one size, corpus and teacher.
 
-    A teacher and a dictionary that stand beside the results are used as they are: made again on another machine they differ
-    by rounding, and so do their students.
+    A teacher and a dictionary of the same dataset that stand beside the results are used as they are: made again on another
+    machine they differ, and so do their students.
 
     Args:
         places: on this machine.
@@ -69,7 +69,6 @@ class Inputs:
         self.places, self.regime, self.corpus, self.name = places, regime, corpus, teacher
         self.num_latents = num_latents or regime.size.num_concepts
         self.folder = places.work / regime.size.name / corpus / teacher
-        self.kept = cells.RESULTS / regime.size.name / corpus / teacher
 
     @property
     def size(self) -> Size:
@@ -87,9 +86,16 @@ class Inputs:
         needed = -(-num_tokens // self.size.context_length)
         return min(needed, TokenDataset(self.data, "train").num_windows)
 
+    def _kept(self, name: str) -> Path | None:
+        folder = cells.RESULTS / self.size.name / self.corpus / self.name / name
+        if not folder.exists():
+            return None
+        inputs = read_json(folder / MANIFEST_NAME)["settings"]["inputs"]
+        return folder if inputs["data"] == TokenDataset(self.data).fingerprint else None
+
     @cached_property
     def teacher(self) -> Path:
-        if (kept := self.kept / "teacher").exists():
+        if kept := self._kept("teacher"):
             return kept
         data, output, spec = self.data, self.folder / "teacher", self.regime.teachers[self.name]
         base = recipes.ntp(self.size)
@@ -122,7 +128,7 @@ class Inputs:
     @cached_property
     def sae(self) -> Path:
         name, spec = f"sae-{self.num_latents}", self.regime.teachers[self.name]
-        if (kept := self.kept / name).exists():
+        if kept := self._kept(name):
             return kept
         teacher, output = self.teacher, self.folder / name
         with alone(output):

@@ -170,7 +170,7 @@ def costs_table(size: str) -> str:
             for name, cost in COSTS.items():
                 whole = statistics.fmean(cost(results[seed]) / cost(ntp[seed]) for seed in seeds)
                 shares = shares_to_match(size, corpus, teacher, row, name)
-                columns.append(f"{whole:.0%}; {', '.join(dict.fromkeys(shares))}")
+                columns.append("; ".join([f"{whole:.0%}", *([", ".join(dict.fromkeys(shares))] if shares else [])]))
             where = chosen_cell(size, corpus, teacher, row).teacher
             body.append([f"{CORPORA[corpus]}, {where}", f"`{row}`", *columns])
     return table(["corpus, teacher", "row", *COSTS], _unique(body)) if body else NOTHING

@@ -32,7 +32,7 @@ class Row:
         build: function from a size and a setting to a run, with data, output, labels and teacher open.
         settings: weights, each with schedule and end if they are not the row's own, such as `1-cosine-0.5`; the first is the
             default.
-        settings_ahead: in their place with a teacher that no student overtakes; empty: the same.
+        settings_ahead: in their place with the strong teacher, which no student overtakes; empty: the same.
         follows: rows whose settings this one has, joined by `+`.
         variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
         latents: of its dictionary, as a share of the size's concepts.
@@ -122,7 +122,7 @@ ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
     "ntp-wider": Row("NTP with equal active parameters and FLOPs", _wider),
     "pause": Row("pause vectors with a residual start", _pause),
-    "multi-token": Row("multi-token prediction, falling to 0", _multi_token, ("0.5", "0.25", "1")),
+    "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, FALLING, ("3-cosine", "3", "10", "30")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),

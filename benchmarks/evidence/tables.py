@@ -73,9 +73,9 @@ def chosen_cell(size: str, corpus: str, teacher: str, row: str, seed: int = 0, p
     return cell_of(size, corpus, teacher, row, rate, setting=setting, percent=percent, seed=seed)
 
 
-def shorter_rows(size: str, teacher: str) -> list[str]:
-    """Rows that run on shares of the tokens too: with the weak teacher, which saves less, those that may reach NTP's loss."""
-    left_out = ("published", *(("alignment", "predicted") if teacher == "weak" else ()))
+def shorter_rows(size: str) -> list[str]:
+    """Rows that run on shares of the tokens too."""
+    left_out = ("published", "predicted")
     return [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size) and row not in left_out]
 
 
@@ -103,7 +103,7 @@ def main(part: Part) -> Iterator[Cell]:
     for seed in regime.seeds:
         for corpus, teacher in part.comparisons():
             for percent in regime.shares.get(teacher, ()):
-                shorter = part.keep(shorter_rows(size, teacher))
+                shorter = part.keep(shorter_rows(size))
                 yield from (chosen_cell(size, corpus, teacher, row, seed, percent) for row in shorter)
     for corpus in dict(part.comparisons()):
         percent = cost_percent(size, corpus)
