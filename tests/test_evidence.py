@@ -12,6 +12,7 @@ import pytest
 import torch
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence import choice, dictionaries, jobs, page, rows, run, sizes, tables
+from benchmarks.evidence import inputs as inputs_module
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.cells import Cell, cell_of, parse_cell, stored_cells
 from benchmarks.evidence.corpora import Places, prepare_config
@@ -277,18 +278,18 @@ def test_a_cell_again_starts_from_its_first_step(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {"teacher", f"{cell.stem[:-1]}1"}
 
 
+@pytest.mark.parametrize("same", [True, False])
 def test_a_teacher_of_the_same_dataset_beside_the_results_is_not_made_again(
-    results: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    same: bool, results: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside = results / "toy" / "standard_library" / "weak"
-    for name, data in (("teacher", TokenDataset(tiny.data).fingerprint), ("sae-128", "another")):
-        (beside / name).mkdir(parents=True)
-        (beside / name / "manifest.json").write_text(json.dumps({"settings": {"inputs": {"data": data}}}))
+    kept = results / "toy" / "standard_library" / "weak" / "teacher"
+    kept.mkdir(parents=True)
+    data = TokenDataset(tiny.data).fingerprint if same else "another"
+    (kept / "manifest.json").write_text(json.dumps({"settings": {"inputs": {"data": data}}}))
     monkeypatch.setattr(Inputs, "data", tiny.data)
+    monkeypatch.setattr(inputs_module, "train", lambda config: None)
     inputs = Inputs(Places(tmp_path / "work"), REGIMES["toy"], "standard_library", "weak")
-    assert inputs.teacher == beside / "teacher"
-    with pytest.raises(CocomixError, match="teacher"):  # begins to make a dictionary of its own
-        _ = inputs.sae
+    assert inputs.teacher == (kept if same else inputs.folder / "teacher")
 
 
 def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) -> None:

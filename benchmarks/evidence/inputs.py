@@ -52,8 +52,8 @@ def alone(output: Path) -> Iterator[None]:
 class Inputs:
     """Folders of one size, corpus and teacher.
 
-    A teacher and a dictionary of the same dataset that stand beside the results are used as they are: made again on another
-    machine they differ, and so do their students.
+    A teacher of the same dataset that stands beside the results is used as it is: made again on another machine it
+    differs, and so do its students.
 
     Args:
         places: on this machine.
@@ -86,17 +86,13 @@ class Inputs:
         needed = -(-num_tokens // self.size.context_length)
         return min(needed, TokenDataset(self.data, "train").num_windows)
 
-    def _kept(self, name: str) -> Path | None:
-        folder = cells.RESULTS / self.size.name / self.corpus / self.name / name
-        if not folder.exists():
-            return None
-        inputs = read_json(folder / MANIFEST_NAME)["settings"]["inputs"]
-        return folder if inputs["data"] == TokenDataset(self.data).fingerprint else None
-
     @cached_property
     def teacher(self) -> Path:
-        if kept := self._kept("teacher"):
-            return kept
+        kept = cells.RESULTS / self.size.name / self.corpus / self.name / "teacher"
+        if kept.exists():
+            learned_from = read_json(kept / MANIFEST_NAME)["settings"]["inputs"]["data"]
+            if learned_from == TokenDataset(self.data).fingerprint:
+                return kept
         data, output, spec = self.data, self.folder / "teacher", self.regime.teachers[self.name]
         base = recipes.ntp(self.size)
         rate = spec.learning_rate or base.optimizer.learning_rate
@@ -127,10 +123,7 @@ class Inputs:
 
     @cached_property
     def sae(self) -> Path:
-        name, spec = f"sae-{self.num_latents}", self.regime.teachers[self.name]
-        if kept := self._kept(name):
-            return kept
-        teacher, output = self.teacher, self.folder / name
+        teacher, output, spec = self.teacher, self.folder / f"sae-{self.num_latents}", self.regime.teachers[self.name]
         with alone(output):
             train_sae(
                 TrainSaeConfig(
