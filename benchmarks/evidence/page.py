@@ -39,7 +39,7 @@ NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
 SIZE, CONFIRMS = "nano", "small"
 #: What the README shows.
-SUMMARY = ("ntp", "multi-token", "alignment", "kd", "recommended")
+SUMMARY = ("ntp", "multi-token", "kd", "alignment", "recommended")
 
 
 def refresh() -> None:
@@ -106,13 +106,12 @@ def _summary(size: str, corpus: str, teacher: str, row: str) -> str:
     text = f"{statistics.fmean(losses_of(results)):.3f}{seeds}"
     if row == "ntp" or not changes:
         return text
-    shares = shares_to_match(size, corpus, teacher, row, "tokens")
-    return "; ".join(
-        [
-            f"{text} ({format_signed(statistics.fmean(changes))})",
-            *([", ".join(dict.fromkeys(shares))] if shares else []),
-        ]
-    )
+    text += f" ({format_signed(statistics.fmean(changes))})"
+    return _with_shares(text, shares_to_match(size, corpus, teacher, row, "tokens"))
+
+
+def _with_shares(text: str, shares: Sequence[str]) -> str:
+    return f"{text}; {', '.join(dict.fromkeys(shares))}" if shares else text
 
 
 def _longer_ntp(size: str, corpus: str) -> str:
@@ -170,7 +169,7 @@ def costs_table(size: str) -> str:
             for name, cost in COSTS.items():
                 whole = statistics.fmean(cost(results[seed]) / cost(ntp[seed]) for seed in seeds)
                 shares = shares_to_match(size, corpus, teacher, row, name)
-                columns.append("; ".join([f"{whole:.0%}", *([", ".join(dict.fromkeys(shares))] if shares else [])]))
+                columns.append(_with_shares(f"{whole:.0%}", shares))
             where = chosen_cell(size, corpus, teacher, row).teacher
             body.append([f"{CORPORA[corpus]}, {where}", f"`{row}`", *columns])
     return table(["corpus, teacher", "row", *COSTS], _unique(body)) if body else NOTHING
