@@ -2,7 +2,7 @@
 
 Rate: every row runs at each rate of its size's grid, with its default weight, seed 0, and the weak teacher if it needs one.
 The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
-double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have its variants.
+double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have rows that follow it.
 
 Weight: at that rate, seed 0, every weight that the row has with a teacher runs; the one with the lowest loss is taken.
 """
@@ -19,9 +19,9 @@ MAX_EXTENSIONS = 3
 
 
 def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
-    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none of a variant."""
+    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none if it follows another."""
     regime = REGIMES[size]
-    if len(regime.rates) == 1 or ROWS[row].variant_of:
+    if len(regime.rates) == 1 or ROWS[row].follows:
         return []
     rates = sorted(regime.rates)
     while True:
@@ -44,8 +44,14 @@ def chosen_rate(size: str, corpus: str, row: str) -> float:
     Raises:
         CocomixError: not all of its rates have run.
     """
-    cells = rate_cells(size, corpus, ROWS[row].variant_of or row)
+    cells = rate_cells(size, corpus, (*ROWS[row].follows, row)[0])
     return REGIMES[size].rates[0] if not cells else _best(cells, f"--table rates --size {size}").rate
+
+
+def settings_of(size: str, teacher: str, row: str) -> tuple[str, ...]:
+    """Weights of a row that are tried with a teacher, or that of the weak one for a row without."""
+    found = ROWS[row]
+    return (REGIMES[size].teachers[teacher].ahead and found.settings_ahead) or found.settings
 
 
 def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
@@ -53,7 +59,7 @@ def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
     if ROWS[row].follows:
         return []
     rate = chosen_rate(size, corpus, row)
-    return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in ROWS[row].settings_with(teacher)]
+    return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in settings_of(size, teacher, row)]
 
 
 def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
@@ -65,9 +71,8 @@ def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
     sweep = REGIMES[size].sweep
     if ROWS[row].follows:
         return "+".join(chosen_setting(size, corpus, teacher, name) for name in ROWS[row].follows)
-    settings = ROWS[row].settings_with(teacher)
-    if sweep is None or len(settings) == 1:
-        return settings[0]
+    if sweep is None or len(ROWS[row].settings) == 1:
+        return ROWS[row].default
     return _best(weight_cells(sweep, corpus, teacher, row), f"--table weights --size {sweep}").setting
 
 

@@ -198,7 +198,7 @@ def weight_table(size: str) -> str:
     for corpus, teacher in comparisons(size):
         for row in rows_of(size):
             try:
-                cells = weight_cells(size, corpus, teacher, row) if len(ROWS[row].settings_with(teacher)) > 1 else []
+                cells = weight_cells(size, corpus, teacher, row) if len(ROWS[row].settings) > 1 else []
             except CocomixError:  # its rates have not run
                 continue
             runs = [(cell.setting, cell.result()) for cell in cells]

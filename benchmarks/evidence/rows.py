@@ -32,9 +32,9 @@ class Row:
         build: function from a size and a setting to a run, with data, output, labels and teacher open.
         settings: weights, each with schedule and end if they are not the row's own, such as `1-cosine-0.5`; the first is the
             default.
-        settings_ahead: in their place with the strong teacher, which no student overtakes; empty: the same.
-        follows: rows whose settings this one has, joined by `+`.
-        variant_of: row of which this one changes a single thing: it has that row's rate, and no place in the main table.
+        settings_ahead: in their place with a teacher that no student overtakes; empty: the same.
+        follows: rows whose settings this one has, joined by `+`, and the first of which gives its rate.
+        variant: changes a single thing of the row that it follows, and has no place in the main table.
         latents: of its dictionary, as a share of the size's concepts.
     """
 
@@ -43,15 +43,12 @@ class Row:
     settings: tuple[str, ...] = ("",)
     settings_ahead: tuple[str, ...] = ()
     follows: tuple[str, ...] = ()
-    variant_of: str | None = None
+    variant: bool = False
     latents: float = 1.0
 
     @property
     def default(self) -> str:
         return "+".join(ROWS[name].default for name in self.follows) if self.follows else self.settings[0]
-
-    def settings_with(self, teacher: str) -> tuple[str, ...]:
-        return self.settings_ahead if teacher == "strong" and self.settings_ahead else self.settings
 
 
 def _weight(setting: str) -> dict[str, Any]:
@@ -110,6 +107,10 @@ def _next_tokens(size: Size, setting: str) -> TrainConfig:
     return replace(_recommended(size, setting), multi_token=_multi_token(size, ROWS["multi-token"].default).multi_token)
 
 
+def _concepts_aligned(size: Size, setting: str) -> TrainConfig:
+    return replace(_recommended(size, setting), hidden_regression=_aligned(size, "1").hidden_regression)
+
+
 def _both(size: Size, setting: str) -> TrainConfig:
     concepts, distillation = setting.split("+")
     return replace(_recommended(size, concepts), distillation=DistillationConfig(**_weight(distillation)))
@@ -129,14 +130,13 @@ ROWS: dict[str, Row] = {
     "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "3-cosine", "1", "3")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
-    "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant_of="recommended"),
-    "fewer": Row(
-        "a quarter of the latents", _recommended, follows=("recommended",), variant_of="recommended", latents=0.25
-    ),
-    "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant_of="recommended"),
+    "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant=True),
+    "fewer": Row("a quarter of the latents", _recommended, follows=("recommended",), variant=True, latents=0.25),
+    "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant=True),
+    "aligned": Row("layer alignment too", _concepts_aligned, follows=("recommended",), variant=True),
 }
 #: Rows of the main table.
-COMPARED = tuple(name for name, row in ROWS.items() if row.variant_of is None)
+COMPARED = tuple(name for name, row in ROWS.items() if not row.variant)
 
 
 def needs_labels(config: TrainConfig) -> bool:

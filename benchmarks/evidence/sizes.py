@@ -29,6 +29,8 @@ class Teacher:
     #: None: that of its size.
     learning_rate: float | None = None
     seed: int = 0
+    #: No student overtakes it.
+    ahead: bool = False
 
 
 def more_teachers(weak: Teacher, student: StudentConfig, num_tokens: int) -> dict[str, Teacher]:
@@ -95,7 +97,7 @@ def size(name: str, student: StudentConfig, teacher: Teacher, **changes: object)
 
 def toy() -> Regime:
     """Seconds: for the tests."""
-    teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048)}
+    teachers = {"weak": Teacher(shape(16, 2, 8), 0, 1024), "strong": Teacher(shape(32, 2, 16), 0, 2048, ahead=True)}
     teachers |= more_teachers(teachers["weak"], shape(16, 2, 8), 2048)
     return Regime(
         size(
@@ -120,7 +122,10 @@ def toy() -> Regime:
 
 def nano() -> Regime:
     """0.5M parameters on 8M tokens, fifteen a parameter; ten to twenty minutes a run on one core. Carries all tables."""
-    teachers = {"weak": Teacher(shape(64, 3), 1, 6_000_000), "strong": Teacher(shape(128, 4), 2, 16_000_000)}
+    teachers = {
+        "weak": Teacher(shape(64, 3), 1, 6_000_000),
+        "strong": Teacher(shape(128, 4), 2, 16_000_000, ahead=True),
+    }
     teachers |= more_teachers(teachers["weak"], shape(96, 3), 8_000_000)
     return Regime(
         size("nano", shape(96, 3), teachers["weak"], context_length=256, num_tokens=8_000_000),
@@ -133,7 +138,10 @@ def nano() -> Regime:
 
 def small() -> Regime:
     """1.1M parameters on 16M tokens of prose. Confirms the main rows."""
-    teachers = {"weak": Teacher(shape(96, 3), 1, 12_000_000), "strong": Teacher(shape(160, 5), 2, 32_000_000)}
+    teachers = {
+        "weak": Teacher(shape(96, 3), 1, 12_000_000),
+        "strong": Teacher(shape(160, 5), 2, 32_000_000, ahead=True),
+    }
     return Regime(
         size("small", shape(128, 4), teachers["weak"], context_length=256, num_tokens=16_000_000),
         teachers,

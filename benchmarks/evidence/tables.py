@@ -28,6 +28,7 @@ VARIANTS = {
     "untrained teacher": ("untrained", "recommended"),
     "a quarter of the latents": ("weak", "fewer"),
     "multi-token prediction too": ("weak", "next-tokens"),
+    "layer alignment too": ("weak", "aligned"),
     "teacher like the student": ("like-student", "recommended"),
 }
 #: Those that also say what a dictionary is for.
