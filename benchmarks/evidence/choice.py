@@ -1,10 +1,13 @@
 """Which learning rate and which weight a row has, by rules that were written down before the runs.
 
+Both are searched at one size, `sweep`, and others have them too; a size without runs at its own rate and first weights.
+
 Rate: every row runs at each rate of its size's grid, with its default weight, seed 0, and the weak teacher if it needs one.
 The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
 double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have rows that follow it.
 
-Weight: at that rate, seed 0, every weight that the row has with a teacher runs; the one with the lowest loss is taken.
+Weight: on prose, at that rate, seed 0, every weight that the row has with a teacher runs; the one with the lowest loss is
+taken, for all corpora.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from cocomix.base.errors import CocomixError
 
 #: Rates beyond the grid on either side, at most.
 MAX_EXTENSIONS = 3
+#: Where weights are searched.
+SWEEP_CORPUS = "prose"
 
 
 def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
-    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none if it follows another."""
+    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none if it has another's."""
     regime = REGIMES[size]
-    if len(regime.rates) == 1 or ROWS[row].follows:
+    if regime.sweep != size or ROWS[row].follows:
         return []
     rates = sorted(regime.rates)
     while True:
@@ -39,13 +44,16 @@ def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
 
 
 def chosen_rate(size: str, corpus: str, row: str) -> float:
-    """The best rate of a row.
+    """The best rate of a row, at the size whose table chooses it.
 
     Raises:
         CocomixError: not all of its rates have run.
     """
-    cells = rate_cells(size, corpus, (*ROWS[row].follows, row)[0])
-    return REGIMES[size].rates[0] if not cells else _best(cells, f"--table rates --size {size}").rate
+    regime = REGIMES[size]
+    if regime.sweep is None:
+        return regime.size.learning_rate
+    cells = rate_cells(regime.sweep, corpus, (*ROWS[row].follows, row)[0])
+    return _best(cells, f"--table rates --size {regime.sweep}").rate
 
 
 def settings_of(size: str, teacher: str, row: str) -> tuple[str, ...]:
@@ -55,14 +63,14 @@ def settings_of(size: str, teacher: str, row: str) -> tuple[str, ...]:
 
 
 def weight_cells(size: str, corpus: str, teacher: str, row: str) -> list[Cell]:
-    """A row at its best rate with every weight; none if its weights are other rows'."""
-    if ROWS[row].follows:
+    """A row at its best rate with every weight; none if it has another's."""
+    if REGIMES[size].sweep != size or corpus != SWEEP_CORPUS or ROWS[row].follows:
         return []
     rate = chosen_rate(size, corpus, row)
     return [cell_of(size, corpus, teacher, row, rate, setting=setting) for setting in settings_of(size, teacher, row)]
 
 
-def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
+def chosen_setting(size: str, teacher: str, row: str) -> str:
     """The best weight of a row, at the size whose table chooses it.
 
     Raises:
@@ -70,10 +78,10 @@ def chosen_setting(size: str, corpus: str, teacher: str, row: str) -> str:
     """
     sweep = REGIMES[size].sweep
     if ROWS[row].follows:
-        return "+".join(chosen_setting(size, corpus, teacher, name) for name in ROWS[row].follows)
+        return "+".join(chosen_setting(size, teacher, name) for name in ROWS[row].follows)
     if sweep is None or len(ROWS[row].settings) == 1:
         return ROWS[row].default
-    return _best(weight_cells(sweep, corpus, teacher, row), f"--table weights --size {sweep}").setting
+    return _best(weight_cells(sweep, SWEEP_CORPUS, teacher, row), f"--table weights --size {sweep}").setting
 
 
 def _best(cells: list[Cell], command: str) -> Cell:

@@ -50,12 +50,12 @@ class Regime:
     Args:
         size: shape, tokens, batch and vocabulary of the students.
         teachers: by name; those of `TEACHERS` are compared.
-        rates: grid of learning rates; a single one needs no search.
+        rates: grid of learning rates, of a size that is its own `sweep`.
         corpora: names.
         rows: names of the main table's rows; None: all.
         seeds: of the main table.
         shares: by teacher, whole schedules on shares of the tokens, in percent, to see where NTP's loss is reached.
-        sweep: size whose table `weights` chooses the settings; None: each row's first setting.
+        sweep: size whose tables choose rates and weights; None: the size's rate, and each row's first weight.
         dictionary_tokens: each dictionary is trained on.
         compile: blocks of students and teachers; on the CPU this needs a C++ compiler.
         max_bytes: of the standard library.
@@ -63,7 +63,7 @@ class Regime:
 
     size: Size
     teachers: Mapping[str, Teacher]
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] = ()
     corpora: tuple[str, ...] = ("standard_library", "prose")
     rows: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -145,7 +145,6 @@ def small() -> Regime:
     return Regime(
         size("small", shape(128, 4), teachers["weak"], context_length=256, num_tokens=16_000_000),
         teachers,
-        (0.002, 0.004, 0.008),
         compile=True,
         corpora=("prose",),
         rows=MAIN_ROWS,
@@ -161,7 +160,6 @@ def base() -> Regime:
     return Regime(
         size("base", shape(512, 6, 64), teachers["weak"], num_concepts=4096, **changes),
         teachers,
-        (0.002,),
         compile=True,
         corpora=("prose",),
         rows=("ntp", "recommended", "both"),

@@ -69,7 +69,7 @@ def rows_of(size: str) -> tuple[str, ...]:
 
 def chosen_cell(size: str, corpus: str, teacher: str, row: str, seed: int = 0, percent: int = 100) -> Cell:
     """A row with its best rate and weight."""
-    setting = chosen_setting(size, corpus, teacher, row)
+    setting = chosen_setting(size, teacher, row)
     rate = chosen_rate(size, corpus, row)
     return cell_of(size, corpus, teacher, row, rate, setting=setting, percent=percent, seed=seed)
 
@@ -87,8 +87,6 @@ def rates(part: Part) -> Iterator[Cell]:
 
 
 def weights(part: Part) -> Iterator[Cell]:
-    if REGIMES[part.size].sweep != part.size:
-        return
     for corpus, teacher in part.comparisons():
         for row in part.keep(rows_of(part.size)):
             yield from weight_cells(part.size, corpus, teacher, row)
