@@ -62,10 +62,9 @@ def _student(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, student=replace(config.student, **changes))
 
 
-def _wider(size: Size, _: str) -> TrainConfig:
+def _wider(config: TrainConfig, size: Size) -> TrainConfig:
     """At every size here the width nearest to the recommended variant's active parameters is that nearest to its FLOPs."""
-    width = equal_parameters_width(recipes.recommended(size), size).hidden_size
-    return _student(recipes.ntp(size), hidden_size=width)
+    return _student(config, hidden_size=equal_parameters_width(recipes.recommended(size), size).hidden_size)
 
 
 def _pause(size: Size, _: str) -> TrainConfig:
@@ -121,11 +120,16 @@ FALLING = ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")
 
 ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
-    "ntp-wider": Row("NTP with equal active parameters and FLOPs", _wider),
+    "ntp-wider": Row("NTP with equal active parameters and FLOPs", lambda size, _: _wider(recipes.ntp(size), size)),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, FALLING, ("3", "10", "30")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
+    "alignment-wider": Row(
+        "layer alignment with equal active parameters and FLOPs",
+        lambda size, setting: _wider(_aligned(size, setting), size),
+        follows=("alignment",),
+    ),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
     "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "1", "3")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
