@@ -61,7 +61,6 @@ def blocks() -> dict[str, str]:
     """All tables by name."""
     models = stored("upcycling")["models"]
     return {
-        "demo seeds": demo_seeds(),
         "variants": variants(),
         "autoencoders": autoencoders(),
         "stride": stride(),
@@ -222,29 +221,6 @@ def precision_loss() -> str:
         for name, values in run["validation_loss"].items()
     ]
     return table(["student", "loss by seed", "difference to float32", "its mean"], rows)
-
-
-def demo_seeds() -> str:
-    rows = []
-    for seed, run in stored("demo_seeds")["seeds"].items():
-        ntp, cocomix, sae = run["ntp"], run["cocomix"], run["sae"]
-        found = [ntp["validation_loss"], cocomix["validation_loss"]]
-        probes = (run["probes"][name] for name in ("shuffle_batch", "oracle"))
-        rows.append(
-            [
-                seed,
-                *map(losses, ([value] for value in found)),
-                format_signed(found[1] - found[0]),
-                f"{run['tokens_to_match_ntp'] / ntp['train_tokens']:.0%}",
-                f"{run['flops_to_match_ntp'] / ntp['train_flops']:.0%}",
-                f"{cocomix['train_seconds'] / ntp['train_seconds']:.2f}",
-                losses([sae["fvu"]]),
-                losses([sae["loss_recovered"]]),
-                *(f"{format_signed(probe['loss_delta'])} ± {probe['standard_error']:.3f}" for probe in probes),
-            ]
-        )
-    head = ["seed", "NTP", "CoCoMix", "difference", "tokens to NTP's loss", "FLOPs to NTP's loss", "time over NTP's"]
-    return table([*head, "SAE FVU", "loss recovered", "shuffled concepts", "oracle labels"], rows)
 
 
 def variants() -> str:

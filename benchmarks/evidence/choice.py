@@ -1,4 +1,5 @@
-"""Which learning rate and which weight a row has, by rules that were written down before the runs.
+"""Which learning rate and which weight a row has, by rules that were written down before the runs; `docs/log.md` names the
+weights that joined or left later.
 
 Both are searched at one size, `sweep`, and others have them too; a size without runs at its own rate and first weights.
 

@@ -20,6 +20,7 @@ from benchmarks.evidence.numbers import COSTS, at_hand_cost, differences, losses
 from benchmarks.evidence.rows import ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import (
+    CONTROL,
     VARIANTS,
     chosen_cell,
     comparisons,
@@ -39,7 +40,7 @@ NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
 SIZE, CONFIRMS = "nano", "small"
 #: What the README shows.
-SUMMARY = ("ntp", "multi-token", "kd", "alignment", "recommended")
+SUMMARY = ("ntp", "ntp-wider", "multi-token", "kd", "alignment", "alignment-wider", "recommended")
 
 
 def refresh() -> None:
@@ -216,8 +217,9 @@ def variants_table(size: str) -> str:
         for name in VARIANTS if base else ():
             cells = [variant_cell(size, corpus, name, seed) for seed in REGIMES[size].seeds]
             runs = {cell.seed: run for cell in cells if (run := cell.result()) is not None}
-            later = {seed: run for seed, run in runs.items() if seed} or runs  # seed 0 chose what has more seeds
-            changes, seeds = differences(later, base), later.keys() & base.keys()
+            # But for the control, seed 0 chose what has more seeds.
+            counted = {seed: run for seed, run in runs.items() if seed or name == CONTROL} or runs
+            changes, seeds = differences(counted, base), counted.keys() & base.keys()
             if changes:
                 costs = [
                     statistics.fmean(cost(runs[s]) / cost(base[s]) for s in seeds)

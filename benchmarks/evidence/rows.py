@@ -63,7 +63,7 @@ def _student(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def _wider(config: TrainConfig, size: Size) -> TrainConfig:
-    """At every size here the width nearest to the recommended variant's active parameters is that nearest to its FLOPs."""
+    """The width nearest to the recommended variant's active parameters. Where its loss ends early, this takes more FLOPs."""
     return _student(config, hidden_size=equal_parameters_width(recipes.recommended(size), size).hidden_size)
 
 
@@ -107,6 +107,7 @@ def _next_tokens(size: Size, setting: str) -> TrainConfig:
 
 
 def _concepts_aligned(size: Size, setting: str) -> TrainConfig:
+    """With the weight that was the best of layer alignment's own."""
     return replace(_recommended(size, setting), hidden_regression=_aligned(size, "1").hidden_regression)
 
 
@@ -120,13 +121,13 @@ FALLING = ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")
 
 ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
-    "ntp-wider": Row("NTP with equal active parameters and FLOPs", lambda size, _: _wider(recipes.ntp(size), size)),
+    "ntp-wider": Row("NTP with equal active parameters", lambda size, _: _wider(recipes.ntp(size), size)),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
-    "kd": Row("distillation", _distilled, FALLING, ("3", "10", "30")),
+    "kd": Row("distillation", _distilled, FALLING, ("1", "3", "10")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
     "alignment-wider": Row(
-        "layer alignment with equal active parameters and FLOPs",
+        "layer alignment with equal active parameters",
         lambda size, setting: _wider(_aligned(size, setting), size),
         follows=("alignment",),
     ),

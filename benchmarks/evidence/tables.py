@@ -31,8 +31,10 @@ VARIANTS = {
     "layer alignment too": ("weak", "aligned"),
     "teacher like the student": ("like-student", "recommended"),
 }
+#: A control that has all seeds, whatever comes of the first.
+CONTROL = "random dictionary"
 #: Those that also say what a dictionary is for.
-DICTIONARIES = ("random dictionary", "untrained teacher")
+DICTIONARIES = (CONTROL, "untrained teacher")
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,14 @@ def variant_cell(size: str, corpus: str, name: str, seed: int = 0) -> Cell:
 
 
 def variants(part: Part) -> Iterator[Cell]:
-    """All at seed 0; then, of those that are ahead there, and of the dictionaries, the other seeds."""
+    """All at seed 0; then, of those that are ahead there, and of the control, the other seeds."""
     for corpus in dict(part.comparisons()):
         names = [name for name, (_, row) in VARIANTS.items() if part.keep([row])]
         first = {name: variant_cell(part.size, corpus, name) for name in ("recommended", *names)}
         yield from first.values()
         losses = {name: (cell.result() or {}).get("validation_loss", math.inf) for name, cell in first.items()}
         for seed in REGIMES[part.size].seeds[1:]:
-            further = [name for name in names if losses[name] < losses["recommended"] or name in DICTIONARIES]
+            further = [name for name in names if losses[name] < losses["recommended"] or name == CONTROL]
             yield from (variant_cell(part.size, corpus, name, seed) for name in ("recommended", *further))
 
 
