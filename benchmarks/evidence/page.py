@@ -40,7 +40,7 @@ NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
 SIZE, CONFIRMS = "nano", "small"
 #: What the README shows.
-SUMMARY = ("ntp", "ntp-wider", "multi-token", "kd", "alignment", "alignment-wider", "recommended")
+SUMMARY = ("ntp", "ntp-wider", "kd", "alignment-wider", "recommended")
 
 
 def refresh() -> None:
