@@ -58,7 +58,7 @@ def chosen_rate(size: str, corpus: str, row: str) -> float:
 
 
 def settings_of(size: str, teacher: str, row: str) -> tuple[str, ...]:
-    """Weights of a row that are tried with a teacher, or that of the weak one for a row without."""
+    """Weights that a row is tried with, given a teacher; a row that has none ignores it."""
     found = ROWS[row]
     return (REGIMES[size].teachers[teacher].ahead and found.settings_ahead) or found.settings
 
