@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
     "ntp-wider": Row("NTP with equal active parameters", lambda size, _: _wider(recipes.ntp(size), size)),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
-    "kd": Row("distillation", _distilled, FALLING, ("1", "3", "10")),
+    "kd": Row("distillation", _distilled, FALLING, ("1", "3", "10", "3-cosine")),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
     "alignment-wider": Row(
         "layer alignment with equal active parameters",
@@ -132,7 +132,7 @@ ROWS: dict[str, Row] = {
         follows=("alignment",),
     ),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
-    "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "1", "3")),
+    "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "1", "3", "1-cosine-0.5")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant=True),
