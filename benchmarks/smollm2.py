@@ -188,7 +188,7 @@ def run(commands: Mapping[str, Sequence[str]], work: Path) -> dict[str, dict[str
         CocomixError: a command failed.
     """
     path = work / "costs.json"
-    costs: dict[str, dict[str, float]] = read_json(path) if path.exists() else {}
+    costs: dict[str, dict[str, float]] = {}
     for name, command in commands.items():
         print(f"\n$ cocomix {shlex.join(command)}", file=sys.stderr, flush=True)
         was_finished = (Path(command[command.index("--output") + 1]) / MANIFEST_NAME).exists()
@@ -200,6 +200,7 @@ def run(commands: Mapping[str, Sequence[str]], work: Path) -> dict[str, dict[str
                 break
             except KeyboardInterrupt:  # which the command got too: it saves its state and ends
                 continue
+        costs = read_json(path) if path.exists() else {}
         if not was_finished:
             before = costs.get(name, {"minutes": 0.0, "peak_bytes": 0.0})
             minutes = before["minutes"] + (time.monotonic() - begun) / 60

@@ -31,7 +31,7 @@ PAPER_LABELS = AttributionConfig(criterion="attribution", point="original", loss
 #: The labels of the paper's ablation.
 ACTIVATION_LABELS = AttributionConfig(criterion="activation_value")
 #: What `recommended` and, on the command line, a run with concepts but no recipe take.
-RECOMMENDED_LOSS = ConceptLossConfig(weight=1.0, schedule="cosine")
+RECOMMENDED_LOSS = ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
 
 
 def ntp(size: Size) -> TrainConfig:
@@ -92,7 +92,7 @@ def add(size: Size) -> TrainConfig:
 
 
 def recommended(size: Size) -> TrainConfig:
-    """CoCoMix as we recommend: labels by activation value, concepts added, weight 1 that falls to 0 in a cosine."""
+    """CoCoMix as we recommend: labels by activation value, concepts added, weight 1 that falls to 0 by half of the run."""
     config = _mixing(cocomix(size), RECOMMENDED_MIXING)
     return replace(config, attribution=ACTIVATION_LABELS, concept_loss=RECOMMENDED_LOSS)
 

@@ -56,7 +56,8 @@ def test_every_recipe_trains_ten_steps(variant: str, tiny: Tiny, tmp_path: Path,
     facts = train(config).facts
     assert facts["num_steps"] == 10
     last = [line for line in read_metrics(tmp_path / "run") if "lm_loss" in line][-1]
-    assert ("concept_loss" in last) == (variant in WITH_PAPER_LABELS + WITH_ACTIVATION_LABELS)
+    assert config.concept_loss.is_on(config) == (variant in WITH_PAPER_LABELS + WITH_ACTIVATION_LABELS)
+    assert ("concept_loss" in last) == (config.concept_loss.is_on(config) and config.concept_loss.end == 1)
     assert ("distillation_loss" in last) == (variant == "kd")
     assert ("hidden_loss" in last) == (variant == "hidden-regression")
 
