@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks.common import RESULTS, losses, mean, table
-from benchmarks.evidence.numbers import COSTS, differences, losses_of
+from benchmarks.evidence.numbers import differences, losses_of
 from cocomix.base.artifacts import read_json
 from cocomix.base.formats import format_flops, format_signed
 
@@ -63,7 +63,6 @@ def runs() -> dict[tuple[str, str, str, str], dict[int, dict[str, Any]]]:
 def blocks() -> dict[str, str]:
     return {
         "first million": main_table(),
-        "first million costs": costs_table(),
         **{f"first million {corpus}": runs_table(corpus) for corpus in CORPORA},
     }
 
@@ -79,19 +78,6 @@ def main_table() -> str:
             loss = f"{statistics.fmean(losses_of(results)):.3f}" if results else ""
             changes = differences(results, ntp) if part != "NTP" else []
             row.append(f"{loss} ({format_signed(statistics.fmean(changes))})" if changes else loss)
-        body.append(row)
-    return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
-
-
-def costs_table() -> str:
-    """What CoCoMix (ours) takes, as a multiple of NTP's FLOPs; those of dictionaries were not stored."""
-    comparisons = [(corpus, teacher) for corpus in CORPORA for teacher in PARTS]
-    body = []
-    for name in ("FLOPs", "with a teacher at hand", "with a teacher for ten", "with a teacher for one"):
-        row = [name]
-        for corpus, teacher in comparisons:
-            ours, ntp = (_part(corpus, teacher, part)[0] for part in ("CoCoMix (ours)", "NTP"))
-            row.append(f"{COSTS[name](ours) / COSTS['FLOPs'](ntp):.2f}")
         body.append(row)
     return table(["", *(f"{CORPORA[corpus]}, {teacher} teacher" for corpus, teacher in comparisons)], body)
 

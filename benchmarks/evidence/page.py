@@ -82,10 +82,13 @@ def blocks() -> dict[str, str]:
 
 
 def main_table(size: str, rows: Sequence[str] = ()) -> str:
-    """Mean loss of every row in every comparison that has begun, its difference to NTP, and the tokens to NTP's loss."""
+    """Mean loss of every row in every comparison that has begun, its difference to NTP, and the tokens to NTP's loss.
+
+    A table of some rows is of the weak teachers.
+    """
     taught = [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size)]
-    begun = [pair for pair in comparisons(size) if any(results_of(size, *pair, row) for row in taught)]
-    begun = begun or comparisons(size)[:1]
+    pairs = [pair for pair in comparisons(size) if not rows or pair[1] == "weak"]
+    begun = [pair for pair in pairs if any(results_of(size, *pair, row) for row in taught)] or pairs[:1]
     body = []
     for row in rows or rows_of(size):
         cells = [_summary(size, corpus, teacher, row) for corpus, teacher in begun]
