@@ -14,7 +14,7 @@ taken, for all corpora.
 from __future__ import annotations
 
 from benchmarks.evidence.cells import Cell, cell_of
-from benchmarks.evidence.rows import ROWS
+from benchmarks.evidence.rows import ROWS, joined
 from benchmarks.evidence.sizes import REGIMES
 from cocomix.base.errors import CocomixError
 
@@ -79,7 +79,7 @@ def chosen_setting(size: str, teacher: str, row: str) -> str:
     """
     sweep = REGIMES[size].sweep
     if ROWS[row].follows:
-        return "+".join(chosen_setting(size, teacher, name) for name in ROWS[row].follows)
+        return joined(chosen_setting(size, teacher, name) for name in ROWS[row].follows)
     if sweep is None or len(ROWS[row].settings) == 1:
         return ROWS[row].default
     return _best(weight_cells(sweep, SWEEP_CORPUS, teacher, row), f"--table weights --size {sweep}").setting

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
@@ -48,7 +48,12 @@ class Row:
 
     @property
     def default(self) -> str:
-        return "+".join(ROWS[name].default for name in self.follows) if self.follows else self.settings[0]
+        return joined(ROWS[name].default for name in self.follows) if self.follows else self.settings[0]
+
+
+def joined(settings: Iterable[str]) -> str:
+    """The setting of a row that follows others; those without weights leave no mark."""
+    return "+".join(filter(None, settings))
 
 
 def _weight(setting: str) -> dict[str, Any]:
@@ -125,6 +130,11 @@ ROWS: dict[str, Row] = {
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
     "kd": Row("distillation", _distilled, FALLING, ("1", "3", "10", "3-cosine")),
+    "kd-wider": Row(
+        "distillation with equal active parameters",
+        lambda size, setting: _wider(_distilled(size, setting), size),
+        follows=("ntp-wider", "kd"),
+    ),
     "alignment": Row("layer alignment (LET), falling to 0", _aligned, ("0.1", "0.3", "1", "3")),
     "alignment-wider": Row(
         "layer alignment with equal active parameters",
