@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from benchmarks import smollm2
+from benchmarks import scratch, smollm2
 from benchmarks.aims import aims
 from benchmarks.common import DOCS, fill, losses, signed, stored, table
 from cocomix.base.formats import format_bytes, format_flops, format_hours, format_signed
@@ -75,6 +75,7 @@ def blocks() -> dict[str, str]:
         "scale memory": scale_memory(),
         "scale messages": scale_messages(),
         **smollm2.blocks(stored("smollm2")),
+        **scratch.blocks(stored("scratch")),
         "aims": aims(),
         "learning": learning(),
         "precision speed": precision_speed(),
