@@ -4,7 +4,8 @@
     python -m benchmarks.scratch --text TRAIN.parquet --validation-text VALIDATION.parquet
 
 The dictionary is that of the example (`benchmarks/smollm2.py`), whose `--work` may be given. Students have its vocabulary,
-the recommended settings, one learning rate and one weight of distillation, neither of them searched.
+the recommended settings, one learning rate and one weight of distillation, not searched.
+NTP has half and twice that rate too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ TEACHER = "the teacher"
 LABELS, DRAWS = "labels-of-students", "draws"
 _LABELLED = ["--labels", LABELS]
 _DISTILLED = ["--distillation.targets", DRAWS, "--distillation.weight", "10"]
-#: Options of each student, besides those that all have.
-STUDENTS = {
-    "NTP": [],
-    "distillation from 16 draws": _DISTILLED,
-    "CoCoMix (ours)": _LABELLED,
-    "CoCoMix (ours) with distillation": [*_LABELLED, *_DISTILLED],
+LEARNING_RATE = 4e-3
+#: Options of each student, besides those that all have, and its learning rate.
+STUDENTS: dict[str, tuple[list[str], float]] = {
+    "NTP": ([], LEARNING_RATE),
+    "NTP at half the rate": ([], LEARNING_RATE / 2),
+    "NTP at twice the rate": ([], 2 * LEARNING_RATE),
+    "distillation from 16 draws": (_DISTILLED, LEARNING_RATE),
+    "CoCoMix (ours)": (_LABELLED, LEARNING_RATE),
+    "CoCoMix (ours) with distillation": ([*_LABELLED, *_DISTILLED], LEARNING_RATE),
 }
 FACTS = ("num_parameters", "train_tokens", "train_flops", "teacher_flops")
 
@@ -42,7 +46,6 @@ class Shape:
     num_layers: int = 4
     num_heads: int = 6
     num_tokens: int = 1_000_000
-    learning_rate: float = 4e-3
     validation_windows: int = 256
 
 
@@ -67,13 +70,13 @@ def stages(
     read = ["eval", "--data", data, "--max-windows", shape.validation_windows, "--precision", size.precision]
     lines["evaluation of the teacher"] = [*read, "--model", model, "--output", smollm2.evaluated(work, TEACHER)]
     for seed in seeds:
-        for student, own in STUDENTS.items():
+        for student, (own, rate) in STUDENTS.items():
             output = folder(work, student, seed)
             lines[f"{student}, seed {seed}"] = [
                 *("train", "--data", data, "--num-windows", windows, "--num-tokens", shape.num_tokens),
                 *("--student.family", "qwen3", "--student.hidden-size", shape.hidden_size),
                 *("--student.num-layers", shape.num_layers, "--student.num-heads", shape.num_heads),
-                *("--optimizer.learning-rate", shape.learning_rate, "--parallel.precision", size.precision),
+                *("--optimizer.learning-rate", rate, "--parallel.precision", size.precision),
                 *("--batch-size", 8, "--num-evaluations", 10, "--max-validation-windows", 32, "--keep", 1),
                 *(str(work / word) if word in (LABELS, DRAWS) else word for word in own),
                 *("--seed", seed, "--checkpoint-every-steps", 50, "--output", output),
