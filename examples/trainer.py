@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cocomix import CocomixError, ConceptDataset, TokenDataset, TrainConfig
 from cocomix.cli.options import parse
@@ -41,6 +41,16 @@ class Windows(IterableDataset[dict[str, torch.Tensor]]):
                 if self.labels is not None:
                     row["concept_labels"] = self.labels.labels([window])[0]
                 yield row
+
+
+class ConceptWeight(TrainerCallback):
+    """The weight of the concept loss at each step."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    def on_step_begin(self, _: Any, state: Any, __: Any, *, model: Any, **more: Any) -> None:
+        model.config.concept_loss_weight = self.config.concept_loss.weight_at(state.global_step, state.max_steps)
 
 
 def train(config: TrainConfig) -> list[dict[str, Any]]:
@@ -68,7 +78,8 @@ def train(config: TrainConfig) -> list[dict[str, Any]]:
         report_to=[],
     )
     windows = Windows(config, data, labels, num_steps)
-    trainer = Trainer(model=model, args=arguments, train_dataset=windows, optimizers=(optimizer, schedule))
+    weight = ConceptWeight(config)
+    trainer = Trainer(model, arguments, train_dataset=windows, callbacks=[weight], optimizers=(optimizer, schedule))
     trainer.train()
     trainer.save_model()
     data.tokenizer().save_pretrained(config.output)

@@ -228,6 +228,7 @@ def test_rows_are_what_their_names_say() -> None:
     assert made["ntp"].student.hidden_size == made["recommended"].student.hidden_size == 96
     assert made["ntp-wider"].student.hidden_size == 108
     assert equal_flops_width(made["recommended"], size).hidden_size == 108
+    assert equal_flops_width(rows.ROWS["recommended"].build(size, "1-cosine-0.5"), size).hidden_size == 102
     assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
     assert made["published"].attribution.criterion == "attribution"
     assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")

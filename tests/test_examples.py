@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cocomix import ParallelConfig, StudentConfig, TokenDataset, load_causal_lm, steer, train
 from cocomix.base.kinds import read_metrics
+from cocomix.objectives.config import ConceptLossConfig
 from tests.conftest import CONCEPT, Tiny
 from tests.training.helpers import config, weights
 
@@ -63,14 +64,15 @@ def test_transformers_trainer_trains_the_same_model(tiny: Tiny, tmp_path: Path, 
     from examples import trainer
 
     parallel = ParallelConfig(device="cpu")
-    logged = trainer.train(config(tiny, tmp_path / "trainer", kind, parallel=parallel))
-    train(config(tiny, tmp_path / "loop", kind))
+    falling = ConceptLossConfig(weight=0.1, schedule="linear", end=0.8)
+    logged = trainer.train(config(tiny, tmp_path / "trainer", kind, parallel=parallel, concept_loss=falling))
+    train(config(tiny, tmp_path / "loop", kind, concept_loss=falling))
     assert len(logged) == 20
     ours = {int(line["step"]): line for line in read_metrics(tmp_path / "loop") if "lm_loss" in line}
     assert ours.keys() == {10, 20}
     for step, line in ours.items():
         # Trainer rounds what it logs to four digits, and divides a mean where the loop divides a sum.
-        total = line["lm_loss"] + 0.1 * line.get("concept_loss", 0.0)
+        total = line["lm_loss"] + falling.weight_at(step - 1, 20) * line.get("concept_loss", 0.0)
         assert logged[step - 1]["loss"] == pytest.approx(total, abs=2e-4)
         assert logged[step - 1]["grad_norm"] == pytest.approx(line["gradient_norm"], rel=1e-3)
     found, expected = weights(tmp_path / "trainer"), weights(tmp_path / "loop")

@@ -58,11 +58,11 @@ class _Counter:
             labels = next((key for key, config in self.configs.items() if config and config.output == run.labels), None)
             if labels is not None and student.run.student.mixer.has_concepts:
                 per_token = run.attribution.num_labels * (2 if self._num_concepts(run) < 2**16 else 4)
-                hours = self._hours(tokens * cost.labels, self.configs[labels].compute.precision)
+                hours = self._hours(tokens * cost.labels / run.concept_loss.end, self.configs[labels].compute.precision)
                 costs[labels] = Cost(hours, tokens * per_token)
             if run.distillation.targets is not None and "targets" in self.configs:
                 config = self.configs["targets"]
-                hours = self._hours(tokens * cost.stored_targets, config.compute.precision)
+                hours = self._hours(tokens * cost.stored_targets / run.distillation.end, config.compute.precision)
                 costs["targets"] = Cost(hours, tokens * (4 + 2 * config.num_samples))
         return costs
 

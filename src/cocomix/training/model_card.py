@@ -62,7 +62,7 @@ def write_card(config: TrainConfig, mixer: MixerConfig, settings: Mapping[str, A
         "parameters": f"{facts['num_parameters']:,}",
         **_pretrained_rows(config, facts),
         "mixer": ", ".join(f"{name}: {value}" for name, value in mixer.settings().items()),
-        "loss": " + ".join(f"{each.weight:g} · {each.name.replace('_', ' ')}" for each in on),
+        "loss": " + ".join(f"{o.weight:g} · {o.name.replace('_', ' ')} ({o.schedule}, to {o.end:.0%})" for o in on),
         "data": f"{config.data.name}, {facts['train_tokens']:,} tokens",
         **{name: f"{path.name}" for name, path in _sources(config).items()},
         "inputs (SHA-256)": ", ".join(

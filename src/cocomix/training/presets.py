@@ -84,7 +84,9 @@ def with_mixer(
             elif pretrained is not None:
                 mixer = mixer.changed(mixing="interleave_residual")  # as `from_backbone`: close to the decoder's logits
     if recipe is None and mixer.has_concepts and mixer is not run.student.mixer:
-        run = dataclasses.replace(run, concept_loss=RECOMMENDED_LOSS)
+        # Ending early was measured on decoders from scratch.
+        loss = RECOMMENDED_LOSS if pretrained is None else dataclasses.replace(RECOMMENDED_LOSS, end=1.0)
+        run = dataclasses.replace(run, concept_loss=loss)
     # Sizes that are left out are not a scratch decoder's, nor a recipe's, where a decoder is given.
     given = None if pretrained is None else StudentConfig(pretrained=Path(pretrained), mixer=mixer)
     run = dataclasses.replace(run, student=given or dataclasses.replace(run.student, mixer=mixer))

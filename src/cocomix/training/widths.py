@@ -58,7 +58,8 @@ def equal_parameters_width(config: TrainConfig, text: TextShape) -> MatchedWidth
 
 def equal_flops_width(config: TrainConfig, text: TextShape) -> MatchedWidth:
     """The width at which a plain decoder takes as many (algorithmic) training FLOPs per token as the run's model."""
-    return _equal_width(config, text, lambda model: training_flops_per_token(model, text.context_length))
+    T, share = text.context_length, config.concept_loss.end
+    return _equal_width(config, text, lambda model: training_flops_per_token(model, T, "algorithmic", share))
 
 
 def _equal_width(config: TrainConfig, text: TextShape, cost: Callable[[CoCoMixForCausalLM], float]) -> MatchedWidth:

@@ -321,14 +321,16 @@ def _duration(
         rate = config.devices * peak_flops(device, precision) * config.utilisation
         return count * flops_per_token / rate / 3600
 
-    precision, is_online = config.run.parallel.precision, config.run.sae is not None
+    run = config.run
+    precision, is_online = run.parallel.precision, run.sae is not None
     labels_precision, targets_precision = inputs.labels_precision or precision, inputs.draws_precision or precision
     return Duration(
         student_hours=hours(num_tokens, flops.training, precision),
         teacher_hours=hours(num_tokens, cost.targets + (cost.labels if is_online else 0.0), precision),
-        labels_hours=0.0 if is_online else hours(num_stored_tokens, cost.labels, labels_precision),
+        # All windows are stored, also those that are read after the objective has ended.
+        labels_hours=hours(0 if is_online else num_stored_tokens, cost.labels / run.concept_loss.end, labels_precision),
         labels_precision=labels_precision,
-        targets_hours=hours(num_stored_tokens, cost.stored_targets, targets_precision),
+        targets_hours=hours(num_stored_tokens, cost.stored_targets / run.distillation.end, targets_precision),
         targets_precision=targets_precision,
         num_devices=config.devices,
     )

@@ -22,13 +22,14 @@ def recipe_row(recipe: Recipe) -> RecipeRow:
     model = meta_model(run, size)
     teacher = teacher_of_size(size)
     cost = objectives_cost(run, teacher, size.num_concepts, size.context_length)
+    student = training_flops_per_token(model, size.context_length, concept_loss_share=run.concept_loss.end)
     return RecipeRow(
         name=recipe.name,
         what=recipe.summary,
         hidden_size=run.student.hidden_size,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_active_parameters=num_active_parameters(model),
-        train_flops_per_token=training_flops_per_token(model, size.context_length) + cost.student,
+        train_flops_per_token=student + cost.student,
         teacher_flops_per_token=cost.teacher,
         num_tokens=run.num_tokens,
     )
