@@ -159,7 +159,7 @@ def test_a_run_has_a_card_that_people_may_edit(tiny: Tiny, tmp_path: Path) -> No
     card = tmp_path / "run" / CARD_NAME
     text = card.read_text()
     assert all(
-        part in text for part in ("mixer: concept", "next token + 0.1 · concept loss", "FLOPs", "nats", "Licence")
+        part in text for part in ("mixer: concept", "next token (constant, to 100%) + 0.1 · concept loss", "FLOPs", "nats", "Licence")
     )
     assert "num_concepts: 32," in text
     assert "the run that wrote `run`: training its weights further" in text
