@@ -125,7 +125,8 @@ def loss(name: str, work: Path) -> float:
 def blocks(kept: Mapping[str, Any]) -> dict[str, str]:
     """The table of the page, from the stored result."""
     ntp, body = kept["students"]["NTP"], []
-    for student, runs in kept["students"].items():
+    for student in STUDENTS:
+        runs = kept["students"][student]
         found = [run["validation_loss"] for run in runs.values()]
         change = statistics.fmean(run["validation_loss"] - ntp[seed]["validation_loss"] for seed, run in runs.items())
         one = next(iter(runs.values()))
