@@ -158,9 +158,8 @@ def test_a_run_has_a_card_that_people_may_edit(tiny: Tiny, tmp_path: Path) -> No
     manifest = train(config(tiny, tmp_path / "run", num_tokens=128, num_evaluations=1))
     card = tmp_path / "run" / CARD_NAME
     text = card.read_text()
-    assert all(
-        part in text for part in ("mixer: concept", "next token (constant, to 100%) + 0.1 · concept loss", "FLOPs", "nats", "Licence")
-    )
+    assert "| loss | 1 · next token (constant, to 100%) + 0.1 · concept loss (constant, to 100%) |" in text
+    assert all(part in text for part in ("mixer: concept", "FLOPs", "nats", "Licence"))
     assert "num_concepts: 32," in text
     assert "the run that wrote `run`: training its weights further" in text
     assert "license:" not in text.split("---")[1]
