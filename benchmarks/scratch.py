@@ -4,7 +4,7 @@
     python -m benchmarks.scratch --text TRAIN.parquet --validation-text VALIDATION.parquet
 
 The dictionary is that of the example (`benchmarks/smollm2.py`), whose `--work` may be given. Students have its vocabulary,
-the recommended settings, one learning rate and one weight of distillation, not searched.
+the recommended settings, one learning rate and one weight of distillation, not searched;
 NTP has half and twice that rate too.
 """
 
