@@ -37,7 +37,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="with --table: name the cells instead, with their FLOPs")
     parser.add_argument("--cell", help="run one: SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED")
     parser.add_argument("--again", action="store_true", help="with --cell: from its first step, and compare")
-    parser.add_argument("--dictionaries", action="store_true", help="read and steer the students of three dictionaries")
+    parser.add_argument("--dictionaries", action="store_true", help="read and steer students of several dictionaries")
     parser.add_argument("--page", action="store_true", help="refresh the tables and figures of docs/evidence*.md")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
     parser.add_argument("--prose", type=Path, nargs="+", default=[], help="files of text; validation* is held out")

@@ -1,8 +1,9 @@
-"""What a dictionary is for: students of three dictionaries, each read through its cards and steered.
+"""What a dictionary is for: students of several, each read through its cards and steered.
 
-    recommended          the weak teacher's
-    random dictionary    directions of random numbers in that teacher's residual stream
-    untrained teacher    a dictionary trained on a teacher of the same shape with its initial weights
+    recommended                  the weak teacher's
+    random dictionary            directions of random numbers in that teacher's residual stream
+    a concept loss to the end    the weak teacher's, in place of a loss that ends half-way
+    untrained teacher            a dictionary trained on a teacher of the same shape with its initial weights
 
 **Reading.** A pattern of text is chosen, as names are (`cocomix.tools.inspect.naming`), from every other one of the
 concept's strongest contexts. It should then be found in the strongest contexts that are left, in random occurrences of the

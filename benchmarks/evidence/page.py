@@ -20,7 +20,7 @@ from benchmarks.evidence.numbers import COSTS, at_hand_cost, differences, losses
 from benchmarks.evidence.rows import ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import (
-    CONTROL,
+    CONTROLS,
     VARIANTS,
     chosen_cell,
     comparisons,
@@ -220,8 +220,8 @@ def variants_table(size: str) -> str:
         for name in VARIANTS if base else ():
             cells = [variant_cell(size, corpus, name, seed) for seed in REGIMES[size].seeds]
             runs = {cell.seed: run for cell in cells if (run := cell.result()) is not None}
-            # But for the control, seed 0 chose what has more seeds.
-            counted = {seed: run for seed, run in runs.items() if seed or name == CONTROL} or runs
+            # But for controls, seed 0 chose what has more seeds.
+            counted = {seed: run for seed, run in runs.items() if seed or name in CONTROLS} or runs
             changes, seeds = differences(counted, base), counted.keys() & base.keys()
             if changes:
                 costs = [

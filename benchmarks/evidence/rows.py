@@ -97,6 +97,11 @@ def _recommended(size: Size, setting: str) -> TrainConfig:
     return replace(recipes.recommended(size), concept_loss=ConceptLossConfig(**_weight(setting)))
 
 
+def _to_end(size: Size, setting: str) -> TrainConfig:
+    config = _recommended(size, setting)
+    return replace(config, concept_loss=replace(config.concept_loss, end=1.0))
+
+
 def _predicted(size: Size, setting: str) -> TrainConfig:
     config = _recommended(size, setting)
     return _student(config, mixer=config.student.mixer.changed(mixing="none"))
@@ -146,6 +151,7 @@ ROWS: dict[str, Row] = {
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant=True),
+    "to-end": Row("a concept loss to the end", _to_end, follows=("recommended",), variant=True),
     "fewer": Row("a quarter of the latents", _recommended, follows=("recommended",), variant=True, latents=0.25),
     "next-tokens": Row("multi-token prediction too", _next_tokens, follows=("recommended",), variant=True),
     "aligned": Row("layer alignment too", _concepts_aligned, follows=("recommended",), variant=True),

@@ -26,15 +26,16 @@ VARIANTS = {
     "recommended": ("weak", "recommended"),
     "random dictionary": ("weak", "random"),
     "untrained teacher": ("untrained", "recommended"),
+    "a concept loss to the end": ("weak", "to-end"),
     "a quarter of the latents": ("weak", "fewer"),
     "multi-token prediction too": ("weak", "next-tokens"),
     "layer alignment too": ("weak", "aligned"),
     "teacher like the student": ("like-student", "recommended"),
 }
-#: A control that has all seeds, whatever comes of the first.
-CONTROL = "random dictionary"
-#: Those that also say what a dictionary is for.
-DICTIONARIES = (CONTROL, "untrained teacher")
+#: Controls that have all seeds, whatever comes of the first.
+CONTROLS = ("random dictionary", "a concept loss to the end")
+#: Those that are read and steered as well.
+DICTIONARIES = (*CONTROLS, "untrained teacher")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def variants(part: Part) -> Iterator[Cell]:
         yield from first.values()
         losses = {name: (cell.result() or {}).get("validation_loss", math.inf) for name, cell in first.items()}
         for seed in REGIMES[part.size].seeds[1:]:
-            further = [name for name in names if losses[name] < losses["recommended"] or name == CONTROL]
+            further = [name for name in names if losses[name] < losses["recommended"] or name in CONTROLS]
             yield from (variant_cell(part.size, corpus, name, seed) for name in ("recommended", *further))
 
 
