@@ -5,9 +5,9 @@
     a concept loss to the end    the weak teacher's, in place of a loss that ends half-way
     untrained teacher            a dictionary trained on a teacher of the same shape with its initial weights
 
-**Reading.** A pattern of text is chosen, as names are (`cocomix.tools.inspect.naming`), from every other one of the
-concept's strongest contexts. It should then be found in the strongest contexts that are left, in random occurrences of the
-concept, and seldom at random places of the text. A concept without a pattern is found nowhere.
+**Reading.** A pattern of text is chosen, as names are (`cocomix.tools.inspect.naming`), from every other one of a
+latent's strongest contexts. It should then be found in the strongest contexts that are left, in random occurrences of the
+latent, where the student predicts it most, and seldom at random places of the text. Concepts without a pattern are counted.
 
 **Steering.** `cocomix steer-eval`; each student's own dictionary reads what it writes. The untrained teacher's loss
 says nothing about a text, so its student is not steered.
@@ -33,17 +33,24 @@ from cocomix.base.artifacts import read_json, write_json
 from cocomix.base.progress import say
 from cocomix.tools.inspect.card_making import random_contexts
 from cocomix.tools.inspect.cards import ConceptCard
-from cocomix.tools.inspect.naming import Namer, patterns
+from cocomix.tools.inspect.naming import ELLIPSIS, Namer, patterns
 from cocomix.tools.steer_eval.command import RESULT_NAME
 
 #: Contexts of a concept, random occurrences of it, and random places of the text.
 NUM_CONTEXTS, NUM_PLACES = 16, 8192
 #: Of `steer-eval`, besides its defaults.
 STEERING: dict[str, Any] = {}
+#: What is measured of a pattern, as the page names it.
+READING = {
+    "with_pattern": "with a pattern",
+    "one_token": "of one token",
+    "strongest": "strongest",
+    "random": "at random",
+    "predicted": "predicted",
+    "elsewhere": "elsewhere",
+}
 #: A concept with fewer strongest contexts is left out.
 MIN_CONTEXTS = 8
-#: Of what the cards show: the teacher's latents, and what the student predicts.
-SOURCES = {"sae": "latents", "prediction": "predictions"}
 
 
 def result_file(size: str, corpus: str) -> Path:
@@ -75,9 +82,9 @@ def read(cell: Cell, places: Places) -> dict[str, Any]:
     reader = CardReader(cards)
     found = {
         "cell": cell.name,
-        "validation_loss": (cell.result() or {})["validation_loss"],
+        "validation_loss": read_json(inputs.folder / f"{cell.stem}-evaluation" / "evaluation.json")["validation_loss"],
         "recall_at_8": reader.summary["prediction"]["recall_at"]["8"],
-        "patterns": detection(reader, TokenDataset(inputs.data, "validation")),
+        "reading": detection(reader, TokenDataset(inputs.data, "validation")),
     }
     if cell.teacher == "untrained":
         return found
@@ -87,40 +94,38 @@ def read(cell: Cell, places: Places) -> dict[str, Any]:
     return found | {"steering": {name: result[name] for name in names}}
 
 
-def detection(reader: CardReader, text: TokenDataset) -> dict[str, dict[str, float]]:
-    """For latents and predictions, means over concepts of the shares of places at which a concept's pattern is found."""
+def detection(reader: CardReader, text: TokenDataset) -> dict[str, float]:
+    """How many concepts have a pattern, and means over these of the shares of places at which it is found."""
     places = random_contexts(text, 2 * NUM_PLACES)
     namer, elsewhere = Namer(places[::2]), [patterns(place) for place in places[1::2]]
-    cards = list(map(reader.card, range(len(reader))))
-    means = {}
-    for source, name in SOURCES.items():
-        shares = [found for card in cards if (found := detected(card, source, namer, elsewhere))]
-        means[name] = {"num_concepts": len(shares)} | {
-            where: statistics.fmean(each[where] for each in shares if where in each)
-            for where in dict.fromkeys(where for each in shares for where in each)
-        }
-    return means
-
-
-def detected(card: ConceptCard, source: str, namer: Namer, elsewhere: Sequence[set[str]]) -> dict[str, float]:
-    """Shares of places that have the pattern of a concept, by kind of place; empty: too few contexts."""
-    strongest = card.contexts_of(source)
-    if len(strongest) < MIN_CONTEXTS:
-        return {}
-    chosen_from = strongest[::2]
-    pattern = namer.best([patterns(context) for context in chosen_from])
-    seen = {(context.window, context.position) for context in chosen_from}
-    random = [context for context in card.random_contexts if context.source == source]
-    unseen = [context for context in random if (context.window, context.position) not in seen]
-    held_out = {
-        "strongest": [patterns(context) for context in strongest[1::2]],
-        "random": [patterns(context) for context in unseen],
-        "elsewhere": elsewhere,
+    cards = [card for card in map(reader.card, range(len(reader))) if len(card.contexts_of("sae")) >= MIN_CONTEXTS]
+    shares = [found for card in cards if (found := detected(card, namer, elsewhere))]
+    return {"num_concepts": len(cards), "with_pattern": len(shares) / len(cards)} | {
+        where: statistics.fmean(each[where] for each in shares if where in each)
+        for where in dict.fromkeys(where for each in shares for where in each)
     }
-    return {where: share(pattern, some) for where, some in held_out.items() if some}
 
 
-def share(pattern: str | None, places: Sequence[set[str]]) -> float:
+def detected(card: ConceptCard, namer: Namer, elsewhere: Sequence[set[str]]) -> dict[str, float]:
+    """Shares of places that have the pattern of a concept, by kind of place; empty: it has none."""
+    strongest = card.contexts_of("sae")
+    pattern = namer.best([patterns(context) for context in strongest[::2]])
+    if pattern is None:
+        return {}
+    chosen_from, kept = ({(c.window, c.position) for c in some} for some in (strongest[::2], strongest))
+    held_out = {
+        "strongest": strongest[1::2],
+        "random": [context for context in card.random_contexts if (context.window, context.position) not in kept],
+        "predicted": [c for c in card.contexts_of("prediction") if (c.window, c.position) not in chosen_from],
+    }
+    places = {where: [patterns(context) for context in some] for where, some in held_out.items()}
+    is_token = any(pattern.strip(ELLIPSIS) == context.token.strip() for context in strongest[::2])
+    return {"one_token": float(is_token)} | {
+        where: share(pattern, some) for where, some in (places | {"elsewhere": list(elsewhere)}).items() if some
+    }
+
+
+def share(pattern: str, places: Sequence[set[str]]) -> float:
     """Share of places that have a pattern."""
     return statistics.fmean(pattern in place for place in places)
 
@@ -131,18 +136,13 @@ def dictionaries_table(size: str) -> str:
     for corpus in REGIMES[size].corpora:
         file = result_file(size, corpus)
         for dictionary, found in (read_json(file)["dictionaries"] if file.exists() else {}).items():
-            latents, predictions = (found["patterns"][name] for name in SOURCES.values())
-            steering = found.get("steering", {})
+            reading, steering = found["reading"], found.get("steering", {})
             shares = [
                 found["recall_at_8"],
-                *(latents.get(name) for name in ("strongest", "random", "elsewhere")),
-                *(predictions.get(name) for name in ("strongest", "elsewhere")),
+                *(reading.get(name) for name in READING),
                 *(steering.get(name) for name in ("share_rising", "share_rising_by_others")),
             ]
             percents = ["" if share is None else f"{share:.0%}" for share in shares]
-            counts = [f"{each['num_concepts']:,}" for each in (latents, predictions)]
-            loss, (recall, *others) = losses([found["validation_loss"]]), percents
-            body.append([CORPORA[corpus], dictionary, loss, recall, counts[0], *others[:3], counts[1], *others[3:]])
-    latents = ["latents", "strongest", "at random", "elsewhere"]
-    head = ["corpus", "dictionary", "loss", "recall at 8", *latents, "predictions", "strongest", "elsewhere"]
-    return table([*head, "steered", "by others"], body) if body else ""
+            body.append([CORPORA[corpus], dictionary, losses([found["validation_loss"]]), *percents])
+    head = ["corpus", "dictionary", "loss", "recall at 8", *READING.values(), "steered", "by others"]
+    return table(head, body) if body else ""

@@ -39,6 +39,8 @@ IMAGES = DOCS / "images"
 NOTHING = "*No run of this kind is stored yet.*"
 #: The size of the page's table and figures, and the one that confirms it.
 SIZE, CONFIRMS = "nano", "small"
+#: What reaching the loss of NTP with equal active parameters is counted in.
+TO_WIDER = ("tokens", "with a teacher at hand")
 #: What the README shows.
 SUMMARY = ("ntp", "ntp-wider", "kd", "alignment-wider", "recommended")
 
@@ -111,11 +113,14 @@ def _summary(size: str, corpus: str, teacher: str, row: str) -> str:
     if row == "ntp" or not changes:
         return text
     text += f" ({format_signed(statistics.fmean(changes))})"
-    return _with_shares(text, shares_to_match(size, corpus, teacher, row, "tokens"))
+    return _with_shares(text, shares_to_match(size, corpus, teacher, row, "tokens"), len(results))
 
 
-def _with_shares(text: str, shares: Sequence[str]) -> str:
-    return f"{text}; {', '.join(dict.fromkeys(shares))}" if shares else text
+def _with_shares(text: str, shares: Sequence[str], num_seeds: int) -> str:
+    if not shares:
+        return text
+    some = "" if len(shares) == num_seeds else f" ({len(shares)} of {num_seeds} seeds)"
+    return f"{text}; {', '.join(shares[:1] if len(set(shares)) == 1 else shares)}{some}"
 
 
 def _longer_ntp(size: str, corpus: str) -> str:
@@ -124,11 +129,11 @@ def _longer_ntp(size: str, corpus: str) -> str:
     return "" if result is None else f"{result['validation_loss']:.3f}; {percent}% of the tokens"
 
 
-def shares_to_match(size: str, corpus: str, teacher: str, row: str, cost: str) -> list[str]:
-    """What reaching NTP's loss takes on each seed that has shorter runs, as a share of NTP's."""
+def shares_to_match(size: str, corpus: str, teacher: str, row: str, cost: str, to: str = "ntp") -> list[str]:
+    """What reaching the loss of `ntp` or `ntp-wider` takes on each seed that has shorter runs, as a share of its own."""
     percents = (*REGIMES[size].shares.get(teacher, ()), 100)
     runs = [results_of(size, corpus, teacher, row, percent) for percent in percents]
-    ntp, by_seed = results_of(size, corpus, teacher, "ntp"), defaultdict[int, list[Any]](list)
+    ntp, by_seed = results_of(size, corpus, teacher, to), defaultdict[int, list[Any]](list)
     for seed, run in (pair for some in runs for pair in some.items()):
         by_seed[seed].append(run)
     shares = [share_to_match(by_seed[seed], ntp[seed], COSTS[cost]) for seed in ntp if len(by_seed[seed]) > 1]
@@ -156,11 +161,11 @@ def losses_table(size: str) -> str:
                     ]
                 )
     head = ["corpus, teacher", "row, weight", "learning rate", "loss by seed", "mean ± sd", "difference to NTP"]
-    return table([*head, "95 % interval"], _unique(body)) if body else NOTHING
+    return table([*head, "interval over seeds"], _unique(body)) if body else NOTHING
 
 
 def costs_table(size: str) -> str:
-    """Mean over seeds of what whole runs take, and of what reaching NTP's loss takes; both as shares of NTP's."""
+    """Mean over seeds of what whole runs take, and what reaching NTP's loss takes by seed; both as shares of NTP's."""
     body = []
     for corpus, teacher in comparisons(size):
         ntp = results_of(size, corpus, teacher, "ntp")
@@ -173,10 +178,13 @@ def costs_table(size: str) -> str:
             for name, cost in COSTS.items():
                 whole = statistics.fmean(cost(results[seed]) / cost(ntp[seed]) for seed in seeds)
                 shares = shares_to_match(size, corpus, teacher, row, name)
-                columns.append(_with_shares(f"{whole:.0%}", shares))
+                columns.append(_with_shares(f"{whole:.0%}", shares, len(seeds)))
+            wider = [shares_to_match(size, corpus, teacher, row, name, "ntp-wider") for name in TO_WIDER]
+            columns += [", ".join(shares) for shares in wider]
             where = chosen_cell(size, corpus, teacher, row).teacher
             body.append([f"{CORPORA[corpus]}, {where}", f"`{row}`", *columns])
-    return table(["corpus, teacher", "row", *COSTS], _unique(body)) if body else NOTHING
+    head = ["corpus, teacher", "row", *COSTS, *(f"to wider NTP's loss: {name}" for name in TO_WIDER)]
+    return table(head, _unique(body)) if body else NOTHING
 
 
 def rate_table(size: str) -> str:

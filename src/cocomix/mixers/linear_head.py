@@ -7,7 +7,7 @@ touched by the gradients of the largest logits. That makes three products of [N,
 buffer of a chunk ever has C columns.
 
 The concept head and the vocabulary loss both use this. From torch 2.13 on, `torch.nn.functional.linear_cross_entropy` does
-the same for the vocabulary; docs/design.md says why it is not used.
+the same for the vocabulary; docs/log.md says why it is not used.
 
 Logits have a multiple of 64 columns, as kernels like them. Products below float32 run on operands that are cast here, with
 the weight filled up likewise; logits, sums and gradients of weights stay in float32, never rounded to the products' dtype.
