@@ -220,6 +220,13 @@ def test_a_teacher_is_paid_for_alone_shared_or_not() -> None:
     assert whole_cost({"train_flops": 5.0, "teacher_flops": 0.0}) == 5.0
 
 
+def test_shares_are_one_a_seed_or_one_if_all_agree() -> None:
+    assert page._with_shares("3.75", ["33%", "34%", "34%"], 3) == "3.75; 33%, 34%, 34%"
+    assert page._with_shares("3.75", ["34%"] * 3, 3) == "3.75; 34%"
+    assert page._with_shares("3.75", ["34%"], 3) == "3.75; 34% (1 of 3 seeds)"
+    assert page._with_shares("3.75", [], 3) == "3.75"
+
+
 def test_rows_are_what_their_names_say() -> None:
     size = REGIMES["nano"].size
     made = {name: row.build(size, row.default) for name, row in rows.ROWS.items()}
@@ -234,6 +241,8 @@ def test_rows_are_what_their_names_say() -> None:
     assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
     ended = rows.ROWS["recommended"].build(size, "1-cosine-0.5")
     assert ended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
+    to_end = rows.ROWS["to-end"].build(size, "1-cosine-0.5")
+    assert replace(to_end, concept_loss=ended.concept_loss) == ended != to_end
     assert made["predicted"].student.mixer.mixing == "none"
     both = rows.ROWS["both"].build(size, "0.3-cosine+10")
     assert both.concept_loss == ConceptLossConfig(weight=0.3, schedule="cosine")

@@ -135,14 +135,16 @@ def dictionaries_table(size: str) -> str:
     body = []
     for corpus in REGIMES[size].corpora:
         file = result_file(size, corpus)
-        for dictionary, found in (read_json(file)["dictionaries"] if file.exists() else {}).items():
+        stored = read_json(file)["dictionaries"] if file.exists() else {}
+        for dictionary in ("recommended", *DICTIONARIES) if stored else ():
+            found = stored[dictionary]
             reading, steering = found["reading"], found.get("steering", {})
             shares = [
                 found["recall_at_8"],
                 *(reading.get(name) for name in READING),
                 *(steering.get(name) for name in ("share_rising", "share_rising_by_others")),
             ]
-            percents = ["" if share is None else f"{share:.0%}" for share in shares]
+            percents = ["" if share is None else f"{share:.{1 if share < 0.01 else 0}%}" for share in shares]
             body.append([CORPORA[corpus], dictionary, losses([found["validation_loss"]]), *percents])
     head = ["corpus", "dictionary", "loss", "recall at 8", *READING.values(), "steered", "by others"]
     return table(head, body) if body else ""
