@@ -327,7 +327,7 @@ def _duration(
     return Duration(
         student_hours=hours(num_tokens, flops.training, precision),
         teacher_hours=hours(num_tokens, cost.targets + (cost.labels if is_online else 0.0), precision),
-        # All windows are stored, also those that are read after the objective has ended.
+        # Labels and targets are stored for all windows, also for those of steps after the objective has ended.
         labels_hours=hours(0 if is_online else num_stored_tokens, cost.labels / run.concept_loss.end, labels_precision),
         labels_precision=labels_precision,
         targets_hours=hours(num_stored_tokens, cost.stored_targets / run.distillation.end, targets_precision),
