@@ -26,6 +26,7 @@ from cocomix.labels.attribution import ConceptExtractor, random_dictionary
 from cocomix.modeling.teacher import load_teacher
 from cocomix.objectives.config import ConceptLossConfig, DistillationConfig
 from cocomix.sae.model import SparseAutoencoder
+from cocomix.training.recipes import recommended
 from cocomix.training.widths import equal_flops_width
 from tests.conftest import Tiny, write_corpus
 
@@ -166,8 +167,8 @@ def test_base_asks_for_no_other_table() -> None:
     cells = list(dict.fromkeys(tables.main(tables.Part("base"))))
     assert [cell.name for cell in cells] == [
         "base/prose/none/ntp/100/0.002/0",
-        "base/prose/weak/recommended_1-cosine/100/0.002/0",
-        "base/prose/weak/both_1-cosine+1-cosine/100/0.002/0",
+        "base/prose/weak/recommended_1-cosine-0.5/100/0.002/0",
+        "base/prose/weak/both_1-cosine-0.5+1-cosine/100/0.002/0",
     ]
     assert not list(tables.rates(tables.Part("base")))
     assert not list(tables.weights(tables.Part("base")))
@@ -234,15 +235,14 @@ def test_rows_are_what_their_names_say() -> None:
     assert made["kd"].student == made["ntp"].student == made["alignment"].student
     assert made["ntp"].student.hidden_size == made["recommended"].student.hidden_size == 96
     assert made["ntp-wider"].student.hidden_size == 108
-    assert equal_flops_width(made["recommended"], size).hidden_size == 108
-    assert equal_flops_width(rows.ROWS["recommended"].build(size, "1-cosine-0.5"), size).hidden_size == 102
+    assert equal_flops_width(made["recommended"], size).hidden_size == 102
+    assert equal_flops_width(made["to-end"], size).hidden_size == 108
     assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
     assert made["published"].attribution.criterion == "attribution"
-    assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
-    ended = rows.ROWS["recommended"].build(size, "1-cosine-0.5")
-    assert ended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
-    to_end = rows.ROWS["to-end"].build(size, "1-cosine-0.5")
-    assert replace(to_end, concept_loss=ended.concept_loss) == ended != to_end
+    assert made["recommended"] == recommended(size)
+    assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
+    assert made["to-end"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
+    assert replace(made["to-end"], concept_loss=made["recommended"].concept_loss) == made["recommended"]
     assert made["predicted"].student.mixer.mixing == "none"
     both = rows.ROWS["both"].build(size, "0.3-cosine+10")
     assert both.concept_loss == ConceptLossConfig(weight=0.3, schedule="cosine")
