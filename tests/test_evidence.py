@@ -78,7 +78,7 @@ def test_names_and_files_lead_back_to_the_cell() -> None:
     [
         ("nano/prose/weak/kd_1/100/0.004", "expected SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED"),
         ("pico/prose/weak/kd_1/100/0.004/0", "'pico' is none of toy, nano"),
-        ("nano/latin/weak/kd_1/100/0.004/0", "'latin' is none of standard_library, prose"),
+        ("nano/latin/weak/kd_1/100/0.004/0", "'latin' is none of prose, standard_library"),
         ("nano/prose/weak/sub/100/0.004/0", "'sub' is none of"),
         ("nano/prose/none/kd_1/100/0.004/0", "the teacher of kd must be weak or strong"),
         ("nano/prose/weak/ntp/100/0.004/0", "the teacher of ntp must be none"),

@@ -1,4 +1,4 @@
-"""The texts: the source of Python's standard library, and English prose given on the command line."""
+"""The texts: English prose given on the command line, and the source of Python's standard library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cocomix import PrepareConfig
 from cocomix.base.errors import CocomixError
 
 #: As the pages name them.
-CORPORA = {"standard_library": "standard library", "prose": "English prose"}
+CORPORA = {"prose": "English prose", "standard_library": "standard library"}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Regime:
     size: Size
     teachers: Mapping[str, Teacher]
     rates: tuple[float, ...] = ()
-    corpora: tuple[str, ...] = ("standard_library", "prose")
+    corpora: tuple[str, ...] = ("prose", "standard_library")
     rows: tuple[str, ...] | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     shares: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
