@@ -25,7 +25,7 @@ from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence.cells import Cell
 from benchmarks.evidence.corpora import CORPORA, Places
-from benchmarks.evidence.run import inputs_of, train_config
+from benchmarks.evidence.run import folders_of, inputs_of
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import DICTIONARIES, Part, variant_cell
 from cocomix import CardReader, InspectConfig, SteerEvalConfig, TokenDataset, inspect, steer_eval
@@ -69,8 +69,9 @@ def read_students(part: Part, places: Places) -> None:
 def read(cell: Cell, places: Places) -> dict[str, Any]:
     """One student's numbers; its cards and its score are kept in the work folder."""
     inputs = inputs_of(cell, places)
+    model, evaluation = folders_of(cell, inputs)
     given: dict[str, Any] = {
-        "model": train_config(cell, inputs).output,
+        "model": model,
         "data": inputs.data,
         "teacher": inputs.teacher,
         "sae": inputs.random_sae if cell.row == "random" else inputs.sae,
@@ -82,7 +83,7 @@ def read(cell: Cell, places: Places) -> dict[str, Any]:
     reader = CardReader(cards)
     found = {
         "cell": cell.name,
-        "validation_loss": read_json(inputs.folder / f"{cell.stem}-evaluation" / "evaluation.json")["validation_loss"],
+        "validation_loss": read_json(evaluation / "evaluation.json")["validation_loss"],
         "recall_at_8": reader.summary["prediction"]["recall_at"]["8"],
         "reading": detection(reader, TokenDataset(inputs.data, "validation")),
     }

@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
     inputs = inputs_of(cell, places)
     config = train_config(cell, inputs)
     manifest = train(config)
-    evaluation = config.output.with_name(config.output.name + "-evaluation")
+    _, evaluation = folders_of(cell, inputs)
     result: dict[str, Any] = {
         "command": cell.command,
         "inputs": manifest.settings["inputs"],
@@ -80,6 +81,11 @@ def inputs_of(cell: Cell, places: Places) -> Inputs:
     return Inputs(places, cell.regime, cell.corpus, cell.teacher, cell.num_latents)
 
 
+def folders_of(cell: Cell, inputs: Inputs) -> tuple[Path, Path]:
+    """Of its run, and of its evaluation."""
+    return inputs.folder / cell.stem, inputs.folder / f"{cell.stem}-evaluation"
+
+
 def forget(cell: Cell, places: Places) -> None:
     """Remove what a cell's run and its evaluation left in the work folder; the data, teacher and labels stay.
 
@@ -87,9 +93,8 @@ def forget(cell: Cell, places: Places) -> None:
         CocomixError: the corpus is missing, and the run could not be repeated.
     """
     prepare_config(cell.corpus, cell.regime, places)
-    folder = inputs_of(cell, places).folder
-    for name in (cell.stem, f"{cell.stem}-evaluation"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for folder in folders_of(cell, inputs_of(cell, places)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
@@ -105,10 +110,11 @@ def train_config(cell: Cell, inputs: Inputs) -> TrainConfig:
         }
     if any(objective.uses_teacher(config) for objective in config.objectives):
         given["teacher"] = inputs.teacher
+    output, _ = folders_of(cell, inputs)
     return replace(
         config,
         data=inputs.data,
-        output=inputs.folder / cell.stem,
+        output=output,
         num_tokens=cell.num_tokens,
         num_windows=inputs.num_windows(cell.num_tokens),
         num_evaluations=NUM_EVALUATIONS,
