@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence import choice, dictionaries, jobs, page, rows, run, sizes, tables
+from benchmarks.evidence import choice, copying, dictionaries, jobs, page, rows, run, sizes, tables
 from benchmarks.evidence import inputs as inputs_module
 from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.cells import Cell, cell_of, parse_cell, stored_cells
@@ -311,6 +311,11 @@ def test_the_list_says_what_a_table_costs(capsys: pytest.CaptureFixture[str]) ->
     assert "base/prose/none/ntp/100/0.002/0" in lines[-4]
 
 
+def test_a_token_repeats_where_it_and_the_one_before_it_stood_together() -> None:
+    window = torch.tensor([[5, 6, 7, 5, 6, 6, 6, 6], [1, 1, 1, 2, 1, 2, 3, 1]])
+    assert copying.repeats(window).int().tolist() == [[0, 0, 0, 0, 1, 0, 1, 1], [0, 0, 1, 0, 0, 1, 0, 0]]
+
+
 @pytest.mark.slow
 def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From text to the pages: rates, weights, seeds, shorter runs; and a cell again comes out equal."""
@@ -329,6 +334,7 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         )
     monkeypatch.setattr(dictionaries, "STEERING", {"num_new_tokens": 8, "num_concepts": 4, "num_prompts": 16})
     dictionaries.read_students(tables.Part("toy"), places)
+    copying.read_students(tables.Part("toy"), places)
     cells = list(stored_cells("toy"))
     assert {cell.percent for cell in cells} > {50, 100}
     strong = next(cell for cell in cells if (cell.teacher, cell.row, cell.percent) == ("strong", "recommended", 100))
@@ -347,5 +353,5 @@ def test_all_tables_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(page, "SIZE", "toy")
     monkeypatch.setattr(page, "CORPORA", {"prose": "English prose"})
     found = page.blocks()
-    names = ("main", "losses", "costs", "rates", "weights", "one change", "readings", "stability", "figure")
+    names = ("main", "losses", "costs", "rates", "weights", "one change", "readings", "copying", "stability", "figure")
     assert [name for name in names if found[name] == page.NOTHING] == []

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.evidence import __doc__ as description
+from benchmarks.evidence import copying, dictionaries
 from benchmarks.evidence.cells import Cell, parse_cell
 from benchmarks.evidence.corpora import CORPORA, Places
-from benchmarks.evidence.dictionaries import read_students
 from benchmarks.evidence.jobs import in_process_of_its_own, num_workers, run_table
 from benchmarks.evidence.page import refresh
 from benchmarks.evidence.rows import ROWS
@@ -38,6 +38,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cell", help="run one: SIZE/CORPUS/TEACHER/ROW/PERCENT/RATE/SEED")
     parser.add_argument("--again", action="store_true", help="with --cell: from its first step, and compare")
     parser.add_argument("--dictionaries", action="store_true", help="read and steer students of several dictionaries")
+    parser.add_argument("--copying", action="store_true", help="measure what finished runs copy from their windows")
     parser.add_argument("--page", action="store_true", help="refresh the tables and figures of docs/evidence*.md")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="folder for everything that is made")
     parser.add_argument("--prose", type=Path, nargs="+", default=[], help="files of text; validation* is held out")
@@ -61,8 +62,10 @@ def main(words: list[str] | None = None) -> int:
                 return 0
             failed = len(run_table(cells, in_process_of_its_own(places), num_workers(places)))
         if arguments.dictionaries:
-            read_students(part, places)
-        if arguments.table or arguments.dictionaries or arguments.page:
+            dictionaries.read_students(part, places)
+        if arguments.copying:
+            copying.read_students(part, places)
+        if arguments.table or arguments.dictionaries or arguments.copying or arguments.page:
             refresh()
     except CocomixError as error:
         say(f"error: {error}")

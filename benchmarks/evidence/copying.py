@@ -1,0 +1,100 @@
+"""What students copy: their loss on tokens that repeat a pair of their window, and on all others.
+
+A token repeats a pair if it and the token before it stand together earlier in the window. A decoder that has learned to
+copy (by induction heads, Olsson et al., arXiv 2209.11895) predicts such tokens far better than one that has not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from benchmarks.common import losses, table, unique
+from benchmarks.evidence import cells as cells_module
+from benchmarks.evidence.cells import stored_cells
+from benchmarks.evidence.corpora import CORPORA, Places
+from benchmarks.evidence.rows import ROWS
+from benchmarks.evidence.run import folders_of, inputs_of
+from benchmarks.evidence.tables import Part, chosen_cell, comparisons, results_of, rows_of
+from cocomix import TokenDataset, load_causal_lm
+from cocomix.base.artifacts import MANIFEST_NAME, read_json, write_json
+from cocomix.base.progress import say
+from cocomix.modeling.losses import next_token_losses
+
+#: Evenly spaced, of the validation split.
+NUM_WINDOWS = 512
+BATCH_SIZE = 16
+#: Losses, as the page names them.
+KINDS = {"repeating": "loss on repeating tokens", "other": "on all others"}
+
+
+def result_file(size: str, corpus: str) -> Path:
+    return cells_module.RESULTS / size / corpus / "copying.json"
+
+
+def read_students(part: Part, places: Places) -> None:
+    """Measure the teachers, and the runs of whole length, that are in the work folder; what was measured before stays."""
+    for corpus in dict(part.comparisons()):
+        found: dict[str, Any] = {}
+        for cell in stored_cells(part.size):
+            if cell.corpus == corpus and cell.percent == 100:
+                inputs = inputs_of(cell, places)
+                models = {cell.name: folders_of(cell, inputs)[0]}
+                if cell.teacher != "none":
+                    models[f"{cell.teacher} teacher"] = inputs.teacher
+                for name, model in models.items():
+                    if name not in found and (model / MANIFEST_NAME).exists():
+                        found[name] = split_loss(model, inputs.data)
+                        say(f"{name}: {found[name]}")
+        file = result_file(part.size, corpus)
+        stored = read_json(file)["losses"] if file.exists() else {}
+        prose = " --prose FILE..." if corpus == "prose" else ""
+        command = f"python -m benchmarks.evidence --copying --size {part.size} --corpus {corpus}{prose}"
+        write_json(file, {"command": command, "losses": dict(sorted((stored | found).items()))})
+
+
+@torch.no_grad()
+def split_loss(model_path: Path, data: Path) -> dict[str, float]:
+    """Mean losses, nats a token, and the share of repeating tokens."""
+    model, dataset = load_causal_lm(model_path), TokenDataset(data, "validation")
+    found, repeating = [], []
+    for windows in dataset.batches(BATCH_SIZE, NUM_WINDOWS):
+        logits = model(**windows.inputs(), use_cache=False).logits
+        found.append(next_token_losses(logits.float(), windows.input_ids).flatten())
+        repeating.append(repeats(windows.input_ids)[:, 1:].flatten())
+    loss, repeated = torch.cat(found).double(), torch.cat(repeating)
+    return {
+        "repeating": float(loss[repeated].mean()),
+        "other": float(loss[~repeated].mean()),
+        "share": float(repeated.double().mean()),
+    }
+
+
+def repeats(tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token and the one before it stand together earlier in the window; the first two never do."""
+    pairs = torch.stack([tokens[:, :-1], tokens[:, 1:]], -1)
+    equal = (pairs[:, :, None] == pairs[:, None, :]).all(-1)  # [B, T - 1, T - 1]
+    found = equal.tril(-1).any(-1)
+    return torch.nn.functional.pad(found, (1, 0))
+
+
+def copying_table(size: str) -> str:
+    """Losses by seed of every row at its rate and weight, and of the teachers."""
+    body = []
+    for corpus, teacher in comparisons(size):
+        file = result_file(size, corpus)
+        stored: dict[str, Any] = read_json(file)["losses"] if file.exists() else {}
+        names = {f"{teacher} teacher": [f"{teacher} teacher"]}
+        for row in rows_of(size):
+            seeds = results_of(size, corpus, teacher, row)
+            names[ROWS[row].what] = [chosen_cell(size, corpus, teacher, row, seed).name for seed in seeds]
+        for what, models in names.items():
+            runs = [stored[name] for name in models if name in stored]
+            if runs:
+                shown = (losses([run[kind] for run in runs]) for kind in KINDS)
+                body.append([CORPORA[corpus], f"{runs[0]['share']:.0%}", what, *shown])
+    return table(["corpus", "repeating", "", *KINDS.values()], unique(body)) if body else ""
