@@ -70,11 +70,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def unique(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows without those that were there before, such as a run's that is in several comparisons."""
-    return [list(row) for row in dict.fromkeys(map(tuple, rows))]
-
-
 def losses(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.3f}" for value in values)
 

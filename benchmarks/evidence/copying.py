@@ -6,6 +6,7 @@ copy (by induction heads, Olsson et al., arXiv 2209.11895) predicts such tokens 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from benchmarks.common import losses, table, unique
+from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
-from benchmarks.evidence.cells import stored_cells
+from benchmarks.evidence.cells import parse_cell, stored_cells
 from benchmarks.evidence.corpora import CORPORA, Places
-from benchmarks.evidence.rows import ROWS
 from benchmarks.evidence.run import folders_of, inputs_of
-from benchmarks.evidence.tables import Part, chosen_cell, comparisons, results_of, rows_of
+from benchmarks.evidence.sizes import REGIMES
+from benchmarks.evidence.tables import Part
 from cocomix import TokenDataset, load_causal_lm
 from cocomix.base.artifacts import MANIFEST_NAME, read_json, write_json
 from cocomix.base.progress import say
@@ -83,18 +84,23 @@ def repeats(tokens: Int64[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
 
 
 def copying_table(size: str) -> str:
-    """Losses by seed of every row at its rate and weight, and of the teachers."""
+    """Losses by seed of the teachers, and of every row at each weight and rate that was measured."""
     body = []
-    for corpus, teacher in comparisons(size):
+    for corpus in REGIMES[size].corpora:
         file = result_file(size, corpus)
         stored: dict[str, Any] = read_json(file)["losses"] if file.exists() else {}
-        names = {f"{teacher} teacher": [f"{teacher} teacher"]}
-        for row in rows_of(size):
-            seeds = results_of(size, corpus, teacher, row)
-            names[ROWS[row].what] = [chosen_cell(size, corpus, teacher, row, seed).name for seed in seeds]
-        for what, models in names.items():
-            runs = [stored[name] for name in models if name in stored]
-            if runs:
-                shown = (losses([run[kind] for run in runs]) for kind in KINDS)
-                body.append([CORPORA[corpus], f"{runs[0]['share']:.0%}", what, *shown])
-    return table(["corpus", "repeating", "", *KINDS.values()], unique(body)) if body else ""
+        found = defaultdict[tuple[str, str], list[Any]](list)
+        for name, run in stored.items():
+            found[label(name)].append(run)
+        for (what, rate), runs in found.items():
+            shown = (losses([run[kind] for run in runs]) for kind in KINDS)
+            body.append([CORPORA[corpus], what, rate, *shown, f"{runs[0]['share']:.0%}"])
+    return table(["corpus", "row, weight", "learning rate", *KINDS.values(), "repeating"], body) if body else ""
+
+
+def label(name: str) -> tuple[str, str]:
+    """Row and weight, and rate, of a measured model."""
+    if "/" not in name:
+        return name, ""
+    cell = parse_cell(name)
+    return f"`{cell.row}`" + (f", {cell.setting}" if cell.setting else ""), f"{cell.rate:g}"

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common import DOCS, ROOT, fill, losses, mean, table, unique
+from benchmarks.common import DOCS, ROOT, fill, losses, mean, table
 from benchmarks.evidence import figures, first_million
 from benchmarks.evidence.cells import stored_cells
 from benchmarks.evidence.choice import rate_cells, weight_cells
@@ -163,7 +163,7 @@ def losses_table(size: str) -> str:
                     ]
                 )
     head = ["corpus, teacher", "row, weight", "learning rate", "loss by seed", "mean ± sd", "difference to NTP"]
-    return table([*head, "interval over seeds"], unique(body)) if body else NOTHING
+    return table([*head, "interval over seeds"], _unique(body)) if body else NOTHING
 
 
 def costs_table(size: str) -> str:
@@ -186,7 +186,7 @@ def costs_table(size: str) -> str:
             where = chosen_cell(size, corpus, teacher, row).teacher
             body.append([f"{CORPORA[corpus]}, {where}", f"`{row}`", *columns])
     head = ["corpus, teacher", "row", *COSTS, *(f"to wider NTP's loss: {name}" for name in TO_WIDER)]
-    return table(head, unique(body)) if body else NOTHING
+    return table(head, _unique(body)) if body else NOTHING
 
 
 def rate_table(size: str) -> str:
@@ -219,7 +219,7 @@ def weight_table(size: str) -> str:
             listed = ", ".join(f"{setting}: {run['validation_loss']:.3f}" for setting, run in runs if run is not None)
             if listed:
                 body.append([f"{CORPORA[corpus]}, {cells[0].teacher}", f"`{row}`", listed])
-    return table(["corpus, teacher", "row", "loss by weight"], unique(body)) if body else NOTHING
+    return table(["corpus, teacher", "row", "loss by weight"], _unique(body)) if body else NOTHING
 
 
 def variants_table(size: str) -> str:
@@ -244,3 +244,8 @@ def variants_table(size: str) -> str:
                 )
     head = ["corpus", "variant", "loss by seed", "difference", "FLOPs, teacher at hand", "teacher for one"]
     return table(head, body) if body else NOTHING
+
+
+def _unique(body: list[list[str]]) -> list[list[str]]:
+    """Rows without a teacher stand once, though they are in every comparison."""
+    return [list(row) for row in dict.fromkeys(map(tuple, body))]
