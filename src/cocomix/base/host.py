@@ -1,7 +1,7 @@
 """Process settings that speed up training on a CPU. Only the command line applies them; importing changes nothing.
 
-docs/log.md compares keeping freed memory with other allocators. The spin count costs little on an idle machine and keeps
-the speed on a busy one.
+Where freed memory is kept, another allocator (jemalloc with huge pages) gains nothing. The spin count costs little on an
+idle machine and keeps the speed on a busy one.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def default_megabytes(device: str, product_dtype: torch.dtype) -> int:
     """Megabytes (2**20 bytes) of a chunk's logits on a type of device.
 
     Every chunk reads and writes the whole gradient of the weight: the faster the products, the larger the chunks. On a CPU
-    in float32, with 50,257 classes, 16 MB lose time to smaller products and 128 MB gain none (docs/log.md).
+    in float32, with 50,257 classes, 16 MB lose time to smaller products and 128 MB gain none.
     """
     if device != "cpu":
         return 512
