@@ -17,4 +17,5 @@ shows what would run and what it costs.
 sizes.py   shapes, tokens, teachers     cells.py    names and files      run.py     one cell, from nothing to its file
 rows.py    what is trained              choice.py   rates and weights    jobs.py    cells on cores or a GPU
 inputs.py  data, teacher, labels        tables.py   cells of a table     numbers.py, figures.py, page.py   what is shown
+dictionaries.py, copying.py   what finished students are asked besides their loss (`--dictionaries`, `--copying`)
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.corpora import CORPORA
+from benchmarks.evidence.corpora import CORPORA, text_option
 from benchmarks.evidence.rows import ROWS, needs_labels, needs_teacher
 from benchmarks.evidence.sizes import REGIMES, Regime
 from cocomix.base.artifacts import read_json
@@ -61,8 +61,7 @@ class Cell:
 
     @property
     def command(self) -> str:
-        prose = " --prose FILE..." if self.corpus == "prose" else ""
-        return f"python -m benchmarks.evidence --cell {self.name}{prose}"
+        return f"python -m benchmarks.evidence --cell {self.name}{text_option(self.corpus)}"
 
     @property
     def config(self) -> TrainConfig:

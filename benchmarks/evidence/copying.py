@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence.cells import parse_cell, stored_cells
-from benchmarks.evidence.corpora import CORPORA, Places
+from benchmarks.evidence.corpora import CORPORA, Places, text_option
 from benchmarks.evidence.run import folders_of, inputs_of
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import Part
@@ -53,8 +53,7 @@ def read_students(part: Part, places: Places) -> None:
                         say(f"{name}: {found[name]}")
         file = result_file(part.size, corpus)
         stored = read_json(file)["losses"] if file.exists() else {}
-        prose = " --prose FILE..." if corpus == "prose" else ""
-        command = f"python -m benchmarks.evidence --copying --size {part.size} --corpus {corpus}{prose}"
+        command = f"python -m benchmarks.evidence --copying --size {part.size} --corpus {corpus}{text_option(corpus)}"
         write_json(file, {"command": command, "losses": dict(sorted((stored | found).items()))})
 
 

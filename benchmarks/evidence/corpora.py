@@ -29,6 +29,11 @@ class Places:
     device: str = "cpu"
 
 
+def text_option(corpus: str) -> str:
+    """What a stored command says of its text."""
+    return " --prose FILE..." if corpus == "prose" else ""
+
+
 def prepare_config(corpus: str, regime: Regime, places: Places) -> PrepareConfig:
     """How a corpus becomes a dataset, in the shape that a size is for.
 

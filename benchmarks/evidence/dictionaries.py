@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.corpora import CORPORA, Places
+from benchmarks.evidence.corpora import CORPORA, Places, text_option
 from benchmarks.evidence.run import folders_of, inputs_of
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import DICTIONARIES, Part, variant_cell
@@ -61,8 +61,9 @@ def read_students(part: Part, places: Places) -> None:
     """Read and steer the finished students, and write what was found to one file a corpus."""
     for corpus in dict(part.comparisons()):
         found = {name: read(variant_cell(part.size, corpus, name), places) for name in ("recommended", *DICTIONARIES)}
-        prose = " --prose FILE..." if corpus == "prose" else ""
-        command = f"python -m benchmarks.evidence --dictionaries --size {part.size} --corpus {corpus}{prose}"
+        command = (
+            f"python -m benchmarks.evidence --dictionaries --size {part.size} --corpus {corpus}{text_option(corpus)}"
+        )
         write_json(result_file(part.size, corpus), {"command": command, "dictionaries": found})
 
 
