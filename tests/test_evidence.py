@@ -99,6 +99,15 @@ def test_the_grid_of_rates_grows_until_the_best_is_inside() -> None:
     assert [cell.rate for cell in choice.rate_cells("toy", "prose", "kd")] == [0.004, 0.008, 0.016, 0.032, 0.064]
 
 
+def test_other_texts_search_the_rate_at_the_weight_that_prose_chose() -> None:
+    fill("toy", "rates", best_at(0.008, "3"))
+    assert {cell.corpus for cell in stored_cells("toy") if cell.row == "kd"} == {"prose"}
+    fill("toy", "weights", best_at(0.008, "3-cosine"))
+    searched = choice.rate_cells("toy", "standard_library", "kd")
+    assert {cell.setting for cell in searched} == {"3-cosine"}
+    assert all(cell.result() for cell in searched)
+
+
 def test_the_grid_does_not_grow_for_ever() -> None:
     fill("toy", "rates", best_at(1e-9))
     assert choice.chosen_rate("toy", "prose", "ntp") == 0.0005
@@ -167,8 +176,8 @@ def test_base_asks_for_no_other_table() -> None:
     cells = list(dict.fromkeys(tables.main(tables.Part("base"))))
     assert [cell.name for cell in cells] == [
         "base/prose/none/ntp/100/0.002/0",
-        "base/prose/weak/recommended_1-cosine-0.5/100/0.002/0",
-        "base/prose/weak/both_1-cosine-0.5+1-cosine/100/0.002/0",
+        "base/prose/weak/recommended_1-cosine/100/0.002/0",
+        "base/prose/weak/both_1-cosine+1-cosine/100/0.002/0",
     ]
     assert not list(tables.rates(tables.Part("base")))
     assert not list(tables.weights(tables.Part("base")))
@@ -235,14 +244,16 @@ def test_rows_are_what_their_names_say() -> None:
     assert made["kd"].student == made["ntp"].student == made["alignment"].student
     assert made["ntp"].student.hidden_size == made["recommended"].student.hidden_size == 96
     assert made["ntp-wider"].student.hidden_size == 108
-    assert equal_flops_width(made["recommended"], size).hidden_size == 102
-    assert equal_flops_width(made["to-end"], size).hidden_size == 108
+    ended = rows.ROWS["recommended"].build(size, "1-cosine-0.5")
+    assert ended == recommended(size)
+    assert equal_flops_width(ended, size).hidden_size == 102
+    assert equal_flops_width(made["recommended"], size).hidden_size == 108
     assert made["published"].concept_loss == ConceptLossConfig(weight=0.1)
     assert made["published"].attribution.criterion == "attribution"
-    assert made["recommended"] == recommended(size)
-    assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
-    assert made["to-end"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
-    assert replace(made["to-end"], concept_loss=made["recommended"].concept_loss) == made["recommended"]
+    assert made["recommended"].concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine")
+    assert ended.concept_loss == ConceptLossConfig(weight=1.0, schedule="cosine", end=0.5)
+    to_end = rows.ROWS["to-end"].build(size, "1-cosine-0.5")
+    assert replace(to_end, concept_loss=ended.concept_loss) == ended != to_end
     assert made["predicted"].student.mixer.mixing == "none"
     both = rows.ROWS["both"].build(size, "0.3-cosine+10")
     assert both.concept_loss == ConceptLossConfig(weight=0.3, schedule="cosine")

@@ -5,9 +5,9 @@ learning rate and a seed. Each finished cell is a small JSON file under `benchma
 by run, here or on another machine.
 
     python -m benchmarks.evidence --table rates --prose FILE...    # every row at each learning rate, one seed
-    python -m benchmarks.evidence --table weights --prose FILE...  # at the best rate, other weights and schedules, one seed
+    python -m benchmarks.evidence --table weights --prose FILE...  # at the best rate, other weights; then other texts' rates
     python -m benchmarks.evidence --table main --prose FILE...     # the best of both, all seeds; then refreshes the pages
-    python -m benchmarks.evidence --cell nano/prose/weak/recommended_1-cosine-0.5/100/0.004/0 --again  # one again, compared
+    python -m benchmarks.evidence --cell nano/prose/weak/recommended_1-cosine/100/0.004/0 --again   # repeat one, and compare
     python -m benchmarks.evidence --page                           # tables and figures from the stored results
 
 A table runs the cells that have no result yet: one a core, or one after the other on CUDA. `--size` chooses `nano` (the

@@ -96,7 +96,7 @@ def cell_of(
 
 
 def parse_cell(name: str) -> Cell:
-    """A cell from its name, such as `nano/prose/weak/recommended_1-cosine-0.5/100/0.004/0`.
+    """A cell from its name, such as `nano/prose/weak/recommended_1-cosine/100/0.004/0`.
 
     Raises:
         CocomixError: a part is missing or unknown.

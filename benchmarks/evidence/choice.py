@@ -3,9 +3,10 @@ weights that joined or left later.
 
 Both are searched at one size, `sweep`, and others have them too; a size without runs at its own rate and first weights.
 
-Rate: every row runs at each rate of its size's grid, with its default weight, seed 0, and the weak teacher if it needs one.
-The rate with the lowest loss is taken, for this corpus. If that is the lowest or highest rate, the grid grows by half or
-double of it until it is not. All teachers, weights and seeds of the row then have that rate, and so have rows that follow it.
+Rate: every row runs at each rate of its size's grid, seed 0, with the weak teacher if it needs one. On prose it has its
+first weight, elsewhere the weight that was the best on prose. The rate with the lowest loss is taken, for this corpus.
+If that is the lowest or highest rate, the grid grows by half or double of it until it is not. All teachers, weights and
+seeds of the row then have that rate, and so have rows that follow it.
 
 Weight: on prose, at that rate, seed 0, every weight that the row has with a teacher runs; the one with the lowest loss is
 taken, for all corpora.
@@ -25,13 +26,18 @@ SWEEP_CORPUS = "prose"
 
 
 def rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
-    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none if it has another's."""
+    """A row at every rate of the grid, and beyond it as far as the stored results ask for; none if it has another's.
+
+    Raises:
+        CocomixError: on another corpus than prose, not all of its weights have run there.
+    """
     regime = REGIMES[size]
     if regime.sweep != size or ROWS[row].follows:
         return []
     rates = sorted(regime.rates)
+    setting = ROWS[row].default if corpus == SWEEP_CORPUS else chosen_setting(size, "weak", row)
     while True:
-        cells = [cell_of(size, corpus, "weak", row, rate) for rate in rates]
+        cells = [cell_of(size, corpus, "weak", row, rate, setting=setting) for rate in rates]
         losses = _losses(cells)
         if len(losses) < len(cells) or len(rates) >= len(regime.rates) + MAX_EXTENSIONS:
             return cells

@@ -44,13 +44,12 @@ def read_students(part: Part, places: Places) -> None:
         for cell in stored_cells(part.size):
             if cell.corpus == corpus and cell.percent == 100:
                 inputs = inputs_of(cell, places)
-                models = {cell.name: folders_of(cell, inputs)[0]}
-                if cell.teacher != "none":
-                    models[f"{cell.teacher} teacher"] = inputs.teacher
-                for name, model in models.items():
-                    if name not in found and (model / MANIFEST_NAME).exists():
-                        found[name] = split_loss(model, inputs.data)
-                        say(f"{name}: {found[name]}")
+                student, _ = folders_of(cell, inputs)
+                if (student / MANIFEST_NAME).exists():
+                    say(cell.name)
+                    found[cell.name] = split_loss(student, inputs.data)
+                    if cell.teacher != "none" and f"{cell.teacher} teacher" not in found:
+                        found[f"{cell.teacher} teacher"] = split_loss(inputs.teacher, inputs.data)
         file = result_file(part.size, corpus)
         stored = read_json(file)["losses"] if file.exists() else {}
         command = f"python -m benchmarks.evidence --copying --size {part.size} --corpus {corpus}{text_option(corpus)}"

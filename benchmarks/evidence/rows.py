@@ -149,8 +149,8 @@ ROWS: dict[str, Row] = {
     "recommended": Row(
         "CoCoMix (ours)",
         _recommended,
-        ("1-cosine-0.5", "1-cosine", "0.3-cosine", "3-cosine"),
-        ("1-cosine-0.5", "1-cosine", "1", "3"),
+        ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5"),
+        ("1-cosine", "1", "3", "1-cosine-0.5"),
     ),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),

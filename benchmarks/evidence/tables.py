@@ -86,13 +86,23 @@ def shorter_rows(size: str) -> list[str]:
 def rates(part: Part) -> Iterator[Cell]:
     for corpus in dict(part.comparisons()):
         for row in part.keep(rows_of(part.size)):
-            yield from rate_cells(part.size, corpus, row)
+            yield from known_rate_cells(part.size, corpus, row)
+
+
+def known_rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
+    """A row's cells of every rate; none while they wait for the weights of prose."""
+    try:
+        return rate_cells(size, corpus, row)
+    except CocomixError:
+        return []
 
 
 def weights(part: Part) -> Iterator[Cell]:
+    """On prose; then the rates that waited for them."""
     for corpus, teacher in part.comparisons():
         for row in part.keep(rows_of(part.size)):
             yield from weight_cells(part.size, corpus, teacher, row)
+    yield from rates(part)
 
 
 def main(part: Part) -> Iterator[Cell]:
