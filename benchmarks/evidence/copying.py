@@ -18,11 +18,11 @@ from benchmarks.common import losses, table
 from benchmarks.evidence import cells as cells_module
 from benchmarks.evidence.cells import parse_cell, stored_cells
 from benchmarks.evidence.corpora import CORPORA, Places, text_option
-from benchmarks.evidence.run import folders_of, inputs_of
+from benchmarks.evidence.run import WEIGHTS_NAME, folders_of, inputs_of
 from benchmarks.evidence.sizes import REGIMES
 from benchmarks.evidence.tables import Part
 from cocomix import TokenDataset, load_causal_lm
-from cocomix.base.artifacts import MANIFEST_NAME, read_json, write_json
+from cocomix.base.artifacts import read_json, sha256_of_file, write_json
 from cocomix.base.progress import say
 from cocomix.modeling.losses import next_token_losses
 
@@ -38,18 +38,27 @@ def result_file(size: str, corpus: str) -> Path:
 
 
 def read_students(part: Part, places: Places) -> None:
-    """Measure the teachers, and the runs of whole length, that are in the work folder; what was measured before stays."""
+    """Measure the stored runs of whole length whose weights are in the work folder, and their teachers; what was measured
+    before stays.
+    """
     for corpus in dict(part.comparisons()):
         found: dict[str, Any] = {}
         for cell in stored_cells(part.size):
-            if cell.corpus == corpus and cell.percent == 100:
-                inputs = inputs_of(cell, places)
-                student, _ = folders_of(cell, inputs)
-                if (student / MANIFEST_NAME).exists():
-                    say(cell.name)
-                    found[cell.name] = split_loss(student, inputs.data)
-                    if cell.teacher != "none" and f"{cell.teacher} teacher" not in found:
-                        found[f"{cell.teacher} teacher"] = split_loss(inputs.teacher, inputs.data)
+            if cell.corpus != corpus or cell.percent != 100 or not part.keep([cell.row]):
+                continue
+            inputs = inputs_of(cell, places)
+            student, _ = folders_of(cell, inputs)
+            weights, teacher = student / WEIGHTS_NAME, f"{cell.teacher} teacher"
+            if weights.exists() and sha256_of_file(weights) == (cell.result() or {})["weights"]:
+                say(cell.name)
+                found[cell.name] = split_loss(student, inputs.data)
+                if cell.teacher != "none" and teacher not in found:
+                    found[teacher] = split_loss(inputs.teacher, inputs.data)
+        if not found:
+            say(
+                f"{corpus}: no weights of a stored run are in {places.work}; run it again there with --cell NAME --again"
+            )
+            continue
         file = result_file(part.size, corpus)
         stored = read_json(file)["losses"] if file.exists() else {}
         command = f"python -m benchmarks.evidence --copying --size {part.size} --corpus {corpus}{text_option(corpus)}"

@@ -5,6 +5,7 @@ python -m benchmarks.evidence --page
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from benchmarks.common import DOCS, ROOT, fill, losses, mean, table
 from benchmarks.evidence import figures, first_million
 from benchmarks.evidence.cells import stored_cells
-from benchmarks.evidence.choice import weight_cells
+from benchmarks.evidence.choice import rate_cells, weight_cells
 from benchmarks.evidence.copying import copying_table
 from benchmarks.evidence.corpora import CORPORA
 from benchmarks.evidence.dictionaries import dictionaries_table
@@ -26,7 +27,6 @@ from benchmarks.evidence.tables import (
     chosen_cell,
     comparisons,
     cost_percent,
-    known_rate_cells,
     results_of,
     rows_of,
     variant_cell,
@@ -193,11 +193,12 @@ def costs_table(size: str) -> str:
 def rate_table(size: str) -> str:
     """Losses at every rate, seed 0."""
     stored = set(stored_cells(size))
-    found = {
-        (corpus, row): [cell for cell in known_rate_cells(size, corpus, row) if cell in stored]
-        for corpus in REGIMES[size].corpora
-        for row in rows_of(size)
-    }
+    found = {}
+    for corpus, row in itertools.product(REGIMES[size].corpora, rows_of(size)):
+        try:
+            found[corpus, row] = [cell for cell in rate_cells(size, corpus, row) if cell in stored]
+        except CocomixError:  # its weights have not run
+            continue
     rates = sorted({cell.rate for cells in found.values() for cell in cells})
     body = []
     for (corpus, row), cells in found.items():

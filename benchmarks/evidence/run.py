@@ -22,6 +22,7 @@ from cocomix.base.progress import say
 
 FACTS = ("train_tokens", "train_flops", "train_flops_per_token", "teacher_flops", "train_seconds", "num_parameters")
 CURVE = ("train_tokens", "validation_loss")
+WEIGHTS_NAME = "model.safetensors"
 #: Points of a curve, and evenly spaced validation windows for each of them. Final losses are of the whole split.
 NUM_EVALUATIONS, CURVE_WINDOWS = 20, 64
 #: Of a result, what a rerun on the same machine does not give again.
@@ -62,7 +63,7 @@ def run(cell: Cell, places: Places) -> dict[str, Any]:
         **{name: manifest.facts[name] for name in FACTS},
         **evaluate(EvalConfig(model=config.output, data=config.data, output=evaluation)),
         "curve": {"columns": list(CURVE), "rows": curve_of(config)},
-        "weights": sha256_of_file(config.output / "model.safetensors"),
+        "weights": sha256_of_file(config.output / WEIGHTS_NAME),
         "device": places.device,
         "versions": {
             "python": platform.python_version(),

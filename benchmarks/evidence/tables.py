@@ -15,6 +15,7 @@ from benchmarks.evidence.rows import COMPARED, ROWS, needs_teacher
 from benchmarks.evidence.sizes import REGIMES, TEACHERS
 from cocomix.base.errors import CocomixError
 from cocomix.base.formats import format_flops
+from cocomix.base.progress import say
 from cocomix.modeling.flops import training_flops_per_token
 from cocomix.objectives.base import Cost
 from cocomix.tools.plan.costs import objectives_cost
@@ -86,15 +87,10 @@ def shorter_rows(size: str) -> list[str]:
 def rates(part: Part) -> Iterator[Cell]:
     for corpus in dict(part.comparisons()):
         for row in part.keep(rows_of(part.size)):
-            yield from known_rate_cells(part.size, corpus, row)
-
-
-def known_rate_cells(size: str, corpus: str, row: str) -> list[Cell]:
-    """A row's cells of every rate; none while they wait for the weights of prose."""
-    try:
-        return rate_cells(size, corpus, row)
-    except CocomixError:
-        return []
+            try:
+                yield from rate_cells(part.size, corpus, row)
+            except CocomixError as error:  # the weights of prose are not known yet
+                say(f"{corpus}, {row}: {error}")
 
 
 def weights(part: Part) -> Iterator[Cell]:
@@ -102,7 +98,8 @@ def weights(part: Part) -> Iterator[Cell]:
     for corpus, teacher in part.comparisons():
         for row in part.keep(rows_of(part.size)):
             yield from weight_cells(part.size, corpus, teacher, row)
-    yield from rates(part)
+    if "weak" in (part.teachers or TEACHERS):
+        yield from rates(part)
 
 
 def main(part: Part) -> Iterator[Cell]:
