@@ -89,10 +89,10 @@ def blocks() -> dict[str, str]:
 def main_table(size: str, rows: Sequence[str] = ()) -> str:
     """Mean loss of every row in every comparison that has begun, its difference to NTP, and the tokens to NTP's loss.
 
-    A table of some rows is of the weak teachers.
+    A table of some rows is of the first comparison alone.
     """
     taught = [row for row in rows_of(size) if needs_teacher(row, REGIMES[size].size)]
-    pairs = [pair for pair in comparisons(size) if not rows or pair[1] == "weak"]
+    pairs = comparisons(size)[: 1 if rows else None]
     begun = [pair for pair in pairs if any(results_of(size, *pair, row) for row in taught)] or pairs[:1]
     body = []
     for row in rows or rows_of(size):
