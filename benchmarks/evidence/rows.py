@@ -126,14 +126,15 @@ def _both(size: Size, setting: str) -> TrainConfig:
     return replace(_recommended(size, concepts), distillation=DistillationConfig(**_weight(distillation)))
 
 
+#: Of distillation and of concepts, which are searched alike.
+FALLING = ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5")
+
 ROWS: dict[str, Row] = {
     "ntp": Row("NTP", lambda size, _: recipes.ntp(size)),
     "ntp-wider": Row("NTP with equal active parameters", lambda size, _: _wider(recipes.ntp(size), size)),
     "pause": Row("pause vectors with a residual start", _pause),
     "multi-token": Row("multi-token prediction (one head), falling to 0", _multi_token, ("0.5", "0.25", "1")),
-    "kd": Row(
-        "distillation", _distilled, ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5"), ("1", "3", "10", "3-cosine")
-    ),
+    "kd": Row("distillation", _distilled, FALLING, ("1", "3", "10", "3-cosine")),
     "kd-wider": Row(
         "distillation with equal active parameters",
         lambda size, setting: _wider(_distilled(size, setting), size),
@@ -146,12 +147,7 @@ ROWS: dict[str, Row] = {
         follows=("alignment",),
     ),
     "published": Row("CoCoMix (paper)", lambda size, _: recipes.cocomix(size)),
-    "recommended": Row(
-        "CoCoMix (ours)",
-        _recommended,
-        ("1-cosine", "0.3-cosine", "3-cosine", "1-cosine-0.5"),
-        ("1-cosine", "1", "3", "1-cosine-0.5"),
-    ),
+    "recommended": Row("CoCoMix (ours)", _recommended, FALLING, ("1-cosine", "1", "3", "1-cosine-0.5")),
     "predicted": Row("CoCoMix (ours) without mixing", _predicted, follows=("recommended",)),
     "both": Row("CoCoMix (ours) with distillation", _both, follows=("recommended", "kd")),
     "random": Row("labels of a random dictionary", _random, follows=("recommended",), variant=True),
